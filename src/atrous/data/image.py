@@ -1,0 +1,400 @@
+"""From a file or an array to pixels and back: decoding, limits, the one normalisation, overlays.
+
+Training, evaluation, prediction and export all come through `read_image` and `Normalization` (that of the
+ImageNet weights that section 4 of the paper starts from). An image is uint8 H,W,3 as an array and uint8 3,H,W as a
+tensor, turned the way a person sees it. A mask is uint8 H,W of class ids as stored.
+
+    pixels = read_image("street.jpg")
+    images = IMAGENET(to_tensor(pixels))[None]
+    overlay(pixels, mask, VOC).save("out.png")
+"""
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import ExifTags, Image, ImageDraw, ImageFile, ImageFont, UnidentifiedImageError
+from torch import Tensor
+
+from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, ids_of_colours, voc_palette
+
+Pixels = npt.NDArray[np.uint8]
+Source = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
+
+MAX_PIXELS = 178_956_970
+"""Width times height above which a file is refused unread: the size at which Pillow itself calls it a bomb."""
+
+# Left out: EPS, which runs Ghostscript; TGA, which has no signature; JPEG 2000, whose decoder passes truncated files.
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_LOSSY = ("AVIF", "JPEG", "MPO", "WEBP")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """The only normalisation: (image / 255 - mean) / std, channel by channel.
+
+    Attributes:
+        mean: of red, green, blue, in units of 0..1.
+        std: likewise.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Turn uint8 ...,3,H,W into float32 of the same shape, on the same device; ValueError for anything else."""
+        if image.dtype != torch.uint8 or image.ndim < 3 or image.shape[-3] != 3:
+            raise ValueError(f"normalising {image.dtype} of shape {tuple(image.shape)}; expected uint8 ...,3,H,W")
+        scale = torch.tensor([255 * part for part in self.std], device=image.device).view(3, 1, 1)
+        shift = torch.tensor([m / s for m, s in zip(self.mean, self.std, strict=True)], device=image.device)
+        return image.float().div_(scale).sub_(shift.view(3, 1, 1))
+
+    @property
+    def fill(self) -> Colour:
+        """The mean pixel in 0..255: padding that normalises to about zero."""
+        red, green, blue = (round(255 * part) for part in self.mean)
+        return red, green, blue
+
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class _StrictPillow:
+    """While any thread is inside, Pillow goes by our limit on pixels, refuses truncated files and does not warn.
+
+    Pillow keeps those settings in globals that any package may have changed: the first thread in sets them, the last
+    one out puts them back, and decoding itself runs in parallel.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._undo.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+                self._undo.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+                self._undo.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+                Image.MAX_IMAGE_PIXELS = None
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._undo.close()
+
+
+_STRICT = _StrictPillow()
+
+
+def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode anything that is a picture into uint8 H,W,3, RGB, upright by its EXIF orientation.
+
+    Transparency is laid over white, as a page shows it; 16 bits are scaled to 8, not clipped; of several frames the
+    first counts; CMYK, gray, palette and 1-bit pictures become RGB.
+
+    Args:
+        source: a path; a PIL image; an array H,W or H,W,1 or H,W,3 or H,W,4, uint8 or float in 0..1; a tensor 3,H,W or
+            1,H,W of those types. The result may share the memory of a uint8 H,W,3 array.
+        max_pixels: width times height above which a file is refused from its header, before decoding.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it is no image, truncated, larger than max_pixels, or of values out of range.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _from_file(Path(source), max_pixels, _pixels)
+    if isinstance(source, Image.Image):
+        with _STRICT, _blame("image"):
+            _check_size(source, max_pixels)
+            return _pixels(source)
+    if isinstance(source, Tensor):
+        if source.ndim != 3 or source.shape[0] not in (1, 3):
+            raise ValueError(f"tensor of shape {tuple(source.shape)}; expected 3,H,W")
+        return _from_array(source.detach().cpu().permute(1, 2, 0).numpy())
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    raise ValueError(f"image of type {type(source).__name__}; expected a path, a PIL image, an array or a tensor")
+
+
+def to_tensor(array: Pixels) -> Tensor:
+    """Copy an image H,W,3 into a contiguous uint8 tensor 3,H,W, or a mask H,W into H,W."""
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        raise ValueError(f"{array.dtype} array of shape {array.shape}; expected uint8 H,W,3 or H,W")
+    planes = array if array.ndim == 2 else array.transpose(2, 0, 1)
+    return torch.from_numpy(np.array(planes, order="C", copy=True))
+
+
+@contextlib.contextmanager
+def _blame(name: object) -> Iterator[None]:
+    """Make any failure of a decoder, and our own ValueErrors, one line that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{name}: no such file; expected an image") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: not an image of a known format; expected {', '.join(_FORMATS)}") from None
+    # On hostile bytes the decoders raise whatever they stumble over: struct.error, zlib.error, SyntaxError, KeyError...
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        ours = "expected" in reason
+        raise ValueError(f"{name}: {reason}" + ("" if ours else "; expected a whole, sound image")) from None
+
+
+def _from_file(path: Path, max_pixels: int, decode: Callable[[Image.Image], Pixels]) -> Pixels:
+    with _blame(path), _STRICT:
+        if path.exists() and not path.is_file():
+            raise ValueError("not a file; expected an image file")
+        with path.open("rb") as file:
+            return decode(_opened(file, max_pixels))
+
+
+def _opened(file: IO[bytes], max_pixels: int) -> Image.Image:
+    Image.init()
+    image = Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
+    _check_size(image, max_pixels)
+    # Pillow needs no end mark of these two, so a file cut in its last bytes would pass.
+    tail = _tail(file) if image.format in ("PNG", "GIF") else b""
+    if (image.format == "PNG" and b"IEND\xaeB`\x82" not in tail) or (image.format == "GIF" and tail[-1:] != b";"):
+        raise ValueError("truncated, for its end mark is missing; expected a whole file")
+    return image
+
+
+def _tail(file: IO[bytes]) -> bytes:
+    place = file.tell()
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+    tail = file.read().rstrip(b"\0\r\n ")
+    file.seek(place)
+    return tail
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(f"{width}x{height} pixels; expected at most {max_pixels} in all")
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    image.load()
+    upright = _upright(image)
+    if upright.mode == "F" or upright.mode.startswith("I"):
+        return _from_array(_scaled_to_unit(np.asarray(upright)))
+    if upright.has_transparency_data:
+        straight = upright.convert("LA") if upright.mode == "La" else upright
+        page = Image.new("RGBA", upright.size, "white")
+        page.alpha_composite(straight.convert("RGBA"))
+        upright = page
+    return np.array(upright.convert("RGB"))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    # A broken EXIF block says nothing about the pixels: every viewer shows such a picture, unturned.
+    except Exception:
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _scaled_to_unit(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Gray of 16 bits, or of 32 bits that hold 16, to 0..1; floats as they are."""
+    if values.dtype.kind == "f":
+        return values
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"integers from {values.min()} to {values.max()}; expected 8 or 16 bits, 0 to 65535")
+    return values.astype(np.float64) / 65535
+
+
+def _from_array(array: npt.NDArray[Any]) -> Pixels:
+    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ValueError(f"array of shape {array.shape}; expected H,W or H,W,3 or H,W,4, not empty")
+    if array.dtype.kind == "f":
+        if not (array.min() >= 0 and array.max() <= 1):  # also refuses NaN
+            raise ValueError(f"floats from {array.min():.6g} to {array.max():.6g}; expected 0 to 1")
+        array = np.rint(array * 255.0).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ValueError(f"array of {array.dtype}; expected uint8, or float in 0 to 1")
+    planes = array if array.ndim == 3 else array[:, :, None]
+    if planes.shape[2] == 4:
+        alpha = planes[:, :, 3:].astype(np.uint16)
+        planes = ((planes[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(planes, (*planes.shape[:2], 3)))
+
+
+def read_mask(
+    path: str | os.PathLike[str],
+    *,
+    palette: Sequence[Colour] | None = None,
+    ignore: int = 255,
+    max_pixels: int = MAX_PIXELS,
+) -> Pixels:
+    """Read class ids, uint8 H,W, as stored: palette or gray of 1, 2, 4 or 8 bits, or 16 bits that fit 8.
+
+    Args:
+        path: a lossless file: PNG, TIFF, BMP, GIF or PPM.
+        palette: if given, an RGB picture is a colour map: entry i is class i, VOC's border colour is `ignore`.
+        ignore: the id for the border colour.
+        max_pixels: as for `read_image`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, for a lossy format, colours with no palette or not in it, an id above 255.
+    """
+    return _from_file(Path(path), max_pixels, lambda image: _ids(image, palette, ignore))
+
+
+def _ids(image: Image.Image, palette: Sequence[Colour] | None, ignore: int) -> Pixels:
+    if image.format in _LOSSY or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp"):
+        raise ValueError(f"a mask in {image.format}, whose compression may change ids; expected a lossless PNG of ids")
+    raw = str(getattr(image, "tile", ""))  # says how the bits are packed, and is gone once the pixels are loaded
+    image.load()
+    values = np.asarray(image)
+    if image.mode == "L":
+        # Pillow stretches gray of 2 and 4 bits to 0..255; the ids are what was there before.
+        return np.array(values // (85 if "'L;2" in raw else 17 if "'L;4" in raw else 1))
+    if image.mode in ("1", "P"):
+        return np.array(values, dtype=np.uint8)
+    if image.mode.startswith("I"):
+        return _narrowed(values)
+    if image.mode in ("RGB", "RGBA") and palette is not None:
+        if image.mode == "RGBA" and values[:, :, 3].min() < 255:
+            raise ValueError("a colour map with transparent pixels; expected opaque colours of the palette")
+        return ids_of_colours(values[:, :, :3], palette, ignore)
+    raise ValueError(f"a mask of mode {image.mode}; expected one channel of class ids, or a palette to read colours by")
+
+
+def _narrowed(values: npt.NDArray[Any]) -> Pixels:
+    wrong = values[(values < 0) | (values > 255)]
+    if wrong.size:
+        raise ValueError(f"mask has id {wrong[0]} ({wrong.size} pixels out of range); expected ids in 0..255")
+    return values.astype(np.uint8)
+
+
+def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any], labels: Labels) -> None:
+    """Write ids H,W as an 8-bit palette PNG, all at once or not at all; the ignored id is drawn in VOC's border colour.
+
+    Raises:
+        ValueError: if the mask is not H,W of integers, or has an id that is neither a class nor `labels.ignore`.
+    """
+    if mask.ndim != 2 or mask.dtype.kind not in "iu" or mask.size == 0:
+        raise ValueError(f"{path}: mask of {mask.dtype}, shape {mask.shape}; expected integers H,W")
+    wrong = mask[((mask < 0) | (mask >= len(labels))) & (mask != labels.ignore)]
+    if wrong.size:
+        raise ValueError(f"{path}: id {wrong[0]} in a mask to write; expected 0..{len(labels) - 1} or {labels.ignore}")
+    colours = [*labels.palette, *voc_palette(256)[len(labels) :]]
+    colours[labels.ignore] = IGNORE_COLOUR
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette([part for colour in colours for part in colour])
+    _save(Path(path), image, "PNG")
+
+
+def write_image(path: str | os.PathLike[str], array: Pixels | Image.Image) -> None:
+    """Write uint8 H,W,3 (or H,W, or a PIL image) in the format of the suffix, all at once or not at all.
+
+    Raises:
+        ValueError: if no format goes with the suffix.
+    """
+    path = Path(path)
+    Image.init()
+    kind = Image.EXTENSION.get(path.suffix.lower())
+    if kind not in _FORMATS or kind not in Image.SAVE:
+        raise ValueError(f"{path}: no image format {path.suffix!r}; expected .png, .jpg, .webp, .bmp or .tif")
+    image = array if isinstance(array, Image.Image) else Image.fromarray(array)
+    _save(path, image, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}))
+
+
+def _save(path: Path, image: Image.Image, kind: str, **options: int) -> None:
+    # Beside its target, since a rename is atomic only within one file system; opened plainly, for the umask to apply.
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            image.save(file, kind, **options)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def overlay(
+    image: Pixels, mask: npt.NDArray[Any], labels: Labels, alpha: float = 0.5, legend: bool = True
+) -> Image.Image:
+    """Lay the classes' colours over a picture, outlined, with a legend of the classes found and their shares.
+
+    Ignored pixels and a class named "background" keep the picture's own colours. The legend stands in a corner, where
+    it fits; small pictures get none.
+
+    Args:
+        image: uint8 H,W,3.
+        mask: integers H,W: class ids or `labels.ignore`.
+        labels: names and colours.
+        alpha: 0, the picture alone, to 1, the colours alone.
+        legend: whether to draw one.
+    """
+    if image.shape != (*mask.shape, 3):
+        raise ValueError(f"image of shape {image.shape} and mask of shape {mask.shape}; expected H,W,3 and H,W")
+    ids = mask.astype(np.uint8)
+    strength = np.zeros(256, dtype=np.float32)
+    strength[: len(labels)] = [0.0 if name == "background" else alpha for name in labels.names]
+    strength[labels.ignore] = 0.0
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    colours[: len(labels)] = labels.palette
+    weights = Image.fromarray(np.rint(255 * strength).astype(np.uint8)[ids])
+    picture = Image.composite(Image.fromarray(colours[ids]), Image.fromarray(image), weights)
+    picture.paste((255, 255, 255), mask=Image.fromarray(_outline(ids)))
+    if legend:
+        _draw_legend(picture, ids, labels)
+    return picture
+
+
+def _outline(ids: Pixels) -> Pixels:
+    """How strongly, 0..255, to draw each pixel white: the last pixels of a class, thicker on larger pictures."""
+    edge = np.zeros(ids.shape, dtype=bool)
+    for step in range(1, max(1, round(min(ids.shape) / 700)) + 1):
+        edge[:, :-step] |= ids[:, :-step] != ids[:, step:]
+        edge[:-step] |= ids[:-step] != ids[step:]
+    return edge.astype(np.uint8) * 150
+
+
+def _draw_legend(picture: Image.Image, ids: Pixels, labels: Labels) -> None:
+    counts = np.bincount(ids.ravel(), minlength=256)[: len(labels)]
+    found = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
+    size = max(10, round(min(picture.size) / 32))
+    font = ImageFont.load_default(size=size)
+    row, pad = round(size * 1.35), round(size * 0.5)
+    rows = min(len(found), (round(picture.height * 0.8) - 2 * pad) // row)
+    texts = [(labels.names[i], f"{100 * counts[i] / ids.size:.1f}%") for i in found[:rows]]
+    name_width = max((font.getlength(name) for name, _ in texts), default=0)
+    share_width = max((font.getlength(share) for _, share in texts), default=0)
+    width, height = round(2 * pad + size + name_width + share_width + 1.6 * size), 2 * pad + rows * row
+    if rows < 1 or width > 0.42 * picture.width:
+        return
+    left, top = pad, picture.height - pad - height
+    draw = ImageDraw.Draw(picture, "RGBA")
+    draw.rounded_rectangle((left, top, left + width, top + height), radius=pad, fill=(0, 0, 0, 150))
+    for index, (name, share) in enumerate(texts):
+        y = top + pad + index * row
+        x = left + pad
+        draw.rectangle((x, y + 1, x + size, y + size), fill=labels.palette[found[index]], outline=(255, 255, 255, 160))
+        draw.text((x + 1.6 * size, y), name, fill="white", font=font)
+        draw.text((left + width - pad, y), share, fill="white", font=font, anchor="ra")

@@ -1,0 +1,280 @@
+"""What the ids of a mask mean: class names, colours, and the lookups between the benchmarks' id spaces.
+
+A mask holds one id a pixel. Ids 0 to K-1 are classes; one more id (255 unless told) is ignored by loss and metrics, as
+in section 4 of the paper. The paper evaluates on PASCAL VOC 2012 (21 classes), Cityscapes (19) and pretrains on COCO.
+
+    labels = load_labels("data/camvid/dataset.yaml")
+    labels.names[0], labels.palette[0]
+"""
+
+import difflib
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+Colour = tuple[int, int, int]
+
+IGNORE_COLOUR: Colour = (224, 224, 192)
+"""The colour that VOC draws its ignored border in: entry 255 of its colour map."""
+
+_KEYS = ("names", "palette", "ignore")
+_YAML_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a data set, in the order of their ids.
+
+    Attributes:
+        names: K unique, nonempty names; the place in the tuple is the id.
+        palette: K colours, red, green, blue in 0..255.
+        ignore: the id, 0..255 and no class's, of pixels that neither train nor count.
+
+    Raises:
+        ValueError: if any of that does not hold, or there are no classes, or more than 255.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    ignore: int = 255
+
+    def __post_init__(self) -> None:
+        _check_names(self.names)
+        _check_palette(self.palette, len(self.names))
+        if not _is_byte(self.ignore):
+            raise ValueError(f"ignore is {reprlib.repr(self.ignore)}; expected an integer in 0..255")
+        if self.ignore < len(self.names):
+            raise ValueError(
+                f"ignore is {self.ignore}, the id of class {self.names[self.ignore]!r}; "
+                f"expected an id that is no class's, {len(self.names)}..255"
+            )
+
+    def __len__(self) -> int:
+        """The number of classes, K."""
+        return len(self.names)
+
+
+def _is_byte(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    if not 1 <= len(names) <= 255:
+        raise ValueError(
+            f"names has {len(names)} classes; expected 1 to 255, for a mask is 8 bits and one id is ignored"
+        )
+    for index, name in enumerate(names):
+        if not isinstance(name, str):
+            raise ValueError(f"names[{index}] is {_described(name)}; expected a string")
+        if not name.strip() or not name.isprintable():
+            raise ValueError(f"names[{index}] is {reprlib.repr(name)}; expected a printable, nonempty name")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"names has {twice!r} {names.count(twice)} times; expected every name once")
+
+
+def _check_palette(palette: tuple[Colour, ...], count: int) -> None:
+    if len(palette) != count:
+        raise ValueError(f"palette has {len(palette)} colours for {count} names; expected one each")
+    for index, colour in enumerate(palette):
+        if not isinstance(colour, tuple) or len(colour) != 3 or not all(_is_byte(part) for part in colour):
+            raise ValueError(f"palette[{index}] is {reprlib.repr(colour)}; expected three integers in 0..255")
+
+
+def voc_palette(n: int) -> tuple[Colour, ...]:
+    """The first n colours, at most 256, of the colour map of the VOC development kit.
+
+    Bit j of the id, counted from the lowest, gives the bit 7 - j // 3 of red, green or blue for j modulo 3 of 0, 1, 2:
+    so neighbouring ids differ most, and any id has its colour without a table.
+    """
+    if not 0 <= n <= 256:
+        raise ValueError(f"voc_palette({n}): expected 0 to 256 colours, one for each value of 8 bits")
+
+    def channel(index: int, first: int) -> int:
+        return sum(((index >> (3 * level + first)) & 1) << (7 - level) for level in range(3))
+
+    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(n))
+
+
+_VOC_NAMES = (
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow "
+    "diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor"
+)
+VOC = Labels(tuple(_VOC_NAMES.split()), voc_palette(21))
+"""PASCAL VOC 2012: background and 20 objects."""
+
+# One row a class: name, colour, and the id in *_gtFine_labelIds.png, from cityscapesscripts/helpers/labels.py.
+_CITYSCAPES: tuple[tuple[str, Colour, int], ...] = (
+    ("road", (128, 64, 128), 7),
+    ("sidewalk", (244, 35, 232), 8),
+    ("building", (70, 70, 70), 11),
+    ("wall", (102, 102, 156), 12),
+    ("fence", (190, 153, 153), 13),
+    ("pole", (153, 153, 153), 17),
+    ("traffic light", (250, 170, 30), 19),
+    ("traffic sign", (220, 220, 0), 20),
+    ("vegetation", (107, 142, 35), 21),
+    ("terrain", (152, 251, 152), 22),
+    ("sky", (70, 130, 180), 23),
+    ("person", (220, 20, 60), 24),
+    ("rider", (255, 0, 0), 25),
+    ("car", (0, 0, 142), 26),
+    ("truck", (0, 0, 70), 27),
+    ("bus", (0, 60, 100), 28),
+    ("train", (0, 80, 100), 31),
+    ("motorcycle", (0, 0, 230), 32),
+    ("bicycle", (119, 11, 32), 33),
+)
+CITYSCAPES = Labels(tuple(row[0] for row in _CITYSCAPES), tuple(row[1] for row in _CITYSCAPES))
+"""Cityscapes: the 19 classes that are trained and evaluated."""
+
+CITYSCAPES_LABEL_IDS: tuple[int, ...] = tuple(row[2] for row in _CITYSCAPES)
+"""Train id to label id: what the Cityscapes evaluation server wants its predictions in."""
+
+
+def _train_ids() -> tuple[int, ...]:
+    back = {label: train for train, label in enumerate(CITYSCAPES_LABEL_IDS)}
+    return tuple(back.get(label, 255) for label in range(256))
+
+
+CITYSCAPES_TRAIN_IDS: tuple[int, ...] = _train_ids()
+"""Label id to train id, 256 entries; 255 for every label that is not trained, and for the licence plate's -1."""
+
+CAMVID = Labels(
+    tuple("sky building pole road pavement tree sign fence car pedestrian bicyclist".split()),
+    (
+        (128, 128, 128),
+        (128, 0, 0),
+        (192, 192, 128),
+        (128, 64, 128),
+        (60, 40, 222),
+        (128, 128, 0),
+        (192, 128, 128),
+        (64, 64, 128),
+        (64, 0, 128),
+        (64, 64, 0),
+        (0, 128, 192),
+    ),
+)
+"""CamVid with the 11 classes and colours of the SegNet split."""
+
+COCO_TO_VOC: dict[int, int] = {
+    5: 1,  # airplane
+    2: 2,  # bicycle
+    16: 3,  # bird
+    9: 4,  # boat
+    44: 5,  # bottle
+    6: 6,  # bus
+    3: 7,  # car
+    17: 8,  # cat
+    62: 9,  # chair
+    21: 10,  # cow
+    67: 11,  # dining table
+    18: 12,  # dog
+    19: 13,  # horse
+    4: 14,  # motorcycle
+    1: 15,  # person
+    64: 16,  # potted plant
+    20: 17,  # sheep
+    63: 18,  # couch
+    7: 19,  # train
+    72: 20,  # tv
+}
+"""COCO category id to VOC id; every other category is background (section 4.3, 'Pretrained on COCO')."""
+
+
+def ids_of_colours(
+    colours: npt.NDArray[np.uint8], palette: Sequence[Colour], ignore: int = 255
+) -> npt.NDArray[np.uint8]:
+    """Read a colour map, uint8 H,W,3, as ids, uint8 H,W: entry i of the palette is i, VOC's border colour `ignore`.
+
+    Raises:
+        ValueError: with the colour and its count of pixels, if a colour is not one of those exactly.
+    """
+    codes = (colours.astype(np.int64) * (65536, 256, 1)).sum(axis=2)
+    # The first class to have a colour keeps it, and any class keeps it from the border.
+    known = {(r << 16) + (g << 8) + b: index for index, (r, g, b) in reversed(list(enumerate(palette)))}
+    known.setdefault(int(np.dot(IGNORE_COLOUR, (65536, 256, 1))), ignore)
+    ordered = np.array(sorted(known))
+    places = np.searchsorted(ordered, codes).clip(max=len(ordered) - 1)
+    unknown = codes[ordered[places] != codes]
+    if unknown.size:
+        code, count = int(unknown[0]), int((unknown == unknown[0]).sum())
+        colour = (code >> 16, code >> 8 & 255, code & 255)
+        raise ValueError(f"mask has colour {colour} in {count} pixels; expected the {len(palette)} of the palette")
+    ids: npt.NDArray[np.uint8] = np.array([known[int(code)] for code in ordered], dtype=np.uint8)[places]
+    return ids
+
+
+def load_labels(path: str | Path) -> Labels:
+    """Read `dataset.yaml`: `names`, a list of strings; `palette`, a list of [r, g, b], VOC's if absent; `ignore`, 255.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, what was found and what was expected, for anything else that is not as above.
+    """
+    path = Path(path)
+    document = _parsed(path)
+    try:
+        return _labels_from(document)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _parsed(path: Path) -> Any:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; expected a dataset.yaml with the class names")
+    try:
+        with path.open("rb") as file:
+            content = file.read(_YAML_BYTES + 1)
+        if len(content) > _YAML_BYTES:
+            raise ValueError(f"larger than {_YAML_BYTES} bytes")
+        return yaml.safe_load(content.decode("utf-8"))
+    # PyYAML's constructors let AttributeError, KeyError, IndexError and RecursionError out on odd documents.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as YAML ({reason}); expected a list `names`") from None
+
+
+def _labels_from(document: object) -> Labels:
+    if not isinstance(document, Mapping):
+        raise ValueError(f"the document is {_described(document)}; expected a mapping with a list `names`")
+    for key in document:
+        if key not in _KEYS:
+            raise ValueError(f"unknown key {reprlib.repr(key)}{_nearest(key)}; expected names, palette, ignore")
+    if "names" not in document:
+        raise ValueError("no key 'names'; expected the list of class names")
+    names = document["names"]
+    if not isinstance(names, list):
+        raise ValueError(f"names is {_described(names)}; expected a list of strings")
+    palette, ignore = document.get("palette"), document.get("ignore", 255)
+    _check_names(tuple(names))
+    colours = voc_palette(len(names)) if palette is None else _colours(palette)
+    return Labels(tuple(names), colours, ignore)
+
+
+def _colours(palette: object) -> tuple[Colour, ...]:
+    if not isinstance(palette, list):
+        raise ValueError(f"palette is {_described(palette)}; expected a list of [red, green, blue]")
+    return tuple(tuple(colour) if isinstance(colour, list) else colour for colour in palette)
+
+
+def _nearest(key: object) -> str:
+    close = difflib.get_close_matches(str(key), _KEYS, n=1) if isinstance(key, str) else []
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _described(value: object) -> str:
+    """What YAML made of it, in words a person can act on, and never long: reprlib bounds depth and length."""
+    shown = reprlib.repr(value)
+    if isinstance(value, bool):
+        return f"{str(value).lower()}, for YAML reads an unquoted yes, no, on or off as a boolean: put it in quotes"
+    if value is None:
+        return "empty"
+    return f"{type(value).__name__} {shown}"

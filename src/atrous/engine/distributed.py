@@ -1,0 +1,219 @@
+"""Several processes that train as one: rank, sums over ranks, the order of samples, synchronised batch norm.
+
+One process is the same code with a world of one. Started by ``torchrun``, which sets the environment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all.
+
+    Attributes:
+        rank: 0 to size - 1; 0 is the one that prints and writes.
+        size: processes in all.
+        device: of this process.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flag: int) -> int:
+        """The largest of a number over all processes."""
+        if self.size == 1:
+            return flag
+        value = torch.tensor(flag, device=self.device)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return int(value)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def world(device: str | None = None) -> Iterator[World]:
+    """The world that ``torchrun`` set up, or one of this process alone.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:1``; None for a GPU where there is one.
+
+    Raises:
+        ValueError: if the device is not to be had.
+    """
+    rank, size, local = (int(os.environ.get(key, default)) for key, default in _ENVIRONMENT.items())
+    chosen = pick_device(device, local if size > 1 else None)
+    if size == 1:
+        yield World(0, 1, chosen)
+        return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+_ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+def pick_device(device: str | None, local_rank: int | None = None) -> torch.device:
+    """The device asked for, or a GPU where there is one, or the CPU.
+
+    Raises:
+        ValueError: if it is not to be had.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"there is no device {device!r}; expected cpu, cuda or cuda:NUMBER") from error
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {device!r} was asked for, but PyTorch finds no usable GPU")
+        if local_rank is not None and chosen.index is None:
+            chosen = torch.device("cuda", local_rank)
+        if (chosen.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"there is no device {str(chosen)!r}; there are {torch.cuda.device_count()} GPUs")
+    return chosen
+
+
+Place = tuple[int, int]
+"""Epoch and index of one sample."""
+
+
+class Stream:
+    """The order of training: an endless sequence of permutations of the data set, each a function of seed and epoch.
+
+    Step ``s`` takes positions ``s * batch`` to ``(s + 1) * batch``; a process takes its share of them. So every sample comes once an
+    epoch, whatever the batch, the number of processes and the step at which a run was stopped. Iterating gives
+    one list of `Place` for each part of each step.
+
+    Args:
+        samples: in the data set.
+        seed: of the run.
+        batch: of one step over all processes.
+        parts: that a process cuts its share into.
+        start: first step.
+        stop: step to end before.
+        rank: of this process.
+        size: processes in all.
+
+    Raises:
+        ValueError: if the batch cannot be shared out evenly.
+    """
+
+    def __init__(
+        self, samples: int, *, seed: int, batch: int, parts: int = 1, start: int = 0, stop: int, rank: int = 0, size: int = 1
+    ) -> None:
+        if batch % (size * parts):
+            raise ValueError(f"batch is {batch}, expected a multiple of {size} processes times {parts} accumulated parts")
+        self.samples, self.seed = samples, seed
+        self.batch, self.share = batch, batch // size // parts
+        self.parts, self.start, self.stop, self.rank, self.size = parts, start, stop, rank, size
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.parts
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        epoch, order = -1, torch.empty(0)
+        for step in range(self.start, self.stop):
+            for part in range(self.parts):
+                first = step * self.batch + (self.rank * self.parts + part) * self.share
+                places = []
+                for position in range(first, first + self.share):
+                    if position // self.samples != epoch:
+                        epoch = position // self.samples
+                        order = torch.randperm(self.samples, generator=generator(self.seed, epoch))
+                    places.append((epoch, int(order[position % self.samples])))
+                yield places
+
+
+def generator(*words: int) -> torch.Generator:
+    """A random generator that is a function of some numbers, such as seed, epoch and index."""
+    digest = hashlib.blake2b(repr(words).encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest))
+
+
+def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Batch norm over the batch of all processes: section 4.1 computes its statistics over all 16 images.
+
+    PyTorch's own where it runs (it needs a GPU), the same arithmetic in plain sums elsewhere.
+    """
+    if device.type == "cuda":
+        from timm.layers import convert_sync_batchnorm
+
+        converted: nn.Module = convert_sync_batchnorm(model)
+        return converted
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, SynchronisedBatchNorm(module))
+    return model
+
+
+class SynchronisedBatchNorm(nn.BatchNorm2d):
+    """Batch norm whose statistics are those of all processes together, for devices that PyTorch's own does not serve.
+
+    Args:
+        native: the layer to stand in for; parameters, statistics and what timm attaches to it (`drop`, `act`) become this one's.
+    """
+
+    def __init__(self, native: nn.BatchNorm2d) -> None:
+        super().__init__(native.num_features, native.eps, native.momentum, native.affine, native.track_running_stats)
+        self.weight, self.bias = native.weight, native.bias
+        self.running_mean, self.running_var = native.running_mean, native.running_var
+        self.num_batches_tracked = native.num_batches_tracked
+        self.drop, self.act = getattr(native, "drop", nn.Identity()), getattr(native, "act", nn.Identity())
+        self.train(native.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B,C,H,W float to the same."""
+        y: Tensor = self.act(self.drop(self._normalised(x)))
+        return y
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        if self.training:
+            from torch.distributed.nn.functional import all_reduce
+
+            count = x.new_tensor([x.numel() / x.shape[1]])
+            sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), count])
+            sums = all_reduce(sums)  # type: ignore[no-untyped-call]
+            total = sums[-1].detach()
+            mean, square = (sums[:-1] / total).chunk(2)
+            variance = (square - mean.square()).clamp(min=0)
+            if float(total) > 1:
+                with torch.no_grad():
+                    self.running_mean.lerp_(mean, self.momentum)
+                    self.running_var.lerp_(variance * total / (total - 1), self.momentum)
+                scale = self.weight * (variance + self.eps).rsqrt()
+                return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)

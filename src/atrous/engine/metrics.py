@@ -1,0 +1,114 @@
+"""One confusion matrix over a whole data set, and the scores that come from it (section 4: "IOU averaged across the classes").
+
+Not a mean over images or batches: those are other numbers, and not the benchmark's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atrous.ops.resize import IGNORE
+
+
+class ConfusionMatrix:
+    """Counts of pixels by true class (row) and predicted class (column).
+
+    Args:
+        num_classes: K.
+        ignore: the label that does not count.
+    """
+
+    def __init__(self, num_classes: int, *, ignore: int = IGNORE) -> None:
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.ignore = ignore
+
+    def update(self, prediction: Tensor, truth: Tensor) -> None:
+        """Count one image or batch.
+
+        Args:
+            prediction: int, class ids.
+            truth: int, of the same shape, class ids or `ignore`.
+
+        Raises:
+            ValueError: if the shapes differ, or an id is no class.
+        """
+        if prediction.shape != truth.shape:
+            raise ValueError(f"the prediction is {tuple(prediction.shape)}, the truth {tuple(truth.shape)}")
+        classes = len(self.counts)
+        truth = truth.to(prediction.device).long()
+        valid = truth != self.ignore
+        rows, columns = truth[valid], prediction.long()[valid]
+        for what, ids in (("truth", rows), ("prediction", columns)):
+            if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= classes):
+                raise ValueError(f"the {what} has class {int(ids.max())}, expected 0 to {classes - 1}")
+        flat = torch.bincount(rows * classes + columns, minlength=classes * classes)
+        self.counts += flat.view(classes, classes).cpu()
+
+    def scores(self, names: Sequence[str]) -> Scores:
+        """The scores, with the classes' names."""
+        hit = self.counts.diagonal().double()
+        true, predicted = self.counts.sum(1).double(), self.counts.sum(0).double()
+        union = true + predicted - hit
+        present = true > 0
+        return Scores(
+            names=tuple(names),
+            iou=tuple((hit / union).tolist()),
+            accuracy=tuple((hit / true).tolist()),
+            miou=_mean((hit / union)[union > 0]),
+            mean_accuracy=_mean((hit / true)[present]),
+            pixel_accuracy=float(hit.sum() / true.sum()) if true.sum() else float("nan"),
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All from 0 to 1; not a number where there is nothing to count.
+
+    Attributes:
+        names: of the classes.
+        iou: per class: intersection over union. Not a number for a class in neither truth nor prediction.
+        accuracy: per class: share of its pixels that were found.
+        miou: mean of `iou` over the classes in truth or prediction.
+        mean_accuracy: mean of `accuracy` over the classes in the truth.
+        pixel_accuracy: share of all valid pixels.
+    """
+
+    names: tuple[str, ...]
+    iou: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    miou: float
+    mean_accuracy: float
+    pixel_accuracy: float
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Classes in neither truth nor prediction, which the mean leaves out."""
+        return tuple(name for name, value in zip(self.names, self.iou, strict=True) if value != value)
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        """Name and value of each mean."""
+        yield "miou", self.miou
+        yield "mean_accuracy", self.mean_accuracy
+        yield "pixel_accuracy", self.pixel_accuracy
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: what is not a number becomes null."""
+        iou = dict(zip(self.names, self.iou, strict=True))
+        return {
+            **{name: _or_none(value) for name, value in self},
+            "iou": {name: _or_none(value) for name, value in iou.items()},
+            "left_out": list(self.left_out),
+        }
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if values.numel() else float("nan")
+
+
+def _or_none(value: float) -> float | None:
+    return value if value == value else None

@@ -1,0 +1,285 @@
+"""A recipe says a whole training run; the named ones are the paper's and ours.
+
+Frozen dataclasses, and YAML files of the same keys: whoever has a run's recipe and its data can make it again. The
+defaults of `Recipe` are the paper's first stage on PASCAL VOC 2012 (section 4.1).
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+MAX_RECIPE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every setting of a training run.
+
+    Attributes:
+        backbone: see `atrous.DeepLabV3`, as for the seven after it.
+        head: ``aspp`` or ``cascade``.
+        last_block: 4 to 7.
+        multi_grid: unit rates, or None for ones.
+        aspp_rates: at output stride 16.
+        aspp_pointwise: ASPP's 1×1 branch.
+        image_pooling: ASPP's image-level features.
+        stride_in: ``first``, ``last``, or None for the one that goes with the weights.
+        weights: ``imagenet``; a named model, a weight file or a run folder to start from; or None.
+        reset_head: start the classifier anew, where `weights` are a model's with other classes.
+        train_split: of the data.
+        val_split: of the data, or None for no validation.
+        crop: side, or height and width, of the training crops in pixels.
+        scales: range of the random scale.
+        flip: probability of a left-right flip.
+        photometric: strength of random brightness, contrast and saturation; the paper has none.
+        output_stride: in training.
+        batch: images in one step, over all processes and accumulated parts.
+        accumulate: parts that a process's share of the batch is cut into, to fit in memory.
+        iterations: steps.
+        optimizer: ``sgd`` with momentum, or ``adamw``.
+        lr: initial learning rate.
+        power: of the "poly" schedule.
+        warmup: steps of linear warm-up; the paper has none.
+        head_lr_factor: how many times larger the rate of the new layers is.
+        momentum: of SGD.
+        weight_decay: on convolution weights; never on batch norm and biases where `decay_all` is off.
+        decay_all: decay batch norm and biases too.
+        batch_norm: ``train``; ``freeze`` it whole (section 4.1, second stage); or freeze its ``statistics``.
+        batch_norm_decay: of the running statistics.
+        upsample_logits: loss at the size of the ground truth; off, on ground truth downsampled (Table 8).
+        class_weights: one a class, or None.
+        ema: decay of an exponential moving average of the weights, which is then what is evaluated and kept; 0 for none.
+        amp: ``off``, ``bf16`` or ``fp16``: automatic mixed precision.
+        seed: of everything random.
+        val_every: steps between validations.
+        val_output_stride: of validation, or None for that of training.
+        save_every: steps between checkpoints.
+    """
+
+    backbone: str = "resnet101"
+    head: Literal["aspp", "cascade"] = "aspp"
+    last_block: int | None = None
+    multi_grid: tuple[int, ...] | None = (1, 2, 4)
+    aspp_rates: tuple[int, ...] = (6, 12, 18)
+    aspp_pointwise: bool = True
+    image_pooling: bool = True
+    stride_in: Literal["first", "last"] | None = None
+    weights: str | None = "imagenet"
+    reset_head: bool = False
+    train_split: str = "trainaug"
+    val_split: str | None = "val"
+    crop: int | tuple[int, int] = 513
+    scales: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    photometric: float = 0.0
+    output_stride: int = 16
+    batch: int = 16
+    accumulate: int = 1
+    iterations: int = 30_000
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.007
+    power: float = 0.9
+    warmup: int = 0
+    head_lr_factor: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    decay_all: bool = False
+    batch_norm: Literal["train", "statistics", "freeze"] = "train"
+    batch_norm_decay: float = 0.9997
+    upsample_logits: bool = True
+    class_weights: tuple[float, ...] | None = None
+    ema: float = 0.0
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    seed: int = 0
+    val_every: int = 1_000
+    val_output_stride: int | None = None
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name, lowest in _LOWEST.items():
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {lowest}")
+        for name in ("flip", "photometric", "ema", "batch_norm_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch is {self.batch}, expected a multiple of accumulate, {self.accumulate}")
+
+    def to_yaml(self) -> str:
+        """As a file that `load_recipe` reads."""
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return yaml.safe_dump(plain, sort_keys=False)
+
+
+_LOWEST: dict[str, float] = {
+    "batch": 1, "accumulate": 1, "iterations": 1, "lr": 0, "power": 0, "warmup": 0, "head_lr_factor": 0, "weight_decay": 0,
+    "momentum": 0, "val_every": 1, "save_every": 1, "seed": 0,
+}  # fmt: skip
+
+_VOC = Recipe()
+_CAMVID = Recipe(
+    backbone="timm/tf_efficientnet_lite0",
+    multi_grid=None,
+    train_split="train",
+    crop=(353, 353),
+    scales=(0.75, 2.0),
+    batch=8,
+    iterations=2_400,
+    optimizer="adamw",
+    lr=5e-4,
+    warmup=50,
+    head_lr_factor=4.0,
+    weight_decay=0.02,
+    batch_norm_decay=0.99,
+    ema=0.998,
+    val_every=200,
+    save_every=100,
+)
+
+RECIPES: dict[str, Recipe] = {
+    # Section 4.1: trainaug at output stride 16, then trainval at 8 with batch norm frozen, from the first run's weights.
+    "voc-resnet101": _VOC,
+    "voc-resnet101-trainval": replace(
+        _VOC, train_split="trainval", output_stride=8, batch_norm="freeze", lr=0.001, weights="runs/voc-resnet101"
+    ),
+    # Appendix C: train_fine, 90K steps, crops of 769.
+    "cityscapes-resnet101": replace(_VOC, train_split="train", crop=769, iterations=90_000),
+    # The weights that the package carries; a good start for a small folder of one's own.
+    "camvid-efficientnet_lite0": _CAMVID,
+}
+"""The named recipes."""
+
+
+def load_recipe(source: str | Path) -> Recipe:
+    """A named recipe, or one read from a YAML file, whose keys stand over a named one's (``base:``) or the defaults.
+
+    Raises:
+        ValueError: for a name or key that there is not, with the nearest; for a value of the wrong kind.
+    """
+    if str(source) in RECIPES:
+        return RECIPES[str(source)]
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"there is no recipe {str(source)!r}{_nearest(str(source), RECIPES)}")
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, expected a recipe of at most {MAX_RECIPE_BYTES}")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} holds {type(raw).__name__}, expected keys and values of a recipe")
+    base = raw.pop("base", None)
+    try:
+        if base is not None and base not in RECIPES:
+            raise ValueError(f"base: there is no recipe {base!r}{_nearest(str(base), RECIPES)}")
+        return override(RECIPES[base] if base is not None else Recipe(), raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def override(recipe: Recipe, values: Mapping[Any, Any]) -> Recipe:
+    """A recipe with other values for some keys.
+
+    Raises:
+        ValueError: for an unknown key, with the nearest, or a value of the wrong kind.
+    """
+    kinds = typing.get_type_hints(Recipe)
+    for key in values:
+        if key not in kinds:
+            raise ValueError(f"a recipe has no key {key!r}{_nearest(str(key), kinds)}")
+    return replace(recipe, **{key: _fit(key, value, kinds[key]) for key, value in values.items()})
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """``key=value`` words, the values read as YAML: ``lr=0.01``, ``scales=[0.75, 2]``, ``multi_grid=null``.
+
+    Raises:
+        ValueError: for a word without ``=`` or with a value that is not YAML.
+    """
+    values = {}
+    for word in assignments:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes KEY=VALUE, found {word!r}")
+        try:
+            values[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {key}: {text!r} cannot be read as a value") from error
+    return values
+
+
+def differences(one: Recipe, other: Recipe) -> list[str]:
+    """Every key in which two recipes differ, as ``key: one, other``."""
+    return [
+        f"{f.name}: {getattr(one, f.name)}, {getattr(other, f.name)}"
+        for f in fields(Recipe)
+        if getattr(one, f.name) != getattr(other, f.name)
+    ]
+
+
+def _fit(key: str, value: Any, kind: Any) -> Any:
+    """The value as the field's type, or an error that says what was found and what was expected."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union else (kind,)
+    for option in options:
+        fitted = _fit_one(value, option)
+        if fitted is not _MISFIT:
+            return fitted
+    expected = " or ".join(_described(option) for option in options)
+    raise ValueError(f"{key} is {value!r}, expected {expected}")
+
+
+_MISFIT = object()
+
+
+def _fit_one(value: Any, kind: Any) -> Any:
+    if kind is type(None):
+        return value if value is None else _MISFIT
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        # YAML reads a bare off as false.
+        value = "off" if value is False and "off" in inner else value
+        return value if isinstance(value, str) and value in inner else _MISFIT
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or (inner[-1] is not Ellipsis and len(value) != len(inner)):
+            return _MISFIT
+        parts = [_fit_one(part, inner[0]) for part in value]
+        return _MISFIT if any(part is _MISFIT for part in parts) else tuple(parts)
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        return _number(value)
+    return value if type(value) is kind else _MISFIT
+
+
+def _number(value: int | float | str) -> Any:
+    # YAML 1.1 takes 1e-4 for a word; people do not.
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return _MISFIT
+    return number if number - number == 0 else _MISFIT
+
+
+def _described(kind: Any) -> str:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind is type(None):
+        return "null"
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in inner)
+    if origin is tuple:
+        count = "a list" if inner[-1] is Ellipsis else f"a list of {len(inner)}"
+        return f"{count} of {_described(inner[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+
+
+def _nearest(word: str, known: typing.Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(word, known, 1, 0.5)
+    return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"

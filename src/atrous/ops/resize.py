@@ -1,0 +1,124 @@
+"""The only place that resamples logits, and the loss on them (section 4.1, "Upsampling logits").
+
+One convention holds everywhere: **feature ``j`` sits on pixel ``output_stride * j``**. That is where the centred,
+strided convolutions of the backbone put it, and why the paper crops 513 = 16 * 32 + 1 pixels: the first and the last
+feature then lie on the first and the last pixel, and bilinear upsampling with aligned corners is exact. An image of any
+other size is padded, below and to the right, up to the next such size, and what was added is cut off again
+(``docs/decisions/001-align-corners.md``).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = 255
+"""The label of pixels that count neither in the loss nor in any metric."""
+
+
+def grid_size(size: int, output_stride: int) -> int:
+    """The next size of the form ``output_stride * k + 1``: 513 stays 513 at 16, 512 and 500 become 513."""
+    return -(-(size - 1) // output_stride) * output_stride + 1
+
+
+def pad_to_grid(images: Tensor, output_stride: int) -> Tensor:
+    """Pad normalised images, B,3,H,W float, to the grid, with 0: the mean pixel after normalisation."""
+    height, width = images.shape[-2:]
+    below, right = grid_size(height, output_stride) - height, grid_size(width, output_stride) - width
+    return F.pad(images, (0, right, 0, below)) if below or right else images
+
+
+def upsample(logits: Tensor, size: tuple[int, int], output_stride: int) -> Tensor:
+    """Bilinear logits for every pixel.
+
+    Args:
+        logits: B,K,h,w float on the grid of an input of `size`, that is h = ceil((H - 1) / output_stride) + 1.
+        size: H, W of the input.
+        output_stride: pixels from one feature to the next.
+
+    Returns:
+        B,K,H,W float.
+    """
+    height, width = size
+    grid = (grid_size(height, output_stride), grid_size(width, output_stride))
+    if logits.shape[-2:] != grid:
+        logits = F.interpolate(logits, grid, mode="bilinear", align_corners=True)
+    return logits[..., :height, :width]
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images or probabilities, B,C,H,W float, at another size: corners aligned, as everywhere.
+
+    Used for the scales of multi-scale inference, where the pictures, and afterwards their probabilities, change size.
+    """
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", align_corners=True)
+
+
+def downsample_labels(labels: Tensor, output_stride: int, ignore: int = IGNORE) -> Tensor:
+    """Ground truth under each feature, B,H,W int to B,h,w: what training did before the paper, and Table 8 compares.
+
+    A feature that sits beyond the image's edge gets `ignore`.
+    """
+    height, width = labels.shape[-2:]
+    below, right = grid_size(height, output_stride) - height, grid_size(width, output_stride) - width
+    return F.pad(labels, (0, right, 0, below), value=ignore)[..., ::output_stride, ::output_stride]
+
+
+def cross_entropy_sum(
+    logits: Tensor,
+    labels: Tensor,
+    output_stride: int,
+    *,
+    upsampled: bool = True,
+    class_weights: Tensor | None = None,
+    ignore: int = IGNORE,
+) -> Tensor:
+    """Cross-entropy summed over the valid pixels; divided by `label_weight` it is their mean.
+
+    The two are kept apart so that they can be added up over accumulated parts and over processes before they are
+    divided: the gradient is then that of the whole batch, wherever its valid pixels lie.
+
+    Args:
+        logits: B,K,h,w float at `output_stride`.
+        labels: B,H,W int, class ids or `ignore`.
+        output_stride: pixels from one feature to the next.
+        upsampled: bring the logits to the labels (section 4.1), or the labels to the logits (Table 8, without UL).
+        class_weights: K float, or None for ones.
+        ignore: the label that does not count.
+
+    Returns:
+        A scalar float32. Without a valid pixel it is 0, and its gradient too.
+    """
+    if upsampled:
+        logits = upsample(logits, (labels.shape[-2], labels.shape[-1]), output_stride)
+    else:
+        labels = downsample_labels(labels, output_stride, ignore)
+    return F.cross_entropy(logits.float(), labels.long(), class_weights, ignore_index=ignore, reduction="sum")
+
+
+def label_weight(
+    labels: Tensor,
+    output_stride: int,
+    *,
+    upsampled: bool = True,
+    class_weights: Tensor | None = None,
+    ignore: int = IGNORE,
+) -> Tensor:
+    """Number of valid pixels, each times the weight of its class: what `cross_entropy_sum` is to be divided by.
+
+    The arguments are those of `cross_entropy_sum`; the logits are not needed. Scalar float64, exact for any count.
+    """
+    if not upsampled:
+        labels = downsample_labels(labels, output_stride, ignore)
+    valid = labels[labels != ignore].long()
+    if class_weights is None:
+        return torch.tensor(valid.numel(), dtype=torch.float64, device=labels.device)
+    return class_weights[valid].double().sum()
+
+
+def upsampled_argmax(logits: Tensor, size: tuple[int, int], output_stride: int) -> Tensor:
+    """The class of every pixel, B,H,W uint8, from B,K,h,w float at `output_stride`: no more than 256 classes."""
+    return upsample(logits, size, output_stride).argmax(1).to(torch.uint8)
