@@ -1,8 +1,9 @@
 """Save and resume everything, so that a killed run goes on as if nothing had happened.
 
-A checkpoint is a folder ``checkpoints/step-N`` with ``state.pt`` (tensors and plain values; read with ``weights_only``) and
-``manifest.json`` (its SHA-256). It is written under another name beside its target, flushed to disk, then renamed; ``last``
-points to it afterwards. Whatever moment a process dies at, the newest whole checkpoint is found.
+A checkpoint is a folder ``checkpoints/step-N`` with ``state.pt`` (tensors and plain values; read with
+``weights_only``) and ``manifest.json`` (its SHA-256). It is written under another name beside its target, flushed to
+disk, then renamed; ``last`` points to it afterwards. Whatever moment a process dies at, the newest whole checkpoint
+is found.
 """
 
 from __future__ import annotations

@@ -112,9 +112,9 @@ Place = tuple[int, int]
 class Stream:
     """The order of training: an endless sequence of permutations of the data set, each a function of seed and epoch.
 
-    Step ``s`` takes positions ``s * batch`` to ``(s + 1) * batch``; a process takes its share of them. So every sample comes once an
-    epoch, whatever the batch, the number of processes and the step at which a run was stopped. Iterating gives
-    one list of `Place` for each part of each step.
+    Step ``s`` takes positions ``s * batch`` to ``(s + 1) * batch``; a process takes its share of them. So every
+    sample comes once an epoch, whatever the batch, the number of processes and the step at which a run was stopped.
+    Iterating gives one list of `Place` for each part of each step.
 
     Args:
         samples: in the data set.
@@ -131,10 +131,21 @@ class Stream:
     """
 
     def __init__(
-        self, samples: int, *, seed: int, batch: int, parts: int = 1, start: int = 0, stop: int, rank: int = 0, size: int = 1
+        self,
+        samples: int,
+        *,
+        seed: int,
+        batch: int,
+        parts: int = 1,
+        start: int = 0,
+        stop: int,
+        rank: int = 0,
+        size: int = 1,
     ) -> None:
         if batch % (size * parts):
-            raise ValueError(f"batch is {batch}, expected a multiple of {size} processes times {parts} accumulated parts")
+            raise ValueError(
+                f"batch is {batch}, expected a multiple of {size} processes times {parts} accumulated parts"
+            )
         self.samples, self.seed = samples, seed
         self.batch, self.share = batch, batch // size // parts
         self.parts, self.start, self.stop, self.rank, self.size = parts, start, stop, rank, size
@@ -183,7 +194,8 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
     """Batch norm whose statistics are those of all processes together, for devices that PyTorch's own does not serve.
 
     Args:
-        native: the layer to stand in for; parameters, statistics and what timm attaches to it (`drop`, `act`) become this one's.
+        native: the layer to stand in for; parameters, statistics and what timm attaches to it (`drop`, `act`) become
+            this one's.
     """
 
     def __init__(self, native: nn.BatchNorm2d) -> None:
@@ -215,5 +227,7 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
                     self.running_mean.lerp_(mean, self.momentum)
                     self.running_var.lerp_(variance * total / (total - 1), self.momentum)
                 scale = self.weight * (variance + self.eps).rsqrt()
-                return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+                shifted: Tensor = x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+                return shifted
+        y: Tensor = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return y

@@ -1,4 +1,4 @@
-"""From a model and a data set to scores: whole images at their own size, any output stride, scales and flip (section 4.2).
+"""From a model and a data set to scores: whole images, any output stride, scales and flip (section 4.2).
 
 The probabilities are the mean over the scales and the flipped images, as in Tables 4, 6 and 12.
 """
@@ -6,10 +6,10 @@ The probabilities are the mean over the scales and the flipped images, as in Tab
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -105,7 +105,9 @@ def evaluate(
     return Evaluation(confusion.scores(dataset.labels.names), len(dataset), seconds, stride, tuple(scales), flip)
 
 
-def predict_classes(model: DeepLabV3, images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False) -> Tensor:
+def predict_classes(
+    model: DeepLabV3, images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False
+) -> Tensor:
     """The class of every pixel, B,H,W uint8, of normalised images, B,3,H,W float."""
     if tuple(scales) == (1.0,) and not flip:
         size = (images.shape[-2], images.shape[-1])

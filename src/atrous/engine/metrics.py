@@ -1,6 +1,7 @@
-"""One confusion matrix over a whole data set, and the scores that come from it (section 4: "IOU averaged across the classes").
+"""One confusion matrix over a whole data set, and the scores that come from it (section 4).
 
-Not a mean over images or batches: those are other numbers, and not the benchmark's.
+The benchmark's mIoU is intersection over union averaged across the classes. A mean over images or over batches is
+another number.
 """
 
 from __future__ import annotations

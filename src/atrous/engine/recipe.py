@@ -56,7 +56,8 @@ class Recipe:
         batch_norm_decay: of the running statistics.
         upsample_logits: loss at the size of the ground truth; off, on ground truth downsampled (Table 8).
         class_weights: one a class, or None.
-        ema: decay of an exponential moving average of the weights, which is then what is evaluated and kept; 0 for none.
+        ema: decay of an exponential moving average of the weights, which is then what is evaluated and kept; 0 for
+            none.
         amp: ``off``, ``bf16`` or ``fp16``: automatic mixed precision.
         seed: of everything random.
         val_every: steps between validations.
@@ -120,8 +121,8 @@ class Recipe:
 
 
 _LOWEST: dict[str, float] = {
-    "batch": 1, "accumulate": 1, "iterations": 1, "lr": 0, "power": 0, "warmup": 0, "head_lr_factor": 0, "weight_decay": 0,
-    "momentum": 0, "val_every": 1, "save_every": 1, "seed": 0,
+    "batch": 1, "accumulate": 1, "iterations": 1, "val_every": 1, "save_every": 1, "seed": 0, "warmup": 0,
+    "lr": 0, "power": 0, "head_lr_factor": 0, "weight_decay": 0, "momentum": 0,
 }  # fmt: skip
 
 _VOC = Recipe()
@@ -131,6 +132,8 @@ _CAMVID = Recipe(
     train_split="train",
     crop=(353, 353),
     scales=(0.75, 2.0),
+    photometric=0.3,
+    class_weights=(0.5, 0.45, 2.1, 0.4, 1.0, 0.7, 2.0, 2.0, 0.9, 2.6, 3.5),
     batch=8,
     iterations=2_400,
     optimizer="adamw",
@@ -145,7 +148,7 @@ _CAMVID = Recipe(
 )
 
 RECIPES: dict[str, Recipe] = {
-    # Section 4.1: trainaug at output stride 16, then trainval at 8 with batch norm frozen, from the first run's weights.
+    # Section 4.1: trainaug at output stride 16, then trainval at 8 with batch norm frozen, from the first's weights.
     "voc-resnet101": _VOC,
     "voc-resnet101-trainval": replace(
         _VOC, train_split="trainval", output_stride=8, batch_norm="freeze", lr=0.001, weights="runs/voc-resnet101"
@@ -228,7 +231,11 @@ def differences(one: Recipe, other: Recipe) -> list[str]:
 
 def _fit(key: str, value: Any, kind: Any) -> Any:
     """The value as the field's type, or an error that says what was found and what was expected."""
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union else (kind,)
+    options = (
+        typing.get_args(kind)
+        if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+        else (kind,)
+    )
     for option in options:
         fitted = _fit_one(value, option)
         if fitted is not _MISFIT:

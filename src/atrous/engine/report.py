@@ -62,8 +62,13 @@ class Report:
 
         self.console.print(message, soft_wrap=True)
         _keep_rows(self.run / "log.csv", self.start)
-        self.board = SummaryWriter(str(self.run), purge_step=self.start)  # type: ignore[no-untyped-call]
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+        self.board = SummaryWriter(str(self.run), purge_step=self.start)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )
         with Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not self.live) as self.progress:
             self.task = self.progress.add_task("starting", total=self.iterations, completed=self.start, rate="")
             self.clock = time.perf_counter()

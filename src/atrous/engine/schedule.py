@@ -15,5 +15,5 @@ def poly(step: int, iterations: int, *, power: float = 0.9, warmup: int = 0) -> 
     Returns:
         From 0 to 1.
     """
-    factor = max(0.0, 1 - step / iterations) ** power
+    factor: float = max(0.0, 1 - step / iterations) ** power
     return factor * min(1.0, (step + 1) / warmup) if warmup else factor

@@ -42,14 +42,17 @@ class Backbone(nn.Module):
         channels: channels of the last map.
         mean: of each colour, in units where white is 1, that the weights were trained with.
         std: likewise.
-        reachable: the output strides that the network can take.
     """
 
     name: str
     channels: int
-    reachable: tuple[int, ...]
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+
+    @property
+    def reachable(self) -> tuple[int, ...]:
+        """The output strides that the network can take."""
+        raise NotImplementedError
 
     def set_output_stride(self, output_stride: int) -> None:
         """Place every layer for `output_stride`; no parameter and no key of the state dict changes.
@@ -74,8 +77,8 @@ class TimmBackbone(Backbone):
     Args:
         name: timm's name, without a prefix.
         multi_grid: unit rates of the last three units of the last stage, the network's "block4"; None for ones.
-        last_block: 4, or up to 7: the cascade of replicas of those three units (section 3.2), for networks whose last stage is made
-            of inverted residuals (EfficientNet, MobileNet and their like).
+        last_block: 4, or up to 7: the cascade of replicas of those three units (section 3.2), for networks whose last
+            stage is made of inverted residuals (EfficientNet, MobileNet and their like).
         output_stride: up to the network's own, and to 8 times that with `last_block` 7.
 
     Raises:
@@ -108,7 +111,7 @@ class TimmBackbone(Backbone):
             check_unit_rates(self.multi_grid or (1, 1, 1), 3, f"the last stage of {self.name}")
             if len(self.grid_units) < 3:
                 raise ValueError(
-                    f"multi_grid and the cascade need a last stage of 3 units; that of {self.name} has {len(self.grid_units)}"
+                    f"multi_grid and the cascade need 3 units; the last stage of {self.name} has {len(self.grid_units)}"
                 )
         self.cascade = nn.ModuleDict({f"block{block}": self._replica() for block in range(5, last_block + 1)})
         self.set_output_stride(output_stride)
@@ -118,7 +121,7 @@ class TimmBackbone(Backbone):
         return self.last_block > 4 or set(self.multi_grid or (1,)) != {1}
 
     @property
-    def reachable(self) -> tuple[int, ...]:  # type: ignore[override]  # noqa: D102
+    def reachable(self) -> tuple[int, ...]:  # noqa: D102
         native = self.native_stride * 2 ** (self.last_block - 4)
         name = self.name.removeprefix("timm/")
         return tuple(s for s in OUTPUT_STRIDES if s <= native and _reaches(name, min(s, self.native_stride)))
@@ -130,8 +133,8 @@ class TimmBackbone(Backbone):
         _place_all(self.net, self.layers, dial, unit_rates)
         native = self.native_stride
         for block in self.cascade.values():
-            for i, unit in enumerate(block):
-                rates = dict.fromkeys([""], (grid or (1, 1, 1))[i])
+            for i, unit in enumerate(block.children()):
+                rates = {"": (grid or (1, 1, 1))[i]}
                 layers = {key: (native if i == 0 else native * 2, native * 2) for key in _spatial(unit)}
                 _place_all(unit, layers, dial, rates)
             native *= 2
@@ -154,7 +157,7 @@ class TimmBackbone(Backbone):
         mismatch(wanted, {key: state[key] for key in state if key in wanted}, f"ImageNet weights for {self.name}")
         self.net.load_state_dict({key: state[key] for key in wanted})
         for block in self.cascade.values():
-            for unit, source in zip(block, self.grid_units, strict=True):
+            for unit, source in zip(block.children(), self.grid_units, strict=True):
                 _start_from(self.net.get_submodule(source), unit)
 
     def _replica(self) -> nn.Sequential:
@@ -162,7 +165,7 @@ class TimmBackbone(Backbone):
         for unit in units:
             if not (hasattr(unit, "conv_pw") and hasattr(unit, "has_skip")):
                 raise ValueError(
-                    f"the cascade needs a last stage of inverted residuals; that of {self.name} has {type(unit).__name__}"
+                    f"the cascade needs inverted residuals; the last stage of {self.name} has {type(unit).__name__}"
                 )
         first = units[0]
         first.conv_pw = nn.Conv2d(self.channels, first.conv_pw.out_channels, 1, bias=first.conv_pw.bias is not None)
@@ -270,7 +273,9 @@ def _side(name: str, output_stride: int, size: int) -> int:
         return 0
 
 
-def _place_all(net: nn.Module, layers: Mapping[str, tuple[int, int]], dial: Dial, unit_rates: Mapping[str, int]) -> None:
+def _place_all(
+    net: nn.Module, layers: Mapping[str, tuple[int, int]], dial: Dial, unit_rates: Mapping[str, int]
+) -> None:
     """Apply the dial to every layer, and the unit rates to those inside the units that have one."""
     for path, (came, goes) in layers.items():
         stride, rate = dial.place(came, goes)
@@ -308,7 +313,9 @@ def mismatch(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what: st
         ),
     }
     parts = [
-        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" for kind, keys in differences.items() if keys
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for kind, keys in differences.items()
+        if keys
     ]
     if parts:
         raise ValueError(f"{what} do not fit: {'; '.join(parts)}")

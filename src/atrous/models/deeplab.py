@@ -1,7 +1,7 @@
 """DeepLabv3: a backbone made atrous, a head, and logits at the size of the input.
 
-``forward`` is the paper in four lines: pad to the grid, features at the output stride (sections 3.1 and 3.2), head (section
-3.3), upsample (section 4.1).
+``forward`` is the paper in four lines: pad to the grid, features at the output stride (sections 3.1 and 3.2), head
+(section 3.3), upsample (section 4.1).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class DeepLabV3(nn.Module):
         output_stride: 4, 8, 16, 32, and up to 256 with replicas. Can be set at any time.
         weights: None for random ones, or ``imagenet`` for the backbone's; those of whole models are named in
             `atrous.load`.
-        stride_in: the unit that carries a block's stride, of our ResNets: ``first`` by default with ImageNet weights, whose layout it
-            is, ``last`` by default without, as in the paper.
+        stride_in: the unit that carries a block's stride, of our ResNets: ``first`` by default with ImageNet weights,
+            whose layout it is, ``last`` by default without, as in the paper.
 
     Raises:
         ValueError: for an argument that the network cannot take, with what it can.
@@ -156,7 +156,7 @@ class DeepLabV3(nn.Module):
                 yield module
 
     def set_batch_norm_decay(self, decay: float) -> None:
-        """Decay of the running statistics, as the paper gives it: 0.9997 is PyTorch's ``momentum=0.0003`` (section 4.1)."""
+        """Decay of the running statistics (section 4.1): 0.9997 is PyTorch's ``momentum=0.0003``."""
         for norm in self.batch_norms():
             norm.momentum = 1 - decay
 

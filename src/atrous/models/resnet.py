@@ -1,9 +1,9 @@
 """The atrous ResNet with multi-grid and the cascaded blocks 5 to 7 (sections 3.1, 3.2 and 3.2.1, Figure 3).
 
-A residual block of the paper (``block1`` to ``block7``) is a ``layer`` here, so that the keys of the state dict are those of
-torchvision's ImageNet weights; what the paper calls a unit is one residual bottleneck. A block's stride sits in its
-``last`` unit, as in the paper and its authors' code, or in its ``first``, as in the weights that torchvision and timm
-publish (``docs/decisions/002-where-the-stride-sits.md``).
+A residual block of the paper (``block1`` to ``block7``) is a ``layer`` here, so that the keys of the state dict are
+those of torchvision's ImageNet weights; what the paper calls a unit is one residual bottleneck. A block's stride sits
+in its ``last`` unit, as in the paper and its authors' code, or in its ``first``, as in the weights that torchvision
+and timm publish (``docs/decisions/002-where-the-stride-sits.md``).
 
 >>> net = ResNet(101, stride_in="last", multi_grid=(1, 2, 4), output_stride=16)
 >>> [unit.rate for unit in net.layer4]
@@ -73,9 +73,10 @@ class Basic(Unit):
         _place_projection(self.downsample, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        y = self.relu(self.bn1(self.conv1(x)))
+        y: Tensor = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return self.relu(y + self.shortcut(x, self.conv1.stride[0]))
+        y = self.relu(y + self.shortcut(x, self.conv1.stride[0]))
+        return y
 
 
 class Bottleneck(Unit):
@@ -100,10 +101,11 @@ class Bottleneck(Unit):
         _place_projection(self.downsample, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        y = self.relu(self.bn1(self.conv1(x)))
+        y: Tensor = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        return self.relu(y + self.shortcut(x, self.conv2.stride[0]))
+        y = self.relu(y + self.shortcut(x, self.conv2.stride[0]))
+        return y
 
 
 UNITS: dict[int, tuple[type[Basic] | type[Bottleneck], tuple[int, int, int, int]]] = {

@@ -1,8 +1,8 @@
 """Weights on disk: one safetensors file that says all that a user of it must know.
 
-The tensors are float16, the header holds a `ModelCard`: how to build the model, the classes and their colours, the normalisation,
-what was measured, on which data, by which recipe, under which licence. Nothing here runs code from a file: pickles are
-read only where a package publishes ImageNet weights that way, and then with ``weights_only``.
+The tensors are float16, the header holds a `ModelCard`: how to build the model, the classes and their colours, the
+normalisation, what was measured, on which data, by which recipe, under which licence. Nothing here runs code from a
+file: pickles are read only where a package publishes ImageNet weights that way, and then with ``weights_only``.
 """
 
 from __future__ import annotations
@@ -214,8 +214,8 @@ def cards() -> dict[str, tuple[Path, ModelCard]]:
 def imagenet(backbone: str) -> dict[str, Tensor]:
     """ImageNet weights of a backbone, in the layout of those who publish them.
 
-    For ``timm/tf_efficientnet_lite0`` to ``2`` the packages of the extra ``offline-weights`` are used where they are installed;
-    everything else is downloaded, by timm or torchvision, to their cache.
+    For ``timm/tf_efficientnet_lite0`` to ``2`` the packages of the extra ``offline-weights`` are used where they are
+    installed; everything else is downloaded, by timm or torchvision, to their cache.
 
     Raises:
         ValueError: if the weights can be had neither way.

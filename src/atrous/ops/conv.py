@@ -91,16 +91,20 @@ class PatchConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """B,C,H,W float to B,K,ceil(H/stride),ceil(W/stride), or the native floor at its native stride."""
         if self.stride != self.native_stride or self.dilation != (1, 1):
-            below, right = (rate * (side - 1) for rate, side in zip(self.dilation, _pair(self.kernel_size), strict=True))
+            below, right = (
+                rate * (side - 1) for rate, side in zip(self.dilation, _pair(self.kernel_size), strict=True)
+            )
             x = F.pad(x, (0, right, 0, below))
         return super().forward(x)
 
 
 class AtrousPool2d(nn.Module):
-    """Mean or maximum over a window, with an atrous rate: ``nn.AvgPool2d`` has none, ``nn.MaxPool2d`` only for odd windows.
+    """Mean or maximum over a window, with an atrous rate.
 
-    At rate 1 and its native stride it is the pooling that it replaces. Otherwise it pools the values that the native one
-    would have seen; what falls outside of the map does not count.
+    ``nn.AvgPool2d`` has no rate, ``nn.MaxPool2d`` one for odd windows only.
+
+    At rate 1 and its native stride it is the pooling that it replaces. Otherwise it pools the values that the native
+    one would have seen; what falls outside of the map does not count.
 
     Args:
         native: the pooling to stand in for.

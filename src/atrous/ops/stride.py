@@ -57,12 +57,12 @@ class Dial:
         return max(1, native // self.output_stride)
 
     def place(self, native_in: int, native_out: int) -> Placement:
-        """Stride and rate of a layer that takes a map from stride `native_in` to `native_out` when nothing is atrous."""
+        """Stride and rate of a layer that, natively, takes a map from stride `native_in` to `native_out`."""
         stride = min(native_out, self.output_stride) // min(native_in, self.output_stride)
         return Placement(max(1, stride), self.rate(native_in))
 
     def multi_grid(self, native: int, unit_rates: Sequence[int]) -> tuple[int, ...]:
-        """Rates of a block's layers at native stride `native`: the block's rate times each unit rate (section 3.2.1)."""
+        """Rates in a block at native stride `native`: the block's rate times each unit rate (section 3.2.1)."""
         return tuple(self.rate(native) * unit for unit in unit_rates)
 
     def aspp_rates(self, rates: Sequence[int]) -> tuple[int, ...]:
@@ -70,7 +70,9 @@ class Dial:
 
         A half is rounded up and no rate falls below 1, which matters from output stride 64 on only.
         """
-        return tuple(max(1, (2 * rate * ASPP_STRIDE + self.output_stride) // (2 * self.output_stride)) for rate in rates)
+        return tuple(
+            max(1, (2 * rate * ASPP_STRIDE + self.output_stride) // (2 * self.output_stride)) for rate in rates
+        )
 
 
 def check_reachable(output_stride: int, reachable: Collection[int], network: str) -> Dial:

@@ -1,0 +1,222 @@
+"""All that changes during a run: model, optimizer, moving average; how a step is taken, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from atrous.data.image import Normalization
+from atrous.engine import checkpoint
+from atrous.engine.average import MovingAverage
+from atrous.engine.distributed import World, synchronise_batch_norm
+from atrous.engine.recipe import Recipe
+from atrous.models.deeplab import DeepLabV3
+from atrous.models.weights import MODEL_FILE, ModelCard, load_into, read_card, resolve, save
+from atrous.ops.resize import cross_entropy_sum, label_weight
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Objective(nn.Module):
+    """The loss as a module, so that data-parallel training wraps all of it: uint8 images and labels to a scalar."""
+
+    class_weights: Tensor | None
+
+    def __init__(self, model: DeepLabV3, recipe: Recipe, ignore: int) -> None:
+        super().__init__()
+        self.model = model
+        self.normalise = Normalization(model.mean, model.std)
+        self.amp = PRECISIONS.get(recipe.amp)
+        self.setting: dict[str, Any] = {"upsampled": recipe.upsample_logits, "ignore": ignore}
+        weights = torch.tensor(recipe.class_weights) if recipe.class_weights else None
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy summed over the valid pixels of B,3,H,W uint8 images with B,H,W uint8 labels."""
+        model = self.model
+        inputs = self.normalise(images).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, self.amp, enabled=self.amp is not None):
+            logits = model.grid_logits(inputs)
+        return cross_entropy_sum(logits, labels, model.output_stride, class_weights=self.class_weights, **self.setting)
+
+    def weight(self, labels: Tensor) -> Tensor:
+        """What the sum is to be divided by."""
+        return label_weight(labels, self.model.output_stride, class_weights=self.class_weights, **self.setting)
+
+
+@dataclass
+class State:
+    """All that changes during a run, and so all that a checkpoint holds."""
+
+    recipe: Recipe
+    model: DeepLabV3
+    objective: Objective
+    parallel: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: MovingAverage | None
+    step: int = 0
+    best: float | None = None
+
+    @classmethod
+    def build(
+        cls, recipe: Recipe, num_classes: int, ignore: int, here: World, saved: dict[str, Any] | None = None
+    ) -> State:
+        """At the start of a run, or as it was `saved`."""
+        torch.manual_seed(recipe.seed)
+        model: nn.Module = build_model(recipe, num_classes, blank=saved is not None)
+        model = model.to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        average = MovingAverage(model, recipe.ema) if recipe.ema else None
+        if here.size > 1:
+            model = synchronise_batch_norm(model, here.device)
+        assert isinstance(model, DeepLabV3)
+        model.train()
+        objective = Objective(model, recipe, ignore).to(here.device)
+        parallel = DistributedDataParallel(objective, broadcast_buffers=False) if here.size > 1 else objective
+        optimizer = build_optimizer(recipe, model)
+        scaler = torch.amp.GradScaler(here.device.type, enabled=recipe.amp == "fp16")
+        state = cls(recipe, model, objective, parallel, optimizer, scaler, average)
+        if saved:
+            state.restore(saved)
+        return state
+
+    @property
+    def evaluated(self) -> DeepLabV3:
+        """The model that is validated and kept: the average, where there is one."""
+        if self.average is None:
+            return self.model
+        assert isinstance(self.average.model, DeepLabV3)
+        return self.average.model
+
+    def take_step(self, parts: list[tuple[Tensor, Tensor, list[str]]], lr: float, here: World) -> float:
+        """One step of the optimizer over the batch of all processes; its mean loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["factor"]
+        weight = here.sum(sum((self.objective.weight(labels) for _, labels, _ in parts), _zero()).to(here.device))
+        total = torch.zeros((), dtype=torch.float64, device=here.device)
+        for i, (images, labels, _) in enumerate(parts):
+            with self._last_part_syncs(i == len(parts) - 1):
+                images, labels = images.to(here.device, non_blocking=True), labels.to(here.device, non_blocking=True)
+                loss = self.parallel(images, labels)
+                # Data-parallel training takes the mean of the processes' gradients; the sum is wanted.
+                self.scaler.scale(loss * (here.size / weight.clamp(min=1)).float()).backward()
+            total += loss.detach().double()
+        mean = float(here.sum(total) / weight.clamp(min=1))
+        if mean != mean or mean in (float("inf"), float("-inf")):
+            names = ", ".join(name for *_, part in parts for name in part)
+            self.optimizer.zero_grad()
+            raise FloatingPointError(
+                f"the loss is {mean} at step {self.step}; the step is not taken. The batch: {names}"
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.average:
+            self.average.update(self.model, self.step + 1)
+        return mean
+
+    def _last_part_syncs(self, last: bool) -> AbstractContextManager[Any]:
+        if isinstance(self.parallel, DistributedDataParallel) and not last:
+            return self.parallel.no_sync()
+        return nullcontext()
+
+    def keep(self, run: Path, card: ModelCard, here: World) -> None:
+        """Write the model's weights, for use, to ``run/best``."""
+        if here.first:
+            folder = run / "best"
+            folder.mkdir(parents=True, exist_ok=True)
+            save(self.evaluated, folder / MODEL_FILE, card)
+            checkpoint.write_text(folder / "model.json", card.to_json() + "\n")
+
+    def save(self, run: Path, here: World) -> None:
+        """Write a checkpoint."""
+        if here.first:
+            checkpoint.save(run, self.step, self._to_save())
+        here.wait()
+
+    def _to_save(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "best": self.best,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take everything from a checkpoint."""
+        self.step, self.best = saved["step"], saved["best"]
+        self.model.load_state_dict(saved["model"])
+        if self.average:
+            self.average.load_state_dict(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        torch.set_rng_state(saved["random"])
+        if torch.cuda.is_available() and len(saved["random_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(saved["random_cuda"])
+
+
+def build_model(recipe: Recipe, num_classes: int, *, blank: bool = False) -> DeepLabV3:
+    """The recipe's model, with the weights that it starts from.
+
+    Args:
+        recipe: of the run.
+        num_classes: of the data.
+        blank: leave the weights out, for they are about to be loaded from a checkpoint.
+    """
+    source = recipe.weights if recipe.weights not in (None, "imagenet") else None
+    stride_in = recipe.stride_in or ("first" if recipe.weights == "imagenet" else None)
+    if source and not stride_in:
+        stride_in = read_card(resolve(source)).arguments.get("stride_in")
+    model = DeepLabV3(
+        recipe.backbone,
+        num_classes,
+        head=recipe.head,
+        last_block=recipe.last_block,
+        multi_grid=recipe.multi_grid,
+        aspp_rates=recipe.aspp_rates,
+        aspp_pointwise=recipe.aspp_pointwise,
+        image_pooling=recipe.image_pooling,
+        output_stride=recipe.output_stride,
+        weights="imagenet" if recipe.weights == "imagenet" and not blank else None,
+        stride_in=stride_in,
+    )
+    if source and not blank:
+        load_into(model, source, reset_head=recipe.reset_head)
+    model.set_batch_norm_decay(recipe.batch_norm_decay)
+    if recipe.batch_norm != "train":
+        model.freeze_batch_norm(affine=recipe.batch_norm == "freeze")
+    return model
+
+
+def build_optimizer(recipe: Recipe, model: DeepLabV3) -> torch.optim.Optimizer:
+    """SGD with momentum (section 4.1) or AdamW, with the new layers' larger rate where the recipe has one."""
+    new = {id(parameter) for parameter in model.head_parameters()}
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in new, parameter.ndim > 1 or recipe.decay_all), []).append(parameter)
+    settings: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            "factor": recipe.head_lr_factor if in_head else 1.0,
+            "weight_decay": recipe.weight_decay if decayed else 0.0,
+        }
+        for (in_head, decayed), parameters in groups.items()
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(settings, lr=recipe.lr, fused=True)
+    return torch.optim.SGD(settings, lr=recipe.lr, momentum=recipe.momentum, fused=True)
+
+
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.float64)
