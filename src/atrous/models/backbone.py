@@ -134,7 +134,7 @@ class TimmBackbone(Backbone):
         native = self.native_stride
         for block in self.cascade.values():
             for i, unit in enumerate(block.children()):
-                rates = {"": (grid or (1, 1, 1))[i]}
+                rates = {"": grid[i]} if grid else {}
                 layers = {key: (native if i == 0 else native * 2, native * 2) for key in _spatial(unit)}
                 _place_all(unit, layers, dial, rates)
             native *= 2
@@ -215,12 +215,15 @@ def _twin(name: str) -> Any:
 
 def _spatial(net: nn.Module) -> dict[str, nn.Module]:
     """The layers on which stride or rate have any effect."""
-    return {
-        name: layer
-        for name, layer in net.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | AtrousPool2d)
-        and (set(_sides(layer.kernel_size)) != {1} or set(_sides(layer.stride)) != {1})
+    layers = {
+        name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.MaxPool2d | AtrousPool2d)
     }
+    stood_in = {f"{name}.native" for name, layer in layers.items() if isinstance(layer, AtrousPool2d)}
+    return {name: layer for name, layer in layers.items() if name not in stood_in and not _is_pointwise(layer)}
+
+
+def _is_pointwise(layer: Any) -> bool:
+    return set(_sides(layer.kernel_size)) == {1} and set(_sides(layer.stride)) == {1}
 
 
 def _sides(value: Any) -> tuple[int, ...]:

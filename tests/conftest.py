@@ -1,0 +1,101 @@
+"""A tiny generated data set, a recipe that trains on it in seconds, and a run of that recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+NAMES = ["ground", "red", "green", "blue"]
+PALETTE = [[90, 90, 90], [220, 30, 30], [30, 200, 30], [30, 30, 220]]
+SIZES = [(40, 48), (48, 40), (33, 64), (56, 35)]
+
+
+def draw(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two rectangles and a disc, each of its class's colour, on noise: uint8 H,W,3 and uint8 H,W."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((height, width), dtype=np.uint8)
+    rows, columns = np.mgrid[:height, :width]
+    for kind in rng.permutation([1, 2, 3]):
+        top, left = rng.integers(0, height * 2 // 3), rng.integers(0, width * 2 // 3)
+        high, wide = rng.integers(height // 4, height // 2), rng.integers(width // 4, width // 2)
+        if kind == 3:
+            inside = (rows - top - high / 2) ** 2 + (columns - left - high / 2) ** 2 <= (high / 2) ** 2
+        else:
+            inside = (rows >= top) & (rows < top + high) & (columns >= left) & (columns < left + wide)
+        mask[inside] = kind
+    image = np.array(PALETTE)[mask] + rng.integers(-30, 31, (height, width, 3))
+    return image.clip(0, 255).astype(np.uint8), mask
+
+
+def write_data(root: Path, splits: dict[str, int], *, ignore: bool = True) -> Path:
+    """A folder of the plain layout; with `ignore`, the first columns of every mask do not count."""
+    root.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump({"names": NAMES, "palette": PALETTE, "ignore": 255})
+    (root / "dataset.yaml").write_text(text, encoding="utf-8")
+    for number, (split, count) in enumerate(splits.items()):
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(count):
+            image, mask = draw(1000 * number + i, *SIZES[i % len(SIZES)])
+            if ignore:
+                mask[:, :2] = 255
+            Image.fromarray(image).save(root / "images" / split / f"{split}{i}.png")
+            Image.fromarray(mask).save(root / "masks" / split / f"{split}{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def drawn() -> Callable[[int, int, int], tuple[np.ndarray, np.ndarray]]:
+    """`draw`: seed, height, width to image and mask."""
+    return draw
+
+
+@pytest.fixture(scope="session")
+def make_data() -> Callable[..., Path]:
+    """`write_data`: a folder, and how many images each split has."""
+    return write_data
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight images to train on, four to validate on; four classes. To be read only."""
+    return write_data(tmp_path_factory.mktemp("data") / "shapes", {"train": 8, "val": 4})
+
+
+@pytest.fixture(scope="session")
+def tiny():  # noqa: ANN201
+    """A recipe whose steps take a few hundredths of a second."""
+    from atrous.engine.recipe import Recipe
+
+    return Recipe(
+        backbone="timm/lcnet_050",
+        multi_grid=None,
+        aspp_rates=(1,),
+        aspp_pointwise=False,
+        weights=None,
+        train_split="train",
+        crop=33,
+        scales=(0.8, 1.25),
+        batch=4,
+        iterations=4,
+        lr=0.02,
+        batch_norm_decay=0.9,
+        val_every=100,
+        save_every=100,
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ANN001
+    """The folder of a finished run of `tiny`. To be read only."""
+    from atrous.engine.train import train
+
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    train(replace(tiny, iterations=12), tiny_data, run, workers=0, device="cpu")
+    return run

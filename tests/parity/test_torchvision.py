@@ -1,0 +1,82 @@
+"""The same weights in torchvision and here: the same numbers."""
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.segmentation.deeplabv3 import ASPP as TorchvisionASPP
+
+from atrous.models.aspp import ASPP
+from atrous.models.resnet import ResNet
+
+
+def shake(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.8, 1.2)
+
+
+@pytest.mark.parametrize(
+    ("dilated", "output_stride"), [((False, False, False), 32), ((False, False, True), 16), ((False, True, True), 8)]
+)
+@pytest.mark.parametrize("depth", [50, 101])
+@torch.no_grad()
+def test_backbone_features(depth: int, dilated: tuple[bool, bool, bool], output_stride: int) -> None:
+    torch.manual_seed(depth)
+    theirs = torchvision.models.get_model(f"resnet{depth}", replace_stride_with_dilation=dilated)
+    shake(theirs)
+    ours = ResNet(depth, stride_in="first", output_stride=output_stride).eval()
+    ours.load_imagenet(theirs.state_dict())
+    layers = {f"layer{i}": f"block{i}" for i in range(1, 5)}
+    image = torch.randn(1, 3, 97, 129)
+    expected = IntermediateLayerGetter(theirs, layers).eval()(image)
+    found = ours(image)
+    for block, value in expected.items():
+        torch.testing.assert_close(found.stages[block], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
+    assert found.out is found.stages["block4"]
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+@torch.no_grad()
+def test_basic_features_at_the_native_stride(depth: int) -> None:
+    theirs = torchvision.models.get_model(f"resnet{depth}").eval()  # torchvision cannot dilate these
+    ours = ResNet(depth, stride_in="first", output_stride=32).eval()
+    ours.load_imagenet(theirs.state_dict())
+    image = torch.randn(1, 3, 97, 129)
+    expected = IntermediateLayerGetter(theirs, {"layer4": "out"})(image)["out"]
+    torch.testing.assert_close(ours(image).out, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Torchvision's keys of ASPP as ours."""
+    homes = {
+        "convs.0": "pointwise",
+        "convs.1": "atrous.0",
+        "convs.2": "atrous.1",
+        "convs.3": "atrous.2",
+        "project": "project",
+    }
+    ours = {}
+    for key, value in state.items():
+        if key.startswith("convs.4."):
+            layer, name = key.removeprefix("convs.4.").split(".")
+            ours[f"image_pooling.project.{int(layer) - 1}.{name}"] = value
+            continue
+        home = next(home for home in homes if key.startswith(home))
+        ours[homes[home] + key.removeprefix(home)] = value
+    return ours
+
+
+@torch.no_grad()
+def test_aspp_with_the_same_rates() -> None:
+    theirs = TorchvisionASPP(512, [12, 24, 36]).eval()
+    shake(theirs)
+    ours = ASPP(512, (6, 12, 18), output_stride=8).eval()
+    ours.load_state_dict(converted(theirs.state_dict()))
+    features = torch.randn(2, 512, 33, 29)
+    torch.testing.assert_close(ours(features), theirs(features), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,83 @@
+"""ASPP: its branches, its rates, a batch of one."""
+
+import pytest
+import torch
+from torch import nn
+
+from atrous.models.aspp import ASPP, BatchNorm
+from atrous.ops.conv import AtrousConv2d
+
+
+def atrous_rates(head: ASPP) -> list[int]:
+    return [module.rate for module in head.atrous.modules() if isinstance(module, AtrousConv2d)]
+
+
+def test_figure_5() -> None:
+    head = ASPP(320)
+    convolutions = [module for module in head.modules() if isinstance(module, nn.Conv2d)]
+    assert sorted(c.kernel_size[0] for c in convolutions) == [1, 1, 1, 3, 3, 3]  # 1x1, pooling, projection; three rates
+    assert {c.out_channels for c in convolutions} == {256}
+    assert all(c.bias is None for c in convolutions)
+    assert len([m for m in head.modules() if isinstance(m, nn.BatchNorm2d)]) == 6
+    assert head.project[0].in_channels == 5 * 256
+    assert atrous_rates(head) == [6, 12, 18]
+    head.set_output_stride(8)
+    assert atrous_rates(head) == [12, 24, 36]
+
+
+@pytest.mark.parametrize("rates", [(), (6,), (6, 12, 18, 24)])
+@pytest.mark.parametrize("pointwise", [True, False])
+@pytest.mark.parametrize("image_pooling", [True, False])
+def test_any_branch_can_be_left_out(rates: tuple[int, ...], pointwise: bool, image_pooling: bool) -> None:
+    count = len(rates) + pointwise + image_pooling
+    if not count:
+        with pytest.raises(ValueError, match="no branch left"):
+            ASPP(8, rates, pointwise=pointwise, image_pooling=image_pooling)
+        return
+    head = ASPP(8, rates, pointwise=pointwise, image_pooling=image_pooling, filters=4).eval()
+    assert head.project[0].in_channels == count * 4
+    assert head(torch.randn(2, 8, 5, 7)).shape == (2, 4, 5, 7)
+
+
+def test_image_pooling_is_the_global_mean_everywhere() -> None:
+    head = ASPP(8, (), pointwise=False, filters=4).eval()
+    assert head.image_pooling is not None
+    x = torch.randn(2, 8, 5, 7)
+    found = head.image_pooling(x)
+    expected = head.image_pooling.project(x.mean((2, 3), keepdim=True))
+    assert found.shape == (2, 4, 5, 7) and torch.equal(found, expected.expand_as(found))
+
+
+def test_a_rate_beyond_the_map_is_a_pointwise_convolution() -> None:
+    # Section 3.3: in the extreme case only the centre weight is left.
+    head = ASPP(8, (9,), pointwise=False, image_pooling=False, filters=4)
+    conv = head.atrous[0][0]  # type: ignore[index]
+    x = torch.randn(1, 8, 7, 7)
+    torch.testing.assert_close(conv(x), nn.functional.conv2d(x, conv.weight[:, :, 1:2, 1:2]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_of_one_trains() -> None:
+    head = ASPP(8, filters=4).train()
+    head(torch.randn(1, 8, 5, 5)).sum().backward()
+    assert head.image_pooling is not None
+    grad = head.image_pooling.project[0].weight.grad
+    assert grad is not None and torch.isfinite(grad).all()
+    head(torch.randn(1, 8, 1, 1)).sum().backward()  # every branch has one value a channel
+
+
+def test_batch_norm_of_one_value_uses_the_running_statistics() -> None:
+    norm = BatchNorm(3).train()
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    norm.running_var.fill_(4.0)
+    x = torch.tensor([3.0, 2.0, 1.0]).view(1, 3, 1, 1)
+    torch.testing.assert_close(norm(x).flatten(), torch.tensor([1.0, 0.0, -1.0]), rtol=1e-4, atol=1e-4)
+    assert norm.running_mean.tolist() == [1.0, 2.0, 3.0]
+    larger = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(norm(larger), nn.BatchNorm2d(3).train()(larger))
+
+
+@pytest.mark.parametrize("rates", [(0,), (-6,), (1.5,)])
+def test_rates_that_cannot_be(rates: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="aspp_rates is .*, expected whole numbers of at least 1"):
+        ASPP(8, rates)

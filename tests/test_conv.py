@@ -1,0 +1,109 @@
+"""Atrous convolution against equation 1, and layers placed at any stride and rate."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from atrous.ops.conv import AtrousConv2d, AtrousPool2d, PatchConv2d, atrous_conv2d, place
+
+
+def equation_1(x: Tensor, w: Tensor, rate: int) -> Tensor:
+    """y[i] = sum_k x[i + r k] w[k] in loops over every pixel, zeros outside."""
+    batch, channels, height, width = x.shape
+    reach_y, reach_x = w.shape[2] // 2, w.shape[3] // 2
+    y = torch.zeros(batch, w.shape[0], height, width, dtype=x.dtype)
+    for i in range(height):
+        for j in range(width):
+            for ki in range(-reach_y, reach_y + 1):
+                for kj in range(-reach_x, reach_x + 1):
+                    row, column = i + rate * ki, j + rate * kj
+                    if 0 <= row < height and 0 <= column < width:
+                        y[:, :, i, j] += x[:, :, row, column] @ w[:, :, ki + reach_y, kj + reach_x].T
+    return y
+
+
+@pytest.mark.parametrize("rate", [1, 2, 3, 7])  # 7 is larger than half the map: only the centre row of taps is left
+@pytest.mark.parametrize("size", [(1, 1), (5, 8)])
+def test_reference_is_equation_1(rate: int, size: tuple[int, int]) -> None:
+    x, w = torch.randn(2, 3, *size, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    torch.testing.assert_close(atrous_conv2d(x, w, rate), equation_1(x, w, rate))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("rate", [1, 2, 6, 18])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_layer_is_the_reference_forward_and_backward(kernel_size: int, rate: int, stride: int) -> None:
+    layer = AtrousConv2d(3, 5, kernel_size, stride=stride, rate=rate).double()
+    x = torch.randn(2, 3, 13, 10, dtype=torch.float64, requires_grad=True)
+    expected = atrous_conv2d(x, layer.weight, rate, stride)
+    found = layer(x)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, (x, layer.weight), upstream),
+        torch.autograd.grad(expected, (x, layer.weight), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_inserting_holes_is_the_same_filter() -> None:
+    # Section 3.1: convolving with filters upsampled by r - 1 zeros between their values.
+    rate, w = 3, torch.randn(2, 2, 3, 3)
+    holes = torch.zeros(2, 2, 7, 7)
+    holes[..., ::rate, ::rate] = w
+    x = torch.randn(1, 2, 12, 12)
+    torch.testing.assert_close(
+        atrous_conv2d(x, w, rate), nn.functional.conv2d(x, holes, padding=3), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_place_changes_no_parameter_and_keeps_the_centre() -> None:
+    layer = AtrousConv2d(2, 2, 3, stride=2)
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    x = torch.randn(1, 2, 9, 11)
+    strided = layer(x)
+    layer.place(1, 1)
+    torch.testing.assert_close(layer(x)[..., ::2, ::2], strided)
+    layer.place(1, 4)
+    assert layer.rate == 4 and layer(x).shape[-2:] == x.shape[-2:]
+    assert before.keys() == layer.state_dict().keys()
+    assert all(torch.equal(before[key], value) for key, value in layer.state_dict().items())
+
+
+def test_even_kernel_is_refused() -> None:
+    with pytest.raises(ValueError, match="kernel_size is 4, expected an odd number"):
+        AtrousConv2d(1, 1, 4)
+
+
+@pytest.mark.parametrize(
+    "native", [nn.AvgPool2d(2, 2), nn.MaxPool2d(2, 2), nn.AvgPool2d(3, 2, 1, count_include_pad=False)]
+)
+def test_pool_without_its_stride_holds_the_strided_values(native: nn.AvgPool2d | nn.MaxPool2d) -> None:
+    pool, x = AtrousPool2d(native), torch.randn(1, 2, 12, 16)
+    assert torch.equal(pool(x), native(x))
+    place(pool, 1, 1)
+    torch.testing.assert_close(pool(x)[..., ::2, ::2], native(x))
+    # On a map made twice as dense, rate 2 sees what rate 1 saw.
+    dense = x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    place(pool, 1, 2)
+    sparse = AtrousPool2d(native)
+    place(sparse, 1, 1)
+    torch.testing.assert_close(pool(dense)[..., ::2, ::2], sparse(x))
+
+
+@pytest.mark.parametrize("side", [2, 4])
+def test_patch_convolution_without_its_stride_holds_the_strided_values(side: int) -> None:
+    native = nn.Conv2d(2, 3, side, side)
+    layer, x = PatchConv2d(native), torch.randn(1, 2, 16, 24)
+    assert torch.equal(layer(x), native(x)) and layer.weight is native.weight
+    place(layer, 1, 1)
+    assert layer(x).shape[-2:] == x.shape[-2:]
+    torch.testing.assert_close(layer(x)[..., ::side, ::side], native(x))
+
+
+def test_odd_max_pool_is_placed_as_a_convolution_is() -> None:
+    pool, x = nn.MaxPool2d(3, 2, 1), torch.randn(1, 2, 9, 9)
+    strided = pool(x)
+    place(pool, 1, 1)
+    torch.testing.assert_close(pool(x)[..., ::2, ::2], strided)
