@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from atrous.data.image import IMAGENET, overlay, read_image, read_mask, to_tensor, write_image, write_mask
+from atrous.data.image import IMAGENET, read_image, read_mask, to_tensor, write_image, write_mask
 from atrous.data.labels import CAMVID, VOC, voc_palette
 
 Array = np.ndarray
@@ -92,6 +92,7 @@ def test_every_mode_in_every_orientation_is_read_as_seen(tmp_path: Path, mode: s
     stored.save(path, MODES[mode], exif=exif)
     found = read_image(path)
     assert found.dtype == np.uint8 and found.shape == seen.shape
+    assert read_size(path) == seen.shape[:2]
     assert np.abs(found.astype(int) - seen).max() <= 1
     with path.open("rb") as file:  # by its path, Pillow 13 maps a raw TIFF with sides exchanged
         assert (read_image(Image.open(file)) == found).all()
@@ -383,24 +384,3 @@ def test_write_image_by_suffix(tmp_path: Path) -> None:
     for name in ("a.txt", "a", "a.pdf", "a.eps"):
         with pytest.raises(ValueError, match="no image format"):
             write_image(tmp_path / name, picture())
-
-
-def test_overlay_blends_and_spares_ignored_and_background() -> None:
-    image = np.full((200, 300, 3), 100, dtype=np.uint8)
-    mask = np.zeros((200, 300), dtype=np.uint8)
-    mask[:, 100:200], mask[:, 200:] = 15, 255
-    found = np.asarray(overlay(image, mask, VOC, alpha=0.5, legend=False))
-    assert (found[50, 50] == 100).all() and (found[50, 250] == 100).all()
-    assert np.abs(found[50, 150].astype(int) - (146, 114, 114)).max() <= 1
-    assert (found[50, 99] > 150).all(), "the outline is light"
-    with pytest.raises(ValueError, match="expected H,W,3 and H,W"):
-        overlay(image, mask[:10], VOC)
-
-
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 2), (64, 48), (128, 600), (640, 480), (2000, 1500)])
-def test_overlay_of_any_size_has_the_size_of_the_picture(width: int, height: int) -> None:
-    image = np.full((height, width, 3), 90, dtype=np.uint8)
-    mask = np.arange(width * height).reshape(height, width) * 11 // (width * height)
-    with_legend, without = (overlay(image, mask, CAMVID, legend=legend) for legend in (True, False))
-    assert with_legend.size == (width, height)
-    assert (np.asarray(with_legend) != np.asarray(without)).any() == (width >= 640)

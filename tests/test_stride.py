@@ -15,7 +15,7 @@ def test_no_other_output_stride(stride: object) -> None:
         Dial(stride)  # type: ignore[arg-type]
 
 
-# Section 4: at output stride 8, block3 and block4 have rates 2 and 4. Figure 3 (b): at 16, block4 to block7 have 2 to 16.
+# Section 4: at output stride 8, block3 and block4 have rates 2 and 4. Figure 3 (b): at 16, block4 to 7 have 2 to 16.
 BLOCK_RATES = {
     4: (2, 4, 8, 16, 32, 64),
     8: (1, 2, 4, 8, 16, 32),

@@ -16,16 +16,17 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, ImageDraw, ImageFile, ImageFont, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, ids_of_colours, voc_palette
 
+T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 Source = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
 
@@ -35,7 +36,7 @@ MAX_PIXELS = 178_956_970
 # Left out: EPS, which runs Ghostscript; TGA, which has no signature; JPEG 2000, whose decoder passes truncated files.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _LOSSY = ("AVIF", "JPEG", "MPO", "WEBP")
-_TURNS = {
+_TURNS: dict[int, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -139,6 +140,11 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     raise ValueError(f"image of type {type(source).__name__}; expected a path, a PIL image, an array or a tensor")
 
 
+def read_size(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width of a picture as `read_image` would give it, from its header alone; errors as there."""
+    return _from_file(Path(path), max_pixels, _upright_size)
+
+
 def to_tensor(array: Pixels) -> Tensor:
     """Copy an image H,W,3 into a contiguous uint8 tensor 3,H,W, or a mask H,W into H,W."""
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
@@ -163,7 +169,7 @@ def _blame(name: object) -> Iterator[None]:
         raise ValueError(f"{name}: {reason}" + ("" if ours else "; expected a whole, sound image")) from None
 
 
-def _from_file(path: Path, max_pixels: int, decode: Callable[[Image.Image], Pixels]) -> Pixels:
+def _from_file(path: Path, max_pixels: int, decode: Callable[[Image.Image], T]) -> T:
     with _blame(path), _STRICT:
         if path.exists() and not path.is_file():
             raise ValueError("not a file; expected an image file")
@@ -210,12 +216,27 @@ def _pixels(image: Image.Image) -> Pixels:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    turn = _turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    sideways = (
+        Image.Transpose.ROTATE_90,
+        Image.Transpose.ROTATE_270,
+        Image.Transpose.TRANSPOSE,
+        Image.Transpose.TRANSVERSE,
+    )
+    return (width, height) if _turn(image) in sideways else (height, width)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     # A broken EXIF block says nothing about the pixels: every viewer shows such a picture, unturned.
     except Exception:
-        turn = None
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _scaled_to_unit(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -334,67 +355,3 @@ def _save(path: Path, image: Image.Image, kind: str, **options: int) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def overlay(
-    image: Pixels, mask: npt.NDArray[Any], labels: Labels, alpha: float = 0.5, legend: bool = True
-) -> Image.Image:
-    """Lay the classes' colours over a picture, outlined, with a legend of the classes found and their shares.
-
-    Ignored pixels and a class named "background" keep the picture's own colours. The legend stands in a corner, where
-    it fits; small pictures get none.
-
-    Args:
-        image: uint8 H,W,3.
-        mask: integers H,W: class ids or `labels.ignore`.
-        labels: names and colours.
-        alpha: 0, the picture alone, to 1, the colours alone.
-        legend: whether to draw one.
-    """
-    if image.shape != (*mask.shape, 3):
-        raise ValueError(f"image of shape {image.shape} and mask of shape {mask.shape}; expected H,W,3 and H,W")
-    ids = mask.astype(np.uint8)
-    strength = np.zeros(256, dtype=np.float32)
-    strength[: len(labels)] = [0.0 if name == "background" else alpha for name in labels.names]
-    strength[labels.ignore] = 0.0
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    colours[: len(labels)] = labels.palette
-    weights = Image.fromarray(np.rint(255 * strength).astype(np.uint8)[ids])
-    picture = Image.composite(Image.fromarray(colours[ids]), Image.fromarray(image), weights)
-    picture.paste((255, 255, 255), mask=Image.fromarray(_outline(ids)))
-    if legend:
-        _draw_legend(picture, ids, labels)
-    return picture
-
-
-def _outline(ids: Pixels) -> Pixels:
-    """How strongly, 0..255, to draw each pixel white: the last pixels of a class, thicker on larger pictures."""
-    edge = np.zeros(ids.shape, dtype=bool)
-    for step in range(1, max(1, round(min(ids.shape) / 700)) + 1):
-        edge[:, :-step] |= ids[:, :-step] != ids[:, step:]
-        edge[:-step] |= ids[:-step] != ids[step:]
-    return edge.astype(np.uint8) * 150
-
-
-def _draw_legend(picture: Image.Image, ids: Pixels, labels: Labels) -> None:
-    counts = np.bincount(ids.ravel(), minlength=256)[: len(labels)]
-    found = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
-    size = max(10, round(min(picture.size) / 32))
-    font = ImageFont.load_default(size=size)
-    row, pad = round(size * 1.35), round(size * 0.5)
-    rows = min(len(found), (round(picture.height * 0.8) - 2 * pad) // row)
-    texts = [(labels.names[i], f"{100 * counts[i] / ids.size:.1f}%") for i in found[:rows]]
-    name_width = max((font.getlength(name) for name, _ in texts), default=0)
-    share_width = max((font.getlength(share) for _, share in texts), default=0)
-    width, height = round(2 * pad + size + name_width + share_width + 1.6 * size), 2 * pad + rows * row
-    if rows < 1 or width > 0.42 * picture.width:
-        return
-    left, top = pad, picture.height - pad - height
-    draw = ImageDraw.Draw(picture, "RGBA")
-    draw.rounded_rectangle((left, top, left + width, top + height), radius=pad, fill=(0, 0, 0, 150))
-    for index, (name, share) in enumerate(texts):
-        y = top + pad + index * row
-        x = left + pad
-        draw.rectangle((x, y + 1, x + size, y + size), fill=labels.palette[found[index]], outline=(255, 255, 255, 160))
-        draw.text((x + 1.6 * size, y), name, fill="white", font=font)
-        draw.text((left + width - pad, y), share, fill="white", font=font, anchor="ra")

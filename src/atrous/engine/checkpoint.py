@@ -35,7 +35,8 @@ def save(run: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     target, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for interrupted in folder.glob(".step-*.partial"):
+        shutil.rmtree(interrupted, ignore_errors=True)
     partial.mkdir()
     try:
         torch.save(state, partial / STATE)
@@ -49,7 +50,8 @@ def save(run: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     write_text(run / POINTER, f"checkpoints/{target.name}\n")
-    for old in steps(run)[:-keep]:
+    # Those of later steps are not whole, or the run would have gone on from there; they push nothing out.
+    for old in [other for other in steps(run) if other <= step][:-keep]:
         shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
     return target
 

@@ -45,8 +45,9 @@ class ConfusionMatrix:
         valid = truth != self.ignore
         rows, columns = truth[valid], prediction.long()[valid]
         for what, ids in (("truth", rows), ("prediction", columns)):
-            if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= classes):
-                raise ValueError(f"the {what} has class {int(ids.max())}, expected 0 to {classes - 1}")
+            wrong = ids[(ids < 0) | (ids >= classes)]
+            if wrong.numel():
+                raise ValueError(f"the {what} has class {int(wrong[0])}, expected 0 to {classes - 1}")
         flat = torch.bincount(rows * classes + columns, minlength=classes * classes)
         self.counts += flat.view(classes, classes).cpu()
 

@@ -7,6 +7,7 @@ defaults of `Recipe` are the paper's first stage on PASCAL VOC 2012 (section 4.1
 from __future__ import annotations
 
 import difflib
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -170,19 +171,19 @@ def load_recipe(source: str | Path) -> Recipe:
     if str(source) in RECIPES:
         return RECIPES[str(source)]
     path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, false for a name too long for any file
         raise ValueError(f"there is no recipe {str(source)!r}{_nearest(str(source), RECIPES)}")
     if path.stat().st_size > MAX_RECIPE_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, expected a recipe of at most {MAX_RECIPE_BYTES}")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raw = _parse(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds {type(raw).__name__}, expected keys and values of a recipe")
     base = raw.pop("base", None)
     try:
-        if base is not None and base not in RECIPES:
+        if base is not None and (not isinstance(base, str) or base not in RECIPES):
             raise ValueError(f"base: there is no recipe {base!r}{_nearest(str(base), RECIPES)}")
         return override(RECIPES[base] if base is not None else Recipe(), raw)
     except ValueError as error:
@@ -214,8 +215,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         if not equals:
             raise ValueError(f"--set takes KEY=VALUE, found {word!r}")
         try:
-            values[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            values[key.strip()] = _parse(text)
+        except ValueError as error:
             raise ValueError(f"--set {key}: {text!r} cannot be read as a value") from error
     return values
 
@@ -227,6 +228,14 @@ def differences(one: Recipe, other: Recipe) -> list[str]:
         for f in fields(Recipe)
         if getattr(one, f.name) != getattr(other, f.name)
     ]
+
+
+def _parse(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    # Values that do not go with their tag, such as !!int '', make PyYAML stumble in many ways.
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _fit(key: str, value: Any, kind: Any) -> Any:

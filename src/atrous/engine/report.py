@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from atrous.data.image import Normalization, overlay, write_image
+from atrous.data.image import Normalization, write_image
+from atrous.data.overlay import overlay
 from atrous.engine.evaluate import Evaluation, inference, predict_classes
 from atrous.models.deeplab import DeepLabV3
 

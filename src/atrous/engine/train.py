@@ -9,6 +9,8 @@ saved, so a run that was stopped and resumed ends with the bytes of one that nev
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from atrous.data.datasets import SegmentationDataset, open_dataset
-from atrous.data.image import Normalization
+from atrous.data.image import Normalization, read_size
 from atrous.data.transforms import Augment
 from atrous.engine import checkpoint
 from atrous.engine.distributed import Place, Stream, World, generator, world
@@ -72,6 +74,7 @@ def train(
     """
     with world(device) as here, _Signals() as signals:
         dataset, held_out = _open_data(recipe, data)
+        check_masks(dataset)
         _claim(run, recipe, resume, here)
         saved = checkpoint.load_newest(run) if resume else None
         state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, here, saved)
@@ -81,7 +84,7 @@ def train(
         with report.running(_headline(recipe, data, run, state, dataset, held_out)):
             while state.step < recipe.iterations:
                 lr = recipe.lr * poly(state.step, recipe.iterations, power=recipe.power, warmup=recipe.warmup)
-                parts = [next(batches) for _ in range(recipe.accumulate)]
+                parts = [_next_part(batches) for _ in range(recipe.accumulate)]
                 loss = state.take_step(parts, lr, here)
                 state.step += 1
                 report.step(state.step, loss, lr)
@@ -105,16 +108,19 @@ def train(
         return state.best
 
 
-class Crops(Dataset[tuple[Tensor, Tensor, str]]):
+class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
     """Augmented crops, each a function of seed, epoch and index, whatever process makes it."""
 
     def __init__(self, dataset: SegmentationDataset, augment: Augment, seed: int) -> None:
         self.dataset, self.augment, self.seed = dataset, augment, seed
 
-    def __getitem__(self, place: Place) -> tuple[Tensor, Tensor, str]:
-        """Image uint8 3,h,w, mask uint8 h,w and name of one sample in one epoch."""
+    def __getitem__(self, place: Place) -> tuple[Tensor, Tensor, str] | Exception:
+        """Image uint8 3,h,w, mask uint8 h,w and name of one sample in one epoch; or what is wrong with its files."""
         epoch, index = place
-        sample = self.dataset[index]
+        try:
+            sample = self.dataset[index]
+        except (ValueError, OSError) as error:  # raised in a worker it would come wrapped in a traceback
+            return error
         image, mask = self.augment(sample.image, sample.mask, generator(self.seed, epoch, index))
         return image, mask, sample.name
 
@@ -128,6 +134,17 @@ def _open_data(recipe: Recipe, data: str | Path) -> tuple[SegmentationDataset, S
     if held_out and held_out.labels != dataset.labels:
         raise ValueError(f"the splits {recipe.train_split} and {recipe.val_split} of {data} have different classes")
     return dataset, held_out
+
+
+def check_masks(dataset: SegmentationDataset) -> None:
+    """Read every mask, and the size of its image, before the first step: a bad one is found now and not after hours.
+
+    Raises:
+        ValueError: for an id out of range (file, value, count), sizes that differ, a file that cannot be read.
+    """
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(lambda item: dataset.read_ids(item, read_size(item.image)), dataset.items):
+            pass
 
 
 def _augment(recipe: Recipe, model: DeepLabV3, ignore: int) -> Augment:
@@ -164,9 +181,24 @@ def _loader(crops: Crops, recipe: Recipe, start: int, workers: int, here: World)
     )
 
 
-def _collate(samples: list[tuple[Tensor, Tensor, str]]) -> tuple[Tensor, Tensor, list[str]]:
-    images, masks, names = zip(*samples, strict=True)
+Part = tuple[Tensor, Tensor, list[str]]
+"""Images uint8 B,3,h,w, masks uint8 B,h,w and names."""
+
+
+def _collate(samples: list[tuple[Tensor, Tensor, str] | Exception]) -> Part | Exception:
+    whole = [sample for sample in samples if not isinstance(sample, Exception)]
+    for sample in samples:
+        if isinstance(sample, Exception):
+            return sample
+    images, masks, names = zip(*whole, strict=True)
     return torch.stack(images), torch.stack(masks), list(names)
+
+
+def _next_part(batches: Iterator[Part | Exception]) -> Part:
+    part = next(batches)
+    if isinstance(part, Exception):
+        raise part
+    return part
 
 
 def _ignore_interrupts(_: int) -> None:

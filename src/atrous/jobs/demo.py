@@ -11,7 +11,7 @@ from atrous.data.image import write_image, write_mask
 from atrous.jobs.predict import Predictor
 
 MODEL = "camvid-efficientnet_lite0"
-PHOTOGRAPH = "street.jpg"
+PHOTOGRAPH = "pavilion.jpg"
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from atrous.data.image import MAX_PIXELS, Normalization, overlay, read_image, to_tensor, write_image, write_mask
+from atrous.data.image import MAX_PIXELS, Normalization, read_image, to_tensor, write_image, write_mask
 from atrous.data.labels import Labels
+from atrous.data.overlay import overlay
 from atrous.engine.distributed import pick_device
 from atrous.engine.evaluate import inference, predict_classes, predict_probabilities
 from atrous.models.deeplab import DeepLabV3

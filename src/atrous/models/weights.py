@@ -189,9 +189,9 @@ def resolve(source: str | Path) -> Path:
     path = Path(source)
     if str(source) in names():
         return _zoo()[str(source)]
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path's, false for a name too long for any file
         return path
-    if path.is_dir():
+    if os.path.isdir(path):
         for found in (path / MODEL_FILE, path / "best" / MODEL_FILE):
             if found.is_file():
                 return found

@@ -1,0 +1,79 @@
+"""Class colours laid over a photograph, with a legend of what was found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from atrous.data.image import Pixels
+from atrous.data.labels import Labels
+
+LEAST_SHARE = 0.001
+"""Share of the pixels below which a class is left out of the legend."""
+
+
+def overlay(
+    image: Pixels, mask: npt.NDArray[Any], labels: Labels, alpha: float = 0.5, legend: bool = True
+) -> Image.Image:
+    """Lay the classes' colours over a picture, outlined, with a legend of the classes found and their shares.
+
+    Ignored pixels and a class named "background" keep the picture's own colours. The legend stands in a corner, where
+    it fits; small pictures get none.
+
+    Args:
+        image: uint8 H,W,3.
+        mask: integers H,W: class ids or `labels.ignore`.
+        labels: names and colours.
+        alpha: 0, the picture alone, to 1, the colours alone.
+        legend: whether to draw one.
+    """
+    if image.shape != (*mask.shape, 3):
+        raise ValueError(f"image of shape {image.shape} and mask of shape {mask.shape}; expected H,W,3 and H,W")
+    ids = mask.astype(np.uint8)
+    strength = np.zeros(256, dtype=np.float32)
+    strength[: len(labels)] = [0.0 if name == "background" else alpha for name in labels.names]
+    strength[labels.ignore] = 0.0
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    colours[: len(labels)] = labels.palette
+    weights = Image.fromarray(np.rint(255 * strength).astype(np.uint8)[ids])
+    picture = Image.composite(Image.fromarray(colours[ids]), Image.fromarray(image), weights)
+    picture.paste((255, 255, 255), mask=Image.fromarray(_outline(ids)))
+    if legend:
+        _draw_legend(picture, ids, labels)
+    return picture
+
+
+def _outline(ids: Pixels) -> Pixels:
+    """How strongly, 0..255, to draw each pixel white: the last pixels of a class, thicker on larger pictures."""
+    edge = np.zeros(ids.shape, dtype=bool)
+    for step in range(1, max(1, round(min(ids.shape) / 700)) + 1):
+        edge[:, :-step] |= ids[:, :-step] != ids[:, step:]
+        edge[:-step] |= ids[:-step] != ids[step:]
+    return edge.astype(np.uint8) * 150
+
+
+def _draw_legend(picture: Image.Image, ids: Pixels, labels: Labels) -> None:
+    counts = np.bincount(ids.ravel(), minlength=256)[: len(labels)]
+    found = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index] >= LEAST_SHARE * ids.size]
+    size = max(10, round(min(picture.size) / 32))
+    font = ImageFont.load_default(size=size)
+    row, pad = round(size * 1.35), round(size * 0.5)
+    rows = min(len(found), (round(picture.height * 0.8) - 2 * pad) // row)
+    texts = [(labels.names[i], f"{100 * counts[i] / ids.size:.1f}%") for i in found[:rows]]
+    name_width = max((font.getlength(name) for name, _ in texts), default=0)
+    share_width = max((font.getlength(share) for _, share in texts), default=0)
+    width, height = round(2 * pad + size + name_width + share_width + 1.6 * size), 2 * pad + rows * row
+    if rows < 1 or width > 0.42 * picture.width:
+        return
+    left, top = pad, picture.height - pad - height
+    draw = ImageDraw.Draw(picture, "RGBA")
+    draw.rounded_rectangle((left, top, left + width, top + height), radius=pad, fill=(0, 0, 0, 150))
+    for index, (name, share) in enumerate(texts):
+        y = top + pad + index * row
+        x = left + pad
+        draw.rectangle((x, y + 1, x + size, y + size), fill=labels.palette[found[index]], outline=(255, 255, 255, 160))
+        draw.text((x + 1.6 * size, y), name, fill="white", font=font)
+        draw.text((left + width - pad, y), share, fill="white", font=font, anchor="ra")
