@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from atrous.data.image import IMAGENET, read_image, read_mask, to_tensor, write_image, write_mask
+from atrous.data.image import IMAGENET, read_image, read_mask, read_size, to_tensor, write_image, write_mask
 from atrous.data.labels import CAMVID, VOC, voc_palette
 
 Array = np.ndarray
