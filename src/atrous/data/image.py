@@ -222,13 +222,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
-    sideways = (
-        Image.Transpose.ROTATE_90,
-        Image.Transpose.ROTATE_270,
-        Image.Transpose.TRANSPOSE,
-        Image.Transpose.TRANSVERSE,
-    )
-    return (width, height) if _turn(image) in sideways else (height, width)
+    straight = (None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_180)
+    # Pillow gives a TIFF's size as it will be once turned, for it turns it while it decodes.
+    return (height, width) if image.format == "TIFF" or _turn(image) in straight else (width, height)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

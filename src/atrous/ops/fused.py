@@ -28,8 +28,11 @@ from torch import Tensor
 
 from atrous.ops.resize import IGNORE, grid_size
 
-TILE = 1 << 18
-"""Elements of a tile for each thread: a megabyte of float32, which a core's second-level cache holds."""
+TILE = 1 << 19
+"""Elements of a tile: two megabytes of float32, which stay in the caches; fewer cost more calls than they save misses.
+
+PyTorch gives a thread at least 32768 elements, so that this keeps up to 16 threads busy.
+"""
 
 TILE_GPU = 1 << 24
 """Elements of a tile on a GPU: large enough that the launches of the operators do not count."""
@@ -209,8 +212,8 @@ class _Upsampler:
 
 
 def _plan(shape: torch.Size, width: int, stride: int, device: torch.device) -> tuple[int, int]:
-    """Images and rows that make up a tile: as many as the cache holds."""
-    budget = TILE * torch.get_num_threads() if device.type == "cpu" else TILE_GPU
+    """Images and rows that make up a tile: as many as `TILE` holds."""
+    budget = TILE if device.type == "cpu" else TILE_GPU
     line = shape[1] * width
     pieces = math.ceil(stride / max(1, min(stride, budget // line)))
     rows = math.ceil(stride / pieces)
@@ -245,7 +248,7 @@ def _cross_entropy(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """The loss and, `with_gradient`, its gradient in the shape of the logits; empty otherwise."""
-    if logits.is_cuda and importlib.util.find_spec("triton"):
+    if logits.is_cuda and logits.dtype != torch.float64 and importlib.util.find_spec("triton"):
         from atrous.ops.fused_triton import cross_entropy
 
         return cross_entropy(logits, labels, class_weights, output_stride, ignore, with_gradient)
