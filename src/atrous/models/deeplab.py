@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from atrous.models import weights as stored
 from atrous.models.aspp import ASPP
 from atrous.models.backbone import Backbone, TimmBackbone
+from atrous.models.inference import inference_form
 from atrous.models.resnet import UNITS, ResNet, StrideIn
 from atrous.ops.resize import pad_to_grid, upsample
 
@@ -140,9 +142,20 @@ class DeepLabV3(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise ValueError(f"images have the shape {tuple(images.shape)}, expected B,3,H,W with no side of 0")
-        features = self.backbone(pad_to_grid(images, self.output_stride)).out
-        logits: Tensor = self.classifier(self.head(features))
-        return logits
+        inputs = pad_to_grid(images, self.output_stride).to(self.classifier.weight.dtype)
+        logits: Tensor = self.classifier(self.head(self.backbone(inputs).out))
+        return logits.float() if logits.dtype != torch.float64 else logits
+
+    def for_inference(self, *, dtype: torch.dtype | None = None) -> DeepLabV3:
+        """A copy for inference alone: batch norm folded, ``channels_last``, in the machine's best number format.
+
+        Args:
+            dtype: of weights and activations, such as ``torch.float32`` to hold it to that; None to let the machine decide.
+
+        Returns:
+            A model whose logits are this one's up to rounding, float32 as before; its `output_stride` can be set.
+        """
+        return inference_form(self, dtype)
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that ImageNet does not know: the head's and the classifier's."""
