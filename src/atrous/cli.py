@@ -246,7 +246,7 @@ def _eval(found: argparse.Namespace) -> int:
 
     dataset = open_dataset(found.data, found.split)
     model, _ = load(found.model, output_stride=found.output_stride)
-    model = model.to(pick_device(found.device))
+    model = model.to(pick_device(found.device)).for_inference()
     console = _stderr()
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(found.split, total=len(dataset))

@@ -3,11 +3,14 @@
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.segmentation import deeplabv3_resnet50
 from torchvision.models.segmentation.deeplabv3 import ASPP as TorchvisionASPP
 
 from atrous.models.aspp import ASPP
+from atrous.models.convert import convert
+from atrous.models.deeplab import DeepLabV3
 from atrous.models.resnet import ResNet
 
 
@@ -52,31 +55,28 @@ def test_basic_features_at_the_native_stride(depth: int) -> None:
     torch.testing.assert_close(ours(image).out, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Torchvision's keys of ASPP as ours."""
-    homes = {
-        "convs.0": "pointwise",
-        "convs.1": "atrous.0",
-        "convs.2": "atrous.1",
-        "convs.3": "atrous.2",
-        "project": "project",
-    }
-    ours = {}
-    for key, value in state.items():
-        if key.startswith("convs.4."):
-            layer, name = key.removeprefix("convs.4.").split(".")
-            ours[f"image_pooling.project.{int(layer) - 1}.{name}"] = value
-            continue
-        home = next(home for home in homes if key.startswith(home))
-        ours[homes[home] + key.removeprefix(home)] = value
-    return ours
-
-
 @torch.no_grad()
 def test_aspp_with_the_same_rates() -> None:
     theirs = TorchvisionASPP(512, [12, 24, 36]).eval()
     shake(theirs)
+    state = convert({f"classifier.0.{key}": value for key, value in theirs.state_dict().items()})
     ours = ASPP(512, (6, 12, 18), output_stride=8).eval()
-    ours.load_state_dict(converted(theirs.state_dict()))
+    ours.load_state_dict({key.removeprefix("head."): value for key, value in state.items()})
     features = torch.randn(2, 512, 33, 29)
     torch.testing.assert_close(ours(features), theirs(features), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_whole_model() -> None:
+    theirs = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=5, aux_loss=True).eval()
+    shake(theirs)
+    ours = DeepLabV3("resnet50", 5, output_stride=8, stride_in="first", head_conv=True).eval()
+    ours.load_state_dict(convert(theirs.state_dict()))
+    image = torch.randn(1, 3, 97, 97)
+    expected = theirs.classifier(theirs.backbone(image)["out"])  # before each resizes it by its own convention
+    torch.testing.assert_close(ours.grid_logits(image), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_foreign_key_is_named() -> None:
+    with pytest.raises(ValueError, match="'fc.weight' is no key of a DeepLabV3"):
+        convert({"fc.weight": torch.zeros(1)})

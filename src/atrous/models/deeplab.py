@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from atrous.models import weights as stored
-from atrous.models.aspp import ASPP
+from atrous.models.aspp import ASPP, FILTERS, conv_bn_relu
 from atrous.models.backbone import Backbone, TimmBackbone
 from atrous.models.inference import inference_form
 from atrous.models.resnet import UNITS, ResNet, StrideIn
@@ -34,6 +34,8 @@ class DeepLabV3(nn.Module):
         aspp_rates: rates of the 3×3 branches at output stride 16, scaled for others.
         aspp_pointwise: whether ASPP has its 1×1 branch.
         image_pooling: whether ASPP has image-level features.
+        head_conv: one more 3×3 convolution with batch norm before the classifier. The paper has none; torchvision and
+            segmentation_models_pytorch do, and their weights need it (`atrous.models.convert`).
         output_stride: 4, 8, 16, 32, and up to 256 with replicas. Can be set at any time.
         weights: None for random ones, or ``imagenet`` for the backbone's; those of whole models are named in
             `atrous.load`.
@@ -55,6 +57,7 @@ class DeepLabV3(nn.Module):
         aspp_rates: Sequence[int] = (6, 12, 18),
         aspp_pointwise: bool = True,
         image_pooling: bool = True,
+        head_conv: bool = False,
         output_stride: int = 16,
         weights: str | None = None,
         stride_in: StrideIn | None = None,
@@ -77,6 +80,7 @@ class DeepLabV3(nn.Module):
             "aspp_rates": list(aspp_rates),
             "aspp_pointwise": aspp_pointwise,
             "image_pooling": image_pooling,
+            "head_conv": head_conv,
             "stride_in": stride_in,
         }
         self.num_classes = num_classes
@@ -95,7 +99,8 @@ class DeepLabV3(nn.Module):
             else nn.Identity()
         )
         channels = self.head.channels if isinstance(self.head, ASPP) else self.backbone.channels
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        self.head_conv = conv_bn_relu(channels, FILTERS, 3) if head_conv else nn.Identity()
+        self.classifier = nn.Conv2d(FILTERS if head_conv else channels, num_classes, 1)
         self._output_stride = output_stride
         self._frozen: Literal["no", "statistics", "all"] = "no"
         self._initialise_head()
@@ -143,14 +148,14 @@ class DeepLabV3(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise ValueError(f"images have the shape {tuple(images.shape)}, expected B,3,H,W with no side of 0")
         inputs = pad_to_grid(images, self.output_stride).to(self.classifier.weight.dtype)
-        logits: Tensor = self.classifier(self.head(self.backbone(inputs).out))
+        logits: Tensor = self.classifier(self.head_conv(self.head(self.backbone(inputs).out)))
         return logits.float() if logits.dtype != torch.float64 else logits
 
     def for_inference(self, *, dtype: torch.dtype | None = None) -> DeepLabV3:
         """A copy for inference alone: batch norm folded, ``channels_last``, in the machine's best number format.
 
         Args:
-            dtype: of weights and activations, such as ``torch.float32`` to hold it to that; None to let the machine decide.
+            dtype: of weights and activations; ``torch.float32`` holds it to that, None lets the machine decide.
 
         Returns:
             A model whose logits are this one's up to rounding, float32 as before; its `output_stride` can be set.
@@ -160,6 +165,7 @@ class DeepLabV3(nn.Module):
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that ImageNet does not know: the head's and the classifier's."""
         yield from self.head.parameters()
+        yield from self.head_conv.parameters()
         yield from self.classifier.parameters()
 
     def batch_norms(self) -> Iterator[nn.modules.batchnorm._BatchNorm]:
@@ -205,7 +211,7 @@ class DeepLabV3(nn.Module):
                 parameter.requires_grad_(self._frozen == "statistics")
 
     def _initialise_head(self) -> None:
-        for module in self.head.modules():
+        for module in (*self.head.modules(), *self.head_conv.modules()):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.classifier.weight, std=0.01)

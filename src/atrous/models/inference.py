@@ -113,7 +113,7 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
 
 def _what_remains(norm: nn.BatchNorm2d) -> nn.Module:
-    """timm's batch norm carries its activation."""
+    """Nothing, or the activation that timm's batch norm carries."""
     parts = [getattr(norm, name, None) for name in ("drop", "act")]
     kept = [part for part in parts if isinstance(part, nn.Module) and not isinstance(part, nn.Identity)]
     return nn.Sequential(*kept) if kept else nn.Identity()
