@@ -92,10 +92,16 @@ def tiny():  # noqa: ANN201
 
 
 @pytest.fixture(scope="session")
-def trained(tiny, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ANN001
-    """The folder of a finished run of `tiny`. To be read only."""
+def longer(tiny):  # noqa: ANN001, ANN201
+    """`tiny` for long enough to tell the classes apart."""
+    return replace(tiny, iterations=60, optimizer="adamw", lr=0.005, weight_decay=0.0, output_stride=8)
+
+
+@pytest.fixture(scope="session")
+def trained(longer, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ANN001
+    """The folder of a finished run of `longer`. To be read only."""
     from atrous.engine.train import train
 
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    train(replace(tiny, iterations=12), tiny_data, run, workers=0, device="cpu")
+    run = tmp_path_factory.mktemp("runs") / "longer"
+    train(longer, tiny_data, run, workers=0, device="cpu")
     return run

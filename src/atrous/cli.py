@@ -67,7 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _status_of(error: Exception) -> int:
     """The exit status that an error stands for; 0 for one that nobody foresaw."""
-    if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
+    if isinstance(
+        error,
+        ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError | PermissionError,
+    ):
         return 2
     if isinstance(error, FloatingPointError | OSError):
         return 1
@@ -85,7 +88,7 @@ def _parser() -> _Parser:
     parser = _Parser(prog="atrous", description="DeepLabv3: segment photographs, train, evaluate.")
     parser.add_argument("--version", action="version", version=f"atrous {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_add_demo, _add_predict, _add_train, _add_eval, _add_models, _add_data):
+    for add in (_add_demo, _add_predict, _add_train, _add_eval, _add_models, _add_data, _add_bench):
         add(commands)
     return parser
 
@@ -162,6 +165,23 @@ def _add_data(commands: Any) -> None:
     check = _command(inner, "check", _data_check, "is this data set sound?")
     check.add_argument("data", metavar="DATA", help="a folder, or voc:PATH, cityscapes:PATH, folder:PATH")
     _add_json(check)
+
+
+def _add_bench(commands: Any) -> None:
+    parser = _command(commands, "bench", _bench, "ours and the installed peers, turn by turn on the same weights")
+    parser.add_argument("what", choices=("infer", "train", "loss", "data", "conv"))
+    parser.add_argument(
+        "--peers", nargs="*", metavar="PEER", help="torchvision, smp, onnxruntime, openvino (default: all)"
+    )
+    parser.add_argument("--backbone", default="resnet50", help="(default: %(default)s)")
+    parser.add_argument("--output-stride", type=int, default=8, help="(default: %(default)s)")
+    parser.add_argument("--size", type=int, help="side of the images (default: 513, or 512 at output stride 16)")
+    parser.add_argument("-b", "--batch", type=int, help="(default: 1; 2 for train, 4 for loss)")
+    parser.add_argument("--fp32", action="store_true", help="leave bfloat16 out")
+    parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the result as JSON, too")
+    _add_device(parser)
+    _add_json(parser)
 
 
 def _add_inference(parser: _Parser) -> None:
@@ -291,10 +311,36 @@ def _data_check(found: argparse.Namespace) -> int:
     return 1 if report.problems else 0
 
 
+def _bench(found: argparse.Namespace) -> int:
+    from atrous.engine.checkpoint import write_text
+    from atrous.jobs.bench import bench, render
+
+    console = _stderr()
+    with console.status("") as status:
+        result = bench(
+            found.what,
+            peers=found.peers,
+            backbone=found.backbone,
+            output_stride=found.output_stride,
+            size=found.size,
+            batch=found.batch,
+            fp32=found.fp32,
+            rounds=found.rounds,
+            device=found.device,
+            progress=status.update,
+        )
+    if found.out:
+        write_text(found.out, json.dumps(result.as_dict(), indent=1) + "\n")
+    if found.json:
+        return _print_json(result.as_dict())
+    console.print(render(result))
+    return 0
+
+
 def _stderr() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=True, markup=False, emoji=False)  # names of files and classes hold anything
 
 
 def _print_json(value: Any) -> int:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -214,20 +215,38 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
     def _normalised(self, x: Tensor) -> Tensor:
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         if self.training:
-            from torch.distributed.nn.functional import all_reduce
-
-            count = x.new_tensor([x.numel() / x.shape[1]])
-            sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), count])
-            sums = all_reduce(sums)  # type: ignore[no-untyped-call]
+            exact = torch.promote_types(x.dtype, torch.float32)
+            local_variance, local_mean = torch.var_mean(x.to(exact), (0, 2, 3), correction=0)
+            # The squares are added up in float64: their difference is small beside them where the mean is large.
+            local = local_mean.double()
+            moments = torch.cat([local, local.square() + local_variance, local.new_ones(1)])
+            sums = _Sum.apply(moments * (x.numel() / x.shape[1]))
             total = sums[-1].detach()
             mean, square = (sums[:-1] / total).chunk(2)
-            variance = (square - mean.square()).clamp(min=0)
+            variance = (square - mean.square()).clamp(min=0).to(exact)
+            mean = mean.to(exact)
             if float(total) > 1:
                 with torch.no_grad():
                     self.running_mean.lerp_(mean, self.momentum)
-                    self.running_var.lerp_(variance * total / (total - 1), self.momentum)
+                    self.running_var.lerp_(variance * float(total / (total - 1)), self.momentum)
                 scale = self.weight * (variance + self.eps).rsqrt()
                 shifted: Tensor = x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
-                return shifted
+                return shifted.to(x.dtype)
         y: Tensor = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return y
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, and so of their gradients."""
+
+    @staticmethod
+    def forward(_: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total

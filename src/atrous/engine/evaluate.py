@@ -18,7 +18,8 @@ from atrous.data.image import Normalization
 from atrous.engine.distributed import World
 from atrous.engine.metrics import ConfusionMatrix, Scores
 from atrous.models.deeplab import DeepLabV3
-from atrous.ops.resize import resize, upsample, upsampled_argmax
+from atrous.ops.fused import upsampled_argmax
+from atrous.ops.resize import resize, upsample
 
 if TYPE_CHECKING:
     from atrous.data.datasets import SegmentationDataset
@@ -132,8 +133,7 @@ def predict_probabilities(
     Raises:
         ValueError: if there is no scale, or one is not positive.
     """
-    if not scales or any(not 0 < scale < float("inf") for scale in scales):
-        raise ValueError(f"scales are {tuple(scales)}, expected positive numbers")
+    check_scales(scales)
     height, width = images.shape[-2:]
     total: Tensor | None = None
     for scale in scales:
@@ -147,6 +147,16 @@ def predict_probabilities(
             total = probabilities if total is None else total.add_(probabilities)
     assert total is not None
     return total / (len(scales) * (2 if flip else 1))
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Refuse scales that are none.
+
+    Raises:
+        ValueError: if there is no scale, or one is not positive.
+    """
+    if not scales or any(not 0 < scale < float("inf") for scale in scales):
+        raise ValueError(f"scales are {tuple(scales)}, expected positive numbers")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from atrous.data.image import Normalization, write_image
 from atrous.data.overlay import overlay
+from atrous.engine.checkpoint import write_text
 from atrous.engine.evaluate import Evaluation, inference, predict_classes
 from atrous.models.deeplab import DeepLabV3
 
@@ -47,7 +48,7 @@ class Report:
     ) -> None:
         self.run, self.iterations, self.start, self.batch = run, iterations, start, batch
         self.silent, self.log_every = silent, log_every
-        self.console = Console(stderr=True, quiet=silent)
+        self.console = Console(stderr=True, quiet=silent, markup=False, emoji=False)  # names of files hold anything
         self.live = self.console.is_terminal
         self.losses: list[float] = []
         self.clock = time.perf_counter()
@@ -162,6 +163,7 @@ def _keep_rows(path: Path, start: int) -> None:
     """Drop the rows of steps that are about to be done again."""
     if not path.exists():
         return
-    header, *rows = path.read_text(encoding="utf-8").splitlines()
-    kept = [row for row in rows if row.split(",")[0].isdecimal() and int(row.split(",")[0]) <= start]
-    path.write_text("\n".join([header, *kept]) + "\n", encoding="utf-8")
+    # A run killed while it wrote leaves a first or last row that is not whole.
+    rows = [row.split(",") for row in path.read_text(encoding="utf-8").splitlines()]
+    kept = [row for row in rows if len(row) == len(COLUMNS) and row[0].isdecimal() and int(row[0]) <= start]
+    write_text(path, "".join(",".join(row) + "\n" for row in [COLUMNS, *kept]))

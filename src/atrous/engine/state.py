@@ -18,6 +18,7 @@ from atrous.engine.distributed import World, synchronise_batch_norm
 from atrous.engine.recipe import Recipe
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import MODEL_FILE, ModelCard, load_into, read_card, resolve, save
+from atrous.ops.fused import upsampled_cross_entropy_sum
 from atrous.ops.resize import cross_entropy_sum, label_weight
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,7 +34,7 @@ class Objective(nn.Module):
         self.model = model
         self.normalise = Normalization(model.mean, model.std)
         self.amp = PRECISIONS.get(recipe.amp)
-        self.setting: dict[str, Any] = {"upsampled": recipe.upsample_logits, "ignore": ignore}
+        self.upsampled, self.ignore = recipe.upsample_logits, ignore
         weights = torch.tensor(recipe.class_weights) if recipe.class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -43,11 +44,23 @@ class Objective(nn.Module):
         inputs = self.normalise(images).contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, self.amp, enabled=self.amp is not None):
             logits = model.grid_logits(inputs)
-        return cross_entropy_sum(logits, labels, model.output_stride, class_weights=self.class_weights, **self.setting)
+        if self.upsampled:
+            return upsampled_cross_entropy_sum(
+                logits, labels, model.output_stride, self.class_weights, ignore=self.ignore
+            )
+        return cross_entropy_sum(
+            logits, labels, model.output_stride, upsampled=False, class_weights=self.class_weights, ignore=self.ignore
+        )
 
     def weight(self, labels: Tensor) -> Tensor:
         """What the sum is to be divided by."""
-        return label_weight(labels, self.model.output_stride, class_weights=self.class_weights, **self.setting)
+        return label_weight(
+            labels,
+            self.model.output_stride,
+            upsampled=self.upsampled,
+            class_weights=self.class_weights,
+            ignore=self.ignore,
+        )
 
 
 @dataclass

@@ -202,9 +202,10 @@ def _next_part(batches: Iterator[Part | Exception]) -> Part:
 
 
 def _ignore_interrupts(_: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the training process decides what to do.
+    # Ctrl-C, and a service manager's SIGTERM, reach every process of a group; the training process decides what to do.
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _claim(run: Path, recipe: Recipe, resume: bool, here: World) -> None:

@@ -29,7 +29,7 @@ from atrous.data.image import MAX_PIXELS, Normalization, read_image, to_tensor, 
 from atrous.data.labels import Labels
 from atrous.data.overlay import overlay
 from atrous.engine.distributed import pick_device
-from atrous.engine.evaluate import inference, predict_classes, predict_probabilities
+from atrous.engine.evaluate import check_scales, inference, predict_classes, predict_probabilities
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
 
@@ -88,7 +88,8 @@ class Predictor:
         max_pixels: refuse larger photographs.
 
     Raises:
-        ValueError: if there are not as many labels as the model has classes, or the stride cannot be reached.
+        ValueError: if there are not as many labels as the model has classes, the stride cannot be
+            reached, or a scale is not positive.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Predictor:
     ) -> None:
         if len(labels) != model.num_classes:
             raise ValueError(f"there are {len(labels)} labels, the model has {model.num_classes} classes")
+        check_scales(scales)
         self.device = pick_device(device)
         self.model = model.to(self.device).for_inference(dtype=dtype)
         if output_stride is not None:

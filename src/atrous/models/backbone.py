@@ -207,10 +207,18 @@ def _stand_in(layer: nn.Module) -> nn.Module | None:
     return AtrousPool2d(layer) if even or isinstance(layer, nn.AvgPool2d) else None
 
 
+@lru_cache(maxsize=16)
+def _without_data(name: str) -> Any:
+    try:
+        with torch.device("meta"):
+            return _create(name).eval()
+    except ValueError:  # some networks look at the values of their tensors while they are built
+        return _create(name).eval().to("meta")
+
+
 def _twin(name: str) -> Any:
     """The network without data, to look at its shapes."""
-    with torch.device("meta"):
-        return _create(name).eval()
+    return copy.deepcopy(_without_data(name))
 
 
 def _spatial(net: nn.Module) -> dict[str, nn.Module]:

@@ -88,7 +88,9 @@ class ModelCard:
             raw["mean"], raw["std"] = (tuple(float(v) for v in raw[key]) for key in ("mean", "std"))
             assert isinstance(raw["arguments"], dict) and len(raw["mean"]) == len(raw["std"]) == 3
             assert len(raw["palette"]) == len(raw["names"]) == raw["arguments"]["num_classes"]
-        except (TypeError, KeyError, AssertionError) as error:
+            assert all(0 <= part <= 255 for colour in raw["palette"] for part in colour) and min(raw["std"]) > 0
+            assert len(raw["names"]) <= raw.get("ignore", 255) <= 255
+        except (TypeError, KeyError, AssertionError, OverflowError) as error:
             raise ValueError(f"the model card is not well formed: {error!r}") from error
         return cls(**raw)
 
@@ -124,10 +126,13 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
     path = resolve(source)
     card = read_card(path)
     try:
-        model = DeepLabV3(**card.arguments, output_stride=output_stride or card.output_stride)
-    except TypeError as error:
+        # Without weights=None, a card could ask for a download.
+        model = DeepLabV3(**card.arguments, weights=None, output_stride=card.output_stride)
+    except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: its model card does not describe a DeepLabV3: {error}") from error
     load_into(model, path)
+    if output_stride is not None:
+        model.output_stride = output_stride
     model.backbone.mean, model.backbone.std = card.mean, card.std
     return model.eval(), card
 

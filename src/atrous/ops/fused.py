@@ -1,9 +1,9 @@
 """The loss of section 4.1 and the prediction from it, on full-resolution pixels without full-resolution logits.
 
 `upsampled_cross_entropy_sum` is ``cross_entropy_sum(..., upsampled=True)`` of `resize`, and `upsampled_argmax` its
-namesake there; both bring the logits up tile by tile, a tile being a few rows of pixels that fit in the cache. What makes
-them fast is that bilinear upsampling by an integer factor is a product with two small constant matrices, one for rows and
-one for columns:
+namesake there; both bring the logits up tile by tile, a tile being some rows of pixels that stay in the cache. What
+makes them fast is that bilinear upsampling by an integer factor is a product with two small constant matrices, one for
+rows and one for columns:
 
 - the transposed products carry the gradient back, so the softmax is evaluated once, in the forward pass, and what is
   kept for the backward pass is a gradient of the size of the small logits;
@@ -18,30 +18,19 @@ On CUDA the loss is one Triton kernel instead (`fused_triton`), where Triton is 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from atrous.ops.resize import IGNORE, grid_size
-
-TILE = 1 << 19
-"""Elements of a tile: two megabytes of float32, which stay in the caches; fewer cost more calls than they save misses.
-
-PyTorch gives a thread at least 32768 elements, so that this keeps up to 16 threads busy.
-"""
-
-TILE_GPU = 1 << 24
-"""Elements of a tile on a GPU: large enough that the launches of the operators do not count."""
-
-CELLS = 16
-"""Cells that one product along the columns covers: a longer one multiplies more zeros, a shorter one is called more."""
+from atrous.ops.tiles import Upsampler, compute_dtype, parts
 
 SMALLEST_SUM = 2.0**-90
-"""A sum of exponentials below this may have lost its small terms, and its pixels are done again with their own maximum."""
+"""A sum of exponentials below this may lack small terms; its tile is done again with each pixel's own maximum."""
 
 
 def upsampled_cross_entropy_sum(
@@ -67,9 +56,9 @@ def upsampled_cross_entropy_sum(
         A scalar, float32 (float64 for float64 logits). Without a valid pixel it is 0, and its gradient too.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, or (on CPU) a label is neither a class nor `ignore`. On CUDA such a label
-            is a device-side assertion, as in `torch.nn.functional.cross_entropy`: a look at the labels would wait for
-            the device.
+        ValueError: shapes or dtypes do not fit, or (on CPU) a label is neither a class nor `ignore`. On CUDA such a
+            label is a device-side assertion, as in `torch.nn.functional.cross_entropy`: a look at the labels would wait
+            for the device.
     """
     _check_grid(logits, (labels.shape[-2], labels.shape[-1]), output_stride)
     if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
@@ -83,7 +72,7 @@ def upsampled_cross_entropy_sum(
             )
         class_weights = class_weights.detach()
     with_gradient = torch.is_grad_enabled() and logits.requires_grad
-    loss, _ = _cross_entropy(logits, labels, class_weights, output_stride, ignore, with_gradient)
+    loss: Tensor = _cross_entropy(logits, labels, class_weights, output_stride, ignore, with_gradient)[0]
     return loss
 
 
@@ -128,111 +117,9 @@ def _check_grid(logits: Tensor, size: tuple[int, int], stride: int) -> None:
         )
 
 
-# Upsampling by tiles ------------------------------------------------------------------------------------------------
-
-
-class _Upsampler:
-    """Upsampling of some images, tile by tile from the top, and the way back for gradients.
-
-    Everything is laid out as row, image, class, column, so that each interpolation is one matrix product on contiguous
-    rows, and what is taken over classes runs along whole rows of pixels.
-    """
-
-    def __init__(self, small: Tensor, size: tuple[int, int], stride: int, rows: int) -> None:
-        """Prepare `small`, h,n,K,w float, for tiles of at most `rows` rows of an image of `size`."""
-        self.small = small.flatten(1, 2)
-        self.height, self.width = size
-        self.stride, self.rows = stride, rows
-        self.images, self.classes = small.shape[1:3]
-        h, lines, w = self.small.shape
-        position = torch.arange(min(CELLS, max(w - 1, 1)) * stride + 1, device=small.device, dtype=small.dtype) / stride
-        feature = torch.arange(min(CELLS + 1, w), device=small.device, dtype=small.dtype)
-        self.columns = (1 - (position - feature[:, None]).abs()).clamp_(min=0)
-        self.columns_back = self.columns.t().contiguous()
-        lower = position[:stride]
-        self.weights = torch.stack((1 - lower, lower), 1)
-        self.pair = small.new_zeros(2, lines, self.width)
-        self.tile = small.new_empty(rows, self.images, self.classes, self.width)
-        self.pair_gradient = torch.zeros_like(self.pair)
-        self.gradient = torch.zeros_like(self.small)
-
-    def _chunks(self) -> Iterator[tuple[slice, slice]]:
-        """Features and the pixels that lie between them; the last chunk's end with the last pixel."""
-        w = self.small.shape[2]
-        for first in range(0, max(w - 1, 1), CELLS):
-            last = min(first + CELLS, w - 1)
-            end = self.width if last == w - 1 else last * self.stride
-            yield slice(first, last + 1), slice(first * self.stride, end)
-
-    def _widen(self, row: int, out: Tensor) -> None:
-        for features, pixels in self._chunks():
-            values = self.small[row, :, features]
-            matrix = self.columns[: values.shape[1], : pixels.stop - pixels.start]
-            torch.mm(values, matrix, out=out[:, pixels])
-
-    def _narrow(self, gradient: Tensor, row: int) -> None:
-        for features, pixels in self._chunks():
-            out = self.gradient[row, :, features]
-            out.addmm_(gradient[:, pixels], self.columns_back[: pixels.stop - pixels.start, : out.shape[1]])
-
-    def tiles(self) -> Iterator[tuple[slice, Tensor]]:
-        """Rows of pixels and their values, r,n,K,W, in a buffer that the next tile overwrites."""
-        h = self.small.shape[0]
-        self._widen(0, self.pair[1])
-        for row in range(h):
-            self.pair[0].copy_(self.pair[1])
-            if row + 1 < h:
-                self._widen(row + 1, self.pair[1])
-            top = row * self.stride
-            bottom = min(top + self.stride, self.height)
-            for first in range(top, bottom, self.rows):
-                pixels = slice(first, min(first + self.rows, bottom))
-                yield pixels, self.values(pixels)
-            self._leave(row)
-
-    def values(self, pixels: slice) -> Tensor:
-        """Fill the buffer for some rows of pixels below the current row of features."""
-        tile = self.tile[: pixels.stop - pixels.start]
-        lower = self._weights(pixels)[:, 1].view(-1, 1, 1)
-        torch.lerp(self.pair[:1], self.pair[1:], lower, out=tile.flatten(1, 2))
-        return tile
-
-    def _weights(self, pixels: slice) -> Tensor:
-        first = pixels.start % self.stride
-        return self.weights[first : first + pixels.stop - pixels.start]
-
-    def add_gradient(self, pixels: slice, gradient: Tensor) -> None:
-        """Add the gradient with respect to the tile just given, r,n,K,W."""
-        self.pair_gradient.flatten(1).addmm_(self._weights(pixels).t(), gradient.flatten(1))
-
-    def _leave(self, row: int) -> None:
-        self._narrow(self.pair_gradient[0], row)
-        self.pair_gradient[0].copy_(self.pair_gradient[1])
-        self.pair_gradient[1].zero_()
-
-
-def _plan(shape: torch.Size, width: int, stride: int, device: torch.device) -> tuple[int, int]:
-    """Images and rows that make up a tile: as many as `TILE` holds."""
-    budget = TILE if device.type == "cpu" else TILE_GPU
-    line = shape[1] * width
-    pieces = math.ceil(stride / max(1, min(stride, budget // line)))
-    rows = math.ceil(stride / pieces)
-    images = max(1, min(shape[0], budget // (line * rows))) if pieces == 1 else 1
-    return math.ceil(shape[0] / math.ceil(shape[0] / images)), rows
-
-
-def _parts(logits: Tensor, size: tuple[int, int], stride: int) -> Iterator[tuple[slice, Tensor, int]]:
-    """Images, their logits as h,n,K,w float32 or float64, and the rows of a tile."""
-    images, rows = _plan(logits.shape, size[1], stride, logits.device)
-    for first in range(0, logits.shape[0], images):
-        part = slice(first, first + images)
-        small = logits[part].permute(2, 0, 1, 3)
-        # `copy`, for the caller's logits must not be changed by what is done in place to these.
-        yield part, small.to(_compute_dtype(logits), copy=True, memory_format=torch.contiguous_format), rows
-
-
-def _compute_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 # Cross-entropy ------------------------------------------------------------------------------------------------------
@@ -248,7 +135,7 @@ def _cross_entropy(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """The loss and, `with_gradient`, its gradient in the shape of the logits; empty otherwise."""
-    if logits.is_cuda and logits.dtype != torch.float64 and importlib.util.find_spec("triton"):
+    if logits.is_cuda and logits.dtype != torch.float64 and _has_triton():
         from atrous.ops.fused_triton import cross_entropy
 
         return cross_entropy(logits, labels, class_weights, output_stride, ignore, with_gradient)
@@ -260,14 +147,14 @@ def _cross_entropy(
 def _cross_entropy_by_tiles(
     logits: Tensor, labels: Tensor, class_weights: Tensor | None, stride: int, ignore: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    dtype = _compute_dtype(logits)
+    dtype = compute_dtype(logits)
     gradient = torch.empty_like(logits if with_gradient else logits.new_empty(0), dtype=dtype)
     truth = _Labels(labels, logits.shape[1], class_weights, ignore, dtype)
     size = (labels.shape[-2], labels.shape[-1])
     total = 0.0
-    for images, small, rows in _parts(logits, size, stride):
+    for images, small, rows in parts(logits, size, stride):
         small -= small.amax(2, keepdim=True)
-        upsampler = _Upsampler(small.mul_(1 / math.log(2)), size, stride, rows)
+        upsampler = Upsampler(small.mul_(1 / math.log(2)), size, stride, rows)
         total += _CrossEntropy(upsampler, truth, images).run(with_gradient)
         if with_gradient:
             gradient[images] = upsampler.gradient.view_as(small).permute(1, 2, 0, 3)
@@ -299,16 +186,17 @@ class _Labels:
 
     def codes(self, images: slice, pixels: slice) -> Tensor:
         """Some rows of labels, r,n,W int64: classes, and above them what is to be ignored and what is wrong."""
-        labels = self.labels[images, pixels].transpose(0, 1)
-        if labels.dtype == torch.uint8:
-            return labels.to(torch.int64, memory_format=torch.contiguous_format)
-        codes = labels.clamp(max=self.classes).masked_fill_(labels < 0, self.classes).long()
-        return codes.masked_fill_(labels == self.ignore, self.classes + 1).contiguous()
+        labels = self.labels[images, pixels].transpose(0, 1).long().contiguous()
+        if self.labels.dtype == torch.uint8:
+            return labels
+        codes = labels.clamp(max=self.classes).masked_fill_(labels < 0, self.classes)
+        return codes.masked_fill_(labels == self.ignore, self.classes + 1)
 
     def check(self) -> None:
         """Raise ValueError if there is a wrong label."""
-        wrong = (self.labels >= self.classes) | (self.labels < 0)
-        found = self.labels[wrong & (self.labels != self.ignore)].unique()[:8].tolist()
+        labels = self.labels.long()
+        wrong = (labels >= self.classes) | (labels < 0)
+        found = sorted(set(labels[wrong & (labels != self.ignore)].tolist()))[:8]
         if found:
             raise ValueError(f"labels must be 0 to {self.classes - 1}, or {self.ignore} to be ignored; found {found}")
 
@@ -316,7 +204,7 @@ class _Labels:
 class _CrossEntropy:
     """Loss and gradient of some images, in units of log 2 as their logits are."""
 
-    def __init__(self, upsampler: _Upsampler, labels: _Labels, images: slice) -> None:
+    def __init__(self, upsampler: Upsampler, labels: _Labels, images: slice) -> None:
         self.upsampler, self.labels, self.images = upsampler, labels, images
         rows, n, classes, width = upsampler.tile.shape
         line = torch.arange(rows * n, device=upsampler.tile.device).view(rows, n, 1)
@@ -365,7 +253,7 @@ def _(
     ignore: int,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    dtype = _compute_dtype(logits)
+    dtype = compute_dtype(logits)
     gradient = torch.empty_like(logits if with_gradient else logits.new_empty(0), dtype=dtype)
     return logits.new_empty((), dtype=dtype), gradient
 
@@ -396,8 +284,8 @@ _cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 def _argmax(logits: Tensor, height: int, width: int, output_stride: int) -> Tensor:
     classes = torch.empty(len(logits), height, width, dtype=torch.uint8, device=logits.device)
     with torch.autocast(logits.device.type, enabled=False):
-        for images, small, rows in _parts(logits, (height, width), output_stride):
-            for pixels, tile in _Upsampler(small, (height, width), output_stride, rows).tiles():
+        for images, small, rows in parts(logits, (height, width), output_stride):
+            for pixels, tile in Upsampler(small, (height, width), output_stride, rows).tiles():
                 classes[images, pixels] = _first_maximum(tile).transpose(0, 1)
     return classes
 

@@ -1,8 +1,8 @@
 """The cross-entropy of `fused` on CUDA, as one Triton kernel: section 4.1, "Upsampling logits".
 
 A program takes one cell, the output_stride x output_stride pixels between four features. It holds the four features'
-logits, goes through the pixels block by block, and leaves the loss of the cell and the four features' gradients: nothing
-of the size of the upsampled logits is ever written.
+logits, goes through the pixels block by block, and leaves the loss of the cell and the four features' gradients:
+nothing of the size of the upsampled logits is ever written.
 
 Neighbouring cells share features. So that their gradients can be added without atomic operations, whose order changes
 from run to run, cells of even and odd row and column are launched one after the other.
@@ -16,8 +16,8 @@ from itertools import product
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 BLOCK = 4096
@@ -55,7 +55,7 @@ def cross_entropy(
     wrong = torch.zeros(batch, h, w, dtype=torch.int32, device=logits.device)
     step = 2 if with_gradient else 1
     strides = gradient.stride() if with_gradient else (0,) * 4
-    with torch.cuda.device_of(logits):
+    with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
         for row, column in product(range(min(step, h)), range(min(step, w))):
             cells = (-(-(h - row) // step), -(-(w - column) // step))
             _cells[(batch * cells[0] * cells[1],)](
@@ -76,8 +76,8 @@ def _meta(classes: int, stride: int, step: int) -> dict[str, Any]:
     return {"S": stride, "STEP": step, "KP": padded, "P": block, "num_warps": warps}
 
 
-@triton.jit
-def _cells(
+@triton.jit  # type: ignore[untyped-decorator]
+def _cells(  # type: ignore[no-untyped-def]
     logits,
     labels,
     weights,
@@ -115,17 +115,18 @@ def _cells(
     j = cell % cell_columns * STEP + column
     # 64 bits: a batch of logits or labels may well have more elements than 32 bits count.
     b = (cell // (cell_columns * cell_rows)).to(tl.int64)
-    below, right = i + 1 < h, j + 1 < w
     k = tl.arange(0, KP)
     real = k < K
+    # Compared as vectors: the interpreter does not take a scalar for a part of a mask.
+    right, below = real & (j + 1 + 0 * k < w), real & (i + 1 + 0 * k < h)
 
     at = logits + b * logits_b + k.to(tl.int64) * logits_k + i.to(tl.int64) * logits_y + j.to(tl.int64) * logits_x
-    # Classes that pad K to a power of two: finite, for 0 times infinity would not be 0, and 0 after the exponential.
-    # A neighbour beyond the last feature is never more than 0 times read; the padding serves there, too.
-    v00 = tl.load(at, mask=real, other=-1e30).to(tl.float32)
-    v01 = tl.load(at + logits_x, mask=real & right, other=-1e30).to(tl.float32)
-    v10 = tl.load(at + logits_y, mask=real & below, other=-1e30).to(tl.float32)
-    v11 = tl.load(at + logits_y + logits_x, mask=real & below & right, other=-1e30).to(tl.float32)
+    # Classes that pad K to a power of two vanish in the exponential. Finite, for 0 times infinity would not be 0.
+    padding = tl.where(real, 0.0, -1e30)
+    v00 = tl.load(at, mask=real, other=0.0).to(tl.float32) + padding
+    v01 = tl.load(at + logits_x, mask=right, other=0.0).to(tl.float32) + padding
+    v10 = tl.load(at + logits_y, mask=below, other=0.0).to(tl.float32) + padding
+    v11 = tl.load(at + logits_y + logits_x, mask=below & right, other=0.0).to(tl.float32) + padding
 
     g00 = tl.zeros((KP,), tl.float32)
     g01 = tl.zeros((KP,), tl.float32)
@@ -168,6 +169,6 @@ def _cells(
         to += i.to(tl.int64) * gradient_y + j.to(tl.int64) * gradient_x
         tl.store(to, tl.load(to, mask=real) + g00, mask=real)
         to_right, to_below, to_both = to + gradient_x, to + gradient_y, to + gradient_y + gradient_x
-        tl.store(to_right, tl.load(to_right, mask=real & right) + g01, mask=real & right)
-        tl.store(to_below, tl.load(to_below, mask=real & below) + g10, mask=real & below)
-        tl.store(to_both, tl.load(to_both, mask=real & below & right) + g11, mask=real & below & right)
+        tl.store(to_right, tl.load(to_right, mask=right) + g01, mask=right)
+        tl.store(to_below, tl.load(to_below, mask=below) + g10, mask=below)
+        tl.store(to_both, tl.load(to_both, mask=below & right) + g11, mask=below & right)

@@ -1,0 +1,98 @@
+"""The public names, that importing is cheap, and the flags of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+
+import pytest
+
+import atrous
+from atrous import cli
+
+
+def test_all_is_sorted_and_every_name_is_there() -> None:
+    assert atrous.__all__ == sorted(atrous.__all__)
+    for name in atrous.__all__:
+        value = getattr(atrous, name)
+        assert value.__name__ == name and value.__doc__
+    assert set(atrous.__all__) <= set(dir(atrous))
+
+
+def test_the_names_of_the_plan_are_public() -> None:
+    assert {"DeepLabV3", "Predictor", "Segmentation", "load", "evaluate", "train"} <= set(atrous.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'atrous' has no attribute 'DeepLabV4'"):
+        _ = atrous.DeepLabV4
+
+
+def loaded_by(code: str) -> set[str]:
+    tail = "\nimport sys\nprint(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code + tail], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+HEAVY = {"torch", "torchvision", "timm", "matplotlib", "tensorboard", "numpy", "PIL", "rich", "yaml", "sklearn"}
+
+
+@pytest.mark.parametrize(
+    ("code", "loaded"),
+    [
+        ("import atrous", set()),
+        ("from atrous.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass", set()),
+        ("from atrous import load_recipe", {"yaml"}),
+        ("from atrous import DeepLabV3, Predictor, evaluate, train", {"torch", "numpy", "PIL", "rich", "yaml"}),
+    ],
+    ids=["import", "--help", "a recipe", "everything"],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(code: str, loaded: set[str]) -> None:
+    assert loaded_by(code) & HEAVY == loaded
+
+
+def test_help_answers_in_half_a_second() -> None:
+    seconds = []
+    while len(seconds) < 3 or (min(seconds) >= 0.5 and len(seconds) < 10):  # the best, for others use the machine
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "atrous", "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - started)
+        assert "segment photographs" in done.stdout
+    assert min(seconds) < 0.5
+
+
+FLAGS = {
+    "": ["--help", "--version", "-h"],
+    "demo": ["--device", "--help", "--json", "--out", "-h"],
+    "predict": ["--device", "--flip", "--help", "--json", "--out", "--output-stride", "--scales", "-h"],
+    "train": [
+        "--accumulate", "--amp", "--batch", "--data", "--device", "--ema", "--help", "--iterations", "--json", "--lr",
+        "--out", "--output-stride", "--reset-head", "--resume", "--seed", "--set", "--weights", "--workers", "-b", "-h",
+        "-j",
+    ],
+    "eval": ["--data", "--device", "--flip", "--help", "--json", "--output-stride", "--scales", "--split", "-h"],
+    "val": ["--data", "--device", "--flip", "--help", "--json", "--output-stride", "--scales", "--split", "-h"],
+    "models": ["--help", "--json", "-h"],
+    "data": ["--help", "-h"],
+    "data check": ["--help", "--json", "-h"],
+    "bench": [
+        "--backbone", "--batch", "--device", "--fp32", "--help", "--json", "--out", "--output-stride", "--peers",
+        "--rounds", "--size", "-b", "-h",
+    ],
+}  # fmt: skip
+"""Every flag there is. A new one needs a better reason than a key of the recipe has."""
+
+
+def flags(parser: argparse.ArgumentParser, path: str = "") -> dict[str, list[str]]:
+    found = {path: sorted(parser._option_string_actions)}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                found |= flags(inner, f"{path} {name}".strip())
+    return found
+
+
+def test_the_flags_are_these() -> None:
+    assert flags(cli._parser()) == FLAGS

@@ -1,0 +1,47 @@
+"""What README.md says is so: its Python runs, its commands parse, its files are there."""
+
+import re
+import shlex
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from atrous.cli import _parser
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photograph = resources.files("atrous") / "jobs" / "assets" / "pavilion.jpg"
+    (tmp_path / "street.jpg").write_bytes(photograph.read_bytes())
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def commands() -> list[str]:
+    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [
+        part.split("  #")[0].strip() for line in lines for part in line.split("&&") if part.strip().startswith("atrous")
+    ]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_parse(command: str) -> None:
+    assert _parser().parse_args(shlex.split(command)[1:]).run is not None
+
+
+def test_files_named_are_there() -> None:
+    tree = [line.split()[0] for block in blocks("") for line in block.splitlines() if line.startswith("src/")]
+    assert len(tree) == 6
+    named = [name.replace("atrous/", "src/atrous/", 1) for name in re.findall(r"`(atrous/[\w/]+\.py)`", README)]
+    named += re.findall(r"\]\((docs/[\w./-]+)\)", README) + re.findall(r"`(docs/[\w./-]+|src/[\w./]+)`", README)
+    assert named
+    missing = [name for name in [*tree, *named] if not (ROOT / name).exists()]
+    assert not missing

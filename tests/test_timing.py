@@ -1,0 +1,42 @@
+"""The harness that compares: turn by turn, ratios, peers that are missing."""
+
+import time
+
+import pytest
+import torch
+
+from atrous.jobs.timing import Candidate, Row, compare, matrix_peak, peak_memory, render
+
+
+def test_ratios_are_against_the_first_and_skipped_rows_stay() -> None:
+    calls: list[str] = []
+
+    def busy(name: str, seconds: float) -> Candidate:
+        def run() -> None:
+            calls.append(name)
+            time.sleep(seconds)
+
+        return Candidate(name, run, gflop=0.5)
+
+    skipped = Row("absent", note="skipped: not installed", skipped=True)
+    result = compare("sleep", {"n": 1}, [busy("ours", 0.02), busy("theirs", 0.06), skipped], rounds=3)
+    ours, theirs, absent = result.rows
+    assert ours.ratio == ours.ratio_low == 1 and 1.5 < theirs.ratio < 6 and absent is skipped
+    assert ours.gflop_per_second == pytest.approx(0.5 / ours.seconds)
+    # A warm-up and a look at the memory each, then turns that begin with another candidate each time.
+    assert calls == ["ours", "ours", "theirs", "theirs", "ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    assert result.as_dict()["rows"][2]["note"] == "skipped: not installed"
+    assert render(result).row_count == 3
+
+
+def test_peak_memory_sees_what_is_held_during_a_run() -> None:
+    def hold() -> None:
+        block = torch.ones(50_000_000)
+        block.add_(1)
+        time.sleep(0.02)
+
+    assert 150 < peak_memory(hold) < 400
+
+
+def test_the_peak_is_a_rate() -> None:
+    assert matrix_peak(torch.float32, torch.device("cpu"), 256) > 0.1

@@ -1,0 +1,368 @@
+"""The loop: it learns, it can be stopped and resumed at any step without a trace, and it refuses what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from atrous.data.datasets import open_dataset
+from atrous.engine import checkpoint
+from atrous.engine.evaluate import evaluate
+from atrous.engine.recipe import Recipe, load_recipe
+from atrous.engine.state import State
+from atrous.engine.train import Crops, Stopped, train
+from atrous.models.weights import load
+
+
+def run(recipe: Recipe, data: Path, folder: Path, **options: Any) -> float | None:
+    return train(recipe, data, folder, **{"workers": 0, "device": "cpu", **options})
+
+
+def losses(folder: Path) -> list[float]:
+    with open(folder / "log.csv", newline="", encoding="utf-8") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    found = checkpoint.load_newest(folder)
+    assert found is not None
+    return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states are equal to the last bit."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def test_a_run_leaves_all_that_it_promises(trained: Path, tiny_data: Path) -> None:
+    assert {path.name for path in trained.iterdir()} >= {"recipe.yaml", "log.csv", "last", "best", "predictions.png"}
+    assert any(path.name.startswith("events.out") for path in trained.iterdir())
+    assert {path.name for path in (trained / "best").iterdir()} == {"model.safetensors", "model.json"}
+    assert checkpoint.steps(trained) == [60]
+    model, card = load(trained)
+    assert card.names == ("ground", "red", "green", "blue")
+    assert card.recipe["backbone"] == load_recipe(trained / "recipe.yaml").backbone == "timm/lcnet_050"
+    assert card.metrics["val"]["step"] == 60 and card.metrics["val"]["images"] == 4
+    assert card.data == "shapes, split train, 8 images"
+    found = evaluate(model, open_dataset(tiny_data, "val"))
+    assert found.scores.miou == pytest.approx(card.metrics["val"]["miou"], abs=0.01)  # float16 moves a pixel or two
+
+
+def test_a_tiny_data_set_is_overfitted(tmp_path: Path, make_data: Callable[..., Path]) -> None:
+    data = make_data(tmp_path / "data", {"train": 4})
+    recipe = Recipe(
+        backbone="timm/tf_efficientnet_lite0", multi_grid=None, aspp_rates=(1,), weights="imagenet", crop=65,
+        train_split="train", val_split="train", scales=(1.0, 1.0), flip=0.0, output_stride=4, batch=4, iterations=32,
+        optimizer="adamw", lr=0.002, head_lr_factor=2.0, weight_decay=0.0, batch_norm_decay=0.8, val_every=1_000,
+        save_every=1_000,
+    )  # fmt: skip
+    best = run(recipe, data, tmp_path / "run")
+    found = losses(tmp_path / "run")
+    assert found[-1] < found[0] / 3
+    assert best is not None and best > 0.95
+
+
+@pytest.fixture(scope="module")
+def straight(tiny: Recipe, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, dict[str, Any]]:
+    """A run that never stopped: with everything that has a state of its own."""
+    recipe = replace(tiny, iterations=5, batch=6, accumulate=2, ema=0.9, photometric=0.3, val_every=2, warmup=2)
+    folder = tmp_path_factory.mktemp("straight")
+    run(recipe, tiny_data, folder)
+    return recipe, final_state(folder)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal while it takes the step after `step` steps."""
+    real = State.take_step
+
+    def take_step(state: State, *arguments: Any) -> float:
+        if state.step == step - 1:
+            os.kill(os.getpid(), number)
+        return real(state, *arguments)
+
+    monkeypatch.setattr(State, "take_step", take_step)
+
+
+@pytest.mark.parametrize(("stops", "workers"), [([1], 0), ([2, 4], 0), ([3], 1)])
+def test_stopped_and_resumed_ends_byte_equal_to_the_run_that_never_stopped(
+    stops: list[int],
+    workers: int,
+    straight: tuple[Recipe, dict[str, Any]],
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe, expected = straight
+    for stop in stops:
+        with monkeypatch.context() as patch:
+            stop_at(patch, stop)
+            with pytest.raises(Stopped, match=f"stopped at step {stop} and saved; .*--resume") as caught:
+                run(recipe, tiny_data, tmp_path, resume=stop != stops[0], workers=workers)
+        assert caught.value.status == 143 and checkpoint.steps(tmp_path)[-1] == stop
+    torch.manual_seed(12345)  # whatever another process would start with
+    run(recipe, tiny_data, tmp_path, resume=True, workers=workers)
+    assert same(final_state(tmp_path), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stopped_at_every_step(stop: int, workers: int, straight, tiny_data, tmp_path, monkeypatch) -> None:
+    recipe, expected = straight
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, stop)
+        run(recipe, tiny_data, tmp_path, workers=workers)
+    run(recipe, tiny_data, tmp_path, resume=True, workers=workers)
+    assert same(final_state(tmp_path), expected)
+
+
+def test_killed_before_the_last_save_the_run_goes_on_from_the_one_before(
+    straight: tuple[Recipe, dict[str, Any]], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, expected = straight
+    recipe = replace(recipe, save_every=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def killed(state: State, *arguments: Any) -> float:
+            if state.step == 4:
+                raise KeyboardInterrupt  # after step-2 and step-4 were saved
+            return real(state, *arguments)
+
+        real = State.take_step
+        patch.setattr(State, "take_step", killed)
+        run(recipe, tiny_data, tmp_path)
+    assert checkpoint.steps(tmp_path) == [2, 4]
+    os.truncate(tmp_path / "checkpoints" / "step-4" / checkpoint.STATE, 1000)
+    run(recipe, tiny_data, tmp_path, resume=True)
+    assert same(final_state(tmp_path), expected)
+
+
+def test_a_finished_run_resumed_changes_nothing(trained: Path, longer: Recipe, tiny_data: Path) -> None:
+    before = (trained / "best" / "model.safetensors").read_bytes()
+    best = run(longer, tiny_data, trained, resume=True)
+    assert best == final_state(trained)["best"]
+    assert (trained / "best" / "model.safetensors").read_bytes() == before
+
+
+def test_the_best_weights_are_kept_and_not_the_last(
+    tiny: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from atrous.engine import train as module
+
+    values = iter([0.2, 0.9, 0.3])
+
+    def scored(*arguments: Any, **options: Any) -> Any:
+        found = evaluate(*arguments, **options)
+        return replace(found, scores=replace(found.scores, miou=next(values)))
+
+    monkeypatch.setattr(module, "evaluate", scored)
+    assert run(replace(tiny, iterations=3, val_every=1), tiny_data, tmp_path) == 0.9
+    assert load(tmp_path)[1].metrics["val"]["step"] == 2
+
+
+def test_without_a_validation_split_the_last_weights_are_kept(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
+    assert run(replace(tiny, iterations=2, val_split=None), tiny_data, tmp_path) is None
+    model, card = load(tmp_path)
+    saved = final_state(tmp_path)["model"]
+    assert card.metrics == {} and torch.equal(model.classifier.weight, saved["classifier.weight"].half().float())
+
+
+def test_the_average_is_what_is_kept(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
+    run(replace(tiny, iterations=3, ema=0.9), tiny_data, tmp_path)
+    saved = final_state(tmp_path)
+    kept = load(tmp_path)[0].classifier.weight
+    assert torch.equal(kept, saved["average"]["classifier.weight"].half().float())
+    assert not torch.equal(saved["average"]["classifier.weight"], saved["model"]["classifier.weight"])
+
+
+def test_training_starts_from_a_runs_weights(trained: Path, tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
+    recipe = replace(tiny, weights=str(trained), iterations=1, lr=0.0, batch_norm="freeze", weight_decay=0.0)
+    run(recipe, tiny_data, tmp_path)
+    one, other = load(trained)[0].state_dict(), load(tmp_path)[0].state_dict()
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_other_classes_need_reset_head(trained: Path, tiny: Recipe, tmp_path: Path, make_data) -> None:
+    data = make_data(tmp_path / "data", {"train": 2})
+    described = yaml.safe_load((data / "dataset.yaml").read_text())
+    described["names"].append("more")
+    described["palette"].append([1, 2, 3])
+    (data / "dataset.yaml").write_text(yaml.safe_dump(described))
+    recipe = replace(tiny, weights=str(trained), val_split=None, iterations=1, batch=2)
+    with pytest.raises(ValueError, match="has 4 classes, expected 5"):
+        run(recipe, data, tmp_path / "run")
+    run(replace(recipe, reset_head=True), data, tmp_path / "run")
+    assert load(tmp_path / "run")[0].num_classes == 5
+
+
+def test_a_run_is_not_written_over(trained: Path, longer: Recipe, tiny_data: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    with pytest.raises(ValueError, match=r"longer holds a run at step 60; add --resume, or name another --out"):
+        run(longer, tiny_data, trained)
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_another_recipe_does_not_resume_and_the_difference_is_named(trained: Path, longer: Recipe, tiny_data) -> None:
+    with pytest.raises(ValueError, match=r"another recipe \(there, here\): iterations: 60, 20; lr: 0.005, 0.5$"):
+        run(replace(longer, iterations=20, lr=0.5), tiny_data, trained, resume=True)
+
+
+def test_resume_without_a_checkpoint_starts(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
+    run(replace(tiny, iterations=1), tiny_data, tmp_path, resume=True)
+    assert checkpoint.steps(tmp_path) == [1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_weights": (1.0, 2.0)}, "class_weights has 2 values, the data 4 classes"),
+        ({"train_split": "training"}, "no split 'training'"),
+        ({"output_stride": 12}, "12"),
+        ({"backbone": "resnet19"}, "no backbone 'resnet19'"),
+        ({"crop": 0}, "crop is 0"),
+        ({"scales": (2.0, 1.0)}, "scales is"),
+        ({"weights": "no-such-model"}, "named model 'no-such-model'"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused_before_the_first_step(
+    changes: dict, message: str, tiny: Recipe, tiny_data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(replace(tiny, **changes), tiny_data, tmp_path / "run")
+    assert checkpoint.steps(tmp_path / "run") == []
+
+
+@pytest.fixture
+def spoiled(tiny_data: Path, tmp_path: Path, make_data: Callable[..., Path]) -> Path:
+    """A data set with an id that is no class."""
+    data = make_data(tmp_path / "data", {"train": 1})
+    path = data / "masks" / "train" / "train0.png"
+    mask = Image.open(path).copy()
+    mask.putpixel((5, 5), 77)
+    mask.save(path)
+    return data
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_wrong_with_a_file_is_one_line_from_any_process(
+    workers: int, spoiled: Path, tiny: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"train0\.png: mask has id 77 \(1 pixels\); expected 0\.\.3 or 255") as caught:
+        run(replace(tiny, val_split=None), spoiled, tmp_path / "run", workers=workers)
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_photo_that_turns_out_truncated_is_named_by_any_process(
+    workers: int, tiny: Recipe, tmp_path: Path, make_data: Callable[..., Path]
+) -> None:
+    data = make_data(tmp_path / "data", {"train": 1})
+    path = data / "images" / "train" / "train0.png"
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"train0\.png: ") as caught:
+        run(replace(tiny, val_split=None), data, tmp_path / "run", workers=workers)
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+    assert checkpoint.steps(tmp_path / "run") == []
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(
+    tiny: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(tiny, save_every=1)
+    real = State.take_step
+
+    def poisoned(state: State, parts: Any, lr: float, here: Any) -> float:
+        if state.step == 2:
+            with torch.no_grad():
+                state.model.classifier.bias[0] = float("nan")
+        return real(state, parts, lr, here)
+
+    monkeypatch.setattr(State, "take_step", poisoned)
+    with pytest.raises(FloatingPointError, match="loss is nan at step 2; the step is not taken. The batch: train"):
+        run(recipe, tiny_data, tmp_path)
+    saved = final_state(tmp_path)
+    assert saved["step"] == 2
+    assert all(torch.isfinite(value).all() for value in saved["model"].values() if value.is_floating_point())
+
+
+def test_the_crops_are_the_same_whatever_process_makes_them(tiny_data: Path) -> None:
+    from atrous.data.transforms import Augment
+
+    crops = Crops(open_dataset(tiny_data, "train"), Augment(crop=33), seed=4)
+    one, again, later = crops[0, 3], crops[0, 3], crops[1, 3]
+    assert torch.equal(one[0], again[0]) and torch.equal(one[1], again[1]) and one[2] == "train3"
+    assert not torch.equal(one[0], later[0])
+
+
+def test_signals_are_handled_as_before_afterwards(trained: Path, longer: Recipe, tiny_data: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    run(longer, tiny_data, trained, resume=True)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.fixture
+def long_run(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a run of many steps as a process of its own, and waits until it trains."""
+    (tmp_path / "recipe.yaml").write_text(replace(tiny, iterations=3000, batch=2, val_split=None).to_yaml())
+    started = []
+
+    def start(*flags: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "atrous", "train", str(tmp_path / "recipe.yaml"), "--data", str(tiny_data)]
+        command += ["--out", str(tmp_path / "run"), "--device", "cpu", *flags]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        started.append(process)
+        assert process.stderr is not None
+        said = ""
+        while not said.startswith("step "):
+            said = process.stderr.readline()
+            assert said, f"ended with status {process.wait()} before the first step"
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("number", "to_group", "status"),
+    # Ctrl-C and service managers reach the loaders' processes, too.
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, True, 143), (signal.SIGTERM, False, 143)],
+    ids=["SIGINT", "SIGTERM to all", "SIGTERM"],
+)
+def test_a_signal_saves_and_leaves_and_resume_goes_on(
+    number: int, to_group: bool, status: int, long_run: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = long_run("--workers", "1")
+    (os.killpg if to_group else os.kill)(process.pid, number)
+    _, said = process.communicate(timeout=25)
+    assert process.returncode == status, said
+    assert "Traceback" not in said and "--resume goes on" in said.splitlines()[-1]
+    stopped = checkpoint.steps(tmp_path / "run")[-1]
+    assert stopped > 0 and final_state(tmp_path / "run")["step"] == stopped
+    if to_group:
+        return
+    again = long_run("--workers", "0", "--resume")
+    os.kill(again.pid, signal.SIGINT)
+    _, said = again.communicate(timeout=25)
+    assert again.returncode == 130, said
+    assert checkpoint.steps(tmp_path / "run")[-1] > stopped
