@@ -239,7 +239,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a rate of none": ([*TRAIN, "--data", "data", "--lr", "nan"], "lr is nan, expected a number"),
     "a batch that cannot be cut": ([*TRAIN, "--data", "data", "--accumulate", "3"], "a multiple of accumulate, 3"),
     "fewer workers than none": ([*TRAIN, "--data", "data", "-j", "-1"], "--workers is -1, expected at least 0"),
-    "a run that is there": (["train", "tiny.yaml", "--out", "run", "--data", "data"], "run holds a run at step 60"),
+    "a run that is there": (["train", "tiny.yaml", "--out", "run", "--data", "data"], "run holds a run at step 30"),
     "a file for a run": (["train", "tiny.yaml", "--out", "file", "--data", "data", *CPU], "file"),
     "an unknown flag": ([*EVAL, "--flips"], "unrecognized arguments: --flips; did you mean --flip?"),
     "an unknown flag of train": ([*TRAIN, "--data", "data", "--iteration", "5"], "did you mean --iterations?"),

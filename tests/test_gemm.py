@@ -13,7 +13,7 @@ from atrous.ops import gemm, taps
 from atrous.ops.conv import atrous_conv2d
 from atrous.ops.gemm import atrous_conv2d_fast
 
-FORMS = ["library", "window", "gemm"]
+FORMS = ["library", "mirror", "window", "gemm"]
 
 
 def sample(
@@ -85,7 +85,28 @@ def test_error_against_float64_is_that_of_the_library(dtype: torch.dtype, form: 
         assert relative(mine, true) < 2 * relative(other, true) + torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("form", ["window", "gemm"])
+@pytest.mark.parametrize("form", ["library", "mirror", "window"])
+@pytest.mark.parametrize(("size", "rates"), [((1, 4, 7, 9), [2]), ((2, 3, 6, 5), [1, 3, 9]), ((3, 2, 1, 1), [2])])
+@pytest.mark.parametrize("side", [3, 5])
+def test_channels_kept_apart(side: int, size: tuple[int, ...], rates: list[int], form: str) -> None:
+    x, _ = sample(size)
+    weights = [torch.randn(size[1], 1, side, side, dtype=torch.float64, requires_grad=True) for _ in rates]
+    found = atrous_conv2d_fast(x, weights, rates, form)
+    upstream = [torch.randn_like(y) for y in found]
+    full = [torch.diag_embed(w[:, 0].permute(1, 2, 0)).permute(2, 3, 0, 1) for w in weights]  # C,C,h,w, mostly zeros
+    outputs = [atrous_conv2d(x, w, rate) for w, rate in zip(full, rates, strict=True)]
+    torch.testing.assert_close(found, outputs)
+    ours, theirs = (torch.autograd.grad(ys, [x, *weights], upstream) for ys in (found, outputs))
+    torch.testing.assert_close(ours, theirs)
+
+    def run(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        return tuple(atrous_conv2d_fast(x, weights, rates, form))
+
+    assert torch.autograd.gradcheck(run, (x, *weights), fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, (x, *weights), fast_mode=True)
+
+
+@pytest.mark.parametrize("form", ["mirror", "window", "gemm"])
 def test_first_and_second_derivatives(form: str) -> None:
     x, weights = sample((2, 2, 4, 5), 2, filters=2)
 
@@ -245,7 +266,7 @@ def test_environment_forces_a_form(counted: list[str], monkeypatch: pytest.Monke
     assert "Convolution" in str(atrous_conv2d_fast(x, weights, [3])[0].grad_fn)
     assert not counted
     monkeypatch.setenv("ATROUS_CONV", "fast")
-    with pytest.raises(ValueError, match="form is 'fast', expected one of library, window"):
+    with pytest.raises(ValueError, match="form is 'fast', expected one of library, mirror, window"):
         atrous_conv2d_fast(x, weights, [3])
 
 
@@ -254,6 +275,8 @@ def test_the_model_takes_the_library_for_little_work() -> None:
     assert {gemm._model(task, x, weights, [3]) for task in ("forward", "input", "weight")} == {"library"}
     x, weights = sample((1, 256, 33, 33), filters=64, dtype=torch.float32)
     assert gemm._model("weight", x, weights, [12]) == "window"
+    x, apart = torch.randn(1, 512, 33, 33), [torch.randn(512, 1, 5, 5)]
+    assert [gemm._model(t, x, apart, [2]) for t in ("forward", "input", "weight")] == ["library", "window", "window"]
 
 
 def test_fastest_asks_for_a_clear_win() -> None:
@@ -278,6 +301,7 @@ def test_fastest_asks_for_a_clear_win() -> None:
         ({"rates": [0]}, "expected one rate of at least 1"),
         ({"rates": [1, 2]}, "expected one rate of at least 1 for each of 1 weights"),
         ({"form": "triton"}, "needs CUDA"),
+        ({"weights": [torch.ones(3, 1, 3, 3)], "form": "gemm"}, "needs filters of all channels"),
     ],
 )
 def test_what_does_not_fit_is_named(change: dict[str, object], message: str) -> None:

@@ -56,11 +56,11 @@ def test_a_run_leaves_all_that_it_promises(trained: Path, tiny_data: Path) -> No
     assert {path.name for path in trained.iterdir()} >= {"recipe.yaml", "log.csv", "last", "best", "predictions.png"}
     assert any(path.name.startswith("events.out") for path in trained.iterdir())
     assert {path.name for path in (trained / "best").iterdir()} == {"model.safetensors", "model.json"}
-    assert checkpoint.steps(trained) == [60]
+    assert checkpoint.steps(trained) == [30]
     model, card = load(trained)
     assert card.names == ("ground", "red", "green", "blue")
-    assert card.recipe["backbone"] == load_recipe(trained / "recipe.yaml").backbone == "timm/lcnet_050"
-    assert card.metrics["val"]["step"] == 60 and card.metrics["val"]["images"] == 4
+    assert card.recipe["backbone"] == load_recipe(trained / "recipe.yaml").backbone == "timm/tf_efficientnet_lite0"
+    assert card.metrics["val"]["step"] == 30 and card.metrics["val"]["images"] == 4
     assert card.data == "shapes, split train, 8 images"
     found = evaluate(model, open_dataset(tiny_data, "val"))
     assert found.scores.miou == pytest.approx(card.metrics["val"]["miou"], abs=0.01)  # float16 moves a pixel or two
@@ -193,20 +193,20 @@ def test_the_average_is_what_is_kept(tiny: Recipe, tiny_data: Path, tmp_path: Pa
     assert not torch.equal(saved["average"]["classifier.weight"], saved["model"]["classifier.weight"])
 
 
-def test_training_starts_from_a_runs_weights(trained: Path, tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
-    recipe = replace(tiny, weights=str(trained), iterations=1, lr=0.0, batch_norm="freeze", weight_decay=0.0)
+def test_training_starts_from_a_runs_weights(trained: Path, longer: Recipe, tiny_data: Path, tmp_path: Path) -> None:
+    recipe = replace(longer, weights=str(trained), iterations=1, lr=0.0, batch_norm="freeze", weight_decay=0.0)
     run(recipe, tiny_data, tmp_path)
     one, other = load(trained)[0].state_dict(), load(tmp_path)[0].state_dict()
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
-def test_other_classes_need_reset_head(trained: Path, tiny: Recipe, tmp_path: Path, make_data) -> None:
+def test_other_classes_need_reset_head(trained: Path, longer: Recipe, tmp_path: Path, make_data) -> None:
     data = make_data(tmp_path / "data", {"train": 2})
     described = yaml.safe_load((data / "dataset.yaml").read_text())
     described["names"].append("more")
     described["palette"].append([1, 2, 3])
     (data / "dataset.yaml").write_text(yaml.safe_dump(described))
-    recipe = replace(tiny, weights=str(trained), val_split=None, iterations=1, batch=2)
+    recipe = replace(longer, weights=str(trained), val_split=None, iterations=1, batch=2)
     with pytest.raises(ValueError, match="has 4 classes, expected 5"):
         run(recipe, data, tmp_path / "run")
     run(replace(recipe, reset_head=True), data, tmp_path / "run")
@@ -215,13 +215,13 @@ def test_other_classes_need_reset_head(trained: Path, tiny: Recipe, tmp_path: Pa
 
 def test_a_run_is_not_written_over(trained: Path, longer: Recipe, tiny_data: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    with pytest.raises(ValueError, match=r"longer holds a run at step 60; add --resume, or name another --out"):
+    with pytest.raises(ValueError, match=r"longer holds a run at step 30; add --resume, or name another --out"):
         run(longer, tiny_data, trained)
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
 def test_another_recipe_does_not_resume_and_the_difference_is_named(trained: Path, longer: Recipe, tiny_data) -> None:
-    with pytest.raises(ValueError, match=r"another recipe \(there, here\): iterations: 60, 20; lr: 0.005, 0.5$"):
+    with pytest.raises(ValueError, match=r"another recipe \(there, here\): iterations: 30, 20; lr: 0.002, 0.5$"):
         run(replace(longer, iterations=20, lr=0.5), tiny_data, trained, resume=True)
 
 
@@ -316,6 +316,21 @@ def test_signals_are_handled_as_before_afterwards(trained: Path, longer: Recipe,
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     run(longer, tiny_data, trained, resume=True)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_run_that_fails_ends_at_once_with_its_loaders(
+    workers: str, tiny: Recipe, tmp_path: Path, make_data: Callable[..., Path]
+) -> None:
+    data = make_data(tmp_path / "data", {"train": 1})
+    path = data / "images" / "train" / "train0.png"
+    os.truncate(path, path.stat().st_size // 2)
+    (tmp_path / "recipe.yaml").write_text(replace(tiny, val_split=None).to_yaml())
+    command = [sys.executable, "-m", "atrous", "train", str(tmp_path / "recipe.yaml"), "--data", str(data)]
+    command += ["--out", str(tmp_path / "run"), "--device", "cpu", "-j", workers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2, done.stderr
+    assert "train0.png: " in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
 @pytest.fixture

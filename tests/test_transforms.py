@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from atrous.data.transforms import Augment, nearest_window, resized_window
+from atrous.data.transforms import Augment, nearest, resized
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -34,26 +35,30 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def reference(augment: Augment, image: torch.Tensor, mask: torch.Tensor, generator: torch.Generator) -> Pair:
-    """As section 4.1 reads, with the same draws, without any saving of work or rounding of colours."""
+    """The window that the crop shows, scaled without rounding of colours, padded, flipped; with the same draws."""
     scale, top, left, flip, *_ = torch.rand(7, generator=generator, dtype=torch.float64).tolist()
     low, high = augment.scales
     factor = low + scale * (high - low)
-    height, width = (max(1, round(side * factor)) for side in mask.shape)
-    scaled = F.interpolate(image[None].double(), (height, width), mode="bilinear", antialias=True)[0]
-    ids = F.interpolate(mask[None, None].double(), (height, width), mode="nearest-exact")[0, 0].to(torch.uint8)
-    rows, columns = augment.size
-    page = torch.tensor(augment.fill).double().view(3, 1, 1).repeat(1, max(rows, height), max(columns, width))
-    page[:, :height, :width] = scaled
-    blank = torch.full(page.shape[1:], augment.ignore, dtype=torch.uint8)
-    blank[:height, :width] = ids
-    y, x = int(top * (page.shape[1] - rows + 1)), int(left * (page.shape[2] - columns + 1))
-    page, blank = page[:, y : y + rows, x : x + columns], blank[y : y + rows, x : x + columns]
+    taken, sizes = [], []
+    for length, crop, draw in zip(mask.shape, augment.size, (top, left), strict=True):
+        whole = round(length * factor) <= crop
+        count = length if whole else min(length, max(1, round(crop / factor)))
+        first = int(draw * (length - count + 1))
+        taken.append(slice(first, first + count))
+        sizes.append(max(1, round(length * factor)) if whole else crop)
+    part, ids = image[:, taken[0], taken[1]].double(), mask[taken[0], taken[1]].double()
+    scaled = F.interpolate(part[None], sizes, mode="bilinear", antialias=True)[0]
+    truth = F.interpolate(ids[None, None], sizes, mode="nearest-exact")[0, 0].to(torch.uint8)
+    page = torch.tensor(augment.fill).double().view(3, 1, 1).repeat(1, *augment.size)
+    page[:, : sizes[0], : sizes[1]] = scaled
+    blank = torch.full(augment.size, augment.ignore, dtype=torch.uint8)
+    blank[: sizes[0], : sizes[1]] = truth
     return (page.flip(-1), blank.flip(-1)) if flip < augment.flip else (page, blank)
 
 
 @pytest.mark.parametrize("size", [(90, 120), (121, 77), (40, 300), (7, 5), (1, 1), (1, 50)])
 @pytest.mark.parametrize("crop", [65, (48, 97)])
-def test_equals_scaling_all_then_padding_then_cropping(size: tuple[int, int], crop: int | tuple[int, int]) -> None:
+def test_equals_the_plain_way(size: tuple[int, int], crop: int | tuple[int, int]) -> None:
     augment = Augment(crop)
     image, mask = pair(*size)
     for seed in range(25):
@@ -67,16 +72,30 @@ def test_equals_scaling_all_then_padding_then_cropping(size: tuple[int, int], cr
         assert (ids != expected_ids).float().mean() <= 0.02
 
 
-def test_window_equals_torchs_antialiased_resize() -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_resized_is_pillows(layout: torch.memory_format) -> None:
     image, mask = pair(101, 83)
+    planes = image[None].contiguous(memory_format=layout)[0]
     for size in ((50, 41), (37, 60), (202, 166), (150, 99)):
-        whole = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-        window = (size[0] // 3, size[0] // 2, size[1] // 4, size[1] // 2)
-        top, height, left, width = window
-        part = whole[:, top : top + height, left : left + width]
-        assert (resized_window(image, size, window) - part).abs().max() <= 1.01
-        index = [(2 * i + 1) * 101 // (2 * size[0]) for i in range(top, top + height)]
-        assert (nearest_window(mask, size, window)[:, 0] == mask[index][:, (2 * left + 1) * 83 // (2 * size[1])]).all()
+        theirs = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.BILINEAR)
+        expected = torch.from_numpy(np.array(theirs)).permute(2, 0, 1).int()
+        assert (resized(planes, size).int() - expected).abs().max() <= 1
+        rows = (torch.arange(size[0]) + 0.5).double() * 101 / size[0]
+        columns = (torch.arange(size[1]) + 0.5).double() * 83 / size[1]
+        assert torch.equal(nearest(mask, size), mask[rows.long()][:, columns.long()])
+    assert resized(image, (101, 83)) is image and nearest(mask, (101, 83)) is mask
+
+
+def test_the_crop_shows_what_scaling_all_and_cutting_would() -> None:
+    # Away from its border the crop equals the same place of the whole picture, scaled (section 4.1's order of things).
+    image, mask = pair(200, 300)
+    augment = Augment(100, scales=(2, 2), flip=0)
+    whole = F.interpolate(image[None].float(), (400, 600), mode="bilinear")[0]
+    for seed in range(10):
+        _, top, left, *_ = torch.rand(7, generator=seeded(seed), dtype=torch.float64).tolist()
+        found, _ = augment(image, mask, seeded(seed))
+        y, x = 2 * int(top * 151), 2 * int(left * 251)
+        assert (found[:, 2:-2, 2:-2] - whole[:, y + 2 : y + 98, x + 2 : x + 98]).abs().max() <= 1.05
 
 
 def test_image_and_mask_stay_aligned() -> None:
@@ -85,9 +104,10 @@ def test_image_and_mask_stay_aligned() -> None:
     for seed in range(40):
         found, ids = augment(image, mask, seeded(seed))
         inside = ids != 9
-        agree = ((found[0] > 127) == (ids == 1))[inside].float().mean()
-        shifted = ((found[0] > 127).roll(3, 1) == (ids == 1))[inside].float().mean()
-        assert agree > 0.96 and agree > shifted
+        drawn = found[0] > 127
+        agree = (drawn == (ids == 1))[inside].float().mean()
+        shifted = [(drawn.roll(by, axis) == (ids == 1))[inside].float().mean() for by in (-1, 1) for axis in (0, 1)]
+        assert agree > 0.95 and agree > max(shifted), "one pixel off agrees less"
 
 
 def test_padding_is_the_fill_and_the_ignored_id() -> None:

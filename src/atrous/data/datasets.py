@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from atrous.data.image import MAX_PIXELS, Pixels, read_image, read_mask, to_tensor
+from atrous.data.image import MAX_PIXELS, Pixels, read_image, read_mask
 from atrous.data.labels import CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC, Labels, load_labels
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -88,6 +89,8 @@ class SegmentationDataset(Dataset[Sample]):
             raise ValueError(f"remap has {len(remap)} entries; expected 256 ids in 0..255")
         self.items = tuple(items)
         self.labels = labels
+        self._unknown = np.ones(256, dtype=bool)
+        self._unknown[[*range(len(labels)), labels.ignore]] = False
         self._remap = None if remap is None else np.array(remap, dtype=np.uint8)
         self._max_pixels = max_pixels
         self._cache: dict[int, Sample] | None = {} if cache else None
@@ -112,7 +115,8 @@ class SegmentationDataset(Dataset[Sample]):
         item = self.items[index]
         image = read_image(item.image, max_pixels=self._max_pixels)
         mask = self.read_ids(item, image.shape[:2])
-        sample = Sample(item.name, to_tensor(image), to_tensor(mask))
+        # A view of the decoder's H,W,3: no copy, and the layout in which resampling is fastest.
+        sample = Sample(item.name, torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask))
         if self._cache is not None:
             self._cache[index] = sample
         return sample
@@ -134,8 +138,10 @@ class SegmentationDataset(Dataset[Sample]):
         return mask
 
     def _check_ids(self, path: Path, mask: Pixels) -> None:
+        if not self._unknown[mask].any():
+            return
         counts = np.bincount(mask.ravel(), minlength=256)
-        counts[[*range(len(self.labels)), self.labels.ignore]] = 0
+        counts[~self._unknown] = 0
         found = [f"{value} ({counts[value]} pixels)" for value in np.flatnonzero(counts)]
         if found:
             shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")

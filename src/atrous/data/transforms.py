@@ -1,7 +1,7 @@
 """Joint augmentation of image and mask, section 4.1: random scale, pad, random crop, random left-right flip.
 
-The crop is chosen first, and only the pixels that it needs are resampled: the result is that of scaling the whole image
-and cutting the crop out of it, at a fraction of the cost. Nothing here normalises.
+The crop is chosen first, as the window of the source that it will show, and only that window is resampled, in bytes:
+a small part of the cost of scaling all of the picture and throwing most of it away. Nothing here normalises.
 
     augment = Augment(crop=513)
     image, mask = augment(image, mask, torch.Generator().manual_seed(seed))
@@ -10,9 +10,8 @@ and cutting the crop out of it, at a fraction of the cost. Nothing here normalis
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor
 
 from atrous.data.image import IMAGENET
@@ -80,70 +79,54 @@ class Augment:
             found = f"{image.dtype} {tuple(image.shape)} and {mask.dtype} {tuple(mask.shape)}"
             raise ValueError(f"augmenting {found}; expected uint8 3,H,W and uint8 H,W")
         scale, top, left, flip, *light = torch.rand(7, generator=generator, dtype=torch.float64).tolist()
-        height, width = self._scaled(mask.shape, scale)
-        window = (*_span(height, self.size[0], top), *_span(width, self.size[1], left))
-        part = resized_window(image, (height, width), window)
+        factor = self._factor(scale)
+        rows, height = _span(mask.shape[0], self.size[0], factor)
+        columns, width = _span(mask.shape[1], self.size[1], factor)
+        y, x = int(top * (mask.shape[0] - rows + 1)), int(left * (mask.shape[1] - columns + 1))
+        part = resized(image[:, y : y + rows, x : x + columns], (height, width))
         if self.photometric:
             part = _relit(part, [1 + self.photometric * (2 * draw - 1) for draw in light])
-        ids = nearest_window(mask, (height, width), window)
+        ids = nearest(mask[y : y + rows, x : x + columns], (height, width))
         part, ids = _padded(part, self.size, self.fill), _padded(ids[None], self.size, (self.ignore,))[0]
         return (part.flip(-1), ids.flip(-1)) if flip < self.flip else (part, ids)
 
-    def _scaled(self, shape: torch.Size, draw: float) -> tuple[int, int]:
+    def _factor(self, draw: float) -> float:
         low, high = self.scales
         if self.scale_step is None:
-            scale = low + draw * (high - low)
-        else:
-            # The tolerance lets (0.5, 2.0) with a step of 0.1 reach 2.0 in spite of rounding.
-            scale = low + self.scale_step * int(draw * (1 + int((high - low) / self.scale_step + 1e-6)))
-        return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+            return low + draw * (high - low)
+        # The tolerance lets (0.5, 2.0) with a step of 0.1 reach 2.0 in spite of rounding.
+        return low + self.scale_step * int(draw * (1 + int((high - low) / self.scale_step + 1e-6)))
 
 
-def _span(length: int, crop: int, draw: float) -> tuple[int, int]:
-    """First pixel and count of the crop along one side; every place that fits is as likely."""
-    count = min(length, crop)
-    return int(draw * (length - count + 1)), count
+def _span(length: int, crop: int, factor: float) -> tuple[int, int]:
+    """Pixels of the source that are taken along one side, and how many they become: all, if they fit into the crop."""
+    scaled = max(1, round(length * factor))
+    if scaled <= crop:
+        return length, scaled
+    return min(length, max(1, round(crop / factor))), crop
 
 
-Window = tuple[int, int, int, int]
-"""Top, height, left, width, in pixels of the scaled image."""
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 C,H,W at `size` (height, width): bilinear, antialiased when shrinking, pixel centres at halves.
 
-
-def resized_window(image: Tensor, size: tuple[int, int], window: Window) -> Tensor:
-    """The window of uint8 C,H,W scaled to `size` (height, width): bilinear, antialiased when shrinking.
-
-    Within a gray level of scaling all of it exactly and cutting: Pillow weighs the pixels just outside the box,
-    too, and reads no others.
+    Pillow's filter, in PyTorch's vectorised form for bytes that lie channel by channel within a pixel.
     """
-    top, height, left, width = window
     if size == tuple(image.shape[1:]):
-        return image[:, top : top + height, left : left + width]
-    down, across = image.shape[1] / size[0], image.shape[2] / size[1]
-    # Pillow checks the box against the image's sides, which a product may pass by one rounding.
-    bottom, right = min((top + height) * down, image.shape[1]), min((left + width) * across, image.shape[2])
-    box = (left * across, top * down, right, bottom)
-    planes = (Image.fromarray(plane) for plane in image.contiguous().numpy())
-    return torch.from_numpy(
-        np.stack([np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR, box)) for plane in planes])
-    )
+        return image
+    planes = image[None].contiguous(memory_format=torch.channels_last)
+    return F.interpolate(planes, size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
-def nearest_window(mask: Tensor, size: tuple[int, int], window: Window) -> Tensor:
-    """The window of H,W scaled to `size` by nearest neighbour, pixel centres at halves: aligned with the image's."""
-    top, height, left, width = window
-    rows = _nearest(mask.shape[0], size[0], top, height)
-    columns = _nearest(mask.shape[1], size[1], left, width)
-    return mask.index_select(0, rows).index_select(1, columns)
-
-
-def _nearest(source: int, target: int, first: int, count: int) -> Tensor:
-    # floor((i + 1/2) * source / target) in integers: exact where floats would round a tie either way.
-    return (2 * torch.arange(first, first + count) + 1) * source // (2 * target)
+def nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 H,W at `size` by nearest neighbour, pixel centres at halves: aligned with the image's."""
+    if size == tuple(mask.shape):
+        return mask
+    return F.interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]
 
 
 def _padded(planes: Tensor, size: tuple[int, int], fill: tuple[int, ...]) -> Tensor:
     if tuple(planes.shape[1:]) == size:
-        return planes.contiguous()
+        return planes.clone(memory_format=torch.contiguous_format)
     page = torch.tensor(fill, dtype=torch.uint8).view(-1, 1, 1).repeat(1, *size)
     page[:, : planes.shape[1], : planes.shape[2]] = planes
     return page

@@ -202,10 +202,10 @@ def _next_part(batches: Iterator[Part | Exception]) -> Part:
 
 
 def _ignore_interrupts(_: int) -> None:
-    # Ctrl-C, and a service manager's SIGTERM, reach every process of a group; the training process decides what to do.
+    # A signal sent to the group is the training process's to act on. SIGTERM stays deadly: it is how that one ends us.
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _claim(run: Path, recipe: Recipe, resume: bool, here: World) -> None:

@@ -64,6 +64,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
     FILTERS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):
     """Outputs of a rectangle of ROWS by COLUMNS pixels for FILTERS filters; the strides are in elements."""
     across = tl.cdiv(width, COLUMNS)
@@ -100,6 +101,8 @@ def _kernel(  # type: ignore[no-untyped-def]
                         mask=(filter < filters)[None, :] & left_over[:, None],
                         other=0.0,
                     )
+                    if WIDEN:
+                        a, b = a.to(tl.float32), b.to(tl.float32)
                     total = tl.dot(a, b, total, input_precision="tf32")
     out = y + image * y_batch + row.to(tl.int64) * y_row + column * y_column
     kept = ((row < height) & (column < width))[:, None] & (filter < filters)[None, :]
@@ -136,6 +139,7 @@ def convolve(x: Tensor, weight: Tensor, rate: int, y: Tensor, blocks: Blocks | N
         COLUMNS=blocks.columns,
         FILTERS=blocks.filters,
         CHANNELS=blocks.channels,
+        WIDEN=not x.is_cuda,  # The interpreter multiplies the bits of bfloat16 as whole numbers.
         num_warps=blocks.warps,
         num_stages=blocks.stages,
     )

@@ -1,15 +1,19 @@
 """Fast atrous convolution (equation 1 in section 3.1): one operator, and the choice among its exact forms.
 
-There are three forms of each pass, which give the same numbers to rounding; `taps` has them:
+There are several forms of each pass, which give the same numbers to rounding; `taps` has them:
 
 - ``library``: what PyTorch does;
 - ``window``: a matrix product for each tap over the pixels that it sees inside the map, and no others (Figure 4);
+- ``mirror``: the gradient of the input as the library's forward pass with the filter mirrored; else as ``window``
+  for the gradient of the weights, and as ``library`` forward;
 - ``gemm``: one product for all taps of all branches, and shifted sums, a block of rows at a time;
 
-and on CUDA a fourth, ``triton`` (`conv_triton`). Which one is fastest depends on shape, dtype and machine: the library
-may run at the speed of the products, or reach a tenth of it. ``auto`` measures each once for a shape and remembers the
-fastest. ``model`` estimates instead, and is what ``auto`` means while PyTorch traces and where results have to be
-deterministic. The forward pass and both gradients are chosen apart.
+and on CUDA ``triton`` (`conv_triton`). For filters of one channel each, ``window`` is that of `depthwise`.
+
+Which one is fastest depends on shape, dtype and machine: the library may run at the speed of the products, or reach a
+tenth of it. ``auto`` measures each once for a shape and remembers the fastest. ``model`` estimates instead, and is what
+``auto`` means while PyTorch traces and where results have to be deterministic. The forward pass and both gradients are
+chosen apart.
 
     y6, y12, y18 = atrous_conv2d_fast(x, [w6, w12, w18], [6, 12, 18])
 
@@ -27,9 +31,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atrous.ops.depthwise import DEPTHWISE, MIRROR, MIRROR_DEPTHWISE, is_depthwise
 from atrous.ops.taps import GEMM, LIBRARY, WINDOW, Pass, fastest, library_forward, order, valid_share
 
-FORMS = ("library", "window", "gemm", "triton")
+FORMS = ("library", "mirror", "window", "gemm", "triton")
 
 SMALL = 10_000_000
 """Multiplications below which nothing is measured: the library is taken, whose calls are the fewest."""
@@ -49,7 +54,7 @@ def atrous_conv2d_fast(
 
     Args:
         x: B,C,H,W floating point; channels-last is the fast order.
-        weights: K,C,h,w each, h and w odd, of the dtype and device of `x`.
+        weights: K,C,h,w each, or all C,1,h,w to keep channels apart; h and w odd, of the dtype and device of `x`.
         rates: the atrous rate of each, at least 1.
         form: ``auto``, ``model`` or one of `FORMS`; None is what ``ATROUS_CONV`` says, or else ``auto``.
 
@@ -80,11 +85,14 @@ def _check(x: Tensor, weights: list[Tensor], rates: list[int], form: str) -> Non
         raise ValueError(f"x must be B,C,H,W floating point, not {tuple(x.shape)} {x.dtype}")
     if len(weights) != len(rates) or any(rate < 1 for rate in rates):
         raise ValueError(f"expected one rate of at least 1 for each of {len(weights)} weights, found {rates}")
+    channels = 1 if is_depthwise(x, weights) else x.shape[1]
     for weight in weights:
-        if weight.ndim != 4 or weight.shape[1] != x.shape[1] or not (weight.shape[2] % 2 and weight.shape[3] % 2):
-            raise ValueError(f"a weight must be K,{x.shape[1]},h,w with odd h and w, not {tuple(weight.shape)}")
+        if weight.ndim != 4 or weight.shape[1] != channels or not (weight.shape[2] % 2 and weight.shape[3] % 2):
+            raise ValueError(f"a weight must be K,{channels},h,w with odd h and w, not {tuple(weight.shape)}")
         if weight.dtype != x.dtype or weight.device != x.device:
             raise ValueError(f"a weight is {weight.dtype} on {weight.device}, x is {x.dtype} on {x.device}")
+    if form in ("gemm", "triton") and is_depthwise(x, weights):
+        raise ValueError(f"form {form!r} needs filters of all channels, not of one each")
     if form == "triton" and not _has_triton(x):
         raise ValueError(f"form 'triton' needs CUDA, Triton and half precision or tf32, not {x.dtype} on {x.device}")
 
@@ -124,7 +132,11 @@ def _model(task: str, x: Tensor, weights: list[Tensor], rates: list[int]) -> str
     oneDNN's forward pass and gradient of the input skip what is outside, except with AMX, where dilated convolutions in
     bfloat16 do not reach the matrix units. Its gradient of the weights never skips.
     """
-    if x.device.type != "cpu" or _work(x, weights) < SMALL or min(rates) < 3:
+    if x.device.type != "cpu" or _work(x, weights) < SMALL or min(rates) < 2:
+        return "library"
+    if is_depthwise(x, weights):
+        return "library" if task == "forward" else "window"
+    if min(rates) < 3:
         return "library"
     if task == "weight":
         return "window"
@@ -148,19 +160,23 @@ def _has_triton(x: Tensor) -> bool:
     return x.dtype in (torch.bfloat16, torch.float16) or tf32
 
 
-def _passes(form: str) -> dict[str, Pass]:
+def _passes(form: str, depthwise: bool) -> dict[str, Pass]:
     if form == "triton":
         from atrous.ops.conv_triton import TRITON
 
         return TRITON
-    return {"library": LIBRARY, "window": WINDOW, "gemm": GEMM}[form]
+    if depthwise:
+        return {"library": LIBRARY, "mirror": MIRROR_DEPTHWISE, "window": DEPTHWISE}[form]
+    return {"library": LIBRARY, "mirror": MIRROR, "window": WINDOW, "gemm": GEMM}[form]
 
 
-def _candidates(x: Tensor, weights: list[Tensor], rates: list[int]) -> list[str]:
+def _candidates(task: str, x: Tensor, weights: list[Tensor], rates: list[int]) -> list[str]:
     """The forms worth measuring. ``gemm`` computes all taps, and is not where half of them are outside."""
     height, width = x.shape[2:]
-    shares = [valid_share(height, width, weight.shape[2], rate) for weight, rate in zip(weights, rates, strict=True)]
     found = ["library", "window"]
+    if is_depthwise(x, weights):
+        return found + (["mirror"] if task == "input" else [])
+    shares = [valid_share(height, width, weight.shape[2], rate) for weight, rate in zip(weights, rates, strict=True)]
     found += ["gemm"] if sum(shares) > 0.6 * len(shares) else []
     return found + (["triton"] if _has_triton(x) else [])
 
@@ -184,15 +200,15 @@ def _run(
         form = CHOICES[key]
     elif form in ("auto", "model"):
         form = _model(task, x, weights, rates)
-    return _passes(form)[task](x, gradients, weights, rates)
+    return _passes(form, is_depthwise(x, weights))[task](x, gradients, weights, rates)
 
 
 def _measure(task: str, x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> str:
     def runner(form: str) -> Callable[[], object]:
-        return lambda: _passes(form)[task](x, gradients, weights, rates)
+        return lambda: _passes(form, is_depthwise(x, weights))[task](x, gradients, weights, rates)
 
     wait = functools.partial(torch.cuda.synchronize, x.device) if x.is_cuda else lambda: None
-    return fastest({form: runner(form) for form in _candidates(x, weights, rates)}, "library", wait)
+    return fastest({form: runner(form) for form in _candidates(task, x, weights, rates)}, "library", wait)
 
 
 # Operator -----------------------------------------------------------------------------------------------------------

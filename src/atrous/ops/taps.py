@@ -117,7 +117,8 @@ def _onednn_is_faster(threads: int) -> bool:
     return fastest(runs, "blas") == "onednn"
 
 
-def _sum_dtype(x: Tensor) -> torch.dtype:
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """That of `x`, but float32 for half precision."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -127,7 +128,7 @@ def order(x: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _finish(y: Tensor, like: Tensor) -> Tensor:
+def finish(y: Tensor, like: Tensor) -> Tensor:
     """`y` in the dtype and memory order of `like`."""
     return y.to(like.dtype).contiguous(memory_format=order(like))
 
@@ -147,7 +148,7 @@ def _padding(weight: Tensor, rate: int) -> list[int]:
 def library_forward(x: Tensor, _: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
     """What PyTorch does."""
     return [
-        F.conv2d(x, weight, padding=_padding(weight, rate), dilation=rate)
+        F.conv2d(x, weight, padding=_padding(weight, rate), dilation=rate, groups=x.shape[1] // weight.shape[1])
         for weight, rate in zip(weights, rates, strict=True)
     ]
 
@@ -157,7 +158,7 @@ def _library_gradients(
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     backward = torch.ops.aten.convolution_backward.default
     return [
-        backward(g, x, w, None, [1, 1], _padding(w, rate), [rate, rate], False, [0, 0], 1, mask)
+        backward(g, x, w, None, [1, 1], _padding(w, rate), [rate, rate], False, [0, 0], x.shape[1] // w.shape[1], mask)
         for g, w, rate in zip(gradients, weights, rates, strict=True)
     ]
 
@@ -178,14 +179,14 @@ def library_weight(x: Tensor, gradients: list[Tensor], weights: list[Tensor], ra
 
 def window_forward(x: Tensor, _: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
     """A product for each tap over the pixels that it sees inside the map, and their sum in float32."""
-    return [_finish(_window_sum(x, weight, rate), x) for weight, rate in zip(weights, rates, strict=True)]
+    return [finish(_window_sum(x, weight, rate), x) for weight, rate in zip(weights, rates, strict=True)]
 
 
 def _window_sum(x: Tensor, weight: Tensor, rate: int) -> Tensor:
     """One branch: for each column of taps its window of the map, for each tap in it a product and a sum."""
     batch, channels, height, width = x.shape
     filters, _, rows, columns = weight.shape
-    y = x.new_zeros(height, batch, width, filters, dtype=_sum_dtype(x))
+    y = x.new_zeros(height, batch, width, filters, dtype=sum_dtype(x))
     for column in spans(width, columns, rate):
         window = _rows_first(x, column.inputs)
         for row in spans(height, rows, rate):
@@ -198,11 +199,11 @@ def window_input(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rate
     """A product for each rectangle of the map that the same taps read, over these taps and no others."""
     batch, channels, height, width = x.shape
     # One branch writes every pixel once; the sum over several is rounded once.
-    dtype = x.dtype if len(weights) == 1 else _sum_dtype(x)
+    dtype = x.dtype if len(weights) == 1 else sum_dtype(x)
     total = x.new_zeros(batch, height, width, channels, dtype=dtype)
     for gradient, weight, rate in zip(gradients, weights, rates, strict=True):
         _add_window_input(total, gradient, weight, rate)
-    return [_finish(total.permute(0, 3, 1, 2), x)]
+    return [finish(total.permute(0, 3, 1, 2), x)]
 
 
 def _add_window_input(total: Tensor, gradient: Tensor, weight: Tensor, rate: int) -> None:
@@ -229,7 +230,7 @@ def _moved(stretch: slice, by: int) -> slice:
 def window_weight(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
     """A product for each tap over the pixels that it sees inside the map."""
     return [
-        _finish(_window_correlation(x, gradient, weight, rate), weight)
+        finish(_window_correlation(x, gradient, weight, rate), weight)
         for gradient, weight, rate in zip(gradients, weights, rates, strict=True)
     ]
 
@@ -298,14 +299,14 @@ def gemm_forward(x: Tensor, _: list[Tensor], weights: list[Tensor], rates: list[
     batch, channels, height, width = x.shape
     taps, pixels = _Taps(x, weights, rates), x.permute(0, 2, 3, 1)
     matrix = taps.matrix()
-    sums = [x.new_zeros(batch, height, width, len(weight), dtype=_sum_dtype(x)) for weight in weights]
+    sums = [x.new_zeros(batch, height, width, len(weight), dtype=sum_dtype(x)) for weight in weights]
     for images, rows in taps.blocks(batch):
         part = _product(pixels[images, rows].reshape(-1, channels), matrix)
         part = part.view(-1, rows.stop - rows.start, width, len(matrix))
         for (branch, row, column), values in zip(taps.places, torch.split(part, taps.filters, -1), strict=True):
             inputs, outputs = _overlap(row.inputs, row.outputs, rows)
             sums[branch][images, outputs, column.outputs] += values[:, _moved(inputs, -rows.start), column.inputs]
-    return [_finish(y.permute(0, 3, 1, 2), x) for y in sums]
+    return [finish(y.permute(0, 3, 1, 2), x) for y in sums]
 
 
 def gemm_input(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
@@ -316,20 +317,20 @@ def gemm_input(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates:
     for images, rows in taps.blocks(len(x)):
         area = found[images, rows]
         area.copy_(_product(taps.patches(gradients, images, rows), matrix).view(area.shape))
-    return [_finish(found.permute(0, 3, 1, 2), x)]
+    return [finish(found.permute(0, 3, 1, 2), x)]
 
 
 def gemm_weight(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
     """As `gemm_input`, with the map in the place of the weights."""
     taps, pixels, channels = _Taps(x, weights, rates), x.permute(0, 2, 3, 1), x.shape[1]
-    total = x.new_zeros(sum(taps.filters), channels, dtype=_sum_dtype(x))
+    total = x.new_zeros(sum(taps.filters), channels, dtype=sum_dtype(x))
     for images, rows in taps.blocks(len(x)):
         seen = pixels[images, rows].reshape(-1, channels)
         total += _product(taps.patches(gradients, images, rows).t(), seen.t())
     found = [x.new_zeros(weight.permute(0, 2, 3, 1).shape) for weight in weights]
     for (branch, row, column), values in zip(taps.places, torch.split(total, taps.filters), strict=True):
         found[branch][:, row.tap, column.tap] = values
-    return [_finish(f.permute(0, 3, 1, 2), weight) for f, weight in zip(found, weights, strict=True)]
+    return [finish(f.permute(0, 3, 1, 2), weight) for f, weight in zip(found, weights, strict=True)]
 
 
 LIBRARY: dict[str, Pass] = {"forward": library_forward, "input": library_input, "weight": library_weight}

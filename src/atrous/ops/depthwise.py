@@ -1,0 +1,84 @@
+"""Atrous convolution that keeps channels apart (equation 1 in section 3.1), as the units of EfficientNet do.
+
+Forms of the same passes as in `taps`, for weights C,1,h,w. The library's forward pass is mostly good, its gradients are
+not: a multiplication and sum for each tap, over the pixels that the tap sees inside the map, takes less time. So does
+the forward pass of the mirrored filter, which is the gradient of the input.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from atrous.ops.taps import WINDOW, Pass, finish, library_forward, spans, sum_dtype
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """B,C,H,W to contiguous B,H,W,C of the dtype that sums are taken in."""
+    return x.permute(0, 2, 3, 1).to(sum_dtype(x)).contiguous()
+
+
+def _shifted_sum(pixels: Tensor, weight: Tensor, rate: int) -> Tensor:
+    y, (_, _, rows, columns) = torch.zeros_like(pixels), weight.shape
+    taps = weight[:, 0].permute(1, 2, 0).to(pixels.dtype).contiguous()
+    for row in spans(pixels.shape[1], rows, rate):
+        for column in spans(pixels.shape[2], columns, rate):
+            seen = pixels[:, row.inputs, column.inputs]
+            y[:, row.outputs, column.outputs].addcmul_(seen, taps[row.tap, column.tap])
+    return y.permute(0, 3, 1, 2)
+
+
+def depthwise_forward(x: Tensor, _: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
+    """A multiplication and sum for each tap over the pixels that it sees inside the map."""
+    pixels = _pixels(x)
+    return [finish(_shifted_sum(pixels, weight, rate), x) for weight, rate in zip(weights, rates, strict=True)]
+
+
+def depthwise_input(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
+    """The same with the filter mirrored."""
+    total = torch.zeros((), dtype=sum_dtype(x), device=x.device)
+    for gradient, weight, rate in zip(gradients, weights, rates, strict=True):
+        total = total + _shifted_sum(_pixels(gradient), weight.flip(-2, -1), rate)
+    return [finish(total, x)]
+
+
+def depthwise_weight(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
+    """For each tap the products of what it saw with what came of it, summed over pixels."""
+    pixels = _pixels(x)
+    return [
+        finish(_correlation(pixels, _pixels(gradient), weight, rate), weight)
+        for gradient, weight, rate in zip(gradients, weights, rates, strict=True)
+    ]
+
+
+def _correlation(pixels: Tensor, gradient: Tensor, weight: Tensor, rate: int) -> Tensor:
+    channels, _, rows, columns = weight.shape
+    found = pixels.new_zeros(rows, columns, channels)
+    for row in spans(pixels.shape[1], rows, rate):
+        for column in spans(pixels.shape[2], columns, rate):
+            seen, came = pixels[:, row.inputs, column.inputs], gradient[:, row.outputs, column.outputs]
+            found[row.tap, column.tap] = (seen * came).sum((0, 1, 2))
+    return found.permute(2, 0, 1)[:, None]
+
+
+def is_depthwise(x: Tensor, weights: list[Tensor]) -> bool:
+    """Whether each filter reads the channel of its own number alone."""
+    channels = x.shape[1]
+    return channels > 1 and bool(weights) and all(w.shape[0] == channels and w.shape[1] == 1 for w in weights)
+
+
+def mirrored_input(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
+    """The library's forward pass with the filter mirrored, and its filters and channels in each other's place."""
+    mirrored = [w.flip(-2, -1) if is_depthwise(x, [w]) else w.transpose(0, 1).flip(-2, -1) for w in weights]
+    triples = zip(gradients, mirrored, rates, strict=True)
+    found = [library_forward(g, [], [w], [rate])[0].to(sum_dtype(x)) for g, w, rate in triples]
+    return [finish(torch.stack(found).sum(0) if len(found) > 1 else found[0], x)]
+
+
+DEPTHWISE: dict[str, Pass] = {
+    "forward": depthwise_forward,
+    "input": depthwise_input,
+    "weight": depthwise_weight,
+}
+MIRROR: dict[str, Pass] = {**WINDOW, "forward": library_forward, "input": mirrored_input}
+MIRROR_DEPTHWISE: dict[str, Pass] = {**DEPTHWISE, "forward": library_forward, "input": mirrored_input}
