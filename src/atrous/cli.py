@@ -379,6 +379,7 @@ def _models_table(rows: dict[str, dict[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table("name", "classes", "mIoU", "MB", "licence", "what it is")
+    table.columns[0].overflow = "fold"  # a name must be read whole, for it is to be typed
     for name, row in rows.items():
         scored = "\n".join(
             f"{setting}: {found['miou']:.2%}" for setting, found in row["metrics"].items() if "miou" in found

@@ -8,6 +8,7 @@ saved, so a run that was stopped and resumed ends with the bytes of one that nev
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

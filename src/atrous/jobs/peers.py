@@ -353,4 +353,4 @@ def _onnx(net: Any, images: Tensor) -> bytes:
 
     program = torch.onnx.export(Logits().eval(), (images,), dynamo=True, verbose=False)
     assert program is not None
-    return program.model_proto.SerializeToString()
+    return bytes(program.model_proto.SerializeToString())

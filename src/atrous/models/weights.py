@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -103,8 +104,10 @@ def save(model: DeepLabV3, path: Path, card: ModelCard) -> None:
     tensors = {key: _halve(value) for key, value in model.state_dict().items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata={_HEADER_KEY: card.to_json()})
-        with open(partial, "rb") as file:
+        # Not save_file: it leaves files that nobody but their owner may read.
+        with open(partial, "wb") as file:
+            file.write(serialize(tensors, metadata={_HEADER_KEY: card.to_json()}))
+            file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:

@@ -207,7 +207,7 @@ def _measure(task: str, x: Tensor, gradients: list[Tensor], weights: list[Tensor
     def runner(form: str) -> Callable[[], object]:
         return lambda: _passes(form, is_depthwise(x, weights))[task](x, gradients, weights, rates)
 
-    wait = functools.partial(torch.cuda.synchronize, x.device) if x.is_cuda else lambda: None
+    wait = functools.partial(torch.cuda.synchronize, x.device) if x.is_cuda else None
     return fastest({form: runner(form) for form in _candidates(task, x, weights, rates)}, "library", wait)
 
 

@@ -1,0 +1,49 @@
+"""Turn a run's best weights into one of the package's named models: measure, describe, write.
+
+python scripts/ship_weights.py runs/camvid-efficientnet_lite0 camvid-efficientnet_lite0 --data camvid \
+    --licence "academic use, as CamVid's images" --trained-on "CamVid, SegNet's split, train: 367 images"
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from atrous.data.datasets import open_dataset
+from atrous.engine.evaluate import PAPER_SCALES, evaluate
+from atrous.models.weights import load, save
+
+SETTINGS: dict[str, tuple[int, tuple[float, ...], bool]] = {
+    "output stride 16": (16, (1.0,), False),
+    "output stride 8": (8, (1.0,), False),
+    "output stride 8, scales and flip": (8, PAPER_SCALES, True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--licence", required=True)
+    parser.add_argument("--trained-on", required=True)
+    parser.add_argument("--description", default="")
+    found = parser.parse_args()
+    model, card = load(found.run)
+    dataset = open_dataset(found.data, found.split)
+    metrics = {}
+    for setting, (stride, scales, flip) in SETTINGS.items():
+        result = evaluate(model.for_inference(), dataset, output_stride=stride, scales=scales, flip=flip)
+        metrics[f"{found.split}, {setting}"] = {key: round(value, 4) for key, value in result.scores}
+        print(f"{setting}: {result.scores.miou:.4f} in {result.seconds:.0f} s", result.as_dict()["iou"], flush=True)
+    target = Path(__file__).parent.parent / "src" / "atrous" / "models" / "zoo" / f"{found.name}.safetensors"
+    target.parent.mkdir(exist_ok=True)
+    card = replace(card, metrics=metrics, licence=found.licence, data=found.trained_on, description=found.description)
+    save(model, target, card)
+    print(target, target.stat().st_size)
+
+
+if __name__ == "__main__":
+    main()
