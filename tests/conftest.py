@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +33,9 @@ def draw(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return image.clip(0, 255).astype(np.uint8), mask
 
 
-def write_data(root: Path, splits: dict[str, int], *, ignore: bool = True) -> Path:
+def write_data(
+    root: Path, splits: dict[str, int], *, ignore: bool = True, sizes: Sequence[tuple[int, int]] = SIZES
+) -> Path:
     """A folder of the plain layout; with `ignore`, the first columns of every mask do not count."""
     root.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump({"names": NAMES, "palette": PALETTE, "ignore": 255})
@@ -42,7 +44,7 @@ def write_data(root: Path, splits: dict[str, int], *, ignore: bool = True) -> Pa
         for kind in ("images", "masks"):
             (root / kind / split).mkdir(parents=True)
         for i in range(count):
-            image, mask = draw(1000 * number + i, *SIZES[i % len(SIZES)])
+            image, mask = draw(1000 * number + i, *sizes[i % len(sizes)])
             if ignore:
                 mask[:, :2] = 255
             Image.fromarray(image).save(root / "images" / split / f"{split}{i}.png")

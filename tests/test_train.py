@@ -67,9 +67,9 @@ def test_a_run_leaves_all_that_it_promises(trained: Path, tiny_data: Path) -> No
 
 
 def test_a_tiny_data_set_is_overfitted(tmp_path: Path, make_data: Callable[..., Path]) -> None:
-    data = make_data(tmp_path / "data", {"train": 4})
+    data = make_data(tmp_path / "data", {"train": 4}, sizes=[(64, 64)])
     recipe = Recipe(
-        backbone="timm/tf_efficientnet_lite0", multi_grid=None, aspp_rates=(1,), weights="imagenet", crop=65,
+        backbone="timm/tf_efficientnet_lite0", multi_grid=None, aspp_rates=(1,), weights="imagenet", crop=64,
         train_split="train", val_split="train", scales=(1.0, 1.0), flip=0.0, output_stride=4, batch=4, iterations=32,
         optimizer="adamw", lr=0.002, head_lr_factor=2.0, weight_decay=0.0, batch_norm_decay=0.8, val_every=1_000,
         save_every=1_000,

@@ -249,6 +249,7 @@ def _train(found: argparse.Namespace) -> int:
 
     run = found.out or Path("runs") / Path(found.recipe).stem
     best = train(recipe, found.data, run, resume=found.resume, workers=found.workers, device=found.device)
+    best = None if best is not None and best != best else best  # JSON has no NaN
     if found.json:
         return _print_json({"run": str(run), "weights": str(run / "best"), "miou": best})
     scored = f", val mIoU {best:.4f}" if best is not None else ""

@@ -32,6 +32,7 @@ from atrous.engine.schedule import poly
 from atrous.engine.state import State
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import ModelCard
+from atrous.ops.gemm import default_form
 
 
 class Stopped(Exception):
@@ -73,7 +74,7 @@ def train(
         Stopped: after SIGINT or SIGTERM, once all is saved.
         FloatingPointError: if the loss is not finite; the step is not taken.
     """
-    with world(device) as here, _Signals() as signals:
+    with world(device) as here, _Signals() as signals, default_form("model"):
         dataset, held_out = _open_data(recipe, data)
         check_masks(dataset)
         _claim(run, recipe, resume, here)
@@ -91,7 +92,7 @@ def train(
                 report.step(state.step, loss, lr)
                 if held_out and (state.step % recipe.val_every == 0 or state.step == recipe.iterations):
                     found = evaluate(state.evaluated, held_out, output_stride=recipe.val_output_stride, world=here)
-                    better = state.best is None or found.scores.miou > state.best
+                    better = _is_better(found.scores.miou, state.best)
                     if better:
                         state.best = found.scores.miou
                         state.keep(run, _card(recipe, state, dataset, data, found), here)
@@ -135,6 +136,11 @@ def _open_data(recipe: Recipe, data: str | Path) -> tuple[SegmentationDataset, S
     if held_out and held_out.labels != dataset.labels:
         raise ValueError(f"the splits {recipe.train_split} and {recipe.val_split} of {data} have different classes")
     return dataset, held_out
+
+
+def _is_better(found: float, best: float | None) -> bool:
+    """Whether a score is the best so far; anything is better than none, and than no number."""
+    return best is None or best != best or found > best
 
 
 def check_masks(dataset: SegmentationDataset) -> None:

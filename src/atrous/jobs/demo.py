@@ -12,6 +12,8 @@ from atrous.jobs.predict import Predictor
 
 MODEL = "camvid-efficientnet_lite0"
 PHOTOGRAPH = "pavilion.jpg"
+SCALES = (0.5, 0.75)
+"""The photograph is larger than those that the weights were trained on: at these scales its parts have their size."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,19 @@ class Demo:
         return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
 
 
+def photograph() -> Path:
+    """The file of the bundled photograph."""
+    return Path(str(resources.files("atrous") / "jobs" / "assets" / PHOTOGRAPH))
+
+
 def demo(out: Path, *, device: str | None = None) -> Demo:
-    """Segment the bundled photograph at output stride 8 with flips, and write mask and overlay into `out`.
+    """Segment the bundled photograph at output stride 8, over scales and flips; write mask and overlay into `out`.
 
     Raises:
         ValueError: if the device is not to be had.
     """
-    predictor = Predictor.load(MODEL, device=device, output_stride=8, flip=True)
-    result = predictor(Path(str(resources.files("atrous") / "jobs" / "assets" / PHOTOGRAPH)))
+    predictor = Predictor.load(MODEL, device=device, output_stride=8, scales=SCALES, flip=True)
+    result = predictor(photograph())
     out.mkdir(parents=True, exist_ok=True)
     stem = Path(PHOTOGRAPH).stem
     written = Demo(

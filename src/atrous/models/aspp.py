@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atrous.ops.conv import AtrousConv2d
+from atrous.ops.conv import AtrousConv2d, parallel
 from atrous.ops.stride import Dial
 
 FILTERS = 256
@@ -96,6 +96,15 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """B,C,h,w float to B,filters,h,w."""
-        branches = [self.pointwise, *self.atrous, self.image_pooling]
-        y: Tensor = self.project(torch.cat([branch(x) for branch in branches if branch is not None], 1))
+        branches = [] if self.pointwise is None else [self.pointwise(x)]
+        branches += self._atrous_branches(x)
+        branches += [] if self.image_pooling is None else [self.image_pooling(x)]
+        y: Tensor = self.project(torch.cat(branches, 1))
         return y
+
+    def _atrous_branches(self, x: Tensor) -> list[Tensor]:
+        """The 3×3 branches together: they share their input, and what it costs to bring that into shape."""
+        branches = [branch for branch in self.atrous if isinstance(branch, nn.Sequential)]
+        convolutions = [conv for branch in branches if isinstance(conv := branch[0], AtrousConv2d)]
+        found = parallel(x, convolutions) if convolutions else []
+        return [branch[1:](y) for branch, y in zip(branches, found, strict=True)]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atrous.ops.conv import AtrousPool2d, PatchConv2d, place
+from atrous.ops.conv import AtrousConv2d, AtrousPool2d, PatchConv2d, place
 from atrous.ops.stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -198,7 +198,9 @@ def _create(name: str, **options: Any) -> Any:
 
 
 def _stand_in(layer: nn.Module) -> nn.Module | None:
-    """A layer that can be made atrous, for one that cannot: means, and whatever has an even window."""
+    """For a layer that cannot be made atrous (means, even windows), or is slow at it, one that can; None to keep it."""
+    if isinstance(layer, nn.Conv2d) and _is_centred(layer):
+        return AtrousConv2d.over(layer)
     if not isinstance(layer, nn.Conv2d | nn.AvgPool2d | nn.MaxPool2d) or set(_sides(layer.stride)) == {1}:
         return None
     even = any(side % 2 == 0 for side in _sides(layer.kernel_size))
@@ -214,6 +216,14 @@ def _without_data(name: str) -> Any:
             return _create(name).eval()
     except ValueError:  # some networks look at the values of their tensors while they are built
         return _create(name).eval().to("meta")
+
+
+def _is_centred(layer: nn.Conv2d) -> bool:
+    """Whether a layer is a plain convolution that the atrous one can stand in for: with a spatial, centred filter."""
+    if type(layer) is not nn.Conv2d or layer.kernel_size[0] != layer.kernel_size[1] or layer.padding_mode != "zeros":
+        return False
+    side, rate = layer.kernel_size[0], layer.dilation[0]
+    return side > 1 and side % 2 == 1 and layer.padding == (rate * (side // 2),) * 2 and layer.dilation == (rate, rate)
 
 
 def _twin(name: str) -> Any:

@@ -6,6 +6,7 @@ What is computed stays the same up to rounding. The dial stays, too: the form's 
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any, TypeVar
 
 import torch
@@ -97,7 +98,18 @@ def _watch(model: nn.Module) -> dict[str, str]:
     model(torch.zeros(1, 3, _PROBE, _PROBE, dtype=parameter.dtype, device=parameter.device))
     for handle in handles:
         handle.remove()
-    return pairs
+    return pairs | _adjacent(model)
+
+
+def _adjacent(model: nn.Module) -> dict[str, str]:
+    """Convolution and batch norm side by side in a sequence: ASPP works its 3×3 ones out past their own forward."""
+    sequences = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Sequential)]
+    return {
+        f"{path}.{after}": f"{path}.{before}"
+        for path, layers in sequences
+        for (before, conv), (after, norm) in itertools.pairwise(layers.named_children())
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    }
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:

@@ -8,9 +8,13 @@ what the tests hold everything else against.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from atrous.ops.gemm import atrous_conv2d_fast
 
 
 class AtrousConv2d(nn.Conv2d):
@@ -56,10 +60,35 @@ class AtrousConv2d(nn.Conv2d):
             bias=bias,
         )
 
+    @classmethod
+    def over(cls, native: nn.Conv2d) -> AtrousConv2d:
+        """A stand-in for a centred convolution of another library, with its parameters."""
+        side, stride, rate = native.kernel_size[0], native.stride[0], native.dilation[0]
+        with torch.device("meta"):
+            layer = cls(
+                native.in_channels,
+                native.out_channels,
+                side,
+                stride=stride,
+                rate=rate,
+                groups=native.groups,
+                bias=native.bias is not None,
+            )
+        layer.weight, layer.bias = native.weight, native.bias
+        return layer.train(native.training)
+
     @property
     def rate(self) -> int:
         """The atrous rate, the same in both directions."""
         return self.dilation[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B,C,H,W float to B,K,ceil(H/stride),ceil(W/stride), by the fastest exact form (`atrous.ops.gemm`)."""
+        if self.rate == 1 or self.stride != (1, 1) or self.groups not in (1, self.in_channels):
+            return super().forward(x)
+        if self.groups > 1 and self.out_channels != self.in_channels:
+            return super().forward(x)
+        return parallel(x, [self])[0]
 
     def place(self, stride: int, rate: int) -> None:
         """Give this layer another stride and atrous rate; its parameters stay as they are."""
@@ -139,6 +168,15 @@ class AtrousPool2d(nn.Module):
                 for z in range(0, size * self.rate, self.rate)
             ]
         )
+
+
+def parallel(x: Tensor, layers: Sequence[AtrousConv2d]) -> list[Tensor]:
+    """Several atrous convolutions of one map, as in ASPP, worked out together: B,C,H,W float to B,K,H,W each."""
+    found = atrous_conv2d_fast(x, [layer.weight for layer in layers], [layer.rate for layer in layers])
+    return [
+        y if layer.bias is None else y + layer.bias.to(y.dtype)[:, None, None]
+        for y, layer in zip(found, layers, strict=True)
+    ]
 
 
 def place(layer: nn.Module, stride: int, rate: int) -> None:

@@ -17,7 +17,7 @@ chosen apart.
 
     y6, y12, y18 = atrous_conv2d_fast(x, [w6, w12, w18], [6, 12, 18])
 
-The environment variable ``ATROUS_CONV`` sets the form for calls that do not name one.
+The environment variable ``ATROUS_CONV`` sets the form for calls that do not name one, `default_form` for a while.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -38,6 +40,8 @@ FORMS = ("library", "mirror", "window", "gemm", "triton")
 
 SMALL = 10_000_000
 """Multiplications below which nothing is measured: the library is taken, whose calls are the fewest."""
+
+_default: ContextVar[str] = ContextVar("atrous_conv", default="auto")
 
 CHOICES: dict[tuple[Any, ...], str] = {}
 """What has been measured in this process: pass, shapes, dtype, device and threads to form."""
@@ -56,7 +60,7 @@ def atrous_conv2d_fast(
         x: B,C,H,W floating point; channels-last is the fast order.
         weights: K,C,h,w each, or all C,1,h,w to keep channels apart; h and w odd, of the dtype and device of `x`.
         rates: the atrous rate of each, at least 1.
-        form: ``auto``, ``model`` or one of `FORMS`; None is what ``ATROUS_CONV`` says, or else ``auto``.
+        form: ``auto``, ``model`` or one of `FORMS`; None is what ``ATROUS_CONV`` says, or else `default_form`.
 
     Returns:
         For each weight B,K,H,W, of the dtype of `x`, and of its memory order where that is one of the two.
@@ -64,9 +68,9 @@ def atrous_conv2d_fast(
     Raises:
         ValueError: shapes, rates or dtypes do not fit, or there is no such form on this device.
     """
-    form = form or os.environ.get("ATROUS_CONV") or "auto"
+    form = form or os.environ.get("ATROUS_CONV") or _default.get()
     weights, rates, device = list(weights), list(rates), x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
     _check(x, weights, rates, form)
@@ -76,6 +80,19 @@ def atrous_conv2d_fast(
         return library_forward(x, [], weights, rates)
     outputs: list[Tensor] = _convs(x, weights, rates, form)
     return outputs
+
+
+@contextmanager
+def default_form(form: str) -> Iterator[None]:
+    """Set the form of calls that name none, within the block.
+
+    Training sets ``model``: a choice by the clock may differ from run to run, and with it the last bits of the result.
+    """
+    token = _default.set(form)
+    try:
+        yield
+    finally:
+        _default.reset(token)
 
 
 def _check(x: Tensor, weights: list[Tensor], rates: list[int], form: str) -> None:
