@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+
+# One thread, here and in the processes that tests start: what they compute is small, and threads that wait for each
+# other on a busy machine cost more than all of it.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 NAMES = ["ground", "red", "green", "blue"]
 PALETTE = [[90, 90, 90], [220, 30, 30], [30, 200, 30], [30, 30, 220]]
