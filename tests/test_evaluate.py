@@ -84,7 +84,7 @@ def test_a_batch_is_its_images_one_by_one(model, val) -> None:
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (-1.0,), (1.0, float("nan")), (float("inf"),)])
 def test_scales_that_are_none(model, val, scales) -> None:
-    with pytest.raises(ValueError, match="scales are .*, expected positive numbers"):
+    with pytest.raises(ValueError, match="scales are .*, expected numbers from 0.05 to 16"):
         evaluate(model, val, scales=scales)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,7 @@ def test_the_options_reach_the_model(trained: Path, drawn: Draw) -> None:
 
 
 def test_bad_options_are_refused_when_loading(trained: Path) -> None:
-    with pytest.raises(ValueError, match="scales are .*, expected positive numbers"):
+    with pytest.raises(ValueError, match="scales are .*, expected numbers from 0.05 to 16"):
         Predictor.load(trained, device="cpu", scales=(0.0,))
     with pytest.raises(ValueError, match="output stride|output_stride"):
         Predictor.load(trained, device="cpu", output_stride=7)
@@ -221,10 +220,14 @@ def test_prediction_imports_no_training_code(trained: Path, monkeypatch: pytest.
     assert "atrous.engine.train" not in done.stdout and "checkpoint" not in done.stdout
 
 
-def test_a_file_that_cannot_be_written_is_no_bad_photograph(
-    predictor, drawn: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outputs_that_cannot_be_are_refused_before_anything_is_done(predictor, drawn: Draw, tmp_path: Path) -> None:
     photograph(tmp_path / "a.png", drawn)
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(builtins.NotADirectoryError):
+    with pytest.raises(ValueError, match="out is a file, expected a folder"):
         predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out")
+    (tmp_path / "mine" / "masks").mkdir(parents=True)
+    photograph(tmp_path / "mine" / "masks" / "b.png", drawn)
+    before = (tmp_path / "mine" / "masks" / "b.png").read_bytes()
+    with pytest.raises(ValueError, match="b.png is one of the photographs and would be overwritten"):
+        predict_files(predictor, [tmp_path / "mine" / "masks"], tmp_path / "mine")
+    assert (tmp_path / "mine" / "masks" / "b.png").read_bytes() == before

@@ -229,3 +229,14 @@ def test_any_text_is_a_recipe_or_one_clear_line(key: str, words: list[str], tmp_
 @given(content=st.binary(max_size=60))
 def test_any_bytes_are_a_recipe_or_one_clear_line(content: bytes, tmp_path: Path) -> None:
     read(tmp_path / "fuzzed.yaml", content)
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (-1.0, 1.0), ()])
+def test_class_weights_that_weigh_nothing_are_refused(weights: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="class_weights is .*, expected none below 0 and one above it"):
+        Recipe(class_weights=weights)
+
+
+def test_a_seed_fits_into_a_generator() -> None:
+    with pytest.raises(ValueError, match="seed is .*, expected less than 2"):
+        Recipe(seed=2**63)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,7 +24,7 @@ from atrous.engine.evaluate import evaluate
 from atrous.engine.recipe import Recipe, load_recipe
 from atrous.engine.state import State
 from atrous.engine.train import Crops, Stopped, train
-from atrous.models.weights import load
+from atrous.models.weights import load, read_card
 
 
 def run(recipe: Recipe, data: Path, folder: Path, **options: Any) -> float | None:
@@ -158,7 +159,7 @@ def test_killed_before_the_last_save_the_run_goes_on_from_the_one_before(
 def test_a_finished_run_resumed_changes_nothing(trained: Path, longer: Recipe, tiny_data: Path) -> None:
     before = (trained / "best" / "model.safetensors").read_bytes()
     best = run(longer, tiny_data, trained, resume=True)
-    assert best == final_state(trained)["best"]
+    assert best == read_card(trained / "best" / "model.safetensors").metrics["val"]["miou"]
     assert (trained / "best" / "model.safetensors").read_bytes() == before
 
 
@@ -381,3 +382,84 @@ def test_a_signal_saves_and_leaves_and_resume_goes_on(
     _, said = again.communicate(timeout=25)
     assert again.returncode == 130, said
     assert checkpoint.steps(tmp_path / "run")[-1] > stopped
+
+
+def test_the_whole_split_is_looked_at_before_the_first_step(tiny: Recipe, make_data: Any, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", {"train": 2, "val": 2})
+    path = sorted((data / "masks" / "val").iterdir())[-1]
+    with Image.open(path) as mask:
+        ids = np.array(mask)
+    ids[0, :3] = 77
+    Image.fromarray(ids).save(path)
+    with pytest.raises(ValueError, match=rf"{path.name}: mask has id 77 \(3 pixels\)"):
+        run(tiny, data, tmp_path / "run")
+    Image.fromarray(np.full_like(ids, 255)).save(path)
+    with pytest.raises(ValueError, match="val cannot reach output_stride 64"):
+        run(replace(tiny, val_output_stride=64), data, tmp_path / "run")
+    assert not checkpoint.steps(tmp_path / "run")
+
+
+def test_data_without_a_class_is_refused(tiny: Recipe, make_data: Any, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", {"train": 2, "val": 1})
+    for path in (data / "masks" / "train").iterdir():
+        with Image.open(path) as mask:
+            Image.fromarray(np.full_like(np.array(mask), 255)).save(path)
+    with pytest.raises(ValueError, match="none of the 2 masks has a pixel that counts"):
+        run(tiny, data, tmp_path / "run")
+
+
+def test_other_data_is_not_gone_on_with(trained: Path, longer: Recipe, make_data: Any, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", {"train": 3, "val": 2})
+    with pytest.raises(ValueError, match="was started on other data: images 3, expected"):
+        run(longer, data, trained, resume=True)
+
+
+def test_checkpoints_that_are_all_spoiled_are_said_so(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints" / "step-3").mkdir(parents=True)
+    with pytest.raises(ValueError, match="has checkpoints, but none is whole"):
+        run(tiny, tiny_data, tmp_path / "run", resume=True)
+
+
+def test_a_run_stopped_while_it_validates_goes_on_with_that(
+    tiny: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from atrous.engine import train as module
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **options)
+
+    recipe = replace(tiny, iterations=2, val_every=1)
+    whole = run(recipe, tiny_data, tmp_path / "whole")
+    monkeypatch.setattr(module, "evaluate", interrupted)
+    with pytest.raises(Stopped, match="stopped at step 1 and saved") as stopped:
+        run(recipe, tiny_data, tmp_path / "run")
+    assert stopped.value.status == 143 and checkpoint.steps(tmp_path / "run") == [1]
+    monkeypatch.undo()
+    assert run(recipe, tiny_data, tmp_path / "run", resume=True) == whole
+    weights = [(tmp_path / name / "best" / "model.safetensors").read_bytes() for name in ("whole", "run")]
+    assert weights[0] == weights[1]
+    rows = [(tmp_path / name / "log.csv").read_text().splitlines() for name in ("whole", "run")]
+    assert [row.split(",")[0] for row in rows[0]] == [row.split(",")[0] for row in rows[1]]
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
+def test_the_loss_does_not_depend_on_the_scale_of_class_weights(
+    scale: float, tiny: Recipe, tiny_data: Path, tmp_path: Path
+) -> None:
+    recipe = replace(tiny, iterations=1, val_split=None, class_weights=tuple(scale * w for w in (1.0, 2.0, 3.0, 0.5)))
+    run(recipe, tiny_data, tmp_path / "run")
+    loss = float((tmp_path / "run" / "log.csv").read_text().splitlines()[1].split(",")[1])
+    run(replace(recipe, class_weights=(1.0, 2.0, 3.0, 0.5)), tiny_data, tmp_path / "plain")
+    plain = float((tmp_path / "plain" / "log.csv").read_text().splitlines()[1].split(",")[1])
+    assert loss == pytest.approx(plain, rel=1e-4) and loss > 0.5
+
+
+def test_a_disk_that_is_full_is_said_to_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_space(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", no_space)
+    with pytest.raises(OSError, match="state.pt could not be written; is the disk full?"):
+        checkpoint.save(tmp_path, 1, {})
+    assert not list((tmp_path / "checkpoints").iterdir())

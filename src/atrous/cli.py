@@ -241,7 +241,10 @@ def _train(found: argparse.Namespace) -> int:
     values = {key: getattr(found, key) for key in flags if getattr(found, key) is not None}
     values |= {"reset_head": True} if found.reset_head else {}
     values |= {"weights": None} if found.weights == "none" else {}
-    recipe: Recipe = override(load_recipe(found.recipe), {**values, **parse_assignments(found.assignments)})
+    assigned = parse_assignments(found.assignments)
+    if twice := sorted(values.keys() & assigned.keys()):
+        raise ValueError(f"{twice[0]} is given twice, by --{twice[0].replace('_', '-')} and by --set")
+    recipe: Recipe = override(load_recipe(found.recipe), {**values, **assigned})
     if found.workers < 0:
         raise ValueError(f"--workers is {found.workers}, expected at least 0")
 
@@ -369,7 +372,7 @@ def _scores_table(result: Any) -> Any:
         "class", "IoU", "accuracy", title=title, caption=left_out if scores.left_out else None, show_footer=True
     )
     for name, iou, accuracy in zip(scores.names, scores.iou, scores.accuracy, strict=True):
-        table.add_row(name, f"{iou:.2%}", f"{accuracy:.2%}")
+        table.add_row(name, *("-" if value != value else f"{value:.2%}" for value in (iou, accuracy)))
     table.columns[0].footer = "mean"
     table.columns[1].footer = f"{scores.miou:.2%}"
     table.columns[2].footer = f"{scores.mean_accuracy:.2%} (of pixels {scores.pixel_accuracy:.2%})"
@@ -383,7 +386,9 @@ def _models_table(rows: dict[str, dict[str, Any]]) -> Any:
     table.columns[0].overflow = "fold"  # a name must be read whole, for it is to be typed
     for name, row in rows.items():
         scored = "\n".join(
-            f"{setting}: {found['miou']:.2%}" for setting, found in row["metrics"].items() if "miou" in found
+            f"{setting}: {found['miou']:.2%}"
+            for setting, found in row["metrics"].items()
+            if found.get("miou") is not None
         )
         table.add_row(name, f"{len(row['classes'])}", scored, f"{row['megabytes']}", row["licence"], row["description"])
     return table

@@ -39,7 +39,7 @@ def save(run: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
         shutil.rmtree(interrupted, ignore_errors=True)
     partial.mkdir()
     try:
-        torch.save(state, partial / STATE)
+        _write(state, partial / STATE)
         manifest = {"step": step, "files": {STATE: _sha256(partial / STATE)}}
         (partial / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         for file in (partial / STATE, partial / MANIFEST, partial):
@@ -54,6 +54,13 @@ def save(run: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
     for old in [other for other in steps(run) if other <= step][:-keep]:
         shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
     return target
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # PyTorch's writer knows no other, whatever the disk said
+        raise OSError(f"{path} could not be written; is the disk full? ({str(error).splitlines()[0]})") from error
 
 
 def load_newest(run: Path) -> dict[str, Any] | None:

@@ -96,6 +96,8 @@ def pick_device(device: str | None, local_rank: int | None = None) -> torch.devi
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"there is no device {device!r}; expected cpu, cuda or cuda:NUMBER") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} is not supported; expected cpu, cuda or cuda:NUMBER")
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for, but PyTorch finds no usable GPU")

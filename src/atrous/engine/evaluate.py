@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
+SCALE_LIMITS = (0.05, 16.0)
+"""Beyond these a scale is a slip: a picture of a few pixels, or one that fills the memory."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -155,8 +158,9 @@ def check_scales(scales: Sequence[float]) -> None:
     Raises:
         ValueError: if there is no scale, or one is not positive.
     """
-    if not scales or any(not 0 < scale < float("inf") for scale in scales):
-        raise ValueError(f"scales are {tuple(scales)}, expected positive numbers")
+    low, high = SCALE_LIMITS
+    if not scales or any(not low <= scale <= high for scale in scales):
+        raise ValueError(f"scales are {tuple(scales)}, expected numbers from {low} to {high}")
 
 
 @contextmanager

@@ -112,6 +112,11 @@ class Recipe:
         for name in ("flip", "photometric", "ema", "batch_norm_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
+        weights = self.class_weights
+        if weights is not None and (min(weights, default=0) < 0 or not any(weights)):
+            raise ValueError(f"class_weights is {weights}, expected none below 0 and one above it")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed is {self.seed}, expected less than 2**63")
         if self.batch % self.accumulate:
             raise ValueError(f"batch is {self.batch}, expected a multiple of accumulate, {self.accumulate}")
 

@@ -160,10 +160,12 @@ def peak_memory_mb() -> float:
 
 
 def _keep_rows(path: Path, start: int) -> None:
-    """Drop the rows of steps that are about to be done again."""
+    """Drop the rows of steps, and of the validation, that are about to be done again."""
     if not path.exists():
         return
     # A run killed while it wrote leaves a first or last row that is not whole.
     rows = [row.split(",") for row in path.read_text(encoding="utf-8").splitlines()]
-    kept = [row for row in rows if len(row) == len(COLUMNS) and row[0].isdecimal() and int(row[0]) <= start]
+    whole = [row for row in rows if len(row) == len(COLUMNS) and row[0].isdecimal()]
+    validation = COLUMNS.index("miou")
+    kept = [row for row in whole if int(row[0]) < start or (int(row[0]) == start and not row[validation])]
     write_text(path, "".join(",".join(row) + "\n" for row in [COLUMNS, *kept]))

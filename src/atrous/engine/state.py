@@ -76,6 +76,7 @@ class State:
     average: MovingAverage | None
     step: int = 0
     best: float | None = None
+    validated: int = 0
 
     @classmethod
     def build(
@@ -112,15 +113,16 @@ class State:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         weight = here.sum(sum((self.objective.weight(labels) for _, labels, _ in parts), _zero()).to(here.device))
+        weight = torch.where(weight > 0, weight, 1.0)  # without a valid pixel in the whole batch the sum is 0 as well
         total = torch.zeros((), dtype=torch.float64, device=here.device)
         for i, (images, labels, _) in enumerate(parts):
             with self._last_part_syncs(i == len(parts) - 1):
                 images, labels = images.to(here.device, non_blocking=True), labels.to(here.device, non_blocking=True)
                 loss = self.parallel(images, labels)
                 # Data-parallel training takes the mean of the processes' gradients; the sum is wanted.
-                self.scaler.scale(loss * (here.size / weight.clamp(min=1)).float()).backward()
+                self.scaler.scale(loss * (here.size / weight).float()).backward()
             total += loss.detach().double()
-        mean = float(here.sum(total) / weight.clamp(min=1))
+        mean = float(here.sum(total) / weight)
         if mean != mean or mean in (float("inf"), float("-inf")):
             names = ", ".join(name for *_, part in parts for name in part)
             self.optimizer.zero_grad()
@@ -147,10 +149,22 @@ class State:
             save(self.evaluated, folder / MODEL_FILE, card)
             checkpoint.write_text(folder / "model.json", card.to_json() + "\n")
 
-    def save(self, run: Path, here: World) -> None:
-        """Write a checkpoint."""
+    def must_validate(self, held_out: object) -> bool:
+        """Whether there is something to validate on, this step asks for it, and it has not been done."""
+        asked = self.step % self.recipe.val_every == 0 or self.step == self.recipe.iterations
+        return bool(held_out) and asked and self.step > 0 and self.validated != self.step
+
+    def note(self, score: float) -> bool:
+        """Note a validation; whether it is the best so far: anything is better than none, and than no number."""
+        self.validated = self.step
+        better = self.best is None or self.best != self.best or score > self.best
+        self.best = score if better else self.best
+        return better
+
+    def save(self, run: Path, here: World, data: dict[str, Any]) -> None:
+        """Write a checkpoint, with a description of the data that the run is on."""
         if here.first:
-            checkpoint.save(run, self.step, self._to_save())
+            checkpoint.save(run, self.step, {**self._to_save(), "data": data})
         here.wait()
 
     def _to_save(self) -> dict[str, Any]:

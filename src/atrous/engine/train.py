@@ -8,6 +8,7 @@ saved, so a run that was stopped and resumed ends with the bytes of one that nev
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from atrous.data.datasets import SegmentationDataset, open_dataset
+from atrous.data.datasets import Item, SegmentationDataset, open_dataset
 from atrous.data.image import Normalization, read_size
 from atrous.data.transforms import Augment
 from atrous.engine import checkpoint
@@ -33,6 +34,7 @@ from atrous.engine.state import State
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import ModelCard
 from atrous.ops.gemm import default_form
+from atrous.ops.stride import check_reachable
 
 
 class Stopped(Exception):
@@ -78,33 +80,41 @@ def train(
         dataset, held_out = _open_data(recipe, data)
         check_masks(dataset)
         _claim(run, recipe, resume, here)
-        saved = checkpoint.load_newest(run) if resume else None
+        saved = _saved(run, dataset) if resume else None
         state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, here, saved)
+        if held_out:
+            check_masks(held_out, labelled=False)
+            check_reachable(recipe.val_output_stride or recipe.output_stride, state.model.backbone.reachable, "val")
         crops = Crops(dataset, _augment(recipe, state.model, dataset.labels.ignore), recipe.seed)
         report = Report(run, iterations=recipe.iterations, start=state.step, batch=recipe.batch, silent=not here.first)
         batches = iter(_loader(crops, recipe, state.step, workers, here))
         with report.running(_headline(recipe, data, run, state, dataset, held_out)):
-            while state.step < recipe.iterations:
-                lr = recipe.lr * poly(state.step, recipe.iterations, power=recipe.power, warmup=recipe.warmup)
-                parts = [_next_part(batches) for _ in range(recipe.accumulate)]
-                loss = state.take_step(parts, lr, here)
-                state.step += 1
-                report.step(state.step, loss, lr)
-                if held_out and (state.step % recipe.val_every == 0 or state.step == recipe.iterations):
-                    found = evaluate(state.evaluated, held_out, output_stride=recipe.val_output_stride, world=here)
-                    better = _is_better(found.scores.miou, state.best)
+            # A run that was stopped while it validated begins with that.
+            while state.step < recipe.iterations or state.must_validate(held_out):
+                if held_out and state.must_validate(held_out):
+                    found = evaluate(
+                        state.evaluated,
+                        held_out,
+                        output_stride=recipe.val_output_stride,
+                        world=here,
+                        progress=lambda _: signals.leave(state.step),
+                    )
+                    better = state.note(found.scores.miou)
                     if better:
-                        state.best = found.scores.miou
                         state.keep(run, _card(recipe, state, dataset, data, found), here)
                     report.validated(state.step, found, better)
                     report.picture(state.step, state.evaluated, held_out)
-                stop = here.any(signals.received)
-                if stop or state.step % recipe.save_every == 0 or state.step == recipe.iterations:
-                    state.save(run, here)
-                if stop:
-                    raise Stopped(
-                        f"stopped at step {state.step} and saved; the same command with --resume goes on", 128 + stop
-                    )
+                    continue
+                lr = recipe.lr * poly(state.step, recipe.iterations, power=recipe.power, warmup=recipe.warmup)
+                parts = [_next_part(batches, state, run, dataset, here) for _ in range(recipe.accumulate)]
+                loss = state.take_step(parts, lr, here)
+                state.step += 1
+                report.step(state.step, loss, lr)
+                stop, last = here.any(signals.received), state.step == recipe.iterations
+                if stop or last or state.step % recipe.save_every == 0 or state.must_validate(held_out):
+                    state.save(run, here, describe(dataset))
+                if stop and (not last or held_out):
+                    signals.leave(state.step, stop)
             if not held_out:
                 state.keep(run, _card(recipe, state, dataset, data, None), here)
         return state.best
@@ -138,20 +148,46 @@ def _open_data(recipe: Recipe, data: str | Path) -> tuple[SegmentationDataset, S
     return dataset, held_out
 
 
-def _is_better(found: float, best: float | None) -> bool:
-    """Whether a score is the best so far; anything is better than none, and than no number."""
-    return best is None or best != best or found > best
-
-
-def check_masks(dataset: SegmentationDataset) -> None:
+def check_masks(dataset: SegmentationDataset, *, labelled: bool = True) -> None:
     """Read every mask, and the size of its image, before the first step: a bad one is found now and not after hours.
+
+    Args:
+        dataset: of the run.
+        labelled: refuse a data set in which no pixel has a class.
 
     Raises:
         ValueError: for an id out of range (file, value, count), sizes that differ, a file that cannot be read.
     """
+
+    def has_class(item: Item) -> bool:
+        ids = dataset.read_ids(item, read_size(item.image))
+        return bool((ids != dataset.labels.ignore).any())
+
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(lambda item: dataset.read_ids(item, read_size(item.image)), dataset.items):
-            pass
+        found = list(pool.map(has_class, dataset.items))
+    if labelled and not any(found):
+        raise ValueError(
+            f"none of the {len(found)} masks has a pixel that is not ignored; there is nothing to train on"
+        )
+
+
+def describe(dataset: SegmentationDataset) -> dict[str, Any]:
+    """What a checkpoint keeps of its data, to tell other data from it."""
+    names = hashlib.sha256("\n".join(dataset.names).encode()).hexdigest()
+    return {"classes": list(dataset.labels.names), "images": len(dataset), "names": names}
+
+
+def _saved(run: Path, dataset: SegmentationDataset) -> dict[str, Any] | None:
+    """The newest checkpoint, if it is of this data."""
+    saved = checkpoint.load_newest(run)
+    if saved is None and checkpoint.steps(run):
+        raise ValueError(f"{run} has checkpoints, but none is whole; start anew with another --out")
+    here = describe(dataset)
+    for key, there in (saved or {}).get("data", {}).items():
+        if there != here[key]:
+            what = "other images" if key == "names" else f"{key} {here[key]}, expected {there}"
+            raise ValueError(f"{run} was started on other data: {what}")
+    return saved
 
 
 def _augment(recipe: Recipe, model: DeepLabV3, ignore: int) -> Augment:
@@ -201,8 +237,17 @@ def _collate(samples: list[tuple[Tensor, Tensor, str] | Exception]) -> Part | Ex
     return torch.stack(images), torch.stack(masks), list(names)
 
 
-def _next_part(batches: Iterator[Part | Exception]) -> Part:
-    part = next(batches)
+def _next_part(
+    batches: Iterator[Part | Exception], state: State, run: Path, dataset: SegmentationDataset, here: World
+) -> Part:
+    try:
+        part = next(batches)
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        if here.size == 1:
+            state.save(run, here, describe(dataset))
+        raise Stopped(f"a process that loads data died at step {state.step}: {error}; --resume goes on", 1) from error
     if isinstance(part, Exception):
         raise part
     return part
@@ -252,9 +297,11 @@ def _card(
     recipe: Recipe, state: State, dataset: SegmentationDataset, data: str | Path, found: Evaluation | None
 ) -> ModelCard:
     model, labels = state.evaluated, dataset.labels
-    metrics = {} if found is None else {
-        "val": {**dict(found.scores), "output_stride": found.output_stride, "images": found.images, "step": state.step}
-    }  # fmt: skip
+    metrics: dict[str, Any] = {}
+    if found:
+        scores = found.scores.as_dict()
+        means = {name: scores[name] for name, _ in found.scores}
+        metrics["val"] = {**means, "output_stride": found.output_stride, "images": found.images, "step": state.step}
     return ModelCard(
         arguments=model.arguments,
         names=labels.names,
@@ -282,6 +329,12 @@ class _Signals:
         except ValueError:  # not in the main thread: whoever runs us handles signals
             pass
         return self
+
+    def leave(self, step: int, received: int = 0) -> None:
+        """Raise `Stopped` if a signal has come, here or (`received`) at another process; all has been saved before."""
+        received = received or self.received
+        if received:
+            raise Stopped(f"stopped at step {step} and saved; the same command with --resume goes on", 128 + received)
 
     def _note(self, number: int, _: Any) -> None:
         self.received = number

@@ -188,13 +188,17 @@ def predict_files(
         ValueError: if a source stands for no file at all, or two files would be written to one name.
         FileNotFoundError: if a source does not exist.
     """
-    batch = Batch()
-    for path, name in output_names(find_photographs(sources)).items():
+    batch, names = Batch(), output_names(find_photographs(sources))
+    _check_outputs(out, names)
+    for path, name in names.items():
         progress(path)
         try:
             found = predictor(path)
         except (ValueError, OSError) as error:
             batch.failures[path] = str(error)
+            continue
+        except (RuntimeError, MemoryError) as error:  # too large for the memory, above all
+            batch.failures[path] = f"{path}: {str(error).splitlines()[0] if str(error) else 'out of memory'}"
             continue
         for folder in ("masks", "overlays"):
             (out / folder).mkdir(parents=True, exist_ok=True)
@@ -202,6 +206,17 @@ def predict_files(
         write_image(out / "overlays" / name, found.overlay())
         batch.areas[path] = {found.names[i]: share for i, share in found.areas.items()}
     return batch
+
+
+def _check_outputs(out: Path, names: dict[Path, str]) -> None:
+    """Refuse to write over a photograph, or into a folder that is a file."""
+    for folder in (out, out / "masks", out / "overlays"):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file, expected a folder to write into")
+    photographs = {path.resolve() for path in names}
+    for written in (out / folder / name for name in names.values() for folder in ("masks", "overlays")):
+        if written.resolve() in photographs:
+            raise ValueError(f"{written} is one of the photographs and would be overwritten")
 
 
 def find_photographs(sources: Iterable[str | Path]) -> list[Path]:

@@ -64,7 +64,7 @@ def _correlation(pixels: Tensor, gradient: Tensor, weight: Tensor, rate: int) ->
 def is_depthwise(x: Tensor, weights: list[Tensor]) -> bool:
     """Whether each filter reads the channel of its own number alone."""
     channels = x.shape[1]
-    return channels > 1 and bool(weights) and all(w.shape[0] == channels and w.shape[1] == 1 for w in weights)
+    return channels > 1 and len(weights) > 0 and all(w.shape[0] == channels and w.shape[1] == 1 for w in weights)
 
 
 def mirrored_input(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
