@@ -404,7 +404,7 @@ def test_data_without_a_class_is_refused(tiny: Recipe, make_data: Any, tmp_path:
     for path in (data / "masks" / "train").iterdir():
         with Image.open(path) as mask:
             Image.fromarray(np.full_like(np.array(mask), 255)).save(path)
-    with pytest.raises(ValueError, match="none of the 2 masks has a pixel that counts"):
+    with pytest.raises(ValueError, match="none of the 2 masks has a pixel that is not ignored"):
         run(tiny, data, tmp_path / "run")
 
 
