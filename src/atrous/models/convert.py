@@ -26,7 +26,10 @@ _HOMES = {
     "classifier.2.": "head_conv.1.",
     "classifier.4.": "classifier.",
     "encoder.": "backbone.",  # segmentation_models_pytorch
-    "decoder.0.": "head.",
+    "decoder.aspp.": "head.",
+    "decoder.conv.": "head_conv.0.",
+    "decoder.bn.": "head_conv.1.",
+    "decoder.0.": "head.",  # before its 0.6
     "decoder.1.": "head_conv.0.",
     "decoder.2.": "head_conv.1.",
     "segmentation_head.0.": "classifier.",

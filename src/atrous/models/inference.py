@@ -40,14 +40,15 @@ def native_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     if device.type == "cpu":
-        return torch.bfloat16 if _cpu_has_bf16_tiles() else torch.float32
+        return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
     return torch.float32
 
 
-def _cpu_has_bf16_tiles() -> bool:
-    # AVX512-BF16 alone multiplies pairs, at twice the rate of float32 at best; AMX tiles at 8 to 16 times.
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(probe and probe())
+def _cpu_multiplies_bf16() -> bool:
+    # AVX512-BF16 multiplies pairs, at up to twice the rate of float32; AMX tiles at 8 to 16 times. PyTorch emulates the
+    # format elsewhere, at a loss.
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(probe is not None and probe() for probe in probes)
 
 
 def fold_batch_norm(model: nn.Module) -> int:
