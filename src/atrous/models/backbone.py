@@ -158,7 +158,7 @@ class TimmBackbone(Backbone):
         self.net.load_state_dict({key: state[key] for key in wanted})
         for block in self.cascade.values():
             for unit, source in zip(block.children(), self.grid_units, strict=True):
-                _start_from(self.net.get_submodule(source), unit)
+                copy_where_shapes_allow(self.net.get_submodule(source), unit)
 
     def _replica(self) -> nn.Sequential:
         units = [copy.deepcopy(self.net.get_submodule(name)) for name in self.grid_units]
@@ -312,7 +312,8 @@ def _grid_units(layers: Mapping[str, tuple[int, int]], native_stride: int) -> tu
     return tuple(units)[-3:]
 
 
-def _start_from(source: nn.Module, target: nn.Module) -> None:
+def copy_where_shapes_allow(source: nn.Module, target: nn.Module) -> None:
+    """Start a replica of a block from the block's own weights (section 3.2)."""
     theirs, own = source.state_dict(), target.state_dict()
     same = {key: value for key, value in theirs.items() if key in own and own[key].shape == value.shape}
     target.load_state_dict({**own, **same})

@@ -15,10 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
-from atrous.models.backbone import Backbone, Features, mismatch
+from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, mismatch
 from atrous.ops.conv import AtrousConv2d, place
 from atrous.ops.stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
 
@@ -219,27 +218,18 @@ class ResNet(Backbone):
         own = self.state_dict()
         wanted = {key: value for key, value in own.items() if not key.startswith(("layer5.", "layer6.", "layer7."))}
         mismatch(wanted, state, f"ImageNet weights for {self.name}")
-        replicas = {}
-        for key in own.keys() - wanted.keys():
-            source = state["layer4." + key.split(".", 1)[1]]
-            if source.shape == own[key].shape:
-                replicas[key] = source
-        self.load_state_dict({**own, **state, **replicas})
+        self.load_state_dict({**own, **state})
+        self._start_replicas()
 
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self._start_replicas()
+
+    def _start_replicas(self) -> None:
         for block in range(5, self.last_block + 1):
             copy_where_shapes_allow(self.get_submodule("layer4"), self.get_submodule(f"layer{block}"))
-
-
-def copy_where_shapes_allow(source: nn.Module, target: nn.Module) -> None:
-    """Start a replica of a block from the block's own weights (section 3.2)."""
-    theirs, own = source.state_dict(), target.state_dict()
-    same = {key: value for key, value in theirs.items() if key in own and own[key].shape == value.shape}
-    with torch.no_grad():
-        target.load_state_dict({**own, **same})
 
 
 def _blocks(counts: tuple[int, int, int, int], last_block: int) -> list[tuple[int, int, int]]:
