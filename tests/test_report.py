@@ -105,7 +105,6 @@ def test_all_processes_but_the_first_are_silent(tmp_path: Path, capsys: pytest.C
     with one.running("hello"):
         one.step(40, 1.0, 0.1)
         one.validated(40, FOUND, True)
-    one.say("nothing")
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
 
 

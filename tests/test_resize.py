@@ -14,7 +14,6 @@ from atrous.ops.resize import (
     pad_to_grid,
     resize,
     upsample,
-    upsampled_argmax,
 )
 
 
@@ -107,10 +106,3 @@ def test_no_valid_pixel_is_no_loss_and_no_gradient() -> None:
     loss = cross_entropy_sum(logits, labels, 16)
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss == 0 and logits.grad is not None and logits.grad.eq(0).all() and label_weight(labels, 16) == 0
-
-
-def test_argmax_at_the_size_of_the_image() -> None:
-    logits = torch.randn(2, 7, 3, 4)
-    found = upsampled_argmax(logits, (20, 35), 16)
-    assert found.dtype == torch.uint8 and found.shape == (2, 20, 35)
-    assert torch.equal(found.long(), upsample(logits, (20, 35), 16).argmax(1))

@@ -118,10 +118,6 @@ class Report:
         write_image(self.run / "predictions.png", grid)
         self.board.add_image("predictions", grid, step, dataformats="HWC")
 
-    def say(self, message: str) -> None:
-        """One line on standard error."""
-        self.console.print(message, soft_wrap=True, highlight=False)
-
     def _write(self, step: int, row: dict[str, Any]) -> None:
         path = self.run / "log.csv"
         new = not path.exists()

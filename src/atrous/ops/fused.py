@@ -1,9 +1,9 @@
 """The loss of section 4.1 and the prediction from it, on full-resolution pixels without full-resolution logits.
 
-`upsampled_cross_entropy_sum` is ``cross_entropy_sum(..., upsampled=True)`` of `resize`, and `upsampled_argmax` its
-namesake there; both bring the logits up tile by tile, a tile being some rows of pixels that stay in the cache. What
-makes them fast is that bilinear upsampling by an integer factor is a product with two small constant matrices, one for
-rows and one for columns:
+`upsampled_cross_entropy_sum` is ``cross_entropy_sum(..., upsampled=True)`` of `resize`, and `upsampled_argmax` is
+``upsample(...).argmax(1)``; both bring the logits up tile by tile, a tile being some rows of pixels that stay in the
+cache. What makes them fast is that bilinear upsampling by an integer factor is a product with two small constant
+matrices, one for rows and one for columns:
 
 - the transposed products carry the gradient back, so the softmax is evaluated once, in the forward pass, and what is
   kept for the backward pass is a gradient of the size of the small logits;

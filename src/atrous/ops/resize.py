@@ -117,8 +117,3 @@ def label_weight(
     if class_weights is None:
         return torch.tensor(valid.numel(), dtype=torch.float64, device=labels.device)
     return class_weights[valid].double().sum()
-
-
-def upsampled_argmax(logits: Tensor, size: tuple[int, int], output_stride: int) -> Tensor:
-    """The class of every pixel, B,H,W uint8, from B,K,h,w float at `output_stride`: no more than 256 classes."""
-    return upsample(logits, size, output_stride).argmax(1).to(torch.uint8)
