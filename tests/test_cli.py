@@ -202,6 +202,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a text for a photo": (["predict", "run", "file", "--out", "out", *CPU], "file: not an image of a known format"),
     "an empty folder": (["predict", "run", "empty", "--out", "out"], "'empty' holds no photograph"),
     "an empty glob": (["predict", "run", "*.webp", "--out", "out"], "'*.webp' holds no photograph"),
+    "a key given twice": (
+        [*TRAIN, "--data", "data", "--iterations", "6", "--set", "iterations=12"],
+        "iterations is given twice, by --iterations and by --set",
+    ),
     "a scale of none": ([*PREDICT, "--scales", "0"], "scales are (0.0,), expected numbers from 0.05 to 16.0"),
     "a scale that is a word": ([*PREDICT, "--scales", "big"], "'big'"),
     "a stride of none": ([*PREDICT, "--output-stride", "12"], "output_stride is 12, expected one of 4, 8, 16"),

@@ -109,7 +109,10 @@ def test_alone_a_world_of_one() -> None:
     assert not World(1, 2, torch.device("cpu")).first
 
 
-@pytest.mark.parametrize(("name", "message"), [("gpu", "no device 'gpu'"), ("cuda:99", "device"), ("", "no device ''")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("mps", "device 'mps' is not supported"), ("gpu", "no device 'gpu'"), ("cuda:99", "device"), ("", "no device ''")],
+)
 def test_a_device_that_there_is_not(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pick_device(name)

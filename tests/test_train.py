@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import json
 import os
 import signal
 import subprocess
@@ -463,3 +465,34 @@ def test_a_disk_that_is_full_is_said_to_be(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(OSError, match="state.pt could not be written; is the disk full?"):
         checkpoint.save(tmp_path, 1, {})
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_loader_that_dies_is_said_so_and_nothing_is_lost(
+    tiny: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from atrous.engine import train as module
+
+    whole_loader = module._loader
+
+    def dying(*arguments: Any) -> Iterator[Any]:
+        yield from itertools.islice(whole_loader(*arguments), 2)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(module, "_loader", dying)
+    with pytest.raises(Stopped, match="a process that loads data died at step 2: .*pid 7.*--resume goes on") as stopped:
+        run(replace(tiny, val_split=None), tiny_data, tmp_path / "run")
+    assert stopped.value.status == 1 and checkpoint.steps(tmp_path / "run")[-1] == 2
+
+
+def test_a_score_that_is_no_number_is_null_on_the_card(tiny: Recipe, make_data: Any, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", {"train": 2, "val": 1})
+    for path in (data / "masks" / "val").iterdir():
+        with Image.open(path) as mask:
+            Image.fromarray(np.full_like(np.array(mask), 255)).save(path)
+    run(replace(tiny, iterations=1), data, tmp_path / "run")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    card = json.loads((tmp_path / "run" / "best" / "model.json").read_text(), parse_constant=refuse)
+    assert card["metrics"]["val"]["miou"] is None

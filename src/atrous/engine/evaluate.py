@@ -127,14 +127,14 @@ def predict_probabilities(
     Args:
         model: in ``eval()``.
         images: B,3,H,W float, normalised.
-        scales: each positive.
+        scales: each within `SCALE_LIMITS`.
         flip: run the left-right flipped images, too.
 
     Returns:
         B,K,H,W float32, summing to 1 over the classes.
 
     Raises:
-        ValueError: if there is no scale, or one is not positive.
+        ValueError: if there is no scale, or one is beyond `SCALE_LIMITS`.
     """
     check_scales(scales)
     height, width = images.shape[-2:]
@@ -156,7 +156,7 @@ def check_scales(scales: Sequence[float]) -> None:
     """Refuse scales that are none.
 
     Raises:
-        ValueError: if there is no scale, or one is not positive.
+        ValueError: if there is no scale, or one is beyond `SCALE_LIMITS`.
     """
     low, high = SCALE_LIMITS
     if not scales or any(not low <= scale <= high for scale in scales):

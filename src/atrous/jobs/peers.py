@@ -7,6 +7,7 @@ before they are upsampled, for each library has its own convention there.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import tempfile
 from collections.abc import Callable, Sequence
@@ -48,6 +49,14 @@ def skipped(peer: str) -> Row | None:
     """The row of a peer that is not installed, or None."""
     lacking = missing(peer)
     return Row(peer, note=f"skipped: {', '.join(lacking)} not installed", skipped=True) if lacking else None
+
+
+def _library(output_stride: int) -> str:
+    """The library whose network and weights an output stride is compared on."""
+    library = "torchvision" if output_stride == 8 else "smp"
+    if row := skipped(library):
+        raise ValueError(f"output stride {output_stride} is compared on {library}'s weights: {row.note}")
+    return library
 
 
 class Pair:
@@ -137,9 +146,7 @@ def infer(
         ValueError: for an unknown peer, or a network that the library cannot build.
     """
     rows = [row for peer in peers if (row := skipped(peer))]
-    library = "torchvision" if output_stride == 8 else "smp"
-    if missing(library):
-        raise ValueError(f"output stride {output_stride} is compared on {library}'s weights: {skipped(library).note}")  # type: ignore[union-attr]
+    library = _library(output_stride)
     pair = Pair(backbone, output_stride, library).to(device)
     images = torch.randn(batch, 3, size, size, device=device)
     gflop = _gflop(lambda: pair.theirs(images))
@@ -185,7 +192,7 @@ def _library_forms(pair: Pair, images: Tensor, reference: Tensor, gflop: float, 
 
     found = [Candidate(name, eager, gflop)]
     if not fp32:
-        net = _copy(pair.theirs).to(memory_format=torch.channels_last)
+        net = copy.deepcopy(pair.theirs).to(memory_format=torch.channels_last)
         inputs = images.contiguous(memory_format=torch.channels_last)
 
         def autocast() -> Any:
@@ -253,9 +260,7 @@ def train(
 
     Arguments and errors are those of `infer`.
     """
-    library = "torchvision" if output_stride == 8 else "smp"
-    if missing(library):
-        raise ValueError(f"output stride {output_stride} is compared on {library}'s weights: {skipped(library).note}")  # type: ignore[union-attr]
+    library = _library(output_stride)
     pair = Pair(backbone, output_stride, library).to(device)
     images = torch.randn(batch, 3, size, size, device=device)
     labels = torch.randint(0, CLASSES, (batch, size, size), device=device)
@@ -276,7 +281,7 @@ def train(
 
 
 def _our_step(model: DeepLabV3, images: Tensor, labels: Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
-    model = _copy(model).train().to(memory_format=torch.channels_last)
+    model = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 0.007, momentum=0.9, weight_decay=1e-4, fused=True)
     inputs, truth = images.contiguous(memory_format=torch.channels_last), labels.to(torch.uint8)
 
@@ -292,7 +297,7 @@ def _our_step(model: DeepLabV3, images: Tensor, labels: Tensor, dtype: torch.dty
 
 
 def _their_step(net: Any, images: Tensor, labels: Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
-    net = _copy(net).train().to(memory_format=torch.channels_last)
+    net = copy.deepcopy(net).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), 0.007, momentum=0.9, weight_decay=1e-4)
     inputs = images.contiguous(memory_format=torch.channels_last)
 
@@ -326,12 +331,6 @@ def _with(pair: Pair, net: Any) -> Pair:
     other = Pair.__new__(Pair)
     other.theirs, other.library, other.ours = net, pair.library, pair.ours
     return other
-
-
-def _copy(net: Any) -> Any:
-    import copy
-
-    return copy.deepcopy(net)
 
 
 def _differs(found: Tensor, reference: Tensor) -> float:
