@@ -1,4 +1,4 @@
-"""The layouts as they are distributed, made small, and every way in which they can be incomplete."""
+"""The plain layout made small, every way in which it can be incomplete, and what all layouts share."""
 
 import pickle
 from pathlib import Path
@@ -9,18 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from atrous.data.datasets import (
-    Item,
-    SegmentationDataset,
-    list_split,
-    open_dataset,
-    read_cityscapes,
-    read_folder,
-    read_voc,
-    splits,
-)
-from atrous.data.image import write_mask
-from atrous.data.labels import CAMVID, CITYSCAPES, CITYSCAPES_LABEL_IDS, VOC, Labels
+from atrous.data.datasets import Item, SegmentationDataset, kind_of, list_split, open_dataset, splits
+from atrous.data.labels import CAMVID, Labels
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TWO = Labels(("sky", "road"), ((0, 0, 0), (255, 0, 0)))
@@ -52,43 +42,19 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def put_voc(home: Path) -> None:
-    sets = home / "ImageSets" / "Segmentation"
-    sets.mkdir(parents=True)
-    for split, names in {"train": "ab", "val": "c", "trainval": "abc", "test": "z"}.items():
-        (sets / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
-    for name in "abc":
-        put_image(home / "JPEGImages" / f"{name}.jpg")
-        (home / "SegmentationClass").mkdir(exist_ok=True)
-        mask = np.full((4, 6), 15, dtype=np.uint8)
-        mask[0] = 255
-        write_mask(home / "SegmentationClass" / f"{name}.png", mask, VOC)
-
-
-def put_sbd(root: Path) -> None:
-    scipy_io = pytest.importorskip("scipy.io")
-    (root / "cls").mkdir(parents=True)
-    for name in "acxy":
-        mask = np.full((4, 6), 3, dtype=np.uint8)
-        scipy_io.savemat(root / "cls" / f"{name}.mat", {"GTcls": {"Boundaries": 0, "Segmentation": mask}})
-        put_image(root / "img" / f"{name}.jpg")
-    (root / "train.txt").write_text("a\nx\n")
-    (root / "val.txt").write_text("c\ny\n")
-
-
 def test_plain_folder(folder: Path) -> None:
-    dataset = read_folder(folder, "train")
+    dataset = open_dataset(folder, "train")
     assert dataset.names == ["a", "b", "c"] and len(dataset) == 3 and dataset.labels.names == ("sky", "road")
     name, image, mask = dataset[0]
     assert name == "a" and image.shape == (3, 4, 6) and image.dtype == torch.uint8
     assert mask.shape == (4, 6) and mask.dtype == torch.uint8 and mask[0].tolist() == [1, 255, 0, 0, 0, 0]
     assert splits(folder) == ["train", "val"]
     for data in (folder, str(folder), f"folder:{folder}"):
-        assert open_dataset(data, "val").names == ["d"]
+        assert open_dataset(data, "val").names == ["d"] and kind_of(data) == "folder"
 
 
 def test_samples_come_through_workers_and_pickles(folder: Path) -> None:
-    dataset = read_folder(folder, "train")
+    dataset = open_dataset(folder, "train")
     assert pickle.loads(pickle.dumps(dataset))[1].name == "b"
     loader = DataLoader(dataset, batch_size=None, num_workers=1)
     assert [sample.name for sample in loader] == ["a", "b", "c"]
@@ -164,84 +130,54 @@ def test_no_mask_is_all_ignored(tmp_path: Path) -> None:
     assert (sample.mask == 255).all() and sample.mask.shape == (4, 6)
 
 
+class Stripes:
+    """A mask that is no file."""
+
+    def __str__(self) -> str:
+        return "stripes"
+
+    def read(self) -> np.ndarray:
+        return np.tile(np.array([7, 8, 9, 255], np.uint8), (2, 1))
+
+
+def test_a_mask_can_come_from_anything_that_reads(tmp_path: Path) -> None:
+    put_image(tmp_path / "a.jpg", size=(4, 2))
+    item = Item("a", tmp_path / "a.jpg", Stripes())
+    remap = [-1] * 256
+    remap[7], remap[8], remap[9], remap[255] = 1, 255, 0, 255
+    assert SegmentationDataset([item], TWO, remap=remap)[0].mask[0].tolist() == [1, 255, 0, 255]
+    remap[9], remap[10], remap[12] = -1, 0, 255
+    with pytest.raises(ValueError, match=r"^stripes: mask has id 9 \(2 pixels\); expected 7..8 or 10 or 12 or 255$"):
+        SegmentationDataset([item], TWO, remap=remap)[0]
+    with pytest.raises(
+        ValueError, match="^stripes: mask has id 7 .2 pixels., 8 .2 pixels., 9 .2 pixels.; expected 0..1"
+    ):
+        SegmentationDataset([item], TWO)[0]
+
+
 def test_remap_is_checked() -> None:
-    with pytest.raises(ValueError, match="expected 256 ids"):
-        SegmentationDataset([], TWO, remap=[0, 1])
-
-
-@pytest.mark.parametrize("inner", ["", "VOC2012", "VOCdevkit/VOC2012"])
-def test_voc_at_any_of_its_roots(tmp_path: Path, inner: str) -> None:
-    put_voc(tmp_path / inner)
-    assert splits(tmp_path) == ["train", "trainval", "val"]
-    dataset = open_dataset(tmp_path, "trainval")
-    assert dataset.names == ["a", "b", "c"] and dataset.labels is VOC
-    assert dataset[0].mask.unique().tolist() == [15, 255]
-    assert read_voc(tmp_path, "val").names == open_dataset(f"voc:{tmp_path}", "val").names == ["c"]
-    with pytest.raises(ValueError, match="no split 'trainaug'; the splits there are train, trainval, val"):
-        read_voc(tmp_path, "trainaug")
-
-
-def test_trainaug_from_converted_masks(tmp_path: Path) -> None:
-    home = tmp_path / "VOC2012"
-    put_voc(home)
-    put_image(home / "JPEGImages" / "x.jpg")
-    for name in "abx":
-        put_mask(home / "SegmentationClassAug" / f"{name}.png", value=7)
-    (home / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("b\nx\n")
-    dataset = read_voc(tmp_path, "trainaug")
-    assert dataset.names == ["b", "x"] and dataset[0].mask[0, 0] == 7
-    lines = "/JPEGImages/x.jpg /SegmentationClassAug/x.png\n\n/JPEGImages/a.jpg /SegmentationClassAug/a.png\n"
-    (home / "ImageSets" / "Segmentation" / "trainaug.txt").write_text(lines)
-    assert read_voc(tmp_path, "trainaug").names == ["x", "a"]
-    (home / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("a\nnowhere\n")
-    with pytest.raises(ValueError, match=r"trainaug\.txt: 1 of 2 names have no image: nowhere"):
-        read_voc(tmp_path, "trainaug")
-
-
-@pytest.mark.parametrize("place", ["benchmark_RELEASE/dataset", "VOCdevkit/SBD", "VOCdevkit/VOC2012/sbd"])
-def test_trainaug_from_sbd_as_distributed(tmp_path: Path, place: str) -> None:
-    put_voc(tmp_path / "VOCdevkit" / "VOC2012")
-    put_sbd(tmp_path / place)
-    dataset = read_voc(tmp_path, "trainaug")
-    assert dataset.names == ["a", "b", "x", "y"], "SBD and VOC's train, less VOC's val"
-    assert [int(sample.mask[1, 1]) for sample in dataset] == [15, 15, 3, 3], "VOC's own masks where there are any"
-
-
-def test_broken_sbd_masks_are_named(tmp_path: Path) -> None:
-    put_voc(tmp_path)
-    put_sbd(tmp_path / "SBD")
-    (tmp_path / "SBD" / "cls" / "x.mat").write_bytes(b"not MATLAB's")
-    with pytest.raises(ValueError, match=r"x\.mat: .*expected a MATLAB file"):
-        read_voc(tmp_path, "trainaug")[2]
-
-
-def test_cityscapes_labels_become_train_ids(tmp_path: Path) -> None:
-    for city, number in (("ulm", 1), ("aachen", 0), ("aachen", 2)):
-        stem = f"{city}_00000{number}_000019"
-        put_image(tmp_path / "leftImg8bit" / "train" / city / f"{stem}_leftImg8bit.png", size=(34, 1))
-        mask = tmp_path / "gtFine" / "train" / city / f"{stem}_gtFine_labelIds.png"
-        mask.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.arange(34, dtype=np.uint8)[None]).save(mask)
-        Image.fromarray(np.zeros((1, 34), np.uint8)).save(str(mask).replace("labelIds", "instanceIds"))
-    dataset = open_dataset(tmp_path, "train")
-    assert dataset.names == ["aachen_000000_000019", "aachen_000002_000019", "ulm_000001_000019"]
-    assert dataset.labels is CITYSCAPES
-    ids = dataset[0].mask[0]
-    assert ids[list(CITYSCAPES_LABEL_IDS)].tolist() == list(range(19)) and (ids == 255).sum() == 34 - 19
-    mask.unlink()
-    with pytest.raises(ValueError, match=r"train: 1 of 3 images have no mask in gtFine/train: aachen_000002"):
-        read_cityscapes(tmp_path, "train")
+    for remap in ([0, 1], [256] * 256, [-2] * 256):
+        with pytest.raises(ValueError, match="expected 256 ids"):
+            SegmentationDataset([], TWO, remap=remap)
 
 
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
         ("{root}/nowhere", FileNotFoundError, "nowhere: no such folder"),
-        ("voc:{root}/nowhere", FileNotFoundError, "nowhere: no such folder"),
+        (
+            "voc:{root}/nowhere",
+            FileNotFoundError,
+            "no such folder; .*VOC 2012 is published at http://host.robots.ox.ac.uk",
+        ),
+        ("coco:{root}/nowhere", FileNotFoundError, "no such folder; .*COCO is published at https://cocodataset.org/"),
+        ("{root}/CamVid", FileNotFoundError, "no such folder; .*CamVid is published at http://mi.eng.cam.ac.uk/"),
+        ("cityscapes:{root}", ValueError, "expected leftImg8bit/.*published at https://www.cityscapes-dataset.com/"),
         ("{root}/plain/dataset.yaml", ValueError, "a file; expected the folder"),
         ("{root}", ValueError, "layout not recognised; expected one of folder: dataset.yaml.*voc: .*cityscapes: "),
-        ("coco:{root}", ValueError, "unknown kind of data set 'coco'; expected folder, voc, cityscapes"),
-        ("voc:{root}/plain", ValueError, "not the layout of voc; expected ImageSets"),
+        ("ade:{root}", ValueError, "unknown kind of data set 'ade'; expected folder, voc, cityscapes, coco, or a path"),
+        ("voc:{root}/plain", ValueError, "not the layout of voc; expected ImageSets.*semantic_contours"),
+        ("coco:{root}", ValueError, "not the layout of coco; expected annotations/instances_train2017.json"),
         ("{root}/plain", ValueError, "no split 'dev'; the splits there are train, val"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atrous.data import labels as module
-from atrous.data.labels import CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, COCO_TO_VOC, VOC, Labels, load_labels
+from atrous.data.labels import CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS, VOC, Labels, coco_to_voc, load_labels
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -41,13 +41,42 @@ def test_cityscapes_ids_go_there_and_back() -> None:
     table = np.array(CITYSCAPES_TRAIN_IDS)
     assert table.shape == (256,)
     assert table[7] == 0 and table[33] == 18 and table[26] == 13
-    assert (table == 255).sum() == 256 - 19 and table[0] == table[9] == table[255] == 255
+    assert (table[:34] == 255).sum() == 34 - 19 and table[0] == table[9] == table[255] == 255
+    assert (table[34:255] == -1).all(), "there are no such labels"
     assert table[list(module.CITYSCAPES_LABEL_IDS)].tolist() == list(range(19))
 
 
+def test_cityscapes_table_is_the_official_one() -> None:
+    official = pytest.importorskip("cityscapesscripts.helpers.labels", reason="no cityscapesscripts").labels
+    for label in official:
+        assert CITYSCAPES_TRAIN_IDS[label.id % 256] == (label.trainId if 0 <= label.trainId < 255 else 255), label.name
+        if label.id >= 0 and not label.ignoreInEval:
+            assert module.CITYSCAPES_LABEL_IDS[label.trainId] == label.id
+            assert (CITYSCAPES.names[label.trainId], CITYSCAPES.palette[label.trainId]) == (label.name, label.color)
+    assert {i for i, train in enumerate(CITYSCAPES_TRAIN_IDS) if train >= 0} == {label.id % 256 for label in official}
+
+
+# COCO's 80 categories, as its instances files name them.
+COCO = """
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
+parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella,
+handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
+surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange,
+broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv,
+laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase,
+scissors, teddy bear, hair drier, toothbrush
+"""
+
+
 def test_coco_covers_every_voc_object_once() -> None:
-    assert sorted(COCO_TO_VOC.values()) == list(range(1, 21))
-    assert VOC.names[COCO_TO_VOC[1]] == "person" and VOC.names[COCO_TO_VOC[72]] == "tvmonitor"
+    names = [" ".join(name.split()) for name in COCO.split(",")]
+    found = {name: VOC.names[coco_to_voc(name)] for name in names if coco_to_voc(name)}
+    assert len(names) == 80 and sorted(found.values()) == sorted(VOC.names[1:])
+    assert {coco: voc for coco, voc in found.items() if coco != voc} == {
+        "airplane": "aeroplane", "dining table": "diningtable", "motorcycle": "motorbike",
+        "potted plant": "pottedplant", "couch": "sofa", "tv": "tvmonitor",
+    }  # fmt: skip
+    assert coco_to_voc("background") == 0
 
 
 @pytest.mark.parametrize(

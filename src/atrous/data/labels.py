@@ -138,13 +138,18 @@ CITYSCAPES_LABEL_IDS: tuple[int, ...] = tuple(row[2] for row in _CITYSCAPES)
 """Train id to label id: what the Cityscapes evaluation server wants its predictions in."""
 
 
+_CITYSCAPES_LABELS = 34  # 0 unlabeled, ..., 33 bicycle; the licence plate is -1
+
+
 def _train_ids() -> tuple[int, ...]:
     back = {label: train for train, label in enumerate(CITYSCAPES_LABEL_IDS)}
-    return tuple(back.get(label, 255) for label in range(256))
+    there = {*range(_CITYSCAPES_LABELS), 255}
+    return tuple(back.get(label, 255) if label in there else -1 for label in range(256))
 
 
 CITYSCAPES_TRAIN_IDS: tuple[int, ...] = _train_ids()
-"""Label id to train id, 256 entries; 255 for every label that is not trained, and for the licence plate's -1."""
+"""Label id to train id, 256 entries: 255 for a label that is not trained, and for the licence plate, whose -1 is 255 in
+a byte; -1 for an id that no label has."""
 
 CAMVID = Labels(
     tuple("sky building pole road pavement tree sign fence car pedestrian bicyclist".split()),
@@ -164,29 +169,21 @@ CAMVID = Labels(
 )
 """CamVid with the 11 classes and colours of the SegNet split."""
 
-COCO_TO_VOC: dict[int, int] = {
-    5: 1,  # airplane
-    2: 2,  # bicycle
-    16: 3,  # bird
-    9: 4,  # boat
-    44: 5,  # bottle
-    6: 6,  # bus
-    3: 7,  # car
-    17: 8,  # cat
-    62: 9,  # chair
-    21: 10,  # cow
-    67: 11,  # dining table
-    18: 12,  # dog
-    19: 13,  # horse
-    4: 14,  # motorcycle
-    1: 15,  # person
-    64: 16,  # potted plant
-    20: 17,  # sheep
-    63: 18,  # couch
-    7: 19,  # train
-    72: 20,  # tv
+COCO_NAMES = {
+    "airplane": "aeroplane",
+    "dining table": "diningtable",
+    "motorcycle": "motorbike",
+    "potted plant": "pottedplant",
+    "couch": "sofa",
+    "tv": "tvmonitor",
 }
-"""COCO category id to VOC id; every other category is background (section 4.3, 'Pretrained on COCO')."""
+"""COCO's names of VOC's objects, where they are other names."""
+
+
+def coco_to_voc(name: str) -> int:
+    """VOC's id of a category of COCO; 0, background, for one that VOC has not (section 4.3, "Pretrained on COCO")."""
+    name = COCO_NAMES.get(name, name)
+    return VOC.names.index(name) if name in VOC.names else 0
 
 
 def ids_of_colours(
@@ -225,6 +222,16 @@ def load_labels(path: str | Path) -> Labels:
         return _labels_from(document)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def write_labels(path: str | Path, labels: Labels) -> None:
+    """Write the `dataset.yaml` that `load_labels` reads as these labels, whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    palette = [list(colour) for colour in labels.palette]
+    document = {"names": list(labels.names), "palette": palette, "ignore": labels.ignore}
+    partial.write_text(yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True), "utf-8")
+    partial.replace(path)
 
 
 def _parsed(path: Path) -> Any:

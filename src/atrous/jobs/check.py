@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from atrous.data.datasets import Item, Listing, SegmentationDataset, list_split, splits
 from atrous.data.image import read_image
@@ -64,12 +65,18 @@ def class_counts(histograms: npt.NDArray[np.int64], labels: Labels) -> Counts:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """One split: `images` listed, `sound` of them readable with a fitting mask; sizes (width, height) by area."""
+    """One split: `images` listed, `sound` of them readable with a fitting mask; sizes (width, height) by area.
+
+    `unlabelled` says why there are no masks to fit, if there are none; `left_out` how many images the layout's rule
+    leaves out, by reason.
+    """
 
     images: int
     sound: int
     counts: Counts
     sizes: dict[str, Size]
+    unlabelled: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,11 @@ class Report:
         return {
             "images": split.images,
             "sound_images": split.sound,
+            "left_out": dict(split.left_out),
+            "unlabelled": split.unlabelled,
             "sizes": {name: list(size) for name, size in split.sizes.items()},
             "ignored_share": split.counts.ignored_share,
+            "class_pixels": dict(zip(self.names, split.counts.pixels.tolist(), strict=True)),
             "class_shares": dict(zip(self.names, split.counts.shares.tolist(), strict=True)),
             "class_images": dict(zip(self.names, split.counts.images.tolist(), strict=True)),
         }
@@ -158,7 +168,7 @@ def check(
     labels = next((listing.labels for listing in listings.values()), None)
     if labels is None:
         raise ValueError(problems[0])
-    reports = {name: _split_report(ones, labels) for name, ones in seen.items()}
+    reports = {name: _split_report(ones, listings[name]) for name, ones in seen.items()}
     problems += _leaks(seen)
     warnings += [*_repeats(seen), *_same_names(seen), *_absent(reports, labels)]
     return Report(str(data), labels.names, reports, problems, warnings)
@@ -187,19 +197,19 @@ def _examine(dataset: SegmentationDataset, item: Item) -> _Seen:
         return _Seen(item, digest, size, problem=" ".join(str(error).split()))
 
 
-def _split_report(seen: list[_Seen], labels: Labels) -> SplitReport:
+def _split_report(seen: list[_Seen], listing: Listing) -> SplitReport:
     histograms = [one.histogram for one in seen if one.histogram is not None]
-    counts = class_counts(np.array(histograms, dtype=np.int64).reshape(-1, 256), labels)
+    counts = class_counts(np.array(histograms, dtype=np.int64).reshape(-1, 256), listing.labels)
     by_area = sorted((one.size for one in seen if one.size is not None), key=lambda size: (size[0] * size[1], size))
     places = {"min": 0, "median": len(by_area) // 2, "max": -1}
-    return SplitReport(
-        len(seen), len(histograms), counts, {name: by_area[i] for name, i in places.items()} if by_area else {}
-    )
+    sizes = {name: by_area[i] for name, i in places.items()} if by_area else {}
+    return SplitReport(len(seen), len(histograms), counts, sizes, listing.unlabelled, listing.left_out)
 
 
 def _pairs(seen: dict[str, list[_Seen]]) -> Iterator[tuple[str, str]]:
-    """Pairs of splits that should share nothing: VOC's trainaug contains its train."""
-    return (pair for pair in itertools.combinations(seen, 2) if set(pair) != {"train", "trainaug"})
+    """Pairs of splits that should share nothing: VOC's trainaug holds its train, Cityscapes has masks of two kinds."""
+    shared = ({"train", "trainaug"}, {"train", "train_coarse"}, {"val", "val_coarse"})
+    return (pair for pair in itertools.combinations(seen, 2) if set(pair) not in shared)
 
 
 def _leaks(seen: dict[str, list[_Seen]]) -> list[str]:
@@ -239,6 +249,8 @@ def _same_names(seen: dict[str, list[_Seen]]) -> list[str]:
 def _absent(reports: dict[str, SplitReport], labels: Labels) -> list[str]:
     lines = []
     for name, report in reports.items():
+        if report.unlabelled:
+            continue
         if report.sound and not report.counts.pixels.any():
             lines.append(f"{name}: every pixel is ignored; expected some of the {len(labels)} classes")
         elif name.startswith("train"):
@@ -248,12 +260,17 @@ def _absent(reports: dict[str, SplitReport], labels: Labels) -> list[str]:
 
 
 def render(report: Report) -> RenderableType:
-    """Tables of splits and classes, then the problems and warnings, for rich's console."""
-    lines = [f"[red]problem[/] {escape(line)}" for line in report.problems]
+    """Tables of splits and classes, what is left out, then the problems and warnings, for rich's console."""
+    lines = [
+        escape(f"{name}: {count} more images left out: {reason}")
+        for name, split in report.splits.items()
+        for reason, count in split.left_out.items()
+    ]
+    lines += [f"[red]problem[/] {escape(line)}" for line in report.problems]
     lines += [f"[yellow]warning[/] {escape(line)}" for line in report.warnings]
     verdict = f"[red]{len(report.problems)} problems[/]" if report.problems else "[green]sound[/]"
     lines.append(f"{escape(report.data)}: {verdict}, {len(report.warnings)} warnings")
-    return Group(_split_table(report), _class_table(report), *lines)
+    return Group(_split_table(report), _class_table(report), *map(Text.from_markup, lines))
 
 
 def _split_table(report: Report) -> Table:
@@ -262,17 +279,19 @@ def _split_table(report: Report) -> Table:
         table.add_column(heading, justify="right")
     for name, split in report.splits.items():
         sizes = [f"{width}x{height}" for width, height in split.sizes.values()] or ["-"] * 3
-        ignored = f"{split.counts.ignored_share:.1%}"
+        ignored = "no masks" if split.unlabelled else f"{split.counts.ignored_share:.1%}"
         table.add_row(escape(name), str(split.images), str(split.sound), ignored, *sizes)
     return table
 
 
 def _class_table(report: Report) -> Table:
-    table = Table("id", "class", title="Classes: share of the pixels not ignored, and images")
-    for name in report.splits:
-        table.add_column(escape(name), justify="right")
-        table.add_column("images", justify="right")
+    table = Table("id", "class", title="Classes: share of the pixels not ignored, megapixels, images")
+    labelled = {name: split.counts for name, split in report.splits.items() if not split.unlabelled}
+    for name in labelled:
+        for heading in (escape(name), "Mpx", "images"):
+            table.add_column(heading, justify="right")
     for index, name in enumerate(report.names):
-        cells = [(split.counts.shares[index], split.counts.images[index]) for split in report.splits.values()]
-        table.add_row(str(index), escape(name), *(text for share, n in cells for text in (f"{share:.2%}", str(n))))
+        cells = [(c.shares[index], c.pixels[index], c.images[index]) for c in labelled.values()]
+        texts = (text for share, pixels, n in cells for text in (f"{share:.2%}", f"{pixels / 1e6:.2f}", str(n)))
+        table.add_row(str(index), escape(name), *texts)
     return table

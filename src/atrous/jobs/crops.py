@@ -63,7 +63,7 @@ class Crops:
             ]
         )
         for item in self.items:
-            assert item.mask is not None
+            assert isinstance(item.mask, Path)
             image = Image.open(item.image).convert("RGB")
             mask = tv_tensors.Mask(v2.functional.pil_to_tensor(Image.open(item.mask)))
             pipeline(image, mask)

@@ -1,0 +1,119 @@
+"""Which images an epoch shows more than once: joined splits, bootstrapping on hard classes, repeat-factor sampling.
+
+Section 4.3 of the paper bootstraps: "we duplicate the images that contain hard classes (namely bicycle, chair, table,
+pottedplant, and sofa) in the training set". Repeat-factor sampling (Gupta et al. 2019, "LVIS", section 3.3) does it for
+all rare classes, by as much as they are rare. Both lengthen the list of items, so an epoch stays one pass over a list.
+
+    dataset = open_splits("my-data", "train*2+pseudo")
+    dataset = repeated(dataset, repeat_factors(presence, threshold=0.1), seed=0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from atrous.data.datasets import Item, SegmentationDataset, open_dataset
+from atrous.data.image import read_size
+from atrous.data.labels import Labels
+
+Presence = npt.NDArray[np.bool_]
+"""N,K: whether an image holds a class."""
+
+VOC_HARD_CLASSES = ("bicycle", "chair", "diningtable", "pottedplant", "sofa")
+"""Those that the paper bootstraps on."""
+
+
+def open_splits(data: str | Path, splits: str) -> SegmentationDataset:
+    """One data set of several splits: ``train``, ``train+val``, or ``train*2+pseudo``, which has train's images twice.
+
+    Raises:
+        ValueError: if a count is not a positive number, or the splits' classes differ; and as `open_dataset`.
+        FileNotFoundError: as `open_dataset`.
+    """
+    parts = [_counted(part) for part in splits.split("+")]
+    opened = [(open_dataset(data, name), count) for name, count in parts]
+    first = opened[0][0]
+    for (name, _), (dataset, _) in zip(parts, opened, strict=True):
+        if dataset.labels != first.labels:
+            raise ValueError(f"the splits {parts[0][0]} and {name} of {data} have different classes")
+    return first.with_items([item for dataset, count in opened for item in dataset.items * count])
+
+
+def _counted(part: str) -> tuple[str, int]:
+    name, star, count = part.partition("*")
+    if star and not (count.strip().isdecimal() and int(count) > 0):
+        raise ValueError(f"split {part!r}: expected NAME or NAME*COUNT, joined by +")
+    return name.strip(), int(count) if star else 1
+
+
+def pixel_counts(dataset: SegmentationDataset) -> npt.NDArray[np.int64]:
+    """Pixels of each class in each image, N,K; an item that is there twice is read once.
+
+    Raises:
+        ValueError: for a mask that cannot be read, of another size than its image, or with an id out of range.
+        FileNotFoundError: for a file that is gone.
+    """
+
+    def counted(item: Item) -> npt.NDArray[np.int64]:
+        ids = dataset.read_ids(item, read_size(item.image))
+        return np.bincount(ids.reshape(-1), minlength=256)[: len(dataset.labels)]
+
+    once = list(dict.fromkeys(dataset.items))
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(once, pool.map(counted, once), strict=True))
+    return np.stack([found[item] for item in dataset.items])
+
+
+def bootstrap_factors(
+    presence: Presence, labels: Labels, classes: Sequence[str], times: int
+) -> npt.NDArray[np.float64]:
+    """How often each image is shown: `times` if it holds one of `classes`, else once.
+
+    Args:
+        presence: N,K.
+        labels: K classes.
+        classes: names of the hard ones.
+        times: 2 for the paper's duplicates.
+
+    Raises:
+        ValueError: for a name that is none of the classes'.
+    """
+    unknown = [name for name in classes if name not in labels.names]
+    if unknown:
+        raise ValueError(f"bootstrap names {', '.join(unknown)}; the classes are {', '.join(labels.names)}")
+    hard = presence[:, [labels.names.index(name) for name in classes]].any(axis=1)
+    return np.where(hard, float(times), 1.0)
+
+
+def repeat_factors(presence: Presence, threshold: float) -> npt.NDArray[np.float64]:
+    """How often each image is shown so that classes in less than `threshold` of the images come more often.
+
+    An image is shown as often as its rarest class asks for: ``max(1, sqrt(threshold / share))``, where the share is
+    that of the images that hold the class.
+
+    Args:
+        presence: N,K.
+        threshold: share of the images, 0 to 1; 0 repeats nothing.
+    """
+    share = presence.mean(axis=0)
+    by_class = np.sqrt(np.divide(threshold, share, out=np.zeros_like(share), where=share > 0)).clip(min=1.0)
+    factors: npt.NDArray[np.float64] = np.where(presence, by_class, 1.0).max(axis=1)
+    return factors
+
+
+def repeated(dataset: SegmentationDataset, factors: npt.NDArray[np.float64], *, seed: int = 0) -> SegmentationDataset:
+    """A data set with each item as often as its factor says; a fraction is a chance, drawn once.
+
+    Args:
+        dataset: N items.
+        factors: N, each at least 1.
+        seed: of the draws.
+    """
+    draws = np.random.default_rng(seed).random(len(factors))
+    counts = np.floor(factors + draws).astype(int)
+    return dataset.with_items([item for item, count in zip(dataset.items, counts, strict=True) for _ in range(count)])
