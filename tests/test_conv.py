@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from atrous.ops.conv import AtrousConv2d, AtrousPool2d, PatchConv2d, atrous_conv2d, place
+from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d, atrous_conv2d, place
+from atrous.ops.gemm import default_form
 
 
 def equation_1(x: Tensor, w: Tensor, rate: int) -> Tensor:
@@ -107,3 +110,40 @@ def test_odd_max_pool_is_placed_as_a_convolution_is() -> None:
     strided = pool(x)
     place(pool, 1, 1)
     torch.testing.assert_close(pool(x)[..., ::2, ::2], strided)
+
+
+@pytest.mark.parametrize(("side", "stride", "rate"), [(5, 1, 1), (3, 2, 1), (5, 2, 1), (5, 1, 2), (3, 1, 2)])
+@pytest.mark.parametrize("kind", [AtrousConv2d, AtrousConv2dSame])
+@pytest.mark.parametrize("form", ["library", "model"])
+def test_depthwise_gradients_in_bfloat16_are_no_worse_than_the_librarys(
+    kind: type[AtrousConv2d], side: int, stride: int, rate: int, form: str
+) -> None:
+    torch.manual_seed(side)
+    layer = kind(128, 128, side, stride=stride, rate=rate, groups=128)
+    x = torch.randn(2, 128, 33, 29).contiguous(memory_format=torch.channels_last).requires_grad_()
+    gradient = torch.randn(2, 128, -(-33 // stride), -(-29 // stride)).contiguous(memory_format=torch.channels_last)
+
+    def gradients(dtype: torch.dtype) -> list[torch.Tensor]:
+        y = F.conv2d(
+            x.to(dtype), layer.weight.to(dtype), None, stride, rate * (side // 2), rate, 128
+        )  # fmt: skip
+        return list(torch.autograd.grad(y, (x, layer.weight), gradient.to(dtype)))
+
+    exact, library = gradients(torch.float64), gradients(torch.bfloat16)
+    with default_form(form), torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    found = torch.autograd.grad(y, (x, layer.weight), gradient.bfloat16())
+    for ours, theirs, truth in zip(found, library, exact, strict=True):
+        limit = 1.5 * (theirs - truth).abs().max() + 1e-6
+        assert ours.dtype == torch.float32 and (ours - truth).abs().max() <= limit
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(9, 9), (8, 10), (7, 12)])
+def test_same_padding_is_timms(size: tuple[int, int], stride: int) -> None:
+    native = Conv2dSame(8, 8, 3, stride=stride)
+    layer = AtrousConv2dSame.over(native)
+    x = torch.randn(2, 8, *size)
+    torch.testing.assert_close(layer(x), native(x))
+    assert layer.state_dict().keys() == native.state_dict().keys()

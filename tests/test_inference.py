@@ -1,11 +1,14 @@
 """The inference form computes what the model computes."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import fold_batch_norm, native_dtype
+from atrous.ops.packed import PackedConv2d, fuses
 
 
 def shaken(backbone: str, **options: object) -> DeepLabV3:
@@ -70,3 +73,48 @@ def test_bf16_takes_and_gives_float32_and_rounds_as_autocast_does() -> None:
 
 def test_the_format_is_one_that_the_machine_multiplies() -> None:
     assert native_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+
+
+FUSED = ["resnet18", "resnet50", "timm/tf_efficientnet_lite0", "timm/mobilenetv3_large_100", "timm/resnet18d",
+         "timm/densenet121"]  # fmt: skip
+
+
+@pytest.mark.parametrize("backbone", FUSED)
+def test_float32_is_no_less_exact_with_what_follows_in_the_convolutions(backbone: str) -> None:
+    model = shaken(backbone)
+    form = model.for_inference(dtype=torch.float32)
+    image = torch.randn(1, 3, 97, 70)
+    for stride in (16, 8):
+        model.output_stride = form.output_stride = stride
+        with torch.inference_mode():
+            usual = model(image)
+            exact = copy.deepcopy(model).double()(image.double())
+            found = [form(image) for _ in range(3)]  # weights are laid out when a size comes again
+        scale = exact.abs().max()
+        allowed = 4 * (usual - exact).abs().max() + 2e-6 * scale
+        assert all((y - exact).abs().max() < allowed for y in found)
+
+
+@pytest.mark.parametrize(("backbone", "options"), [
+    ("resnet18", {}), ("resnet50", {"stride_in": "first"}), ("resnet50", {"stride_in": "last"}),
+    ("resnet18", {"head": "cascade", "last_block": 6, "multi_grid": (1, 2)}),
+])  # fmt: skip
+def test_the_stages_are_not_written_over(backbone: str, options: dict[str, object]) -> None:
+    model = shaken(backbone, **options)
+    form = model.for_inference(dtype=torch.float32)
+    image = torch.randn(1, 3, 65, 65)
+    with torch.inference_mode():
+        expected, found = model.backbone(image).stages, form.backbone(image).stages
+    assert expected.keys() == found.keys()
+    for name, stage in expected.items():
+        torch.testing.assert_close(found[name], stage, rtol=1e-3, atol=1e-4 * float(stage.abs().max()))
+
+
+@pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")
+def test_every_convolution_holds_its_rectifier() -> None:
+    form = shaken("resnet50", head_conv=True).for_inference(dtype=torch.float32)
+    left = [type(m) for m in form.modules() if isinstance(m, nn.Conv2d) and not isinstance(m, PackedConv2d)]
+    assert not left
+    lite = shaken("timm/tf_efficientnet_lite0").for_inference(dtype=torch.float32)
+    alone = [m for m in lite.modules() if isinstance(m, nn.ReLU6)]
+    assert len(alone) == sum(isinstance(m, PackedConv2d) and isinstance(m.activation, nn.ReLU6) for m in lite.modules())

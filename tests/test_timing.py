@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from atrous.jobs import timing
 from atrous.jobs.timing import Candidate, Row, compare, matrix_peak, peak_memory, render
 
 
@@ -14,7 +15,9 @@ def test_ratios_are_against_the_first_and_skipped_rows_stay() -> None:
     def busy(name: str, seconds: float) -> Candidate:
         def run() -> None:
             calls.append(name)
-            time.sleep(seconds)
+            end = time.process_time() + seconds
+            while time.process_time() < end:
+                pass
 
         return Candidate(name, run, gflop=0.5)
 
@@ -40,3 +43,17 @@ def test_peak_memory_sees_what_is_held_during_a_run() -> None:
 
 def test_the_peak_is_a_rate() -> None:
     assert matrix_peak(torch.float32, torch.device("cpu"), 256) > 0.1
+
+
+def test_one_thread_is_timed_by_the_processors_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other processes of a busy machine take does not count: a run that only waits takes no time."""
+    monkeypatch.setattr(timing, "matrix_peak", lambda *_: 1.0)
+    waiting = Candidate("waiting", lambda: time.sleep(0.05))
+    result = compare("sleep", {}, [waiting], rounds=1)
+    assert result.setting["clock"] == "processor" and result.rows[0].seconds < 0.02
+    torch.set_num_threads(2)
+    try:
+        result = compare("sleep", {}, [waiting], rounds=1)
+    finally:
+        torch.set_num_threads(1)
+    assert result.setting["clock"] == "wall" and result.rows[0].seconds > 0.04

@@ -19,7 +19,8 @@ from atrous.engine.distributed import World
 from atrous.engine.metrics import ConfusionMatrix, Scores
 from atrous.models.deeplab import DeepLabV3
 from atrous.ops.fused import upsampled_argmax
-from atrous.ops.resize import resize, upsample
+from atrous.ops.resize import resize
+from atrous.ops.views import View, mean_argmax, mean_probabilities
 
 if TYPE_CHECKING:
     from atrous.data.datasets import SegmentationDataset
@@ -116,7 +117,7 @@ def predict_classes(
     if tuple(scales) == (1.0,) and not flip:
         size = (images.shape[-2], images.shape[-1])
         return upsampled_argmax(model.grid_logits(images), size, model.output_stride)
-    return predict_probabilities(model, images, scales=scales, flip=flip).argmax(1).to(torch.uint8)
+    return mean_argmax(_views(model, images, scales, flip), (images.shape[-2], images.shape[-1]), model.output_stride)
 
 
 def predict_probabilities(
@@ -136,20 +137,27 @@ def predict_probabilities(
     Raises:
         ValueError: if there is no scale, or one is beyond `SCALE_LIMITS`.
     """
+    views = _views(model, images, scales, flip)
+    return mean_probabilities(views, (images.shape[-2], images.shape[-1]), model.output_stride)
+
+
+def _views(model: DeepLabV3, images: Tensor, scales: Sequence[float], flip: bool) -> list[View]:
     check_scales(scales)
+    return [_view(model, images, scale, turned) for scale in scales for turned in ((False, True) if flip else (False,))]
+
+
+def _view(model: DeepLabV3, images: Tensor, scale: float, flipped: bool) -> View:
+    """Small logits of one scale, flipped or not."""
     height, width = images.shape[-2:]
-    total: Tensor | None = None
-    for scale in scales:
-        size = (round((height - 1) * scale) + 1, round((width - 1) * scale) + 1)
-        scaled = resize(images, size)
-        for flipped in (False, True) if flip else (False,):
-            logits = model.grid_logits(scaled.flip(-1) if flipped else scaled)
-            logits = resize(upsample(logits, size, model.output_stride).float(), (height, width))
-            probabilities = logits.softmax(1)
-            probabilities = probabilities.flip(-1) if flipped else probabilities
-            total = probabilities if total is None else total.add_(probabilities)
-    assert total is not None
-    return total / (len(scales) * (2 if flip else 1))
+    size = (round((height - 1) * scale) + 1, round((width - 1) * scale) + 1)
+    scaled = resize(images, size)
+    return View(model.grid_logits(scaled.flip(-1) if flipped else scaled), size, flipped)
+
+
+def probabilities_of_pass(model: DeepLabV3, images: Tensor, scale: float = 1.0, flipped: bool = False) -> Tensor:
+    """Probabilities from one scale, flipped or not: B,K,H,W float32 at the size of `images`, turned back if flipped."""
+    view, size = _view(model, images, scale, flipped), (images.shape[-2], images.shape[-1])
+    return mean_probabilities([view], size, model.output_stride)
 
 
 def check_scales(scales: Sequence[float]) -> None:

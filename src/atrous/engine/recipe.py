@@ -35,8 +35,12 @@ class Recipe:
         stride_in: ``first``, ``last``, or None for the one that goes with the weights.
         weights: ``imagenet``; a named model, a weight file or a run folder to start from; or None.
         reset_head: start the classifier anew, where `weights` are a model's with other classes.
-        train_split: of the data.
+        train_split: of the data; ``train+val`` joins two, ``train*2+pseudo`` has the images of one twice.
         val_split: of the data, or None for no validation.
+        bootstrap: classes whose images are duplicated (section 4.1); ``auto`` takes the five of lowest IoU that the
+            model in `weights` was measured with.
+        bootstrap_times: how often such an image is in an epoch.
+        balance: threshold of repeat-factor sampling, the share of images below which a class is rare; 0 for none.
         crop: side, or height and width, of the training crops in pixels.
         scales: range of the random scale.
         flip: probability of a left-right flip.
@@ -57,9 +61,14 @@ class Recipe:
         batch_norm_decay: of the running statistics.
         upsample_logits: loss at the size of the ground truth; off, on ground truth downsampled (Table 8).
         class_weights: one a class, or None.
+        teacher: a named model, weight file or run folder that is distilled from; None for none, as in the paper.
+        teacher_weight: share of the loss, 0 to 1, that is the divergence from the teacher's probabilities.
+        teacher_temperature: that both logits are divided by for it.
         ema: decay of an exponential moving average of the weights, which is then what is evaluated and kept; 0 for
             none.
         amp: ``off``, ``bf16`` or ``fp16``: automatic mixed precision.
+        checkpointing: keep only what enters each unit of the backbone for the backward pass, and compute the rest anew:
+            less memory for more time, the same numbers.
         seed: of everything random.
         val_every: steps between validations.
         val_output_stride: of validation, or None for that of training.
@@ -78,6 +87,9 @@ class Recipe:
     reset_head: bool = False
     train_split: str = "trainaug"
     val_split: str | None = "val"
+    bootstrap: tuple[str, ...] | Literal["auto"] = ()
+    bootstrap_times: int = 2
+    balance: float = 0.0
     crop: int | tuple[int, int] = 513
     scales: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
@@ -98,8 +110,12 @@ class Recipe:
     batch_norm_decay: float = 0.9997
     upsample_logits: bool = True
     class_weights: tuple[float, ...] | None = None
+    teacher: str | None = None
+    teacher_weight: float = 0.5
+    teacher_temperature: float = 2.0
     ema: float = 0.0
     amp: Literal["off", "bf16", "fp16"] = "off"
+    checkpointing: bool = False
     seed: int = 0
     val_every: int = 1_000
     val_output_stride: int | None = None
@@ -109,12 +125,14 @@ class Recipe:
         for name, lowest in _LOWEST.items():
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {lowest}")
-        for name in ("flip", "photometric", "ema", "batch_norm_decay"):
+        for name in ("flip", "photometric", "ema", "batch_norm_decay", "balance", "teacher_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
         weights = self.class_weights
         if weights is not None and (min(weights, default=0) < 0 or not any(weights)):
             raise ValueError(f"class_weights is {weights}, expected none below 0 and one above it")
+        if not self.teacher_temperature > 0:
+            raise ValueError(f"teacher_temperature is {self.teacher_temperature}, expected more than 0")
         if self.seed >= 2**63:
             raise ValueError(f"seed is {self.seed}, expected less than 2**63")
         if self.batch % self.accumulate:
@@ -127,7 +145,7 @@ class Recipe:
 
 
 _LOWEST: dict[str, float] = {
-    "batch": 1, "accumulate": 1, "iterations": 1, "val_every": 1, "save_every": 1, "seed": 0, "warmup": 0,
+    "batch": 1, "accumulate": 1, "iterations": 1, "val_every": 1, "save_every": 1, "seed": 0, "warmup": 0, "bootstrap_times": 1,
     "lr": 0, "power": 0, "head_lr_factor": 0, "weight_decay": 0, "momentum": 0,
 }  # fmt: skip
 
@@ -153,17 +171,47 @@ _CAMVID = Recipe(
     save_every=100,
 )
 
+_FOLDER = replace(_CAMVID, class_weights=None)
+_VOC_HARD = ("bicycle", "chair", "diningtable", "pottedplant", "sofa")
+
+
+def _second_stage(first: str, base: Recipe, split: str, lr: float, **changes: Any) -> Recipe:
+    """Section 4.1's second stage: output stride 8 and batch norm frozen, from the first's weights.
+
+    It trains on the validation images, too, so that there is nothing left to validate on.
+    """
+    return replace(
+        base, weights=f"runs/{first}", train_split=split, val_split=None, output_stride=8, batch_norm="freeze", lr=lr,
+        warmup=0, **changes,
+    )  # fmt: skip
+
+
 RECIPES: dict[str, Recipe] = {
     # Section 4.1: trainaug at output stride 16, then trainval at 8 with batch norm frozen, from the first's weights.
     "voc-resnet101": _VOC,
-    "voc-resnet101-trainval": replace(
-        _VOC, train_split="trainval", output_stride=8, batch_norm="freeze", lr=0.001, weights="runs/voc-resnet101"
-    ),
-    # Appendix C: train_fine, 90K steps, crops of 769.
+    "voc-resnet101-trainval": _second_stage("voc-resnet101", _VOC, "trainval", 0.001),
+    # Section 4.3: COCO, then VOC at a rate of 0.0001, then trainval with the images of hard classes duplicated. The
+    # paper says the rate of fine-tuning on VOC once, so both stages have it; the protocol
+    # on COCO is section 4.1's. COCO's trainval_minus_minival has been called train since 2017.
+    "coco-resnet101": replace(_VOC, train_split="train"),
+    "voc-resnet101-coco": replace(_VOC, lr=0.0001, weights="runs/coco-resnet101"),
+    "voc-resnet101-test": _second_stage("voc-resnet101-coco", _VOC, "trainval", 0.0001, bootstrap=_VOC_HARD),
+    # Appendix C: train_fine, 90K steps, crops of 769; then with val and the coarse annotations.
     "cityscapes-resnet101": replace(_VOC, train_split="train", crop=769, iterations=90_000),
-    # The weights that the package carries; a good start for a small folder of one's own.
+    "cityscapes-resnet101-coarse": replace(
+        _VOC, train_split="train+val+train_extra", val_split=None, crop=769, iterations=90_000,
+        weights="runs/cityscapes-resnet101",
+    ),
+    # The weights that the package carries, and the second stage on CamVid.
     "camvid-efficientnet_lite0": _CAMVID,
-}
+    "camvid-efficientnet_lite0-trainval": _second_stage("camvid-efficientnet_lite0", _CAMVID, "train+val", 7e-5),
+    # A folder of one's own, with any classes: alone, its second stage, or from a run on other data (its head anew).
+    "folder-efficientnet_lite0": _FOLDER,
+    "folder-efficientnet_lite0-trainval": _second_stage("folder-efficientnet_lite0", _FOLDER, "train+val", 7e-5),
+    "folder-efficientnet_lite0-pretrained": replace(
+        _FOLDER, lr=1e-4, weights="camvid-efficientnet_lite0", reset_head=True
+    ),
+}  # fmt: skip
 """The named recipes."""
 
 

@@ -27,6 +27,8 @@ class Crops:
         self.crop = crop
         self.folder = tempfile.TemporaryDirectory()
         self.items = [self._write(i) for i in range(FILES)]
+        self.dataset = SegmentationDataset(self.items, VOC)
+        self.kept = SegmentationDataset(self.items, VOC, cache=True)
 
     def _write(self, seed: int) -> Item:
         # Blurred noise: as rich in detail as a photograph, so that decoding costs what it does there.
@@ -40,7 +42,14 @@ class Crops:
 
     def ours(self) -> None:
         """Decode, then only the pixels that the crop needs are scaled; normalised on the device, as in training."""
-        dataset, augment = SegmentationDataset(self.items, VOC), Augment(crop=self.crop)
+        self._crop(self.dataset)
+
+    def cached(self) -> None:
+        """The same from images that were decoded before (``open_dataset(..., cache=True)``)."""
+        self._crop(self.kept)
+
+    def _crop(self, dataset: SegmentationDataset) -> None:
+        augment = Augment(crop=self.crop)
         for index in range(FILES):
             sample = dataset[index]
             image, _ = augment(sample.image, sample.mask, generator(0, 0, index))
@@ -80,6 +89,7 @@ def data(crop: int) -> list[Candidate]:
     note = f"{FILES} crops a run"
     return [
         Candidate("atrous", crops.ours, note=note),
+        Candidate("atrous, images cached", crops.cached, note=note),
         Candidate("torchvision reference", crops.torchvisions, note=note),
         Candidate("Pillow, decoding alone", crops.decoding, note=note),
     ]

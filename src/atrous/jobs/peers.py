@@ -81,6 +81,13 @@ class Pair:
         self.ours.load_state_dict(convert(self.theirs.state_dict()))
         if library == "smp":
             as_smp(self.ours)
+        self._exported: bytes | None = None
+
+    def onnx(self, images: Tensor) -> bytes:
+        """Theirs as its users would export it, for images of this shape; made once, for that takes a while."""
+        if self._exported is None:
+            self._exported = _onnx(self.theirs, images)
+        return self._exported
 
     def grid_logits(self, images: Tensor) -> Tensor:
         """Theirs, before upsampling."""
@@ -221,7 +228,7 @@ def _onnxruntime(pair: Pair, images: Tensor, _: Tensor, gflop: float, __: bool) 
         return [Row("onnxruntime", note="skipped: compared on the CPU only", skipped=True)]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(_onnx(pair.theirs, images), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(pair.onnx(images), options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: images.numpy()}
     agreement = _differs(torch.from_numpy(session.run(None, feed)[0]), _full(pair, images))
     return [Candidate("onnxruntime fp32", lambda: session.run(None, feed), gflop, agreement)]
@@ -234,7 +241,7 @@ def _openvino(pair: Pair, images: Tensor, _: Tensor, gflop: float, fp32: bool) -
         return [Row("openvino", note="skipped: compared on the CPU only", skipped=True)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(_onnx(pair.theirs, images))
+        path.write_bytes(pair.onnx(images))
         network = openvino.Core().read_model(path)
     found: list[Candidate | Row] = []
     for precision in ("f32",) if fp32 else ("f32", "bf16"):

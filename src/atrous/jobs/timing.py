@@ -2,7 +2,7 @@
 
 A shared machine's speed changes from second to second, so an absolute time says little. Every candidate is run once in
 each round, the order turns from round to round, and what is reported is the ratio of medians with its spread over the
-rounds.
+rounds. With one thread on a CPU the clock is the processor's: what it does for other processes does not count.
 """
 
 from __future__ import annotations
@@ -119,24 +119,32 @@ def compare(
         for candidate in runnable[turn % len(runnable) :] + runnable[: turn % len(runnable)]:
             times[candidate.name].append(_timed(candidate.run, device))
     peak = matrix_peak(torch.float32, device or torch.device("cpu"))
+    clock = "wall" if _clock(device) is time.perf_counter else "processor"
     rows = [
         candidate
         if isinstance(candidate, Row)
         else _row(candidate, times[candidate.name], times[runnable[0].name], peak, memory[candidate.name])
         for candidate in candidates
     ]
-    return Result(what, {**setting, "rounds": rounds, "float32_peak_gflops": round(peak, 1)}, rows)
+    return Result(what, {**setting, "rounds": rounds, "clock": clock, "float32_peak_gflops": round(peak, 1)}, rows)
 
 
 def _timed(run: Run, device: torch.device | None) -> float:
     on_gpu = device is not None and device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    clock = _clock(device)
+    started = clock()
     run()
     if on_gpu:
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return clock() - started
+
+
+def _clock(device: torch.device | None) -> Callable[[], float]:
+    """Processor time of all threads, where there is one that works; the time on the wall elsewhere."""
+    on_cpu = device is None or device.type == "cpu"
+    return time.process_time if on_cpu and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def _row(candidate: Candidate, times: list[float], first: list[float], peak: float, memory: float) -> Row:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atrous.ops.conv import AtrousConv2d, AtrousPool2d, PatchConv2d, place
+from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d, place
 from atrous.ops.stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -201,12 +201,21 @@ def _stand_in(layer: nn.Module) -> nn.Module | None:
     """For a layer that cannot be made atrous (means, even windows), or is slow at it, one that can; None to keep it."""
     if isinstance(layer, nn.Conv2d) and _is_centred(layer):
         return AtrousConv2d.over(layer)
+    if isinstance(layer, nn.Conv2d) and _pads_as_tensorflow(layer):
+        return AtrousConv2dSame.over(layer)
     if not isinstance(layer, nn.Conv2d | nn.AvgPool2d | nn.MaxPool2d) or set(_sides(layer.stride)) == {1}:
         return None
     even = any(side % 2 == 0 for side in _sides(layer.kernel_size))
     if isinstance(layer, nn.Conv2d):
         return PatchConv2d(layer) if even and type(layer) is nn.Conv2d and layer.padding == (0, 0) else None
     return AtrousPool2d(layer) if even or isinstance(layer, nn.AvgPool2d) else None
+
+
+def _pads_as_tensorflow(layer: nn.Conv2d) -> bool:
+    """Whether a layer is timm's "same" convolution, with one odd side, stride and rate."""
+    settings = (layer.kernel_size, layer.stride, layer.dilation)
+    square = all(len(set(_sides(setting))) == 1 for setting in settings)
+    return type(layer).__name__ == "Conv2dSame" and square and layer.kernel_size[0] % 2 == 1
 
 
 @lru_cache(maxsize=16)

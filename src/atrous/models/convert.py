@@ -62,7 +62,8 @@ def as_smp(model: DeepLabV3) -> DeepLabV3:
     assert isinstance(model.backbone, ResNet)
     for block in range(2, 5):
         units = model.backbone.block(block)
-        units[0].place(units[0].conv2.stride[0], units[-1].rate, units[-1].rate)
+        stride = max(units[0].conv1.stride[0], units[0].conv2.stride[0])  # in a basic unit, the first carries it
+        units[0].place(stride, units[-1].rate, units[-1].rate)
     return model
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from atrous.models import weights as stored
 from atrous.models.aspp import ASPP, FILTERS, conv_bn_relu
 from atrous.models.backbone import Backbone, TimmBackbone
+from atrous.models.checkpointing import set_checkpointing
 from atrous.models.inference import inference_form
 from atrous.models.resnet import UNITS, ResNet, StrideIn
 from atrous.ops.resize import pad_to_grid, upsample
@@ -161,6 +162,10 @@ class DeepLabV3(nn.Module):
             A model whose logits are this one's up to rounding, float32 as before; its `output_stride` can be set.
         """
         return inference_form(self, dtype)
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Train in less memory and more time: keep what enters each unit of the backbone, and compute the rest anew."""
+        set_checkpointing(self.backbone, on)
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that ImageNet does not know: the head's and the classifier's."""

@@ -1,6 +1,8 @@
 """The inference form of a model: batch norm folded into the convolutions, the machine's best layout and number format.
 
-What is computed stays the same up to rounding. The dial stays, too: the form's `output_stride` can be set.
+On a CPU the rectifiers and the additions of residual units go into the convolutions as well (`atrous.ops.packed`),
+where oneDNN can be had. What is computed stays the same up to rounding. The dial stays, too: the form's `output_stride`
+can be set.
 """
 
 from __future__ import annotations
@@ -11,6 +13,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from atrous.models.checkpointing import set_checkpointing
+from atrous.models.resnet import Basic, Bottleneck, ResNet, Unit
+from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame
+from atrous.ops.packed import DTYPES, PackedConv2d, PackedConv2dSame, fuses, holds
 
 _PROBE = 65
 """Side of the picture that is sent through a model to see which batch norm reads which convolution."""
@@ -30,8 +37,11 @@ def inference_form(model: Model, dtype: torch.dtype | None = None) -> Model:
     """
     device = next(model.parameters()).device
     form = copy.deepcopy(model).eval().requires_grad_(False)
-    fold_batch_norm(form)
+    set_checkpointing(form, False)
+    pairs = _fold_all(form)
     chosen = dtype or native_dtype(device)
+    if device.type == "cpu" and chosen in DTYPES and fuses(chosen, nn.ReLU):
+        pack(form, pairs)
     return form.to(dtype=chosen, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -59,15 +69,24 @@ def fold_batch_norm(model: nn.Module) -> int:
     Returns:
         How many were folded.
     """
+    return len(_fold_all(model))
+
+
+def _fold_all(model: nn.Module) -> dict[str, str]:
+    """Path of each batch norm that was folded, to that of its convolution."""
     assert not model.training
     pairs = _watch(model)
     for norm_path, conv_path in pairs.items():
         conv, norm = model.get_submodule(conv_path), model.get_submodule(norm_path)
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         _fold(conv, norm)
-        parent, _, leaf = norm_path.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, _what_remains(norm))
-    return len(pairs)
+        _put(model, norm_path, _what_remains(norm))
+    return pairs
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
 
 
 @torch.no_grad()
@@ -129,4 +148,99 @@ def _what_remains(norm: nn.BatchNorm2d) -> nn.Module:
     """Nothing, or the activation that timm's batch norm carries."""
     parts = [getattr(norm, name, None) for name in ("drop", "act")]
     kept = [part for part in parts if isinstance(part, nn.Module) and not isinstance(part, nn.Identity)]
+    if len(kept) == 1:
+        return kept[0]
     return nn.Sequential(*kept) if kept else nn.Identity()
+
+
+# Convolutions with what follows them --------------------------------------------------------------------------------
+
+
+def pack(model: nn.Module, pairs: dict[str, str]) -> None:
+    """Put a `PackedConv2d` in the place of every plain convolution, in place, with the activation that follows it.
+
+    Args:
+        model: with batch norm folded.
+        pairs: path of each folded batch norm to that of its convolution.
+    """
+    after = {conv: norm for norm, conv in pairs.items()}
+    for path, module in list(model.named_modules()):
+        if isinstance(module, ResNet):
+            _pack_resnet(module)
+        elif isinstance(module, nn.Sequential):
+            _pack_sequence(module)
+        elif _is_plain(module) and _is_plain(model.get_submodule(path)):
+            _pack_conv(model, path, after.get(path))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    if type(module) not in (nn.Conv2d, AtrousConv2d, AtrousConv2dSame):
+        return False
+    assert isinstance(module, nn.Conv2d)
+    return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+def _packed(conv: nn.Module, activation: nn.Module | None = None) -> PackedConv2d:
+    assert isinstance(conv, nn.Conv2d)
+    kind = PackedConv2dSame if isinstance(conv, AtrousConv2dSame) else PackedConv2d
+    return kind(conv, activation)
+
+
+def _pack_conv(model: nn.Module, path: str, norm_path: str | None) -> None:
+    """One convolution; what its batch norm left behind is its activation."""
+    conv, activation = model.get_submodule(path), None
+    if norm_path is not None and holds(left := model.get_submodule(norm_path)):
+        activation = left
+        _put(model, norm_path, nn.Identity())
+    _put(model, path, _packed(conv, activation))
+
+
+def _pack_sequence(layers: nn.Sequential) -> None:
+    """Convolution, the place of its batch norm, activation."""
+    if len(layers) == 3 and _is_plain(layers[0]) and type(layers[1]) is nn.Identity and holds(layers[2]):
+        layers[0], layers[2] = _packed(layers[0], layers[2]), nn.Identity()
+
+
+def _pack_resnet(net: ResNet) -> None:
+    net.conv1 = _packed(net.conv1, nn.ReLU())
+    net.relu = nn.Identity()  # type: ignore[assignment]
+    for number in range(1, net.last_block + 1):
+        for i, unit in enumerate(net.block(number)):
+            # What comes from another block is one of the stages that the backbone gives away.
+            _fuse_unit(unit, keep=i == 0 and unit.downsample is None)
+
+
+def _fuse_unit(unit: Unit, *, keep: bool) -> None:
+    fused, last = {Basic: (FusedBasic, "conv2"), Bottleneck: (FusedBottleneck, "conv3")}[type(unit)]
+    for name, layer in list(unit.named_children()):
+        if isinstance(layer, AtrousConv2d):
+            setattr(unit, name, _packed(layer, nn.ReLU()))
+    assert hasattr(unit, last)
+    # A unit with the same parameters, and another way from its input to its output.
+    unit.__class__ = fused
+    assert isinstance(unit, FusedBasic | FusedBottleneck)
+    unit.keep = keep
+
+
+class FusedBasic(Basic):
+    """`Basic` whose convolutions are followed by what they hold."""
+
+    keep: bool
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return _joined(self, self.conv2, self.conv1(x), x, self.conv1.stride[0])
+
+
+class FusedBottleneck(Bottleneck):
+    """`Bottleneck` whose convolutions are followed by what they hold."""
+
+    keep: bool
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return _joined(self, self.conv3, self.conv2(self.conv1(x)), x, self.conv2.stride[0])
+
+
+def _joined(unit: FusedBasic | FusedBottleneck, last: nn.Module, y: Tensor, x: Tensor, stride: int) -> Tensor:
+    shortcut = unit.shortcut(x, stride).contiguous(memory_format=torch.channels_last)
+    found: Tensor = last(y, shortcut, keep=unit.keep and shortcut is x)
+    return found

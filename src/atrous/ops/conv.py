@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atrous.ops.depthwise import gains_by_wide_gradients, wide_gradients
 from atrous.ops.gemm import atrous_conv2d_fast
 
 
@@ -85,14 +86,55 @@ class AtrousConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """B,C,H,W float to B,K,ceil(H/stride),ceil(W/stride), by the fastest exact form (`atrous.ops.gemm`)."""
         if self.rate == 1 or self.stride != (1, 1) or self.groups not in (1, self.in_channels):
-            return super().forward(x)
+            return self.by_library(x, self.padding)
         if self.groups > 1 and self.out_channels != self.in_channels:
-            return super().forward(x)
+            return self.by_library(x, self.padding)
         return parallel(x, [self])[0]
+
+    def by_library(self, x: Tensor, padding: str | tuple[int, ...]) -> Tensor:
+        """``F.conv2d``, with the gradients in the format that they are fast in."""
+        if self.groups > 1 and self.bias is None and not isinstance(padding, str):
+            inputs, weight = _autocast(x, self.weight)
+            if gains_by_wide_gradients(inputs, weight, self.stride):
+                return wide_gradients(inputs, weight, self.stride, padding, self.dilation)
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def place(self, stride: int, rate: int) -> None:
         """Give this layer another stride and atrous rate; its parameters stay as they are."""
         place(self, stride, rate)
+
+
+class AtrousConv2dSame(AtrousConv2d):
+    """The same for a convolution that pads as TensorFlow does: to an output of ceil(H / stride), by its own side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B,C,H,W float to B,K,ceil(H/stride),ceil(W/stride)."""
+        return self.by_library(*same_padding(x, self))
+
+
+def same_padding(x: Tensor, layer: nn.Conv2d) -> tuple[Tensor, tuple[int, int]]:
+    """What a convolution that pads as TensorFlow does reads, and the padding that is left to it.
+
+    On a map whose side is on the grid of the stride the padding is even, and nothing has to be copied.
+    """
+    below, right = (
+        max((-(-length // stride) - 1) * stride + rate * (side - 1) + 1 - length, 0)
+        for length, side, stride, rate in zip(
+            x.shape[-2:], layer.kernel_size, layer.stride, layer.dilation, strict=True
+        )
+    )
+    if below % 2 or right % 2:
+        return F.pad(x, (right // 2, right - right // 2, below // 2, below - below // 2)), (0, 0)
+    return x, (below // 2, right // 2)
+
+
+def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """As autocast would hand them to a convolution."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x, weight
+    dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype), weight.to(dtype)
 
 
 class PatchConv2d(nn.Conv2d):
@@ -172,6 +214,8 @@ class AtrousPool2d(nn.Module):
 
 def parallel(x: Tensor, layers: Sequence[AtrousConv2d]) -> list[Tensor]:
     """Several atrous convolutions of one map, as in ASPP, worked out together: B,C,H,W float to B,K,H,W each."""
+    if any(type(layer) is not AtrousConv2d for layer in layers):  # one that brings its own way
+        return [layer(x) for layer in layers]
     found = atrous_conv2d_fast(x, [layer.weight for layer in layers], [layer.rate for layer in layers])
     return [
         y if layer.bias is None else y + layer.bias.to(y.dtype)[:, None, None]

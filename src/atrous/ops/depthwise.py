@@ -1,16 +1,21 @@
 """Atrous convolution that keeps channels apart (equation 1 in section 3.1), as the units of EfficientNet do.
 
 Forms of the same passes as in `taps`, for weights C,1,h,w. The library's forward pass is mostly good, its gradients are
-not: a multiplication and sum for each tap, over the pixels that the tap sees inside the map, takes less time. So does
-the forward pass of the mirrored filter, which is the gradient of the input.
+not. That of the input is the forward pass of the mirrored filter, at a tenth of the time; that of the weights is slow
+in bfloat16, and good in float32. A multiplication and sum for each tap, over the pixels that the tap sees inside the
+map, lies between.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
 
-from atrous.ops.taps import WINDOW, Pass, finish, library_forward, spans, sum_dtype
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from atrous.ops.taps import WINDOW, Pass, finish, library_forward, library_weight, spans, sum_dtype
 
 
 def _pixels(x: Tensor) -> Tensor:
@@ -75,10 +80,56 @@ def mirrored_input(x: Tensor, gradients: list[Tensor], weights: list[Tensor], ra
     return [finish(torch.stack(found).sum(0) if len(found) > 1 else found[0], x)]
 
 
+def wide_weight(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
+    """The library's, in float32: in bfloat16 oneDNN takes up to five times as long, and sums less exactly."""
+    dtype = sum_dtype(x)
+    wide = library_weight(x.to(dtype), [g.to(dtype) for g in gradients], [w.to(dtype) for w in weights], rates)
+    return [finish(found, weight) for found, weight in zip(wide, weights, strict=True)]
+
+
+class _WideGradients(torch.autograd.Function):
+    """A convolution whose gradients are taken in float32, whatever it is computed in."""
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.place = (stride, padding, dilation)
+        return F.conv2d(x, weight, None, stride, padding, dilation, x.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        x, weight = ctx.saved_tensors
+        backward = torch.ops.aten.convolution_backward.default
+        wide = (gradient.float(), x.float(), weight.float())
+        mask = [*ctx.needs_input_grad[:2], False]
+        found = backward(*wide, None, *ctx.place, False, [0, 0], x.shape[1], mask)
+        of_x, of_weight = (g if g is None else finish(g, like) for g, like in zip(found, (x, weight), strict=False))
+        return of_x, of_weight, None, None, None
+
+
+def wide_gradients(
+    x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> Tensor:
+    """``F.conv2d`` in groups of one channel, with gradients taken in float32; no second derivative."""
+    y: Tensor = _WideGradients.apply(x, weight, list(stride), list(padding), list(dilation))
+    return y
+
+
+def gains_by_wide_gradients(x: Tensor, weight: Tensor, stride: tuple[int, ...]) -> bool:
+    """Whether oneDNN is slow at the gradients in bfloat16: strided, or with a filter of 5×5 and more."""
+    wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if not wanted or x.device.type != "cpu" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    return x.dtype == torch.bfloat16 and is_depthwise(x, [weight]) and (max(stride) > 1 or max(weight.shape[2:]) > 3)
+
+
 DEPTHWISE: dict[str, Pass] = {
     "forward": depthwise_forward,
     "input": depthwise_input,
     "weight": depthwise_weight,
 }
 MIRROR: dict[str, Pass] = {**WINDOW, "forward": library_forward, "input": mirrored_input}
-MIRROR_DEPTHWISE: dict[str, Pass] = {**DEPTHWISE, "forward": library_forward, "input": mirrored_input}
+MIRROR_DEPTHWISE: dict[str, Pass] = {"forward": library_forward, "input": mirrored_input, "weight": wide_weight}

@@ -5,7 +5,8 @@ There are several forms of each pass, which give the same numbers to rounding; `
 - ``library``: what PyTorch does;
 - ``window``: a matrix product for each tap over the pixels that it sees inside the map, and no others (Figure 4);
 - ``mirror``: the gradient of the input as the library's forward pass with the filter mirrored; else as ``window``
-  for the gradient of the weights, and as ``library`` forward;
+  for the gradient of the weights (for filters of one channel each as the library's in float32), and as ``library``
+  forward;
 - ``gemm``: one product for all taps of all branches, and shifted sums, a block of rows at a time;
 
 and on CUDA ``triton`` (`conv_triton`). For filters of one channel each, ``window`` is that of `depthwise`.
@@ -95,6 +96,11 @@ def default_form(form: str) -> Iterator[None]:
         _default.reset(token)
 
 
+def current_form() -> str:
+    """What `default_form` has set."""
+    return _default.get()
+
+
 def _check(x: Tensor, weights: list[Tensor], rates: list[int], form: str) -> None:
     if form not in (*FORMS, "auto", "model"):
         raise ValueError(f"form is {form!r}, expected one of {', '.join((*FORMS, 'auto', 'model'))}")
@@ -152,7 +158,7 @@ def _model(task: str, x: Tensor, weights: list[Tensor], rates: list[int]) -> str
     if x.device.type != "cpu" or _work(x, weights) < SMALL or min(rates) < 2:
         return "library"
     if is_depthwise(x, weights):
-        return "library" if task == "forward" else "window"
+        return "library" if task == "forward" else "mirror"
     if min(rates) < 3:
         return "library"
     if task == "weight":
@@ -192,7 +198,7 @@ def _candidates(task: str, x: Tensor, weights: list[Tensor], rates: list[int]) -
     height, width = x.shape[2:]
     found = ["library", "window"]
     if is_depthwise(x, weights):
-        return found + (["mirror"] if task == "input" else [])
+        return found + (["mirror"] if task != "forward" else [])
     shares = [valid_share(height, width, weight.shape[2], rate) for weight, rate in zip(weights, rates, strict=True)]
     found += ["gemm"] if sum(shares) > 0.6 * len(shares) else []
     return found + (["triton"] if _has_triton(x) else [])
@@ -226,6 +232,24 @@ def _measure(task: str, x: Tensor, gradients: list[Tensor], weights: list[Tensor
 
     wait = functools.partial(torch.cuda.synchronize, x.device) if x.is_cuda else None
     return fastest({form: runner(form) for form in _candidates(task, x, weights, rates)}, "library", wait)
+
+
+def forward_form(x: Tensor, weights: list[Tensor], rates: list[int], library: Callable[[], object]) -> str:
+    """The form of the forward pass where something faster, `library`, stands in for the library's convolution.
+
+    Arguments as for `atrous_conv2d_fast`. ``library`` in the result means what stands in for it.
+    """
+    form = os.environ.get("ATROUS_CONV") or _default.get()
+    if form == "model" or (form == "auto" and (_work(x, weights) < SMALL or not _may_measure(x))):
+        return _model("forward", x, weights, rates)
+    if form != "auto":
+        return form
+    key = ("stand-in", *_key("forward", x, weights, rates))
+    if key not in CHOICES:
+        passes = {name: _passes(name, False)["forward"] for name in _candidates("forward", x, weights, rates)[1:]}
+        runs = {name: functools.partial(run, x, [], weights, rates) for name, run in passes.items()}
+        CHOICES[key] = fastest({"library": library, **runs}, "library")
+    return CHOICES[key]
 
 
 # Operator -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,46 @@
+"""Milliseconds of every named model on this machine, turn by turn, for the table of `atrous models`.
+
+python scripts/measure_models.py "two cores of an AMD EPYC (Zen 5)"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atrous.jobs.predict import Predictor
+from atrous.jobs.timing import Candidate, compare
+from atrous.models.weights import names
+
+STRIDES = (16, 8)
+TARGET = Path(__file__).parent.parent / "src" / "atrous" / "models" / "zoo" / "speed.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("hardware", help="in words")
+    parser.add_argument("--height", type=int, default=360)
+    parser.add_argument("--width", type=int, default=480)
+    parser.add_argument("--rounds", type=int, default=15)
+    found = parser.parse_args()
+    image = torch.randint(0, 256, (found.height, found.width, 3), dtype=torch.uint8).numpy()
+    predictors = {(name, stride): Predictor.load(name, output_stride=stride) for name in names() for stride in STRIDES}
+    candidates = [
+        Candidate(f"{name} at {stride}", lambda predictor=predictor: predictor(image))
+        for (name, stride), predictor in predictors.items()
+    ]
+    result = compare("models", {"size": [found.height, found.width]}, candidates, rounds=found.rounds)
+    speeds: dict[str, Any] = {}
+    for (name, stride), row in zip(predictors, result.rows, strict=True):
+        speeds.setdefault(name, {})[str(stride)] = round(row.seconds * 1000, 1)
+        print(f"{row.name}: {row.seconds * 1000:.1f} ms, spread {row.spread:.0%}")
+    written = {"hardware": found.hardware, "size": [found.height, found.width], "milliseconds": speeds}
+    TARGET.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

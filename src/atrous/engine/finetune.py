@@ -1,0 +1,146 @@
+"""A recipe for a data set of one's own, chosen from what the data holds, with the reasons.
+
+    recipe, reasons = finetune("my-data")
+
+Everything starts from the recipe that gave the best results on a few hundred images (CamVid), and what depends on the
+data follows from it: the crop from the size of the pictures, the steps from their number, the weights of the classes
+from their shares of the pixels, the sampling from their shares of the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from atrous.data.datasets import splits
+from atrous.data.image import read_size
+from atrous.data.sampling import open_splits, pixel_counts
+from atrous.engine.recipe import RECIPES, Recipe
+
+BASE = "camvid-efficientnet_lite0"
+"""The recipe that the others follow from, tuned on `_TUNED` images."""
+
+_TUNED = 367
+_RARE = 0.1
+_LARGEST_CROP = 513
+_SMALLEST_CROP = 65
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the choice rests on.
+
+    Attributes:
+        names: of the K classes.
+        pixels: of each class in each image, N,K.
+        short_side: median of the shorter sides, in pixels.
+        splits: that are there.
+    """
+
+    names: tuple[str, ...]
+    pixels: npt.NDArray[np.int64]
+    short_side: int
+    splits: tuple[str, ...]
+
+
+def finetune(data: str | Path) -> tuple[Recipe, list[str]]:
+    """The recipe for a data set, and a line for each choice: what was chosen, and from what.
+
+    Raises:
+        ValueError: if there is no split to train on; and as `open_dataset` and `pixel_counts`.
+        FileNotFoundError: likewise.
+    """
+    there = tuple(splits(data))
+    split = next((name for name in ("trainaug", "train") if name in there), there[0] if len(there) == 1 else None)
+    if split is None:
+        raise ValueError(f"{data} has the splits {', '.join(there)}; expected one named train")
+    dataset = open_splits(data, split)
+    sides = [min(read_size(item.image)) for item in dataset.items]
+    survey = Survey(dataset.labels.names, pixel_counts(dataset), int(np.median(sides)), there)
+    return choose(survey, split)
+
+
+def choose(survey: Survey, train_split: str = "train") -> tuple[Recipe, list[str]]:
+    """The recipe for what a survey found, with the reasons."""
+    base, images = RECIPES[BASE], len(survey.pixels)
+    crop, scales = _crop(survey.short_side)
+    iterations = int(np.clip(round(base.iterations * (images / _TUNED) ** 0.5, -2), 400, 30_000))
+    weights = class_weights(survey.pixels.sum(axis=0))
+    rare = _rare(survey)
+    recipe = replace(
+        base,
+        train_split=train_split,
+        val_split="val" if "val" in survey.splits and train_split != "val" else None,
+        crop=(crop, crop),
+        scales=scales,
+        iterations=iterations,
+        warmup=min(base.warmup, iterations // 20),
+        lr=base.lr if images >= 100 else 3e-4,
+        ema=round(1 - 4.8 / iterations, 4),
+        class_weights=weights,
+        balance=_RARE if rare else 0.0,
+        val_every=max(1, iterations // 12),
+    )
+    reasons = [
+        f"crop {crop}, scales {scales[0]} to {scales[1]}: the shorter side of the pictures is {survey.short_side} "
+        "(median), and a crop larger than the picture would be padding",
+        f"{iterations} steps of {recipe.batch}: {images} images, {iterations * recipe.batch / images:.0f} epochs",
+        f"lr {recipe.lr:g} with {recipe.optimizer}, {recipe.head_lr_factor:g} times that for the new layers"
+        + ("" if images >= 100 else ": fewer than 100 images, so a smaller one"),
+        _reason_for_weights(survey, weights),
+        f"images of {_listed(rare)} come more often: each is in fewer than {_RARE:.0%} of the images"
+        if rare
+        else f"no image comes more often than another: every class is in at least {_RARE:.0%} of the images",
+        f"validation on val every {recipe.val_every} steps; the best weights are kept"
+        if recipe.val_split
+        else "no split named val, so nothing is validated and the last weights are kept",
+    ]
+    return recipe, reasons
+
+
+def class_weights(pixels: Sequence[int] | npt.NDArray[np.int64]) -> tuple[float, ...] | None:
+    """Weights of the loss by the square root of median-frequency balancing (Eigen and Fergus 2015), or None.
+
+    The square root, because the whole of it costs more on the common classes than the rare ones gain. None where no
+    class has four times the pixels of another.
+
+    Args:
+        pixels: of each class, K. A class without any has weight 1.
+    """
+    counts = np.asarray(pixels, dtype=np.float64)
+    present = counts[counts > 0]
+    if len(present) < 2 or present.max() < 4 * present.min():
+        return None
+    weights = np.sqrt(np.median(present) / np.where(counts > 0, counts, np.median(present))).clip(0.3, 4.0)
+    return tuple(round(float(weight), 2) for weight in weights)
+
+
+def _crop(short_side: int) -> tuple[int, tuple[float, float]]:
+    """A crop of 16 k + 1 pixels within the picture, and scales that do not shrink the picture far below it."""
+    side = int(np.clip((short_side - 1) // 16 * 16 + 1, _SMALLEST_CROP, _LARGEST_CROP))
+    return side, (0.5, 2.0) if short_side >= 1.5 * side else (0.75, 2.0)
+
+
+def _rare(survey: Survey) -> list[str]:
+    share = (survey.pixels > 0).mean(axis=0)
+    return [name for name, value in zip(survey.names, share, strict=True) if 0 < value < _RARE]
+
+
+def _reason_for_weights(survey: Survey, weights: tuple[float, ...] | None) -> str:
+    if weights is None:
+        return "no weights of classes: none has four times the pixels of another"
+    total = survey.pixels.sum(axis=0)
+    order = [int(i) for i in np.argsort(total) if total[i]]
+    least, most = order[0], order[-1]
+    return (
+        f"classes weighted from {min(weights)} to {max(weights)}: {survey.names[most]} has "
+        f"{total[most] / total.sum():.1%} of the pixels, {survey.names[least]} {total[least] / total.sum():.2%}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,211 @@
+"""Convolution for inference on a CPU: what follows it, in one call, from weights laid out beforehand (equation 1).
+
+PyTorch runs a convolution, the addition of a residual unit and its rectifier as three passes over memory, and lays the
+weights out anew in each call. oneDNN, on which it builds, does all in one pass; the operators that give access to it
+are those that ``torch.compile`` uses, and have no public name. So they are looked for, tried on a small case (`fuses`),
+and left alone where they are missing or give other numbers: the layer then computes the same in the usual way. So it
+does where gradients are wanted, on other devices, and while PyTorch traces.
+
+    layer = PackedConv2d(conv, nn.ReLU())
+    y = layer(x)                    # relu(conv(x))
+    y = layer(x, shortcut)          # relu(conv(x) + shortcut)
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atrous.ops.conv import AtrousConv2d, same_padding
+from atrous.ops.gemm import atrous_conv2d_fast, forward_form
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+
+_NAMES: dict[type[nn.Module], tuple[str, list[float]]] = {
+    nn.Identity: ("none", []),
+    nn.ReLU: ("relu", []),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+    nn.SiLU: ("swish", []),
+    nn.Hardswish: ("hardswish", []),
+    nn.Sigmoid: ("sigmoid", []),
+    nn.Tanh: ("tanh", []),
+}
+
+
+class PackedConv2d(AtrousConv2d):
+    """A convolution together with its activation, and an addition before it, for inference.
+
+    Parameters and state dict are those of the convolution. A copy of the weights in oneDNN's layout is held besides,
+    for the size of map that was seen last; it is made when a size comes for the second time in a row.
+
+    Args:
+        native: the convolution to stand in for, with centred or no padding; its parameters become this one's.
+        activation: what follows, one of those that `holds` is true for; None for nothing.
+    """
+
+    def __init__(self, native: nn.Conv2d, activation: nn.Module | None = None) -> None:
+        with torch.device("meta"):
+            nn.Conv2d.__init__(
+                self,
+                native.in_channels,
+                native.out_channels,
+                native.kernel_size,  # type: ignore[arg-type]
+                native.stride,  # type: ignore[arg-type]
+                native.padding,  # type: ignore[arg-type]
+                native.dilation,  # type: ignore[arg-type]
+                native.groups,
+                native.bias is not None,
+            )
+        self.weight, self.bias = native.weight, native.bias
+        self.activation = activation or nn.Identity()
+        self._attribute = _NAMES[type(self.activation)]
+        self._layout: tuple[Any, Tensor | None] = (None, None)
+        self.train(native.training)
+
+    def forward(self, x: Tensor, other: Tensor | None = None, *, keep: bool = True) -> Tensor:
+        """B,C,H,W float to activation(convolution + other), B,K,h,w.
+
+        Args:
+            x: the map.
+            other: of the shape of the result, added before the activation.
+            keep: leave `other` as it is; otherwise the result may be written over it.
+        """
+        padding = self._padding(x)
+        if not self._fuses(x, other):
+            return self._plain(x, other, padding)
+        if self._has_forms(padding):
+            weights, rates = [self.weight], [self.rate]
+            form = forward_form(x, weights, rates, lambda: [self._fused(x, None, padding)])
+            if form != "library":
+                return self._finish(self._biased(atrous_conv2d_fast(x, weights, rates, form)[0]), other)
+        return self._fused(x, None if other is None else other.clone() if keep else other, padding)
+
+    def _padding(self, x: Tensor) -> tuple[int, int]:
+        del x
+        assert not isinstance(self.padding, str)
+        return self.padding[0], self.padding[-1]
+
+    def _fuses(self, x: Tensor, other: Tensor | None) -> bool:
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or x.device.type != "cpu":
+            return False
+        if x.dtype != self.weight.dtype or x.dtype not in DTYPES or x.numel() == 0:
+            return False
+        if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
+            return False
+        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+            return False
+        if type(x) is not Tensor:  # traced with tensors that hold no data
+            return False
+        if other is not None and not other.is_contiguous(memory_format=torch.channels_last):
+            return False
+        return fuses(x.dtype, type(self.activation))  # type: ignore[arg-type]
+
+    def _plain(self, x: Tensor, other: Tensor | None, padding: tuple[int, int]) -> Tensor:
+        if self._has_forms(padding):
+            return self._finish(self._biased(atrous_conv2d_fast(x, [self.weight], [self.rate])[0]), other)
+        y = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return self._finish(y, other)
+
+    def _has_forms(self, padding: tuple[int, int]) -> bool:
+        centred = padding == (self.rate * (self.kernel_size[0] // 2), self.rate * (self.kernel_size[1] // 2))
+        return self.rate > 1 and self.stride == (1, 1) and self.groups == 1 and centred
+
+    def _biased(self, y: Tensor) -> Tensor:
+        return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
+
+    def _finish(self, y: Tensor, other: Tensor | None) -> Tensor:
+        found: Tensor = self.activation(y if other is None else y + other)
+        return found
+
+    def _fused(self, x: Tensor, into: Tensor | None, padding: tuple[int, int]) -> Tensor:
+        weight = self._laid_out(x, padding)
+        setting = (padding, self.stride, self.dilation, self.groups)
+        return fused_convolution(x, weight, self.bias, *setting, self._attribute, into)
+
+    def _laid_out(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+        """The weights as oneDNN wants them for this map; a layout made for another size can be ten times slower."""
+        weight = self.weight
+        version = 0 if weight.is_inference() else weight._version
+        key = (x.shape, padding, self.stride, self.dilation, weight.data_ptr(), version, torch.get_num_threads())
+        seen, packed = self._layout
+        if seen != key:  # maps of ever new sizes: laying out takes as long as it saves in one call
+            self._layout = (key, None)
+            return weight
+        if packed is None:
+            with torch.no_grad():
+                packed = torch.ops.mkldnn._reorder_convolution_weight(
+                    weight.detach(), padding, self.stride, self.dilation, self.groups, list(x.shape)
+                )
+            self._layout = (key, packed)
+        return packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the layout, which can neither be copied nor stored."""
+        return {**self.__dict__, "_layout": (None, None)}
+
+
+class PackedConv2dSame(PackedConv2d):
+    """The same for a convolution that pads as TensorFlow does: to an output of ceil(H / stride)."""
+
+    def forward(self, x: Tensor, other: Tensor | None = None, *, keep: bool = True) -> Tensor:  # noqa: D102
+        x, self.padding = same_padding(x, self)
+        return super().forward(x, other, keep=keep)
+
+
+def holds(activation: nn.Module) -> bool:
+    """Whether a `PackedConv2d` can do an activation itself."""
+    return type(activation) in _NAMES
+
+
+def fused_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: tuple[int, int],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    attribute: tuple[str, list[float]],
+    into: Tensor | None = None,
+) -> Tensor:
+    """Convolution and activation by oneDNN; with `into`, the sum with it is activated, and written there."""
+    name, scalars = attribute
+    place = (padding, stride, dilation, groups)
+    if into is None:
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *place, name, scalars, "")
+        return y
+    found: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
+        into, x, weight, bias, *place, "add", 1.0, None if name == "none" else name, scalars, ""
+    )
+    return found
+
+
+@functools.cache
+def fuses(dtype: torch.dtype, activation: type[nn.Module]) -> bool:
+    """Whether oneDNN's fused convolutions are there, and give what the separate operators give, on a small case."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            return all(_agrees(dtype, activation, groups, added) for groups in (1, 16) for added in (False, True))
+        except (AttributeError, RuntimeError, NotImplementedError, TypeError):
+            return False
+
+
+def _agrees(dtype: torch.dtype, activation: type[nn.Module], groups: int, added: bool) -> bool:
+    x, other = (torch.randn(2, 16, 9, 7).to(dtype, memory_format=torch.channels_last) for _ in range(2))
+    weight, bias = torch.randn(16, 16 // groups, 3, 3).to(dtype) / (144 / groups) ** 0.5, torch.randn(16).to(dtype)
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=2, dilation=2, groups=groups)
+    expected = activation()(expected + other.double() if added else expected)
+    place = ((2, 2), (1, 1), (2, 2), groups)
+    packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *place, list(x.shape))
+    found = [
+        fused_convolution(x, w, bias, *place, _NAMES[activation], other.clone() if added else None)
+        for w in (weight, packed)
+    ]
+    return all(float((y.double() - expected).abs().max()) <= TOLERANCE[dtype] * 4 for y in found)
