@@ -66,17 +66,38 @@ def test_help_answers_in_half_a_second() -> None:
 FLAGS = {
     "": ["--help", "--version", "-h"],
     "demo": ["--device", "--help", "--json", "--out", "-h"],
-    "predict": ["--device", "--flip", "--help", "--json", "--out", "--output-stride", "--scales", "-h"],
+    "predict": [
+        "--device", "--flip", "--help", "--json", "--max-pixels", "--out", "--output-stride", "--resume", "--scales",
+        "--window", "-h",
+    ],
     "train": [
         "--accumulate", "--amp", "--batch", "--data", "--device", "--ema", "--help", "--iterations", "--json", "--lr",
         "--out", "--output-stride", "--reset-head", "--resume", "--seed", "--set", "--weights", "--workers", "-b", "-h",
         "-j",
     ],
-    "eval": ["--data", "--device", "--flip", "--help", "--json", "--output-stride", "--scales", "--split", "-h"],
-    "val": ["--data", "--device", "--flip", "--help", "--json", "--output-stride", "--scales", "--split", "-h"],
+    "eval": [
+        "--data", "--device", "--flip", "--help", "--json", "--ladder", "--output-stride", "--scales", "--split", "-h",
+    ],
+    "val": [
+        "--data", "--device", "--flip", "--help", "--json", "--ladder", "--output-stride", "--scales", "--split", "-h",
+    ],
     "models": ["--help", "--json", "-h"],
     "data": ["--help", "-h"],
     "data check": ["--help", "--json", "-h"],
+    "label": [
+        "--confidence", "--data", "--device", "--flip", "--help", "--json", "--output-stride", "--scales", "--split",
+        "-h",
+    ],
+    "submit": ["--help", "-h"],
+    "submit write": [
+        "--competition", "--data", "--device", "--flip", "--help", "--json", "--out", "--output-stride", "--scales",
+        "--split", "-h",
+    ],
+    "submit check": ["--data", "--help", "--json", "--split", "-h"],
+    "reproduce": [
+        "--backbone", "--data", "--device", "--dry-run", "--help", "--iterations", "--json", "--model", "--out",
+        "--preset", "--pretraining", "--seeds", "--set", "--workers", "-h", "-j",
+    ],
     "bench": [
         "--backbone", "--batch", "--device", "--fp32", "--help", "--json", "--out", "--output-stride", "--peers",
         "--rounds", "--size", "-b", "-h",

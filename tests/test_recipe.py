@@ -31,11 +31,33 @@ PAPER = {
     },
     "voc-resnet101-trainval": {
         "train_split": "trainval", "crop": 513, "output_stride": 8, "batch": 16, "iterations": 30_000, "lr": 0.001,
-        "power": 0.9, "batch_norm": "freeze", "weights": "runs/voc-resnet101",
+        "power": 0.9, "batch_norm": "freeze", "weights": "runs/voc-resnet101", "val_split": None, "bootstrap": (),
+    },
+    # "MS-COCO trainval_minus_minival", the protocol of section 4.1.
+    "coco-resnet101": {
+        "train_split": "train", "crop": 513, "output_stride": 16, "batch": 16, "lr": 0.007, "power": 0.9,
+        "batch_norm": "train", "batch_norm_decay": 0.9997, "weights": "imagenet",
+    },
+    # "smaller initial learning rate = 0.0001 and same training protocol as in Sec. 4.1"
+    "voc-resnet101-coco": {
+        "train_split": "trainaug", "crop": 513, "output_stride": 16, "batch": 16, "iterations": 30_000, "lr": 0.0001,
+        "power": 0.9, "batch_norm": "train", "batch_norm_decay": 0.9997, "weights": "runs/coco-resnet101",
+    },
+    # "output_stride = 8 ... batch normalization parameters are frozen ... we duplicate the images that contain hard
+    # classes (namely bicycle, chair, table, potted-plant, and sofa)"
+    "voc-resnet101-test": {
+        "train_split": "trainval", "output_stride": 8, "batch": 16, "iterations": 30_000, "lr": 0.0001,
+        "batch_norm": "freeze", "weights": "runs/voc-resnet101-coco", "bootstrap_times": 2, "val_split": None,
+        "bootstrap": ("bicycle", "chair", "diningtable", "pottedplant", "sofa"),
     },
     "cityscapes-resnet101": {
         "train_split": "train", "crop": 769, "output_stride": 16, "batch": 16, "iterations": 90_000, "lr": 0.007,
         "power": 0.9, "batch_norm": "train", "batch_norm_decay": 0.9997,
+    },
+    # "the trainval_coarse set (i.e., the 3475 finely annotated images and the extra 20000 coarsely annotated images)"
+    "cityscapes-resnet101-coarse": {
+        "train_split": "train+val+train_extra", "val_split": None, "crop": 769, "output_stride": 16, "batch": 16,
+        "iterations": 90_000, "lr": 0.007, "batch_norm": "train", "weights": "runs/cityscapes-resnet101",
     },
 }  # fmt: skip
 OURS_ONLY = {"warmup": 0, "photometric": 0.0, "ema": 0.0, "class_weights": None, "head_lr_factor": 1.0, "amp": "off"}
@@ -63,6 +85,24 @@ def test_the_defaults_are_the_papers_first_stage() -> None:
 def test_the_shipped_weights_have_a_recipe() -> None:
     recipe = load_recipe("camvid-efficientnet_lite0")
     assert recipe.backbone == "timm/tf_efficientnet_lite0" and recipe.train_split == "train"
+
+
+def test_every_recipe_of_the_papers_data_is_in_the_table() -> None:
+    assert set(PAPER) == {name for name in RECIPES if name.partition("-")[0] in ("voc", "coco", "cityscapes")}
+
+
+@pytest.mark.parametrize("data", ["camvid", "folder"])
+def test_the_second_stage_on_other_data_is_the_papers(data: str) -> None:
+    first, second = RECIPES[f"{data}-efficientnet_lite0"], RECIPES[f"{data}-efficientnet_lite0-trainval"]
+    assert (second.output_stride, second.batch_norm, second.train_split) == (8, "freeze", "train+val")
+    assert second.weights == f"runs/{data}-efficientnet_lite0" and second.backbone == first.backbone
+    # The paper goes from 0.007 to 0.001.
+    assert second.lr / first.lr == pytest.approx(0.001 / 0.007, rel=0.03)
+
+
+def test_a_folder_with_any_classes_has_a_recipe() -> None:
+    recipe = RECIPES["folder-efficientnet_lite0-pretrained"]
+    assert recipe.reset_head and recipe.class_weights is None and recipe.lr < RECIPES["folder-efficientnet_lite0"].lr
 
 
 @pytest.mark.parametrize("name", RECIPES)

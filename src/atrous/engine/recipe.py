@@ -145,7 +145,8 @@ class Recipe:
 
 
 _LOWEST: dict[str, float] = {
-    "batch": 1, "accumulate": 1, "iterations": 1, "val_every": 1, "save_every": 1, "seed": 0, "warmup": 0, "bootstrap_times": 1,
+    "batch": 1, "accumulate": 1, "iterations": 1, "val_every": 1, "save_every": 1, "bootstrap_times": 1,
+    "seed": 0, "warmup": 0,
     "lr": 0, "power": 0, "head_lr_factor": 0, "weight_decay": 0, "momentum": 0,
 }  # fmt: skip
 
