@@ -30,11 +30,13 @@ def main() -> None:
     parser.add_argument("--licence", required=True)
     parser.add_argument("--trained-on", required=True)
     parser.add_argument("--description", default="")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     found = parser.parse_args()
     model, card = load(found.run)
     dataset = open_dataset(found.data, found.split)
     metrics = {}
-    for setting, (stride, scales, flip) in SETTINGS.items():
+    for setting in found.settings:
+        stride, scales, flip = SETTINGS[setting]
         result = evaluate(model.for_inference(), dataset, output_stride=stride, scales=scales, flip=flip)
         metrics[f"{found.split}, {setting}"] = {key: round(value, 4) for key, value in result.scores}
         print(f"{setting}: {result.scores.miou:.4f} in {result.seconds:.0f} s", result.as_dict()["iou"], flush=True)

@@ -101,7 +101,7 @@ def _command(commands: Any, name: str, run: Any, text: str, **options: Any) -> _
 
 
 def _add_demo(commands: Any) -> None:
-    text = "segment the bundled photograph with the bundled weights, and write the overlay"
+    text = "segment the bundled photographs with the bundled weights, and write the overlays"
     parser = _command(commands, "demo", _demo, text)
     parser.add_argument("--out", type=Path, default=Path("atrous-demo"), help="folder to write (default: %(default)s)")
     _add_device(parser)
@@ -262,13 +262,17 @@ def _add_json(parser: _Parser) -> None:
 
 
 def _demo(found: argparse.Namespace) -> int:
-    from atrous.jobs.demo import demo
+    from atrous.jobs.demo import NEXT, demo
 
-    result = demo(found.out, device=found.device)
+    results = demo(found.out, device=found.device)
     if found.json:
-        return _print_json(result.as_dict())
-    _stderr().print(_shares_table({result.photograph: result.areas}))
-    print(result.overlay)
+        first, *others = (result.as_dict() for result in results)
+        return _print_json({**first, "others": others})
+    console = _stderr()
+    console.print(_shares_table({result.photograph: result.areas for result in results}))
+    console.print("next:", *NEXT, sep="\n  ", soft_wrap=True, highlight=False)
+    for result in results:
+        print(result.overlay)
     return 0
 
 

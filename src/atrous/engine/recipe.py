@@ -172,6 +172,11 @@ _CAMVID = Recipe(
     save_every=100,
 )
 
+# VOC's classes from a few hundred labelled photographs, and a split `pseudo` that a teacher labelled (`atrous label`).
+_OBJECTS = replace(
+    _CAMVID, backbone="timm/tf_efficientnet_lite2", train_split="train*2+pseudo", balance=0.1, class_weights=None,
+    scales=(0.5, 1.25), photometric=0.4, lr=4e-4, head_lr_factor=5.0, amp="bf16", iterations=2_300, val_every=460,
+)  # fmt: skip
 _FOLDER = replace(_CAMVID, class_weights=None)
 _VOC_HARD = ("bicycle", "chair", "diningtable", "pottedplant", "sofa")
 
@@ -206,6 +211,7 @@ RECIPES: dict[str, Recipe] = {
     # The weights that the package carries, and the second stage on CamVid.
     "camvid-efficientnet_lite0": _CAMVID,
     "camvid-efficientnet_lite0-trainval": _second_stage("camvid-efficientnet_lite0", _CAMVID, "train+val", 7e-5),
+    "objects-efficientnet_lite2": _OBJECTS,
     # A folder of one's own, with any classes: alone, its second stage, or from a run on other data (its head anew).
     "folder-efficientnet_lite0": _FOLDER,
     "folder-efficientnet_lite0-trainval": _second_stage("folder-efficientnet_lite0", _FOLDER, "train+val", 7e-5),

@@ -1,24 +1,48 @@
-"""`atrous demo`: the bundled photograph through the bundled weights."""
+"""`atrous demo`: the bundled photographs through the bundled weights, a street's and everyday ones'."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from atrous.data.image import write_image, write_mask
 from atrous.jobs.predict import Predictor
 
-MODEL = "camvid-efficientnet_lite0"
-PHOTOGRAPH = "pavilion.jpg"
-SCALES = (0.5, 0.75)
-"""The photograph is larger than those that the weights were trained on: at these scales its parts have their size."""
+NEXT = (
+    "atrous predict objects-efficientnet_lite2 YOUR-PHOTOGRAPHS/ --out found",
+    "atrous train finetune --data YOUR-LABELLED-FOLDER",
+)
+"""Where to go from here."""
+
+
+class Scene(NamedTuple):
+    """A photograph, the weights that know what it shows, and how they see it best.
+
+    Attributes:
+        photograph: file beside the demo.
+        model: the name of the weights.
+        output_stride: of the prediction.
+        scales: averaged over; a photograph larger than those that the weights were trained on wants small ones.
+    """
+
+    photograph: str
+    model: str
+    output_stride: int
+    scales: tuple[float, ...]
+
+
+SCENES = (
+    Scene("pavilion.jpg", "camvid-efficientnet_lite0", 8, (0.5, 0.75)),
+    Scene("astronaut.jpg", "objects-efficientnet_lite2", 16, (1.0,)),
+    Scene("cat.jpg", "objects-efficientnet_lite2", 16, (1.0,)),
+)
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo wrote.
+    """What the demo wrote of one photograph.
 
     Attributes:
         photograph: its name.
@@ -39,23 +63,29 @@ class Demo:
         return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
 
 
-def photograph() -> Path:
-    """The file of the bundled photograph."""
-    return Path(str(resources.files("atrous") / "jobs" / "assets" / PHOTOGRAPH))
+def bundled(photograph: str) -> Path:
+    """The file of a bundled photograph."""
+    return Path(str(resources.files("atrous") / "jobs" / "assets" / photograph))
 
 
-def demo(out: Path, *, device: str | None = None) -> Demo:
-    """Segment the bundled photograph at output stride 8, over scales and flips; write mask and overlay into `out`.
+def demo(out: Path, *, device: str | None = None) -> list[Demo]:
+    """Segment the bundled photographs, each with its flip; write masks and overlays into `out`.
 
     Raises:
         ValueError: if the device is not to be had.
     """
-    predictor = Predictor.load(MODEL, device=device, output_stride=8, scales=SCALES, flip=True)
-    result = predictor(photograph())
     out.mkdir(parents=True, exist_ok=True)
-    stem = Path(PHOTOGRAPH).stem
+    return [_shown(scene, out, device) for scene in SCENES]
+
+
+def _shown(scene: Scene, out: Path, device: str | None) -> Demo:
+    predictor = Predictor.load(
+        scene.model, device=device, output_stride=scene.output_stride, scales=scene.scales, flip=True
+    )
+    result = predictor(bundled(scene.photograph))
+    stem = Path(scene.photograph).stem
     written = Demo(
-        PHOTOGRAPH, MODEL, out / f"{stem}-overlay.png", out / f"{stem}-mask.png",
+        scene.photograph, scene.model, out / f"{stem}-overlay.png", out / f"{stem}-mask.png",
         {result.names[i]: share for i, share in result.areas.items()},
     )  # fmt: skip
     write_mask(written.mask, result.mask, predictor.labels)
