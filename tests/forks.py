@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -90,10 +91,11 @@ class Forked:
             assert told is not None or self.process.is_alive(), f"ended before {event}: {self.output}"
         raise AssertionError(f"no {event} within {seconds} s: {self.output}")
 
-    def send(self, number: int) -> None:
-        """Send it a signal."""
+    def send(self, number: int, *, group: bool = False) -> None:
+        """Send it, or all that it started besides, a signal; nothing where it has ended."""
         assert self.process.pid
-        os.kill(self.process.pid, number)
+        with suppress(ProcessLookupError):
+            (os.killpg if group else os.kill)(self.process.pid, number)
 
     def status(self, seconds: float = 120) -> int | None:
         """Its exit status, negative for a signal; killed after that time, and then None."""

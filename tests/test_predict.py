@@ -146,7 +146,7 @@ def test_files_folders_and_globs(predictor, drawn: Draw, tmp_path: Path) -> None
         tmp_path / "three" / "e.png",
         tmp_path / "one" / "b.png",
     ]
-    batch = predict_files(predictor, sources, out, progress=seen.append)
+    batch = predict_files(predictor, sources, out, progress=lambda path, share: share or seen.append(path))
     assert [path.name for path in seen] == ["a.JPG", "b.png", "c.webp", "d.bmp", "e.png"]
     assert list(batch.areas) == seen and batch.failures == {}
     assert written(out) == [f"{kind}/{stem}.png" for kind in ("masks", "overlays") for stem in "abcde"]

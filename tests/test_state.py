@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from atrous.data.image import IMAGENET
+from atrous.engine import checkpoint
 from atrous.engine.distributed import World
 from atrous.engine.recipe import Recipe
 from atrous.engine.state import State, build_model, build_optimizer
@@ -157,6 +159,65 @@ def test_a_loss_that_is_not_finite_takes_no_step_and_names_the_batch(tiny: Recip
     assert all(p.grad is None or not p.grad.any() for p in state.model.parameters())
     for key, entry in state.optimizer.state_dict()["state"].items():
         assert torch.equal(entry["momentum_buffer"], moments[key]["momentum_buffer"])
+
+
+def test_only_the_part_that_is_to_blame_is_named(tiny: Recipe) -> None:
+    state = build(tiny)
+    calls = iter([1.0, float("nan")])
+    state.model.classifier.register_forward_hook(lambda *args: args[2] * next(calls))
+    images, labels = batch()
+    parts = [(images[:2], labels[:2], ["a", "b"]), (images[2:], labels[2:], ["c", "d"])]
+    with pytest.raises(FloatingPointError, match="The batch: c, d$"):
+        state.take_step(parts, 0.01, HERE)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_takes_no_step_though_the_loss_is(tiny: Recipe, value: float) -> None:
+    state = build(tiny)
+    before = weights(state)
+    state.model.classifier.weight.register_hook(lambda gradient: gradient * value)
+    message = r"the loss is finite, but not the gradient of classifier.weight at step 0; the step is not taken. The"
+    with pytest.raises(FloatingPointError, match=message):
+        state.take_step(parts_of(*batch()), 0.01, HERE)
+    assert all(torch.equal(before[key], value) for key, value in weights(state).items())
+
+
+def test_a_gradient_whose_sum_overflows_is_finite(tiny: Recipe) -> None:
+    state = build(replace(tiny, weight_decay=0.0))
+    state.model.classifier.weight.register_hook(lambda gradient: torch.full_like(gradient, 3e38))
+    state.take_step(parts_of(*batch()), 0.0, HERE)
+
+
+def test_in_fp16_a_step_without_a_finite_gradient_is_left_out_and_many_in_a_row_end_the_run(tiny: Recipe) -> None:
+    state = build(replace(tiny, amp="fp16"))
+    before = weights(state)
+    state.model.classifier.weight.register_hook(lambda gradient: gradient * float("inf"))
+    state.take_step(parts_of(*batch()), 0.01, HERE)
+    assert all(torch.equal(before[key], value) for key, value in weights(state).items())
+    with pytest.raises(FloatingPointError, match="no gradient was finite at any scale of the loss"):
+        for _ in range(40):
+            state.take_step(parts_of(*batch(2, 17)), 0.01, HERE)
+    assert all(torch.equal(before[key], value) for key, value in weights(state).items())
+
+
+@pytest.mark.parametrize("where", ["weight", "statistics", "moment", "average"])
+def test_what_is_not_finite_is_never_saved(where: str, tiny: Recipe, tmp_path: Path) -> None:
+    state = build(replace(tiny, ema=0.9))
+    state.take_step(parts_of(*batch()), 0.01, HERE)
+    state.save(tmp_path, HERE, {})
+    norm = next(state.model.batch_norms())
+    places = {
+        "weight": state.model.classifier.weight,
+        "statistics": norm.running_var,
+        "moment": state.optimizer.state[state.model.classifier.weight]["momentum_buffer"],
+        "average": state.evaluated.classifier.bias,
+    }
+    with torch.no_grad():
+        places[where].view(-1)[0] = float("inf")
+    state.step = 1
+    with pytest.raises(FloatingPointError, match="after step 1 there is NaN or infinity in .*; nothing is saved"):
+        state.save(tmp_path, HERE, {})
+    assert checkpoint.steps(tmp_path) == [0]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from atrous.engine import checkpoint
 from atrous.engine.evaluate import evaluate
 from atrous.engine.recipe import Recipe, load_recipe
 from atrous.engine.state import State
-from atrous.engine.train import Crops, Stopped, train
+from atrous.engine.stopping import Stopped
+from atrous.engine.train import Crops, train
 from atrous.models.weights import load, read_card
 
 
@@ -121,18 +122,6 @@ def test_stopped_and_resumed_ends_byte_equal_to_the_run_that_never_stopped(
                 run(recipe, tiny_data, tmp_path, resume=stop != stops[0], workers=workers)
         assert caught.value.status == 143 and checkpoint.steps(tmp_path)[-1] == stop
     torch.manual_seed(12345)  # whatever another process would start with
-    run(recipe, tiny_data, tmp_path, resume=True, workers=workers)
-    assert same(final_state(tmp_path), expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stop", [1, 2, 3, 4])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_stopped_at_every_step(stop: int, workers: int, straight, tiny_data, tmp_path, monkeypatch) -> None:
-    recipe, expected = straight
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stop_at(patch, stop)
-        run(recipe, tiny_data, tmp_path, workers=workers)
     run(recipe, tiny_data, tmp_path, resume=True, workers=workers)
     assert same(final_state(tmp_path), expected)
 

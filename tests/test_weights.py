@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import cProfile
+import functools
+import hashlib
 import json
 import os
+import pickle
+import random
 import re
+import runpy
+import shutil
 import struct
+import subprocess
+import timeit
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +27,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from atrous.engine import checkpoint
 from atrous.models import weights
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import ModelCard, load, load_into, names, read_card, resolve, save
+from reliability import counted, record
 
 
 def small(classes: int = 4, **options: Any) -> DeepLabV3:
@@ -130,16 +141,66 @@ def test_other_classes_give_both_counts(saved: tuple[Path, DeepLabV3, ModelCard]
         load_into(small(21), saved[0])
 
 
-def test_reset_head_changes_the_classifier_alone(saved: tuple[Path, DeepLabV3, ModelCard]) -> None:
-    path, theirs, _ = saved
-    model = small(21)
-    own = model.classifier.weight.detach().clone()
+def test_classes_and_shapes_that_differ_are_reported_together(saved: tuple[Path, DeepLabV3, ModelCard]) -> None:
+    with pytest.raises(ValueError, match=r"has 4 classes, expected 21; with reset_head.*; the weights in .*missing"):
+        load_into(small(21, image_pooling=True), saved[0])
+    with pytest.raises(
+        ValueError, match=r"^the weights in .*model\.safetensors do not fit: .* missing .*head"
+    ) as caught:
+        load_into(small(21, image_pooling=True), saved[0], reset_head=True)
+    assert "classifier" not in str(caught.value)
+
+
+def reset_head_keeps_the_rest(path: Path, theirs: DeepLabV3, classes: int) -> int:
+    """How many tensors came from the file as they are there."""
+    model = small(classes)
+    own = {key: value.clone() for key, value in model.state_dict().items()}
     load_into(model, path, reset_head=True)
-    assert torch.equal(model.classifier.weight, own)
-    state = theirs.state_dict()
+    state, kept = theirs.state_dict(), 0
     for key, value in model.state_dict().items():
-        if not key.startswith("classifier.") and value.is_floating_point():
-            assert torch.equal(value, state[key].half().float())
+        if key.startswith("classifier."):
+            assert torch.equal(value, own[key])
+        else:
+            assert torch.equal(value, state[key].half().float() if value.is_floating_point() else state[key])
+            kept += 1
+    assert kept == len(own) - 2
+    return kept
+
+
+def test_reset_head_changes_the_classifier_alone(saved: tuple[Path, DeepLabV3, ModelCard]) -> None:
+    reset_head_keeps_the_rest(saved[0], saved[1], 21)
+
+
+@pytest.mark.slow
+def test_reset_head_from_21_classes_to_5(tmp_path: Path) -> None:
+    theirs = small(21)
+    save(theirs, tmp_path / "m.safetensors", card_of(theirs))
+    with pytest.raises(ValueError, match="has 21 classes, expected 5"):
+        load_into(small(5), tmp_path / "m.safetensors")
+    kept = reset_head_keeps_the_rest(tmp_path / "m.safetensors", theirs, 5)
+    record(
+        "wrong class count", f"21 to 5: the error gives both; with --reset-head {kept} of {kept + 2} tensors are kept"
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    model = small()
+    with torch.no_grad():
+        model.classifier.bias[1] = value
+    save(model, tmp_path / "m.safetensors", card_of(model))
+    with pytest.raises(ValueError, match=r"m\.safetensors hold NaN or infinity in classifier\.bias"):
+        load(tmp_path / "m.safetensors")
+
+
+def test_whole_numbers_for_weights_are_refused(tmp_path: Path) -> None:
+    model = small()
+    state = {
+        key: value.to(torch.int8) if key == "classifier.bias" else value for key, value in model.state_dict().items()
+    }
+    save_file(state, tmp_path / "m.safetensors", metadata={"atrous": card_of(model).to_json()})
+    with pytest.raises(ValueError, match="do not fit: classifier.bias is torch.int8 for torch.float32"):
+        load(tmp_path / "m.safetensors")
 
 
 def test_another_network_names_what_differs(saved: tuple[Path, DeepLabV3, ModelCard]) -> None:
@@ -176,16 +237,106 @@ def test_what_is_no_safetensors_is_refused(content: bytes, tmp_path: Path) -> No
         load(path)
 
 
-def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
-    class Payload:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(tmp_path / "pwned"),)
+def payloads(mark: str) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Calls that a pickle can hold, each of which makes the file `mark`."""
+    code = f"open({mark!r}, 'w').close()"
+    script = Path(f"{mark}.py")
+    script.write_text(code)
+    empty = Path(f"{mark}.empty")
+    empty.write_text("")
+    outer = Path(f"{mark}.pkl")
+    outer.write_bytes(pickle.dumps(Call(exec, (code,))))
+    return {
+        "exec": (exec, (code,)), "eval": (eval, (code,)), "compile and exec": (exec, (compile_later(code),)),
+        "open": (open, (mark, "w")), "os.system": (os.system, (f"touch {mark}",)), "os.popen": (wait_for, (mark,)),
+        "os.mkdir": (os.mkdir, (mark,)), "os.symlink": (os.symlink, (str(empty), mark)),
+        "os.link": (os.link, (str(empty), mark)), "os.rename": (os.rename, (str(empty), mark)),
+        "subprocess.call": (subprocess.call, (["touch", mark],)),
+        "subprocess.run": (subprocess.run, (["touch", mark],)),
+        "shutil.copyfile": (shutil.copyfile, (str(script), mark)), "shutil.move": (shutil.move, (str(empty), mark)),
+        "runpy": (runpy.run_path, (str(script),)), "timeit": (timeit.timeit, (code, "pass", timeit.default_timer, 1)),
+        "cProfile": (cProfile.run, (code, os.devnull)), "partial": (functools.partial(exec, code), ()),
+        "map": (list, (map(exec, [code]),)), "pickle in a pickle": (pickle.loads, (outer.read_bytes(),)),
+    }  # fmt: skip
 
-    for name, legacy in (("zip.pth", False), ("legacy.pth", True)):
-        torch.save({"x": Payload()}, tmp_path / name, _use_new_zipfile_serialization=not legacy)
-        with pytest.raises(ValueError, match=f"{name} is not a safetensors file"):
-            load(tmp_path / name)
-    assert not (tmp_path / "pwned").exists()
+
+def compile_later(code: str) -> str:
+    return f"exec(compile({code!r}, 'x', 'exec'))"
+
+
+def wait_for(mark: str) -> None:
+    """Not a gadget by itself: a function of a module that the file names, which weights have no business to call."""
+    os.popen(f"touch {mark}").close()
+
+
+class Call:
+    """Pickles as a call."""
+
+    def __init__(self, function: Any, arguments: tuple[Any, ...]) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def hostile(call: Call, where: int) -> Any:
+    return [call, {"state_dict": {"w": call}}, [torch.zeros(2), (call,)], {"model": {"w": torch.zeros(2), "x": call}}][
+        where % 4
+    ]
+
+
+def readers(content: Any, protocol: int, container: str, folder: Path) -> dict[str, tuple[Any, Path]]:
+    """Everything here that reads weights or states, with the file laid where it looks."""
+    paths = [folder / "w.pth", folder / "w.safetensors", folder / "run" / "best" / "model.safetensors"]
+    state = folder / "run" / "checkpoints" / "step-1" / checkpoint.STATE
+    for path in (*paths, state):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if container == "pickle":
+            path.write_bytes(pickle.dumps(content, protocol))
+        else:
+            torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=container == "zip")
+    digest = hashlib.sha256(state.read_bytes()).hexdigest()
+    state.with_name(checkpoint.MANIFEST).write_text(json.dumps({"step": 1, "files": {checkpoint.STATE: digest}}))
+    found: dict[str, tuple[Any, Path]] = {str(path): (load, path) for path in paths[:2]}
+    return {**found, "run": (load, folder / "run"), "state": (checkpoint.load_newest, folder / "run")}
+
+
+def no_payload_runs(tmp_path: Path, count: int) -> int:
+    """How many hostile files were refused with a `ValueError`; nothing that they hold has run."""
+    kinds = [(name, how) for how in ("zip", "legacy", "pickle") for name in payloads(str(tmp_path / "control"))]
+    refused = 0
+    for number in range(count):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        name, container = kinds[number * 7 % len(kinds)]
+        mark = folder / "mark"
+        function, arguments = payloads(str(mark))[name]
+        call = Call(function, arguments)
+        if number < len(kinds):  # the payload is one
+            pickle.loads(pickle.dumps(call))
+            assert os.path.lexists(mark), name
+            mark.rmdir() if mark.is_dir() and not mark.is_symlink() else mark.unlink()
+            function, arguments = payloads(str(mark))[name]
+            call = Call(function, arguments)
+        protocol = 2 + number % 3
+        for place, (read, path) in readers(hostile(call, number), protocol, container, folder).items():
+            with pytest.raises(ValueError, match="not a safetensors file|holds no state of a run"):
+                read(path)
+            assert not os.path.lexists(mark), (name, container, place)
+        refused += 1
+        shutil.rmtree(folder)
+    return refused
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    assert no_payload_runs(tmp_path, 9) == 9
+
+
+@pytest.mark.slow
+def test_no_payload_of_many_hostile_pickles_runs(tmp_path: Path) -> None:
+    count = counted(200)
+    refused = no_payload_runs(tmp_path, count)
+    record("hostile weights", f"{refused} of {count} hostile pickles refused at 4 places each, no payload ran")
 
 
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.5, 0.999])
@@ -241,12 +392,98 @@ def mutated(content: bytes, spots: list[tuple[float, int]], header: int) -> byte
     return bytes(changed)
 
 
-def check_mutated(path: Path, content: bytes) -> None:
+def check_mutated(path: Path, content: bytes) -> bool:
+    """Whether it still loads; what does is sound, and what does not is refused by name."""
     path.write_bytes(content)
     try:
-        load(path)
+        model, card = load(path)
     except ValueError as error:
         assert path.name in str(error)
+        return False
+    assert all(value.isfinite().all() for value in model.state_dict().values() if value.is_floating_point())
+    assert model.num_classes == len(card.names) == len(card.palette)
+    return True
+
+
+@pytest.fixture(scope="module")
+def whole_content(saved: tuple[Path, DeepLabV3, ModelCard]) -> bytes:
+    return saved[0].read_bytes()
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """Bits, runs and lengths changed, cut, doubled; in the length, the header, the card or the tensors."""
+    (length,) = struct.unpack("<Q", content[:8])
+    changed = bytearray(content)
+    span = rng.choice([8, 8 + length, 8 + length, len(content)])
+    for _ in range(rng.choice([1, 1, 2, 5, 50])):
+        at = rng.randrange(span)
+        kind = rng.randrange(5)
+        if kind == 0:
+            changed[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            changed[at] = rng.randrange(256)
+        elif kind == 2:
+            changed[at : at + 4] = rng.choice([b"\xff\xff\xff\xff", b"0000", b"9999", b"null", b'"","', b"[[[["])
+        elif kind == 3:
+            del changed[at : at + rng.choice([1, 8, 1000])]
+        else:
+            changed[at:at] = changed[at : at + rng.choice([1, 8, 1000])]
+        span = min(span, len(changed))
+        if not span:
+            break
+    return bytes(changed)
+
+
+def fit_header(content: bytes, rng: random.Random) -> bytes:
+    """A value of the card replaced by another, in a file that is whole otherwise."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    card = json.loads(header["__metadata__"]["atrous"])
+    odd = [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        3,
+        1e308,
+        2**63,
+        "",
+        "x",
+        [],
+        [0],
+        [1, 2, 4],
+        {},
+        {"a": 1},
+        "timm/resnet18",
+        [[]],
+        255,
+        1e-9,
+    ]
+    place = rng.choice([card, card["arguments"], card["arguments"]])
+    place[rng.choice(list(place))] = rng.choice(odd)
+    header["__metadata__"]["atrous"] = json.dumps(card)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_card_of_which_a_value_is_replaced(seed: int, whole_content: bytes, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    for _ in range(8):
+        check_mutated(tmp_path / "odd.safetensors", fit_header(whole_content, rng))
+
+
+@pytest.mark.slow
+def test_many_mutated_weights_load_or_are_refused_by_name(whole_content: bytes, tmp_path: Path) -> None:
+    rng, count = random.Random(0), counted(10_000)
+    loaded = sum(
+        check_mutated(tmp_path / "odd.safetensors", (mutate if rng.random() < 0.8 else fit_header)(whole_content, rng))
+        for _ in range(count)
+    )
+    refused = f"{count - loaded:,} a typed error that names the file, {loaded:,} a sound load, none another"
+    record("hostile weights", f"{count:,} mutated safetensors: {refused}")
 
 
 SPOTS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=3)
@@ -256,14 +493,6 @@ FUZZ = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_
 @settings(max_examples=40, **FUZZ)
 @given(spots=SPOTS)
 def test_mutated_weights_load_or_are_refused_by_name(spots: list, saved: Any, tmp_path: Path) -> None:
-    content = saved[0].read_bytes()
-    check_mutated(tmp_path / "odd.safetensors", mutated(content, spots, struct.unpack("<Q", content[:8])[0]))
-
-
-@pytest.mark.slow
-@settings(max_examples=2_000, **FUZZ)
-@given(spots=SPOTS)
-def test_many_mutated_weights_load_or_are_refused_by_name(spots: list, saved: Any, tmp_path: Path) -> None:
     content = saved[0].read_bytes()
     check_mutated(tmp_path / "odd.safetensors", mutated(content, spots, struct.unpack("<Q", content[:8])[0]))
 
@@ -299,6 +528,21 @@ def test_imagenet_weights_make_sense_of_a_photograph() -> None:
     with torch.no_grad():
         top = net.eval()(image)[0].topk(5).indices.tolist()
     assert set(top) & set(range(281, 286))  # ImageNet's domestic cats
+
+
+def test_downloaded_pickles_are_read_with_weights_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """torch.hub would run whatever lies in its cache under the name of torchvision's weights."""
+
+    class Payload:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"x": Payload()}, tmp_path / "checkpoints" / "resnet18-f37072fd.pth")
+    with pytest.raises(ValueError, match="ImageNet weights of resnet18 "):
+        weights.imagenet("resnet18")
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_imagenet_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

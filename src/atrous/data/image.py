@@ -11,6 +11,7 @@ tensor, turned the way a person sees it. A mask is uint8 H,W of class ids as sto
 
 import contextlib
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,11 @@ from typing import IO, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, ids_of_colours, voc_palette
+from atrous.data.whole import check_whole, open_file, written_whole
 
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
@@ -32,6 +34,9 @@ Source = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
 
 MAX_PIXELS = 178_956_970
 """Width times height above which a file is refused unread: the size at which Pillow itself calls it a bomb."""
+
+NOTE = "atrous"
+"""Key of the text in a mask's PNG that holds its note."""
 
 # Left out: EPS, which runs Ghostscript; TGA, which has no signature; JPEG 2000, whose decoder passes truncated files.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -126,9 +131,9 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         ValueError: naming the file, if it is no image, truncated, larger than max_pixels, or of values out of range.
     """
     if isinstance(source, (str, os.PathLike)):
-        return _from_file(Path(source), max_pixels, _pixels)
+        return from_file(Path(source), max_pixels, _pixels)
     if isinstance(source, Image.Image):
-        with _STRICT, _blame("image"):
+        with _STRICT, blame("image"):
             _check_size(source, max_pixels)
             return _pixels(source)
     if isinstance(source, Tensor):
@@ -142,7 +147,7 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Pixels:
 
 def read_size(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Height and width of a picture as `read_image` would give it, from its header alone; errors as there."""
-    return _from_file(Path(path), max_pixels, _upright_size)
+    return from_file(Path(path), max_pixels, upright_size)
 
 
 def to_tensor(array: Pixels) -> Tensor:
@@ -154,7 +159,7 @@ def to_tensor(array: Pixels) -> Tensor:
 
 
 @contextlib.contextmanager
-def _blame(name: object) -> Iterator[None]:
+def blame(name: object) -> Iterator[None]:
     """Make any failure of a decoder, and our own ValueErrors, one line that names the file."""
     try:
         yield
@@ -169,31 +174,21 @@ def _blame(name: object) -> Iterator[None]:
         raise ValueError(f"{name}: {reason}" + ("" if ours else "; expected a whole, sound image")) from None
 
 
-def _from_file(path: Path, max_pixels: int, decode: Callable[[Image.Image], T]) -> T:
-    with _blame(path), _STRICT:
-        if path.exists() and not path.is_file():
-            raise ValueError("not a file; expected an image file")
-        with path.open("rb") as file:
-            return decode(_opened(file, max_pixels))
+def from_file(path: Path, max_pixels: int, decode: Callable[[Image.Image], T]) -> T:
+    """What `decode` makes of a file that Pillow has opened, its header checked; errors as those of `read_image`."""
+    with blame(path), _STRICT, open_file(path) as file:
+        return decode(_opened(file, max_pixels))
 
 
 def _opened(file: IO[bytes], max_pixels: int) -> Image.Image:
     Image.init()
+    if b"ftyphe" in file.read(12):
+        raise ValueError("HEIC is not read, for Pillow does not; expected JPEG, PNG or another of its formats")
+    file.seek(0)
     image = Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
     _check_size(image, max_pixels)
-    # Pillow needs no end mark of these two, so a file cut in its last bytes would pass.
-    tail = _tail(file) if image.format in ("PNG", "GIF") else b""
-    if (image.format == "PNG" and b"IEND\xaeB`\x82" not in tail) or (image.format == "GIF" and tail[-1:] != b";"):
-        raise ValueError("truncated, for its end mark is missing; expected a whole file")
+    check_whole(file, image.format)
     return image
-
-
-def _tail(file: IO[bytes]) -> bytes:
-    place = file.tell()
-    file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-    tail = file.read().rstrip(b"\0\r\n ")
-    file.seek(place)
-    return tail
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
@@ -204,7 +199,11 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 def _pixels(image: Image.Image) -> Pixels:
     image.load()
-    upright = _upright(image)
+    return as_seen(_upright(image))
+
+
+def as_seen(upright: Image.Image) -> Pixels:
+    """RGB, uint8 H,W,3, of a picture of any mode that stands upright: see `read_image`."""
     if upright.mode == "F" or upright.mode.startswith("I"):
         return _from_array(_scaled_to_unit(np.asarray(upright)))
     if upright.has_transparency_data:
@@ -216,18 +215,20 @@ def _pixels(image: Image.Image) -> Pixels:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    turn = _turn(image)
+    turn = turn_of(image)
     return image if turn is None else image.transpose(turn)
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width once turned by EXIF, of a picture whose pixels may not have been decoded."""
     width, height = image.size
     straight = (None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_180)
     # Pillow gives a TIFF's size as it will be once turned, for it turns it while it decodes.
-    return (height, width) if image.format == "TIFF" or _turn(image) in straight else (width, height)
+    return (height, width) if image.format == "TIFF" or turn_of(image) in straight else (width, height)
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What brings a picture upright by its EXIF orientation; None if it stands."""
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     # A broken EXIF block says nothing about the pixels: every viewer shows such a picture, unturned.
@@ -279,7 +280,7 @@ def read_mask(
         FileNotFoundError: if there is no such file.
         ValueError: naming the file, for a lossy format, colours with no palette or not in it, an id above 255.
     """
-    return _from_file(Path(path), max_pixels, lambda image: _ids(image, palette, ignore))
+    return from_file(Path(path), max_pixels, lambda image: _ids(image, palette, ignore))
 
 
 def _ids(image: Image.Image, palette: Sequence[Colour] | None, ignore: int) -> Pixels:
@@ -309,8 +310,14 @@ def _narrowed(values: npt.NDArray[Any]) -> Pixels:
     return values.astype(np.uint8)
 
 
-def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any], labels: Labels) -> None:
+def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any], labels: Labels, note: str = "") -> None:
     """Write ids H,W as an 8-bit palette PNG, all at once or not at all; the ignored id is drawn in VOC's border colour.
+
+    Args:
+        path: the file.
+        mask: integers H,W.
+        labels: the classes and their colours.
+        note: kept in the file, for `read_note`.
 
     Raises:
         ValueError: if the mask is not H,W of integers, or has an id that is neither a class nor `labels.ignore`.
@@ -320,11 +327,25 @@ def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any], labels: Lab
     wrong = mask[((mask < 0) | (mask >= len(labels))) & (mask != labels.ignore)]
     if wrong.size:
         raise ValueError(f"{path}: id {wrong[0]} in a mask to write; expected 0..{len(labels) - 1} or {labels.ignore}")
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette(mask_palette(labels))
+    text = PngImagePlugin.PngInfo()
+    if note:
+        text.add_text(NOTE, note)
+    with written_whole(Path(path)) as file:
+        image.save(file, "PNG", pnginfo=text)
+
+
+def mask_palette(labels: Labels) -> bytes:
+    """Red, green, blue of all 256 ids of a mask: the classes' colours, VOC's for the others, the border's to ignore."""
     colours = [*labels.palette, *voc_palette(256)[len(labels) :]]
     colours[labels.ignore] = IGNORE_COLOUR
-    image = Image.fromarray(mask.astype(np.uint8))
-    image.putpalette([part for colour in colours for part in colour])
-    _save(Path(path), image, "PNG")
+    return bytes(part for colour in colours for part in colour)
+
+
+def read_note(path: str | os.PathLike[str]) -> str:
+    """The note in a mask that `write_mask` wrote, from its header alone; empty without one. Errors as `read_image`."""
+    return from_file(Path(path), sys.maxsize, lambda image: str(image.info.get(NOTE, "")))
 
 
 def write_image(path: str | os.PathLike[str], array: Pixels | Image.Image) -> None:
@@ -339,15 +360,5 @@ def write_image(path: str | os.PathLike[str], array: Pixels | Image.Image) -> No
     if kind not in _FORMATS or kind not in Image.SAVE:
         raise ValueError(f"{path}: no image format {path.suffix!r}; expected .png, .jpg, .webp, .bmp or .tif")
     image = array if isinstance(array, Image.Image) else Image.fromarray(array)
-    _save(path, image, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}))
-
-
-def _save(path: Path, image: Image.Image, kind: str, **options: int) -> None:
-    # Beside its target, since a rename is atomic only within one file system; opened plainly, for the umask to apply.
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            image.save(file, kind, **options)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        image.save(file, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}))

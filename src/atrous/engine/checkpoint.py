@@ -3,25 +3,58 @@
 A checkpoint is a folder ``checkpoints/step-N`` with ``state.pt`` (tensors and plain values; read with
 ``weights_only``) and ``manifest.json`` (its SHA-256). It is written under another name beside its target, flushed to
 disk, then renamed; ``last`` points to it afterwards. Whatever moment a process dies at, the newest whole checkpoint
-is found.
+is found. The best weights are no checkpoint: they lie in ``best`` and are never pushed out.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-STATE, MANIFEST, POINTER = "state.pt", "manifest.json", "last"
+STATE, MANIFEST, POINTER, LOCK = "state.pt", "manifest.json", "last", ".lock"
+
+
+# A file that was made to do harm stumbles in many ways.
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError)
+
+
+@contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Hold a run's folder against a second process; the system lets go when this one ends, however it ends.
+
+    Args:
+        run: the run's folder, made if there is none.
+
+    Raises:
+        ValueError: if another process holds it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / LOCK, "a", encoding="utf-8") as file:
+        try:
+            # Not flock: children that load data would hold it on for some seconds after this process was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # any other: a file system without locks
+                why = f"{run} is being written by another process; wait for it, or name another --out"
+                raise ValueError(why) from error
+        yield
 
 
 def save(run: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
     """Write a checkpoint, whole or not at all, point to it, and remove all but the newest `keep`.
+
+    A whole one of the same step is left as it is: a run's state is a function of its step.
 
     Args:
         run: the run's folder.
@@ -37,23 +70,28 @@ def save(run: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
     target, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
     for interrupted in folder.glob(".step-*.partial"):
         shutil.rmtree(interrupted, ignore_errors=True)
+    if not is_whole(target):
+        _write_whole(state, step, partial, target)
+    write_text(run / POINTER, f"checkpoints/{target.name}\n")
+    # Those of later steps are not whole, or the run would have gone on from there; they push nothing out.
+    for old in [other for other in steps(run) if other <= step][:-keep]:
+        shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
+    return target
+
+
+def _write_whole(state: dict[str, Any], step: int, partial: Path, target: Path) -> None:
     partial.mkdir()
     try:
         _write(state, partial / STATE)
         manifest = {"step": step, "files": {STATE: _sha256(partial / STATE)}}
         (partial / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         for file in (partial / STATE, partial / MANIFEST, partial):
-            _flush(file)
-        shutil.rmtree(target, ignore_errors=True)
+            flush(file)
+        shutil.rmtree(target, ignore_errors=True)  # it is there, but not whole
         os.replace(partial, target)
-        _flush(folder)
+        flush(target.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    write_text(run / POINTER, f"checkpoints/{target.name}\n")
-    # Those of later steps are not whole, or the run would have gone on from there; they push nothing out.
-    for old in [other for other in steps(run) if other <= step][:-keep]:
-        shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
-    return target
 
 
 def _write(state: dict[str, Any], path: Path) -> None:
@@ -64,13 +102,27 @@ def _write(state: dict[str, Any], path: Path) -> None:
 
 
 def load_newest(run: Path) -> dict[str, Any] | None:
-    """The state of the newest checkpoint that is whole, or None if a run has none."""
+    """The state of the newest checkpoint that is whole, or None if a run has none.
+
+    Raises:
+        ValueError: if it holds anything but tensors and plain values, none of which is run.
+    """
     for step in reversed(steps(run)):
         folder = run / "checkpoints" / f"step-{step}"
         if is_whole(folder):
-            state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-            return state
+            return _read(folder / STATE)
     return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} holds no state of a run, and nothing of it was used: {why}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds {type(state).__name__}, expected the state of a run")
+    return state
 
 
 def steps(run: Path) -> list[int]:
@@ -83,7 +135,7 @@ def is_whole(folder: Path) -> bool:
     """Whether a checkpoint's files are those of its manifest."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return bool(files) and all(_sha256(folder / name) == digest for name, digest in files.items())
+        return STATE in files and all(_sha256(folder / name) == digest for name, digest in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -93,9 +145,9 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
-        _flush(partial)
+        flush(partial)
         os.replace(partial, path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -105,7 +157,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Make sure that a file, or a folder's list of its files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

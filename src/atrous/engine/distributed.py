@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,24 @@ class World:
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return int(value)
 
+    def agree(self, value: int, otherwise: str) -> None:
+        """Make sure that a number is the same at all processes.
+
+        Raises:
+            ValueError: with `otherwise` and the numbers, if it is not.
+        """
+        lowest, highest = -self.any(-value), self.any(value)
+        if lowest != highest:
+            raise ValueError(f"{otherwise}: {lowest} to {highest}")
+
+    def gather(self, names: list[str]) -> list[str]:
+        """The lists of all processes, one after another."""
+        if self.size == 1:
+            return names
+        found: list[list[str]] = [[]] * self.size
+        dist.all_gather_object(found, names)
+        return [name for part in found for name in part]
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
@@ -74,11 +94,26 @@ def world(device: str | None = None) -> Iterator[World]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    _meet("nccl" if chosen.type == "cuda" else "gloo", rank, size)
     try:
         yield World(rank, size, chosen)
     finally:
         dist.destroy_process_group()
+
+
+def _meet(backend: str, rank: int, size: int) -> None:
+    """Join the others; those that torchrun started again, apart from the dead, whose addresses are still noted.
+
+    On one machine only, for several count their restarts each for itself (pytorch issue 135712); there torchrun wants
+    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    if attempt is None or os.environ.get("LOCAL_WORLD_SIZE") != str(size):
+        dist.init_process_group(backend)
+        return
+    store, *_ = next(rendezvous("env://"))
+    apart = PrefixStore(f"attempt-{attempt}", store)
+    dist.init_process_group(backend, store=apart, rank=rank, world_size=size)
 
 
 _ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}

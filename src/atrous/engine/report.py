@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,10 +75,8 @@ class Report:
         with Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not self.live) as self.progress:
             self.task = self.progress.add_task("starting", total=self.iterations, completed=self.start, rate="")
             self.clock = time.perf_counter()
-            try:
+            with _closing(self.board):
                 yield
-            finally:
-                self.board.close()
 
     def step(self, step: int, loss: float, lr: float) -> None:
         """After `step` steps."""
@@ -129,6 +128,28 @@ class Report:
         for key, value in row.items():
             if key != "step":
                 self.board.add_scalar(key, value, step)
+
+
+@contextmanager
+def _closing(board: Any) -> Iterator[None]:
+    """Close TensorBoard's writer; an error of its thread is raised by the next call to it, and not printed besides."""
+    before = threading.excepthook
+
+    def elsewhere(found: threading.ExceptHookArgs) -> None:
+        if type(found.thread).__name__ != "_AsyncWriterThread":
+            before(found)
+
+    threading.excepthook = elsewhere
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # what ended the run is to be told, and not what followed from it
+            board.close()
+        raise
+    else:
+        board.close()
+    finally:
+        threading.excepthook = before
 
 
 def predictions_picture(model: DeepLabV3, dataset: SegmentationDataset, count: int = PICTURES) -> Any:

@@ -7,7 +7,7 @@ way to the same end: see `atrous.jobs.label`.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atrous.engine.recipe import Recipe
 from atrous.models.deeplab import DeepLabV3
@@ -31,7 +31,7 @@ class Teaching:
         if (card.mean, card.std) != (tuple(student.mean), tuple(student.std)):
             raise ValueError(f"teacher {recipe.teacher} normalises images in another way than {recipe.backbone}")
         self.model: DeepLabV3 | None = teacher
-        self.ready: nn.Module | None = None
+        self.ready: DeepLabV3 | None = None
         self.share, self.temperature = recipe.teacher_weight, recipe.teacher_temperature
 
     def mixed(self, loss: Tensor, logits: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:

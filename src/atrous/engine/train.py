@@ -12,17 +12,19 @@ import hashlib
 import os
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from atrous.data.datasets import Item, SegmentationDataset, open_dataset
-from atrous.data.image import Normalization, read_size
+from atrous.data.datasets import SegmentationDataset
+from atrous.data.image import Normalization
+from atrous.data.sampling import Presence, bootstrap_factors, open_splits, pixel_counts, repeat_factors, repeated
 from atrous.data.transforms import Augment
 from atrous.engine import checkpoint
 from atrous.engine.distributed import Place, Stream, World, generator, world
@@ -31,22 +33,11 @@ from atrous.engine.recipe import Recipe, differences, load_recipe
 from atrous.engine.report import Report
 from atrous.engine.schedule import poly
 from atrous.engine.state import State
+from atrous.engine.stopping import Signals, dead_loader, explained, is_dead_loader, is_out_of_memory
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.weights import ModelCard
+from atrous.models.weights import ModelCard, read_card, resolve
 from atrous.ops.gemm import default_form
 from atrous.ops.stride import check_reachable
-
-
-class Stopped(Exception):
-    """A run was asked to stop by a signal, and has saved.
-
-    Attributes:
-        status: of the process: 128 plus the signal's number.
-    """
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 def train(
@@ -72,23 +63,30 @@ def train(
         The best mIoU in validation, or None without a validation split. The weights are in ``run/best``.
 
     Raises:
-        ValueError: if recipe and data do not go together, or `run` holds a run already and `resume` is off.
-        Stopped: after SIGINT or SIGTERM, once all is saved.
-        FloatingPointError: if the loss is not finite; the step is not taken.
+        ValueError: if recipe and data do not go together, another process writes to `run`, or it holds a run already
+            and `resume` is off.
+        Stopped: after SIGINT or SIGTERM, once all is saved, or when a process that loads data has died.
+        FloatingPointError: if loss or gradients are not finite; the step is not taken.
+        MemoryError: if a step needs more memory than there is.
     """
-    with world(device) as here, _Signals() as signals, default_form("model"):
-        dataset, held_out = _open_data(recipe, data)
-        check_masks(dataset)
-        _claim(run, recipe, resume, here)
-        saved = _saved(run, dataset) if resume else None
-        state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, here, saved)
-        if held_out:
-            check_masks(held_out, labelled=False)
-            check_reachable(recipe.val_output_stride or recipe.output_stride, state.model.backbone.reachable, "val")
-        crops = Crops(dataset, _augment(recipe, state.model, dataset.labels.ignore), recipe.seed)
+    with world(device) as here, Signals() as signals, default_form("model"), ExitStack() as claimed:
+        with signals.starting():
+            dataset, held_out = _open_data(recipe, data)
+            dataset = sampled(dataset, check_masks(dataset), recipe)
+            claimed.enter_context(checkpoint.lock(run) if here.first else nullcontext())
+            _claim(run, recipe, resume, here)
+            saved = _saved(run, dataset) if resume else None
+            state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, here, saved)
+            here.agree(state.step, f"the processes find {run} at different steps; all must see the same folder")
+            if held_out:
+                check_masks(held_out, labelled=False)
+                stride = recipe.val_output_stride or recipe.output_stride
+                check_reachable(stride, state.model.backbone.reachable, "val")
+            crops = Crops(dataset, _augment(recipe, state.model, dataset.labels.ignore), recipe.seed)
+            batches = iter(_loader(crops, recipe, state.step, workers, here))
         report = Report(run, iterations=recipe.iterations, start=state.step, batch=recipe.batch, silent=not here.first)
-        batches = iter(_loader(crops, recipe, state.step, workers, here))
-        with report.running(_headline(recipe, data, run, state, dataset, held_out)):
+        headline = _headline(recipe, data, run, state, dataset, held_out)
+        with explained(recipe, run, lambda: state.step), report.running(headline):
             # A run that was stopped while it validated begins with that.
             while state.step < recipe.iterations or state.must_validate(held_out):
                 if held_out and state.must_validate(held_out):
@@ -131,44 +129,75 @@ class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
         epoch, index = place
         try:
             sample = self.dataset[index]
-        except (ValueError, OSError) as error:  # raised in a worker it would come wrapped in a traceback
+            image, mask = self.augment(sample.image, sample.mask, generator(self.seed, epoch, index))
+        except (ValueError, OSError, MemoryError) as error:  # raised in a worker it would come wrapped in a traceback
             return error
-        image, mask = self.augment(sample.image, sample.mask, generator(self.seed, epoch, index))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return MemoryError(str(error).splitlines()[0])
         return image, mask, sample.name
 
 
 def _open_data(recipe: Recipe, data: str | Path) -> tuple[SegmentationDataset, SegmentationDataset | None]:
-    dataset = open_dataset(data, recipe.train_split)
+    dataset = open_splits(data, recipe.train_split)
     classes = len(dataset.labels)
     if recipe.class_weights and len(recipe.class_weights) != classes:
         raise ValueError(f"class_weights has {len(recipe.class_weights)} values, the data {classes} classes")
-    held_out = open_dataset(data, recipe.val_split) if recipe.val_split else None
+    if recipe.teacher and (taught := read_card(resolve(recipe.teacher)).names) != dataset.labels.names:
+        raise ValueError(f"teacher {recipe.teacher} knows the classes {', '.join(taught)}; the data has others")
+    held_out = open_splits(data, recipe.val_split) if recipe.val_split else None
     if held_out and held_out.labels != dataset.labels:
         raise ValueError(f"the splits {recipe.train_split} and {recipe.val_split} of {data} have different classes")
     return dataset, held_out
 
 
-def check_masks(dataset: SegmentationDataset, *, labelled: bool = True) -> None:
+def sampled(dataset: SegmentationDataset, presence: Presence, recipe: Recipe) -> SegmentationDataset:
+    """With the images of hard and of rare classes as often as the recipe asks for."""
+    factors = np.ones(len(dataset))
+    if recipe.bootstrap:
+        classes = hardest_classes(recipe) if recipe.bootstrap == "auto" else recipe.bootstrap
+        factors = bootstrap_factors(presence, dataset.labels, classes, recipe.bootstrap_times)
+    if recipe.balance:
+        factors = np.maximum(factors, repeat_factors(presence, recipe.balance))
+    return repeated(dataset, factors, seed=recipe.seed)
+
+
+def hardest_classes(recipe: Recipe, count: int = 5) -> tuple[str, ...]:
+    """The classes of lowest IoU in the last validation of the model that a recipe starts from.
+
+    Raises:
+        ValueError: if it starts from none, or from one without IoU by class.
+    """
+    if recipe.weights in (None, "imagenet"):
+        raise ValueError("bootstrap is auto, expected weights of a run, whose hardest classes are taken")
+    assert recipe.weights
+    by_class = read_card(resolve(recipe.weights)).metrics.get("val", {}).get("iou")
+    if not by_class:
+        raise ValueError(f"bootstrap is auto, but {recipe.weights} has no IoU by class; name the classes")
+    scored = {name: iou for name, iou in by_class.items() if iou is not None}
+    return tuple(sorted(scored, key=scored.__getitem__)[:count])
+
+
+def check_masks(dataset: SegmentationDataset, *, labelled: bool = True) -> Presence:
     """Read every mask, and the size of its image, before the first step: a bad one is found now and not after hours.
 
     Args:
         dataset: of the run.
         labelled: refuse a data set in which no pixel has a class.
 
+    Returns:
+        Which image holds which class, N,K.
+
     Raises:
         ValueError: for an id out of range (file, value, count), sizes that differ, a file that cannot be read.
     """
-
-    def has_class(item: Item) -> bool:
-        ids = dataset.read_ids(item, read_size(item.image))
-        return bool((ids != dataset.labels.ignore).any())
-
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(has_class, dataset.items))
-    if labelled and not any(found):
+    presence = pixel_counts(dataset) > 0
+    if labelled and not presence.any():
         raise ValueError(
-            f"none of the {len(found)} masks has a pixel that is not ignored; there is nothing to train on"
+            f"none of the {len(set(dataset.items))} masks has a pixel that is not ignored; there is nothing to train on"
         )
+    return presence
 
 
 def describe(dataset: SegmentationDataset) -> dict[str, Any]:
@@ -220,7 +249,7 @@ def _loader(crops: Crops, recipe: Recipe, start: int, workers: int, here: World)
         worker_init_fn=_ignore_interrupts,
         pin_memory=here.device.type == "cuda",
         generator=torch.Generator(),  # leaves the global random state, which checkpoints hold, alone
-        timeout=300 if workers else 0,
+        timeout=0,  # any other, and PyTorch looks for dead workers only when it is over, not every 5 s
     )
 
 
@@ -242,12 +271,12 @@ def _next_part(
 ) -> Part:
     try:
         part = next(batches)
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:  # what is wrong with a file is returned, not raised
+        if isinstance(error, RuntimeError) and not is_dead_loader(error):
             raise
         if here.size == 1:
             state.save(run, here, describe(dataset))
-        raise Stopped(f"a process that loads data died at step {state.step}: {error}; --resume goes on", 1) from error
+        raise dead_loader(error, state.step, "--resume goes on") from error
     if isinstance(part, Exception):
         raise part
     return part
@@ -301,7 +330,13 @@ def _card(
     if found:
         scores = found.scores.as_dict()
         means = {name: scores[name] for name, _ in found.scores}
-        metrics["val"] = {**means, "output_stride": found.output_stride, "images": found.images, "step": state.step}
+        metrics["val"] = {
+            **means,
+            "iou": scores["iou"],
+            "output_stride": found.output_stride,
+            "images": found.images,
+            "step": state.step,
+        }
     return ModelCard(
         arguments=model.arguments,
         names=labels.names,
@@ -314,32 +349,3 @@ def _card(
         data=f"{Path(str(data)).name}, split {recipe.train_split}, {len(dataset)} images",
         recipe=asdict(recipe),
     )
-
-
-class _Signals:
-    """Notes SIGINT and SIGTERM, so that the loop can save and leave; a second one ends the process at once."""
-
-    received = 0
-
-    def __enter__(self) -> _Signals:
-        self._before: dict[int, Any] = {}
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        except ValueError:  # not in the main thread: whoever runs us handles signals
-            pass
-        return self
-
-    def leave(self, step: int, received: int = 0) -> None:
-        """Raise `Stopped` if a signal has come, here or (`received`) at another process; all has been saved before."""
-        received = received or self.received
-        if received:
-            raise Stopped(f"stopped at step {step} and saved; the same command with --resume goes on", 128 + received)
-
-    def _note(self, number: int, _: Any) -> None:
-        self.received = number
-        signal.signal(number, self._before[number])
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

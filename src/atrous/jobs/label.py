@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from atrous.data.image import read_image, write_image, write_mask
 from atrous.data.labels import Labels, load_labels, write_labels
@@ -112,9 +113,9 @@ def label(
     return done
 
 
-def _labelled(teacher: Teacher, path: Path, confidence: float) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _labelled(teacher: Teacher, path: Path, confidence: float) -> npt.NDArray[np.uint8]:
     probabilities = teacher.probabilities(path)
-    ids = probabilities.argmax(0).astype(np.uint8)
+    ids: npt.NDArray[np.uint8] = probabilities.argmax(0).astype(np.uint8)
     ids[probabilities.max(0) < confidence] = teacher.labels.ignore
     return ids
 
@@ -133,7 +134,7 @@ def _add_image(path: Path, folder: Path, stem: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _count(done: Labelled, counts: np.ndarray[Any, np.dtype[np.int64]], labels: Labels) -> None:
+def _count(done: Labelled, counts: npt.NDArray[np.int64], labels: Labels) -> None:
     sure = int(counts[: len(labels)].sum())
     done.ignored = round(1 - sure / max(1, int(counts.sum())), 4) if counts.sum() else 0.0
     done.shares = {name: round(int(counts[i]) / max(1, sure), 6) for i, name in enumerate(labels.names)}

@@ -6,14 +6,19 @@
     result.overlay().save("out.png")
 
 Prediction shares its normalisation, its resampling and its averaging with training and evaluation, and imports no
-training code.
+training code. A picture too large for one pass goes through windows (`atrous.jobs.windows`); read from a file, it need
+not fit into the memory.
 """
 
 from __future__ import annotations
 
+import functools
 import glob
+import hashlib
+import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,16 +30,32 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from atrous.data.image import MAX_PIXELS, Normalization, read_image, to_tensor, write_image, write_mask
+from atrous.data.image import (
+    MAX_PIXELS,
+    Normalization,
+    Pixels,
+    read_image,
+    read_note,
+    read_size,
+    to_tensor,
+    write_image,
+    write_mask,
+)
 from atrous.data.labels import Labels
 from atrous.data.overlay import overlay
+from atrous.data.strips import Strips, is_installed, open_strips, strips_of, write_mask_strips
+from atrous.data.whole import sweep
 from atrous.engine.distributed import pick_device
 from atrous.engine.evaluate import check_scales, inference, predict_classes, predict_probabilities
+from atrous.jobs.windows import STRIP, WHOLE_PIXELS, WINDOW, Windows
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
 
-SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+SUFFIXES = set(".avif .bmp .gif .heic .heif .jfif .jpe .jpeg .jpg .mpo .pgm .png .pnm .ppm .tif .tiff .webp".split())
 """What is taken for a photograph in a folder; a file named outright is tried whatever its suffix."""
+
+OVERLAY_SIDE = 4096
+"""An overlay of a picture that is read by rows is smaller by a whole number, so that no side is longer than this."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +75,7 @@ class Segmentation:
     @cached_property
     def areas(self) -> dict[int, float]:
         """Share of the pixels, 0 to 1, of each class found, by id; the largest first."""
-        counts = np.bincount(self.mask.reshape(-1), minlength=len(self.labels))
-        return {int(i): float(counts[i] / self.mask.size) for i in np.argsort(-counts, kind="stable") if counts[i]}
+        return _shares(np.bincount(self.mask.reshape(-1), minlength=len(self.labels)))
 
     @property
     def names(self) -> dict[int, str]:
@@ -74,6 +94,11 @@ class Segmentation:
         ]
 
 
+def _shares(counts: npt.NDArray[np.int64]) -> dict[int, float]:
+    """From the pixels of each class to the share of each that has any, the largest first."""
+    return {int(i): float(counts[i] / counts.sum()) for i in np.argsort(-counts, kind="stable") if counts[i]}
+
+
 class Predictor:
     """A model ready for photographs.
 
@@ -85,11 +110,13 @@ class Predictor:
         scales: average the probabilities over these scales (section 4.2).
         flip: and over left-right flipped inputs.
         dtype: of the model's inference form (`DeepLabV3.for_inference`); None lets the machine decide.
+        window: side in pixels of the windows that photographs larger than it are segmented by. None: those of more than
+            `atrous.jobs.windows.WHOLE_PIXELS` go by windows of 2,049, and all others whole.
         max_pixels: refuse larger photographs.
 
     Raises:
         ValueError: if there are not as many labels as the model has classes, the stride cannot be
-            reached, or a scale is not positive.
+            reached, a scale is not positive, or the window is too small for the stride.
     """
 
     def __init__(
@@ -102,6 +129,7 @@ class Predictor:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         dtype: torch.dtype | None = None,
+        window: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         if len(labels) != model.num_classes:
@@ -112,6 +140,8 @@ class Predictor:
         if output_stride is not None:
             self.model.output_stride = output_stride
         self.labels, self.scales, self.flip, self.max_pixels = labels, tuple(scales), flip, max_pixels
+        self.window = window
+        self.windows()  # refuses a window that is too small
         self.normalise = Normalization(model.mean, model.std)
 
     @classmethod
@@ -136,17 +166,46 @@ class Predictor:
             FileNotFoundError: if there is no such file.
         """
         image = read_image(source, max_pixels=self.max_pixels)
+        if not self.fits(*image.shape[:2]):
+            return Segmentation(np.concatenate(list(self.windows().classes(strips_of(image)))), image, self.labels)
         with inference(self.model):
             mask = predict_classes(self.model, self._tensor(image), scales=self.scales, flip=self.flip)
         return Segmentation(mask[0].cpu().numpy(), image, self.labels)
 
     def probabilities(self, source: str | Path | Image.Image | npt.NDArray[Any] | Tensor) -> npt.NDArray[np.float32]:
-        """Probability of every class at every pixel, float32 K,H,W; arguments and errors are those of a call."""
+        """Probability of every class at every pixel, float32 K,H,W; arguments and errors are those of a call.
+
+        The photograph goes through whole, however large it is.
+        """
         image = read_image(source, max_pixels=self.max_pixels)
         with inference(self.model):
             found = predict_probabilities(self.model, self._tensor(image), scales=self.scales, flip=self.flip)
         array: npt.NDArray[np.float32] = found[0].float().cpu().numpy()
         return array
+
+    def fits(self, height: int, width: int) -> bool:
+        """Whether a photograph of that size is segmented in one pass."""
+        return height * width <= WHOLE_PIXELS if self.window is None else max(height, width) <= self.window
+
+    def takes_whole(self, size: tuple[int, int]) -> bool:
+        """Whether a file of that height and width is read whole: if it fits, or nothing here reads by rows.
+
+        Without libvips the windows still bound what the model takes, and `MAX_PIXELS` what the picture does.
+        """
+        return self.fits(*size) or (not is_installed() and size[0] * size[1] <= MAX_PIXELS)
+
+    def windows(self) -> Windows:
+        """What photographs that do not fit are segmented by."""
+        return Windows(self.model, window=self.window or WINDOW, scales=self.scales, flip=self.flip)
+
+    def settings(self) -> str:
+        """Sixteen digits that stand for whatever decides a mask: weights, stride, scales, flips, windows, labels."""
+        digest = hashlib.sha256(repr((self.model.arguments, self.model.output_stride, self.labels)).encode())
+        digest.update(repr((self.scales, self.flip, self.window)).encode())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
 
     def _tensor(self, image: npt.NDArray[np.uint8]) -> Tensor:
         return self.normalise(to_tensor(image)[None].to(self.device)).contiguous(memory_format=torch.channels_last)
@@ -159,16 +218,19 @@ class Batch:
     Attributes:
         areas: share of each class, by name, for each file that was segmented.
         failures: why, for each file that was not.
+        skipped: files whose outputs were there already.
     """
 
     areas: dict[Path, dict[str, float]] = field(default_factory=dict)
     failures: dict[Path, str] = field(default_factory=dict)
+    skipped: list[Path] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "files": {str(path): areas for path, areas in self.areas.items()},
             "failures": {str(path): why for path, why in self.failures.items()},
+            "skipped": [str(path) for path in self.skipped],
         }
 
 
@@ -177,12 +239,22 @@ def predict_files(
     sources: Sequence[str | Path],
     out: Path,
     *,
-    progress: Callable[[Path], None] = lambda path: None,
+    resume: bool = False,
+    progress: Callable[[Path, float], None] = lambda path, share: None,
 ) -> Batch:
     """Segment files, folders and globs into ``out/masks`` and ``out/overlays``.
 
-    A mask is a palette PNG of class ids; both are at the size of the source. A file that fails is noted, and the
-    others are done.
+    A mask is a palette PNG of class ids at the size of its source; so is the overlay, but for that of a file that is
+    read by rows: see `OVERLAY_SIDE`. A file that fails is noted, and the others are done. However the process ends,
+    what stands there under its name is whole.
+
+    Args:
+        predictor: the model with its settings.
+        sources: files, folders, globs.
+        out: folder to write.
+        resume: leave a file whose mask and overlay are there, whole, newer than it, and made by the same weights and
+            settings of a file of its size.
+        progress: is told each file, and the share of it, 0 to 1, that is done.
 
     Raises:
         ValueError: if a source stands for no file at all, or two files would be written to one name.
@@ -190,22 +262,85 @@ def predict_files(
     """
     batch, names = Batch(), output_names(find_photographs(sources))
     _check_outputs(out, names)
+    for folder in ("masks", "overlays"):
+        sweep(out / folder)
+    settings = predictor.settings()
     for path, name in names.items():
-        progress(path)
+        progress(path, 0.0)
         try:
-            found = predictor(path)
-        except (ValueError, OSError) as error:
+            size = read_size(path, max_pixels=predictor.max_pixels)
+            outputs = _Outputs(out / "masks" / name, out / "overlays" / name, f"{settings} {path.stat().st_size}")
+            if resume and outputs.are_done(path):
+                batch.skipped.append(path)
+            elif predictor.takes_whole(size):
+                batch.areas[path] = _segment(predictor, path, outputs)
+            else:
+                batch.areas[path] = _segment_by_rows(predictor, path, outputs, functools.partial(progress, path))
+        except (ValueError, FileNotFoundError) as error:
             batch.failures[path] = str(error)
-            continue
         except (RuntimeError, MemoryError) as error:  # too large for the memory, above all
             batch.failures[path] = f"{path}: {str(error).splitlines()[0] if str(error) else 'out of memory'}"
-            continue
-        for folder in ("masks", "overlays"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
-        write_mask(out / "masks" / name, found.mask, predictor.labels)
-        write_image(out / "overlays" / name, found.overlay())
-        batch.areas[path] = {found.names[i]: share for i, share in found.areas.items()}
+        progress(path, 1.0)
     return batch
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """The two files that are made of a photograph, and the note in the mask that says of what and how."""
+
+    mask: Path
+    overlay: Path
+    note: str
+
+    def are_done(self, source: Path) -> bool:
+        made = source.stat().st_mtime_ns
+        try:
+            read_size(self.overlay, max_pixels=sys.maxsize)
+            newer = made <= min(path.stat().st_mtime_ns for path in (self.mask, self.overlay))
+            return newer and read_note(self.mask) == self.note
+        except (ValueError, OSError):
+            return False
+
+    def make_folders(self) -> None:
+        for path in (self.mask, self.overlay):
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _segment(predictor: Predictor, path: Path, outputs: _Outputs) -> dict[str, float]:
+    """The areas by name."""
+    found = predictor(path)
+    outputs.make_folders()
+    write_mask(outputs.mask, found.mask, predictor.labels, outputs.note)
+    write_image(outputs.overlay, found.overlay())
+    return {found.names[i]: share for i, share in found.areas.items()}
+
+
+def _segment_by_rows(
+    predictor: Predictor, path: Path, outputs: _Outputs, progress: Callable[[float], None]
+) -> dict[str, float]:
+    """`_segment` in the memory of some rows."""
+    picture, labels = open_strips(path, max_pixels=predictor.max_pixels), predictor.labels
+    smaller = -(-max(picture.size) // OVERLAY_SIDE)
+    counts, kept, top = np.zeros(256, dtype=np.int64), [], 0
+
+    def looked_at() -> Iterator[Pixels]:
+        nonlocal top
+        for rows in predictor.windows().classes(picture, progress):
+            counts[:] += np.bincount(rows.reshape(-1), minlength=256)
+            kept.append(rows[-top % smaller :: smaller, ::smaller].copy())
+            top += len(rows)
+            yield rows
+
+    outputs.make_folders()
+    write_mask_strips(outputs.mask, looked_at(), picture.size, labels, outputs.note)
+    write_image(outputs.overlay, overlay(_reduced(picture, smaller), np.concatenate(kept), labels))
+    return {labels.names[i]: share for i, share in _shares(counts).items()}
+
+
+def _reduced(picture: Strips, by: int) -> Pixels:
+    """A picture made smaller by a whole number, each pixel the mean of those it stands for."""
+    strips = picture.strips(-(-STRIP // by) * by)
+    return np.concatenate([np.asarray(Image.fromarray(strip).reduce(by)) for strip in strips])
 
 
 def _check_outputs(out: Path, names: dict[Path, str]) -> None:
@@ -230,11 +365,11 @@ def find_photographs(sources: Iterable[str | Path]) -> list[Path]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            paths = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-        elif path.exists():
+            paths = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.is_dir())
+        elif os.path.lexists(path):
             paths = [path]
         elif glob.has_magic(str(source)):
-            paths = sorted(Path(p) for p in glob.glob(str(source), recursive=True) if Path(p).is_file())
+            paths = sorted(Path(p) for p in glob.glob(str(source), recursive=True) if not Path(p).is_dir())
         else:
             raise FileNotFoundError(f"there is no file or folder {str(source)!r}")
         if not paths:
