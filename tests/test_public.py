@@ -71,9 +71,9 @@ FLAGS = {
         "--window", "-h",
     ],
     "train": [
-        "--accumulate", "--amp", "--batch", "--data", "--device", "--ema", "--help", "--iterations", "--json", "--lr",
-        "--out", "--output-stride", "--reset-head", "--resume", "--seed", "--set", "--weights", "--workers", "-b", "-h",
-        "-j",
+        "--accumulate", "--amp", "--asynchronous", "--batch", "--data", "--device", "--ema", "--help", "--iterations",
+        "--json", "--lr", "--out", "--output-stride", "--reset-head", "--resume", "--seed", "--set", "--weights",
+        "--workers", "-b", "-h", "-j",
     ],
     "eval": [
         "--data", "--device", "--flip", "--help", "--json", "--ladder", "--output-stride", "--scales", "--split", "-h",

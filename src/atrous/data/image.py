@@ -40,6 +40,7 @@ NOTE = "atrous"
 
 # Left out: EPS, which runs Ghostscript; TGA, which has no signature; JPEG 2000, whose decoder passes truncated files.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_TEXT_BYTES = 4 << 20  # of a PNG, unpacked: a bomb can hide there, too
 _LOSSY = ("AVIF", "JPEG", "MPO", "WEBP")
 _TURNS: dict[int, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -83,7 +84,7 @@ IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class _StrictPillow:
-    """While any thread is inside, Pillow goes by our limit on pixels, refuses truncated files and does not warn.
+    """While any thread is inside, Pillow goes by our limits, refuses truncated files and does not warn.
 
     Pillow keeps those settings in globals that any package may have changed: the first thread in sets them, the last
     one out puts them back, and decoding itself runs in parallel.
@@ -99,10 +100,12 @@ class _StrictPillow:
             if self._inside == 0:
                 self._undo.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
                 self._undo.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+                self._undo.callback(setattr, PngImagePlugin, "MAX_TEXT_MEMORY", PngImagePlugin.MAX_TEXT_MEMORY)
                 self._undo.enter_context(warnings.catch_warnings())
                 warnings.filterwarnings("ignore", module=r"PIL\.")
                 Image.MAX_IMAGE_PIXELS = None
                 ImageFile.LOAD_TRUNCATED_IMAGES = False
+                PngImagePlugin.MAX_TEXT_MEMORY = _TEXT_BYTES
             self._inside += 1
 
     def __exit__(self, *error: object) -> None:
