@@ -33,69 +33,10 @@ from atrous.data.image import (
 )
 from atrous.data.labels import CAMVID, VOC, voc_palette
 from atrous.data.whole import sweep
+from pictures import MODES, UNTURN, as_mode, gray, picture
 from reliability import counted, record
 
 Array = np.ndarray
-
-
-def picture(height: int = 30, width: int = 40) -> Array:
-    """Four flat quarters, dark to light, so that modes and orientations can be told apart; noise-free."""
-    image = np.zeros((height, width, 3), dtype=np.uint8)
-    image[: height // 2, : width // 2] = (255, 255, 255)
-    image[: height // 2, width // 2 :] = (200, 40, 40)
-    image[height // 2 :, : width // 2] = (40, 200, 40)
-    return image
-
-
-def gray(image: Array) -> Array:
-    return np.asarray(Image.fromarray(image).convert("L"))
-
-
-def as_mode(mode: str) -> tuple[Image.Image, Array]:
-    """The picture in a mode, and what a person sees, RGB."""
-    rgb = Image.fromarray(picture())
-    light = gray(picture())
-    if mode == "I;16":
-        return Image.fromarray(light.astype(np.uint16) * 257), np.stack([light] * 3, -1)
-    if mode in ("RGBA", "LA", "P+transparency"):
-        alpha = np.full(light.shape, 255, dtype=np.uint8)
-        alpha[:15, 20:] = 0
-        base = rgb.convert("L").convert("RGB") if mode == "LA" else rgb
-        seen = np.array(base)
-        seen[:15, 20:] = 255
-        rgb.putalpha(Image.fromarray(alpha))
-        if mode == "P+transparency":
-            found = rgb.quantize(8)
-            return found, seen
-        return rgb.convert(mode), seen
-    if mode == "1":
-        bits = light > 127
-        return Image.fromarray(bits), np.stack([bits * np.uint8(255)] * 3, -1)
-    converted = rgb.convert(mode)
-    return converted, np.asarray(converted.convert("RGB"))
-
-
-MODES = {
-    "RGB": "PNG",
-    "L": "PNG",
-    "LA": "PNG",
-    "RGBA": "PNG",
-    "P": "PNG",
-    "P+transparency": "PNG",
-    "CMYK": "TIFF",
-    "I;16": "PNG",
-    "1": "PNG",
-}
-UNTURN = {  # what a camera held that way stores, of what a person sees
-    1: lambda image: image,
-    2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-    3: lambda image: image.transpose(Image.Transpose.ROTATE_180),
-    4: lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
-    5: lambda image: image.transpose(Image.Transpose.TRANSPOSE),
-    6: lambda image: image.transpose(Image.Transpose.ROTATE_90),
-    7: lambda image: image.transpose(Image.Transpose.TRANSVERSE),
-    8: lambda image: image.transpose(Image.Transpose.ROTATE_270),
-}
 
 
 @pytest.mark.parametrize("orientation", UNTURN)
@@ -254,8 +195,8 @@ def with_size(kind: str, width: int, height: int, **options: object) -> bytes:
 
 
 def tiff(**tags: int) -> bytes:
-    numbers = {"width": 256, "height": 257, "bits": 258, "packing": 259, "gray": 262, "strip": 273, "samples": 277,
-               "rows": 278, "bytes": 279, "tile_width": 322, "tile_height": 323, "tile": 324, "tile_bytes": 325}  # fmt: skip
+    numbers = {"width": 256, "height": 257, "bits": 258, "packing": 259, "gray": 262, "strip": 273, "samples": 277}
+    numbers |= {"rows": 278, "bytes": 279, "tile_width": 322, "tile_height": 323, "tile": 324, "tile_bytes": 325}
     pairs = {"bits": 8, "packing": 1, "gray": 1, "samples": 1, **tags}
     entries = [struct.pack("<HHII", numbers[name], 4, 1, value) for name, value in pairs.items()]
     entries.sort(key=lambda entry: entry[:2][::-1])
@@ -270,15 +211,15 @@ def gif(screen: int, frame: int) -> bytes:
 def bombs() -> dict[str, bytes]:
     """Small files that ask for gigabytes."""
     strips = {"strip": 200, "rows": 100_000, "bytes": 800}
-    million = zlib.compress(bytes(10**6), 9)
+    million, more = zlib.compress(bytes(10**6)), zlib.compress(bytes(2 * 10**7))
     return {
         "png": png_header(100_000, 100_000),
         "png of the largest size": png_header(2**31 - 1, 2**31 - 1),
         "png just above the limit": png_header(13_378, 13_378),
         "png of 1 bit": png_header(2**20, 2**20, bits=1, colour=0),
-        "png with a text of 100 MB": png_header(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8), 9))),
+        "png with a text of 20 MB": png_header(8, 8, chunk(b"zTXt", b"a\0\0" + more)),
         "png with 200 texts": png_header(8, 8, b"".join(chunk(b"zTXt", b"%d\0\0" % i + million) for i in range(200))),
-        "png with a profile of 100 MB": png_header(8, 8, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**8), 9))),
+        "png with a profile of 20 MB": png_header(8, 8, chunk(b"iCCP", b"a\0\0" + more)),
         "gif": gif(65_535, 1),
         "gif with a frame beyond it": gif(1, 65_535),
         "bmp": with_size("BMP", 2**31 - 1, 1000),
@@ -310,11 +251,11 @@ def test_bombs_are_refused_before_any_decoding(tmp_path: Path) -> None:
     for name, content in bombs().items():
         path = tmp_path / f"{name}.img"
         path.write_bytes(content)
-        for read in (read_image, read_mask, read_size):
+        size_alone = not name.startswith(("png with", "tiff of"))
+        for read in (read_image, read_mask, *([read_size] if size_alone else [])):
             with pytest.raises(ValueError, match=r"\.img: .*expected") as caught:
                 read(path)
-            if name.startswith(("png of", "png just", "gif", "jpeg", "progressive", "webp", "ppm", "pbm", "bmp")):
-                assert re.search(r"\d+x\d+ pixels; expected at most 178956970", str(caught.value))
+            assert not size_alone or re.search(r"\d+x\d+ pixels; expected at most 178956970", str(caught.value))
 
 
 @pytest.mark.slow
@@ -409,12 +350,12 @@ def test_a_file_cut_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     real = Image.Image.size.fget
 
     def cut(image: Image.Image) -> tuple[int, int]:
-        os.truncate(path, 3000)
+        os.truncate(path, 20_000)
         return real(image)
 
     for kind in ("PNG", "JPEG", "BMP", "TIFF"):
         path = tmp_path / f"{kind}.img"
-        path.write_bytes(encoded(kind))
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(path, kind)
         monkeypatch.setattr(Image.Image, "size", property(cut))
         with pytest.raises(ValueError, match=r"\.img: .*expected"):
             read_image(path)
@@ -427,9 +368,10 @@ def test_of_several_frames_the_first_counts(tmp_path: Path, kind: str) -> None:
     frames[0].save(tmp_path / "a.img", kind, save_all=True, append_images=frames[1:], lossless=True)
     assert np.abs(read_image(tmp_path / "a.img").astype(int) - picture()).max() <= 8
     whole = (tmp_path / "a.img").read_bytes()
-    (tmp_path / "a.img").write_bytes(whole[:-2])
-    with pytest.raises(ValueError, match="expected"):
-        read_image(tmp_path / "a.img")
+    if kind != "TIFF":  # whose pages stand for themselves
+        (tmp_path / "a.img").write_bytes(whole[:-2])
+        with pytest.raises(ValueError, match="expected"):
+            read_image(tmp_path / "a.img")
 
 
 def test_names_and_blocks_of_any_kind(tmp_path: Path) -> None:

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +19,15 @@ import pytest
 import torch
 from PIL import Image
 
+from atrous import DeepLabV3
+from atrous.cli import main
+from atrous.data.image import read_image, read_mask
 from atrous.data.labels import Labels
 from atrous.engine.evaluate import predict_classes
 from atrous.jobs.predict import Predictor, find_photographs, output_names, predict_files
+from forks import Forked
+from pictures import MODES, UNTURN, as_mode
+from reliability import counted, record
 
 Draw = Callable[[int, int, int], tuple[np.ndarray, np.ndarray]]
 
@@ -231,3 +245,212 @@ def test_outputs_that_cannot_be_are_refused_before_anything_is_done(predictor, d
     with pytest.raises(ValueError, match="b.png is one of the photographs and would be overwritten"):
         predict_files(predictor, [tmp_path / "mine" / "masks"], tmp_path / "mine")
     assert (tmp_path / "mine" / "masks" / "b.png").read_bytes() == before
+
+
+# Windows and rows -----------------------------------------------------------------------------------------------------
+
+
+def test_a_window_is_for_what_is_larger_than_it(trained: Path, drawn: Draw) -> None:
+    predictor = Predictor.load(trained, device="cpu", window=129)
+    whole = Predictor.load(trained, device="cpu")
+    assert predictor.fits(129, 129) and not predictor.fits(1, 130)
+    assert whole.fits(4097, 4097) and whole.fits(1000, 16_785) and not whole.fits(4097, 4098)
+    small, large = drawn(0, 100, 129)[0], drawn(1, 300, 260)[0]
+    assert np.array_equal(predictor(small).mask, whole(small).mask)
+    assert (predictor(large).mask == whole(large).mask).mean() > 0.98
+    with pytest.raises(ValueError, match="window is 60, expected at least 64 at output stride 8"):
+        Predictor.load(trained, device="cpu", output_stride=8, window=60)
+
+
+def test_a_file_by_rows_is_the_picture_by_windows(trained: Path, drawn: Draw, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("pyvips", reason="the extra 'large' is not installed")
+    predictor = Predictor.load(trained, device="cpu", window=129)
+    monkeypatch.setattr("atrous.jobs.predict.OVERLAY_SIDE", 100)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = drawn(1, 300, 261)[0]
+    for name in ("a.png", "a.tif", "turned.png", "a.gif"):  # a GIF is not read by rows
+        upright = np.rot90(image) if "turned" in name else image
+        Image.fromarray(upright).save(tmp_path / name, **({"exif": exif} if "turned" in name else {}))
+    told: dict[str, list[float]] = {}
+    files = [tmp_path / name for name in ("a.png", "a.tif", "turned.png", "a.gif")]
+    batch = predict_files(
+        predictor, files, tmp_path / "out", progress=lambda path, share: told.setdefault(path.name, []).append(share)
+    )
+    assert list(batch.failures) == [tmp_path / "a.gif"] and "GIF is not read by rows" in batch.failures[files[3]]
+    expected = predictor(image)
+    for name in ("a.png.png", "a.tif.png", "turned.png"):
+        assert np.array_equal(np.asarray(opened(tmp_path / "out" / "masks" / name)), expected.mask)
+        assert opened(tmp_path / "out" / "overlays" / name).size == (87, 100)
+    assert batch.areas[files[0]] == {expected.names[i]: share for i, share in expected.areas.items()}
+    assert told["a.png"] == sorted(told["a.png"]) and (told["a.png"][0], told["a.png"][-1]) == (0, 1)
+    assert len(told["a.png"]) > 5
+
+
+def test_without_libvips_a_file_is_read_whole(trained: Path, drawn: Draw, tmp_path: Path, monkeypatch) -> None:
+    predictor = Predictor.load(trained, device="cpu", window=129)
+    photograph(tmp_path / "a.png", drawn, 1, 150, 261)
+    monkeypatch.setitem(sys.modules, "pyvips", None)
+    batch = predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out")
+    assert not batch.failures
+    expected = predictor(tmp_path / "a.png").mask
+    assert np.array_equal(np.asarray(opened(tmp_path / "out" / "masks" / "a.png")), expected)
+    monkeypatch.setattr("atrous.jobs.predict.MAX_PIXELS", 1000)
+    batch = predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out")
+    assert "pip install 'atrous[large]'" in batch.failures[tmp_path / "a.png"]
+
+
+# Files of every kind, and what interrupts ----------------------------------------------------------------------------
+
+
+def test_what_in_a_folder_is_no_picture_is_named_and_nothing_waits(predictor, drawn: Draw, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    photograph(folder / "good.png", drawn)
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "folder.jpg").mkdir()
+    (folder / "nowhere.jpg").symlink_to("gone.jpg")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (folder / "notes.txt").write_text("no picture")
+    batch = predict_files(predictor, [folder], tmp_path / "out")
+    assert [path.name for path in batch.areas] == ["good.png"]
+    whys = {path.name: why for path, why in batch.failures.items()}
+    assert sorted(whys) == ["empty.jpg", "loop.png", "nowhere.jpg", "phone.heic", "pipe.jpg"]
+    assert all(name in why for name, why in whys.items())
+    assert written(tmp_path / "out") == ["masks/good.png", "overlays/good.png"]
+    for name in ("nowhere.jpg", "loop.png", "pipe.jpg"):
+        assert list(predict_files(predictor, [folder / name], tmp_path / "out").failures) == [folder / name]
+
+
+def test_names_of_any_bytes(trained: Path, drawn: Draw, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (b"new\nline.png", b"\xff\xfe.png", b"[red] %s {}.png", "图.png".encode()):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/in/" + name))
+        photograph(path, drawn)
+    path.write_bytes(b"")
+    options = ["--device", "cpu", "--out", str(tmp_path / "out")]
+    assert main(["predict", str(trained), str(tmp_path / "in"), *options]) == 2
+    assert capsys.readouterr().err.count("图.png: not an image") == 1
+    assert len(written(tmp_path / "out")) == 6
+    assert main(["predict", str(trained), str(tmp_path / "in"), "--json", "--resume", *options]) == 2
+    assert len(json.loads(capsys.readouterr().out)["skipped"]) == 3
+
+
+def test_resume_does_what_is_not_done_by_these_settings(trained: Path, drawn: Draw, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    names = ["a.png", "b.png", "c.png", "d.png", "e.png"]
+    for number, name in enumerate(names):
+        photograph(folder / name, drawn, number)
+
+    def rerun(resume: bool = True, **options: Any) -> list[str]:
+        batch = predict_files(Predictor.load(trained, device="cpu", **options), [folder], out, resume=resume)
+        assert sorted([*batch.areas, *batch.skipped]) == [folder / name for name in names] and not batch.failures
+        return [path.name for path in batch.areas]
+
+    assert rerun() == names and rerun() == []
+    (out / "masks" / "a.png").unlink()
+    (out / "overlays" / "b.png").unlink()
+    whole = (out / "masks" / "c.png").read_bytes()
+    (out / "masks" / "c.png").write_bytes(whole[:-6])  # as a power cut may leave it
+    later = (out / "masks" / "d.png").stat().st_mtime + 10
+    os.utime(folder / "d.png", (later, later))
+    photograph(folder / "e.png", drawn, 9, 41, 52)
+    os.utime(folder / "e.png", (1, 1))  # an older photograph that was put in its place
+    assert rerun() == names
+    assert (out / "masks" / "c.png").read_bytes() == whole
+    os.utime(folder / "d.png", (1, 1))
+    assert rerun() == []
+    assert rerun(flip=True) == names and rerun(flip=True) == [] and rerun() == names
+    assert rerun(resume=False) == names
+    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+
+
+def kill_at_some_moment(process: Forked, out: Path, generator: random.Random) -> bool:
+    """After it has finished another file; whether it was still at work."""
+    before = set(written(out))
+    while set(written(out)) == before and process.process.is_alive():
+        time.sleep(0.005)
+    time.sleep(generator.random() * 0.4)
+    alive = process.process.is_alive()
+    process.send(generator.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+    return alive
+
+
+def check_finished(out: Path, expected: dict[str, np.ndarray]) -> None:
+    for name in written(out):
+        kind, file = name.split("/")
+        if kind == "masks":
+            assert np.array_equal(read_mask(out / name), expected[file])
+        elif not file.startswith("."):
+            assert read_image(out / name).shape[:2] == expected[file].shape
+
+
+def killed_runs(trained: Path, drawn: Draw, tmp_path: Path, kills: int) -> tuple[int, int]:
+    """Predict 12 files, killed that often at any moment; how many kills, and how many runs in all."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for number in range(12):
+        photograph(folder / f"{number:02}.png", drawn, number, 150 + 20 * number, 300)
+    predictor = Predictor.load(trained, device="cpu", window=257)
+    expected = {path.name: predictor(path).mask for path in folder.iterdir()}
+    line = ["predict", str(trained), str(folder), "--out", str(out), "--resume", "--device", "cpu", "--window", "257"]
+    generator, killed, runs = random.Random(0), 0, 0
+    while True:
+        runs += 1
+        process = Forked(line, tmp_path / f"{runs}.txt")
+        last = killed >= kills
+        killed += not last and kill_at_some_moment(process, out, generator)
+        assert process.status() in (0, 130, -signal.SIGKILL, -signal.SIGTERM), process.output
+        check_finished(out, expected)
+        if last:
+            break
+        if len(written(out)) == 24:  # all done: once more
+            shutil.rmtree(out)
+    assert len(written(out)) == 24
+    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+    return killed, runs
+
+
+def test_killed_predictions_leave_whole_files_and_a_rerun_does_the_rest(trained, drawn: Draw, tmp_path: Path) -> None:
+    killed_runs(trained, drawn, tmp_path, 3)
+
+
+@pytest.mark.slow
+def test_predictions_killed_at_many_moments(trained: Path, drawn: Draw, tmp_path: Path) -> None:
+    killed, runs = killed_runs(trained, drawn, tmp_path, counted(50))
+    record(
+        "interrupted prediction", f"{killed} kills (SIGKILL, SIGTERM, Ctrl-C), {runs} runs: every file whole or absent"
+    )
+
+
+# The full counts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_any_size_comes_out_at_its_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = DeepLabV3("timm/lcnet_050", num_classes=4, output_stride=16)
+    labels = Labels(("a", "b", "c", "d"), ((0, 0, 0), (1, 1, 1), (2, 2, 2), (3, 3, 3)))
+    predictor = Predictor(model, labels, device="cpu")
+    generator, count = random.Random(0), counted(200)
+    sizes = [(1, 1), (1, 1025), (2049, 1), (2049, 1025), (2048, 1024), (2, 2), (513, 513), (512, 512)]
+    while len(sizes) < count:
+        sizes.append((round(2049 ** generator.random()), round(1025 ** generator.random())))
+    for size in sizes[:count]:
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        assert predictor(image).mask.shape == size
+    record("any input size", f"{count} of {count} sizes from 1×1 to 2,049×1,025 come out as they went in")
+
+
+@pytest.mark.slow
+def test_predictions_lie_on_the_picture_in_every_mode_and_orientation(predictor, drawn: Draw, tmp_path: Path) -> None:
+    shares = {}
+    for mode, orientation in itertools.product(MODES, UNTURN):
+        image, seen = as_mode(mode, drawn(5, 60, 60)[0])
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        UNTURN[orientation](image).save(tmp_path / "a.img", MODES[mode], exif=exif)
+        found = predictor(tmp_path / "a.img")
+        assert np.abs(found.image.astype(int) - seen).max() <= 1
+        shares[mode, orientation] = float((found.mask == predictor(seen).mask).mean())
+    assert len(shares) == 72 and min(shares.values()) > 0.99
+    record("image modes", f"72 of 72: at least {min(shares.values()):.1%} of pixels as for the picture that is seen")

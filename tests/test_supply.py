@@ -21,7 +21,7 @@ NETWORK = {"urllib", "requests", "http", "httpx", "ftplib", "smtplib", "aiohttp"
 FORBIDDEN_CALLS = {
     "eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads", "pickle.Unpickler",
     "yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "torch.hub.load", "torch.jit.load",
-    "runpy.run_path", "runpy.run_module", "ctypes.CDLL",
+    "runpy.run_path", "runpy.run_module",
 }  # fmt: skip
 
 
@@ -71,6 +71,11 @@ def test_pickles_are_opened_with_weights_only_and_arrays_without_objects() -> No
     assert hub and all(keyword(call, "weights_only") is True for _, call in hub)
     arrays = [(place, call) for place, called, call in calls() if called in ("np.load", "numpy.load")]
     assert all(keyword(call, "allow_pickle") in (None, False) for _, call in arrays)
+
+
+def test_the_only_library_that_is_loaded_is_the_systems_own() -> None:
+    loaded = [call for _, called, call in calls() if called.endswith(("CDLL", "LoadLibrary"))]
+    assert {ast.unparse(call.args[0]) for call in loaded} <= {"'libc.so.6'"}
 
 
 def test_yaml_is_read_by_safe_load() -> None:
