@@ -11,6 +11,9 @@ from torch.utils.data import DataLoader
 
 from atrous.data.datasets import Item, SegmentationDataset, kind_of, list_split, open_dataset, splits
 from atrous.data.labels import CAMVID, Labels
+from atrous.engine.recipe import Recipe
+from atrous.engine.train import train
+from reliability import record
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TWO = Labels(("sky", "road"), ((0, 0, 0), (255, 0, 0)))
@@ -202,3 +205,28 @@ def test_shared_camvid() -> None:
     dataset = open_dataset(SHARED / "camvid", "train")
     assert len(dataset) == 367 and dataset.labels == CAMVID
     assert dataset[0].image.shape == (3, 360, 480) and dataset[0].mask.shape == (360, 480)
+
+
+@pytest.mark.slow
+def test_twelve_bad_ids_are_named_before_the_first_step(folder: Path, tmp_path: Path, tiny: Recipe) -> None:
+    values = (2, 3, 4, 7, 20, 21, 100, 127, 128, 200, 253, 254)
+    for value in values:
+        put_mask(folder / "masks" / "train" / "b.png", value=value)
+        with pytest.raises(ValueError, match=rf"b\.png: mask has id {value} \(1 pixels\); expected 0\.\.1 or 255"):
+            train(tiny, folder, tmp_path / f"run{value}", workers=0, device="cpu")
+        assert not (tmp_path / f"run{value}").exists()
+    record(
+        "mask ids out of range", f"{len(values)} of {len(values)}: file, value and count, before a run's folder is made"
+    )
+
+
+@pytest.mark.slow
+def test_sizes_that_differ_are_named_before_the_first_step(folder: Path, tmp_path: Path, tiny: Recipe) -> None:
+    sizes = [(5, 4), (6, 5), (4, 6), (7, 4), (1, 1), (60, 40)]
+    for width, height in sizes:
+        put_mask(folder / "masks" / "train" / "b.png", size=(max(width, 2), height))
+        said = rf"b\.png: mask of {max(width, 2)}x{height}; expected 6x4, the size of .*b\.jpg"
+        with pytest.raises(ValueError, match=said):
+            train(tiny, folder, tmp_path / "run", workers=0, device="cpu")
+        assert not (tmp_path / "run").exists()
+    record("picture and mask that differ in size", f"{len(sizes)} of {len(sizes)}: both files, both sizes")

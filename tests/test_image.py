@@ -589,3 +589,23 @@ def test_write_image_by_suffix(tmp_path: Path) -> None:
     for name in ("a.txt", "a", "a.pdf", "a.eps"):
         with pytest.raises(ValueError, match="no image format"):
             write_image(tmp_path / name, picture())
+
+
+@pytest.mark.slow
+def test_ids_in_every_format_of_masks_are_kept(tmp_path: Path) -> None:
+    kept, rng = 0, np.random.default_rng(3)
+    for bits, colour in [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (1, 3), (2, 3), (4, 3), (8, 3)]:
+        for _ in range(counted(100)):
+            ids = rng.integers(0, 2 ** min(bits, 8), (16, 16))
+            (tmp_path / "m.png").write_bytes(png_of_bits(ids, bits, colour))
+            assert (read_mask(tmp_path / "m.png") == ids).all()
+            kept += 1
+    for _ in range(counted(100)):
+        ids = rng.choice([*range(21), 255], (16, 16)).astype(np.uint8)
+        write_image(tmp_path / "c.png", np.array(voc_palette(256), dtype=np.uint8)[ids])
+        assert (read_mask(tmp_path / "c.png", palette=VOC.palette) == ids).all()
+        kept += 1
+    Image.fromarray(ids).save(tmp_path / "m.jpg", quality=100)
+    with pytest.raises(ValueError, match=r"m\.jpg: a mask in JPEG"):
+        read_mask(tmp_path / "m.jpg")
+    record("mask formats", f"{kept:,} masks in 10 formats: every id kept; a JPEG mask refused")

@@ -21,9 +21,12 @@ RECIPE = replace(Recipe(), batch=8, accumulate=2, crop=(100, 200))
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
+    # A shell starts what is sent to the background with SIGINT ignored.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     yield
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    signal.signal(signal.SIGINT, ours)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -91,6 +91,8 @@ def is_installed() -> bool:
 
 
 def _pyvips() -> Any:
+    # libvips holds rows for each of its threads, on a large machine gigabytes of them; one reads fast enough.
+    os.environ.setdefault("VIPS_CONCURRENCY", "1")
     try:
         import pyvips
     # The binding without its library is an OSError.

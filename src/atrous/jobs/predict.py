@@ -111,7 +111,7 @@ class Predictor:
         flip: and over left-right flipped inputs.
         dtype: of the model's inference form (`DeepLabV3.for_inference`); None lets the machine decide.
         window: side in pixels of the windows that photographs larger than it are segmented by. None: those of more than
-            `atrous.jobs.windows.WHOLE_PIXELS` go by windows of 2,049, and all others whole.
+            `atrous.jobs.windows.WHOLE_PIXELS` go by windows of 1,729, and all others whole.
         max_pixels: refuse larger photographs.
 
     Raises:
@@ -348,9 +348,9 @@ def _check_outputs(out: Path, names: dict[Path, str]) -> None:
     for folder in (out, out / "masks", out / "overlays"):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file, expected a folder to write into")
-    photographs = {path.resolve() for path in names}
+    photographs = {os.path.realpath(path) for path in names}
     for written in (out / folder / name for name in names.values() for folder in ("masks", "overlays")):
-        if written.resolve() in photographs:
+        if os.path.realpath(written) in photographs:
             raise ValueError(f"{written} is one of the photographs and would be overwritten")
 
 

@@ -1,6 +1,6 @@
 """Pictures too large for one pass: overlapping windows, put together where the network speaks, from strips to strips.
 
-    windows = Windows(model, window=2049)
+    windows = Windows(model)
     for rows in windows.classes(open_strips("city.tif"), progress=print):
         ...                                             # uint8 h,W class ids, from top to bottom
 
@@ -39,7 +39,7 @@ from atrous.ops.resize import grid_size
 WHOLE_PIXELS = 4097 * 4097
 """Pictures of up to so many pixels are segmented in one pass, unless a window is asked for."""
 
-WINDOW = 2049
+WINDOW = 1729
 """Side of the windows unless another is asked for."""
 
 CONTEXT = 384
