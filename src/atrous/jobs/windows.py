@@ -221,7 +221,7 @@ def _weighted(features: Tensor, down: Span, across: Span, step: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of an axis, from pixel `first` to `last`, seen from `start` to `stop`; features are `align` pixels apart."""
+    """A part of an axis, pixels `first` to `last`, seen from `start` to `stop`; features are `align` pixels apart."""
 
     start: int
     first: int
