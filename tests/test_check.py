@@ -1,6 +1,8 @@
 """Every fault that a data set can have, put into a small one, is found, and nothing else is."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +155,21 @@ def test_shared_data_is_sound(name: str) -> None:
     if not (SHARED / name).is_dir():
         pytest.skip(f"no {name} beside the repository, in shared/data")
     assert check(SHARED / name).problems == []
+
+
+def test_a_pipe_among_the_images_is_named_and_not_waited_for(tiny_data: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    (data / "images" / "val" / "val0.png").unlink()
+    os.mkfifo(data / "images" / "val" / "val0.png")
+    assert any("val0.png: not a file" in line for line in check(data).problems)
+    (data / "dataset.yaml").unlink()
+    os.mkfifo(data / "dataset.yaml")
+    with pytest.raises(ValueError, match=r"not a file; expected a dataset.yaml|layout not recognised"):
+        check(data)
+
+
+def test_a_path_that_is_named_like_an_emoji_is_shown_as_it_is(tiny_data: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(tiny_data, tmp_path / "a:v:b")
+    console = Console(record=True, width=200)
+    console.print(render(check(f"folder:{data}")))
+    assert "a:v:b: sound" in console.export_text()

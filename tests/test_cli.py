@@ -328,3 +328,20 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert status_of(["--version"]) == 0
     assert said(capsys)[0] == f"atrous {__version__}\n"
+
+
+def test_a_command_that_is_none_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["modles"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.strip().endswith("; did you mean models?")
+
+
+def test_a_run_folder_that_is_a_file_is_refused(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").write_text("mine")
+    line = ["train", "folder-efficientnet_lite0", "--data", str(tiny_data), "--out", str(tmp_path / "run"), *CPU]
+    assert main(line) == 2
+    assert "is a file, expected a folder to write a run into" in capsys.readouterr().err
+    assert (tmp_path / "run").read_text() == "mine"

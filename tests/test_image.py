@@ -1,7 +1,6 @@
 """Every mode, orientation and fault of a file; masks keep their ids; the overlay lies on the picture."""
 
 import io
-import itertools
 import os
 import pickle
 import re
@@ -13,7 +12,6 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -504,10 +502,7 @@ def png_of_bits(ids: Array, bits: int, colour: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + palette + data + chunk(b"IEND", b"")
 
 
-PNG_MASKS = [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (1, 3), (2, 3), (4, 3), (8, 3)]  # bits; 0 is gray, 3 palette
-
-
-@pytest.mark.parametrize(("bits", "colour"), PNG_MASKS)
+@pytest.mark.parametrize(("bits", "colour"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (1, 3), (2, 3), (4, 3), (8, 3)])
 def test_masks_of_every_depth_keep_every_id(tmp_path: Path, bits: int, colour: int) -> None:
     ids = np.arange(256).reshape(16, 16) % (2 ** min(bits, 8))
     (tmp_path / "m.png").write_bytes(png_of_bits(ids, bits, colour))
@@ -614,63 +609,3 @@ def test_ids_in_every_format_of_masks_are_kept(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"m\.jpg: a mask in JPEG"):
         read_mask(tmp_path / "m.jpg")
     record("mask formats", f"{kept:,} masks in 10 formats: every id kept; a JPEG mask refused")
-
-
-# Rows of docs/reliability.md ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_masks_of_every_format_keep_every_id(tmp_path: Path) -> None:
-    path, kept = tmp_path / "m.img", []
-    for bits, colour in PNG_MASKS:
-        ids = np.arange(256).reshape(16, 16) % (2 ** min(bits, 8))
-        path.write_bytes(png_of_bits(ids, bits, colour))
-        kept.append(np.array_equal(read_mask(path), ids))
-    ids = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    for kind, mode in itertools.product(("TIFF", "BMP", "GIF", "PNG"), ("L", "P")):
-        image = Image.fromarray(ids)
-        if mode == "P":
-            image.putpalette([part for colour in voc_palette(256) for part in colour])
-        image.save(path, kind, **({"optimize": False} if kind == "GIF" else {}))
-        kept.append(np.array_equal(read_mask(path), ids))
-    Image.fromarray(np.array(voc_palette(256), dtype=np.uint8)[ids % 21]).save(path, "PNG")
-    kept.append(np.array_equal(read_mask(path, palette=VOC.palette), ids % 21))
-    assert all(kept)
-    for kind in ("JPEG", "WEBP"):
-        Image.fromarray(ids).save(path, kind)
-        with pytest.raises(ValueError, match=f"a mask in {kind}, whose compression may change ids"):
-            read_mask(path)
-    record("mask formats", f"{len(kept)} of {len(kept)} formats keep every id; JPEG and WebP are refused")
-
-
-BAD_IDS = (4, 5, 7, 12, 20, 64, 100, 127, 128, 200, 253, 254)
-
-
-@pytest.mark.slow
-def test_ids_out_of_range_end_a_run_before_its_first_step(tmp_path: Path, make_data: Callable, tiny: Any) -> None:
-    from atrous.engine.train import train
-
-    for value in BAD_IDS:
-        root = make_data(tmp_path / f"{value}", {"train": 3, "val": 1})
-        path = root / "masks" / "train" / "train1.png"
-        ids = np.array(Image.open(path))
-        ids[0, 10:13] = value
-        Image.fromarray(ids).save(path)
-        with pytest.raises(ValueError, match=rf"train1\.png: mask has id {value} \(3 pixels\); expected 0\.\.3 or 255"):
-            train(tiny, str(root), tmp_path / f"run{value}", workers=0, device="cpu")
-        assert not list((tmp_path / f"run{value}").rglob("*.safetensors"))
-    record("mask ids out of range", f"{len(BAD_IDS)} of {len(BAD_IDS)}: file, value and count, before the first step")
-
-
-@pytest.mark.slow
-def test_a_mask_of_another_size_ends_a_run_before_its_first_step(
-    tmp_path: Path, make_data: Callable, tiny: Any
-) -> None:
-    from atrous.engine.train import train
-
-    root = make_data(tmp_path / "data", {"train": 3, "val": 1})
-    path = root / "masks" / "train" / "train1.png"
-    Image.fromarray(np.zeros((47, 40), dtype=np.uint8)).save(path)
-    with pytest.raises(ValueError, match=r"train1\.png: mask of 40x47; expected 40x48, the size of .*train1\.png"):
-        train(tiny, str(root), tmp_path / "run", workers=0, device="cpu")
-    record("picture and mask that differ in size", "one row too few: both files, both sizes, before the first step")

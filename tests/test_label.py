@@ -138,3 +138,12 @@ def test_a_graph_without_names_or_that_is_none_is_refused(tmp_path: Path) -> Non
         open_teacher(tmp_path / "y.tflite", labels=LABELS)
     with pytest.raises(ValueError, match="cannot be read as a TF-Lite graph|need ai-edge-litert"):
         open_teacher(tmp_path / "x.tflite", labels=LABELS)
+
+
+def test_a_split_that_people_labelled_is_left_alone(photographs: Path, tiny_data: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    write_labels(data / "dataset.yaml", LABELS)
+    before = sorted((data / "masks" / "train").iterdir())
+    with pytest.raises(ValueError, match=r"masks that no teacher made; expected another --split than train"):
+        label(Half(), [photographs], data, split="train")
+    assert sorted((data / "masks" / "train").iterdir()) == before

@@ -172,7 +172,14 @@ near_misses = st.fixed_dictionaries(
 
 
 texts = st.binary(max_size=60) | st.text("names: [a,b]{}&*!|>-'\"\n?0x_%@`~<=.", max_size=60).map(str.encode)
-contents = texts | (documents | near_misses).map(
+sound = st.fixed_dictionaries(
+    {"names": st.lists(st.text("abc 1~", min_size=1, max_size=3), min_size=1, max_size=4, unique=True)},
+    optional={
+        "ignore": st.integers(-1, 300),
+        "palette": st.lists(st.lists(st.integers(-1, 256), max_size=4), max_size=4),
+    },
+)
+contents = texts | (documents | near_misses | sound).map(
     lambda document: yaml.safe_dump(document, allow_unicode=True).encode("utf-8", "surrogatepass")
 )
 FUZZ = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from atrous.data import strips as module
 from atrous.data.image import read_image, read_mask, read_note, read_size, write_mask
 from atrous.data.labels import VOC
 from atrous.data.strips import open_strips, strips_of, write_mask_strips
+from reliability import counted, record
 
 pytest.importorskip("pyvips", reason="the extra 'large' is not installed")
 
@@ -180,3 +183,50 @@ def test_a_mask_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"m\.png: a strip of uint8, \(9, 5\); expected uint8, 9 wide"):
         write_mask_strips(tmp_path / "m.png", [np.zeros((9, 5), dtype=np.uint8)], (9, 9), VOC)
     assert list(tmp_path.iterdir()) == []
+
+
+def whole_files() -> list[bytes]:
+    found = []
+    for kind, options in [("PNG", {}), ("JPEG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})]:
+        buffer = io.BytesIO()
+        Image.fromarray(picture()).save(buffer, kind, **options)
+        found.append(buffer.getvalue())
+    return found
+
+
+CHANGES = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=8)
+FUZZ = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+
+
+def read_or_refused(path: Path, whole: bytes, changes: list[tuple[int, int]]) -> bool:
+    """Half of the changes fall into the header, where they do most."""
+    content = bytearray(whole)
+    for number, (place, value) in enumerate(changes):
+        content[place % (len(content) if number % 2 else 200)] = value
+    path.write_bytes(content)
+    try:
+        opened = open_strips(path, max_pixels=10**6)
+        assert sum(len(part) for part in opened.strips(16)) == opened.size[0]
+        return True
+    except ValueError as error:
+        assert str(error).startswith(str(path)) and "\n" not in str(error) and "expected" in str(error)
+        return False
+
+
+@settings(FUZZ, max_examples=150)
+@given(whole=st.sampled_from(whole_files()), changes=CHANGES)
+def test_changed_files_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, whole: bytes, changes) -> None:
+    read_or_refused(tmp_path_factory.getbasetemp() / "a.img", whole, changes)
+
+
+@pytest.mark.slow
+def test_ten_thousand_changed_files_are_read_or_refused(tmp_path: Path) -> None:
+    read: list[bool] = []
+
+    @settings(FUZZ, max_examples=counted(10_000))
+    @given(whole=st.sampled_from(whole_files()), changes=CHANGES)
+    def many(whole: bytes, changes: list[tuple[int, int]]) -> None:
+        read.append(read_or_refused(tmp_path / "a.img", whole, changes))
+
+    many()
+    record("fuzzing", f"pictures by rows: {len(read):,} files, {sum(read):,} read, the others refused by name")

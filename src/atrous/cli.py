@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,11 @@ class _Parser(argparse.ArgumentParser):
         if found:
             flag = (words.split() or [""])[0].split("=")[0]  # a word can be empty
             near = difflib.get_close_matches(flag, list(self._option_string_actions), 1, 0.5)
+            message += f"; did you mean {near[0]}?" if near else ""
+        if "invalid choice: '" in message:
+            word = message.split("invalid choice: '")[1].split("'")[0]
+            choices = re.findall(r"[\w-]+", message.partition("(choose from ")[2])
+            near = difflib.get_close_matches(word, choices, 1, 0.5)
             message += f"; did you mean {near[0]}?" if near else ""
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 

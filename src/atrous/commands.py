@@ -249,8 +249,11 @@ def run_label(found: argparse.Namespace) -> int:
     if found.json:
         _print_json(done.as_dict())
     else:
+        if done.written and done.ignored == 1:
+            complain("the teacher was sure of no pixel: nothing can be learnt from these masks", 1)
         said = f"{done.written} labelled, {done.already} had been, {len(done.failures)} failed"
-        console.print(f"{said}; {done.ignored:.1%} of the pixels ignored; {done.split}", soft_wrap=True)
+        said += f"; {done.ignored:.1%} of the new pixels ignored" if done.written else ""
+        console.print(f"{said}; {done.split}", soft_wrap=True, highlight=False)
     return 1 if done.failures else 0
 
 
@@ -293,7 +296,7 @@ def run_submit_check(found: argparse.Namespace) -> int:
     else:
         for line in faults:
             complain(line, 2)
-        verdict = f"{len(faults)} problems" if faults else "sound"
+        verdict = f"{len(faults)} problem{'s' if len(faults) > 1 else ''}" if faults else "sound"
         _stderr().print(f"{found.archive}: {verdict}", soft_wrap=True, highlight=False)
     return 1 if faults else 0
 

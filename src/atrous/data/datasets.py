@@ -207,6 +207,8 @@ def list_split(data: str | Path, split: str) -> Listing:
 def _recognised(data: str | Path) -> tuple[str, Path]:
     kind, colon, rest = str(data).partition(":")
     if colon and kind in _KINDS:
+        if not rest:
+            raise ValueError(f"{data}: no path; expected {kind}:PATH")
         root = _existing(Path(rest).expanduser(), kind)
         if _KINDS[kind].find(root) is None:
             raise ValueError(f"{root}: not the layout of {kind}; expected {_KINDS[kind].expected}{_published(kind)}")

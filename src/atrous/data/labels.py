@@ -237,6 +237,8 @@ def write_labels(path: str | Path, labels: Labels) -> None:
 def _parsed(path: Path) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; expected a dataset.yaml with the class names")
+    if not path.is_file():  # a pipe that nobody writes to would be waited for
+        raise ValueError(f"{path}: not a file; expected a dataset.yaml with the class names")
     try:
         with path.open("rb") as file:
             content = file.read(_YAML_BYTES + 1)

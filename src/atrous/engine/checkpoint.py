@@ -37,8 +37,10 @@ def lock(run: Path) -> Iterator[None]:
         run: the run's folder, made if there is none.
 
     Raises:
-        ValueError: if another process holds it.
+        ValueError: if another process holds it, or it is no folder.
     """
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"{run} is a file, expected a folder to write a run into")
     run.mkdir(parents=True, exist_ok=True)
     with open(run / LOCK, "a", encoding="utf-8") as file:
         try:

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,10 +187,10 @@ def _examined(
 def _examine(dataset: SegmentationDataset, item: Item) -> _Seen:
     digest, size = "", None
     try:
+        height, width = read_image(item.image).shape[:2]  # first, for it does not wait on what is no file
+        size = (width, height)
         with item.image.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        height, width = read_image(item.image).shape[:2]
-        size = (width, height)
         ids = dataset.read_ids(item, (height, width))
         return _Seen(item, digest, size, np.bincount(ids.ravel(), minlength=256))
     except (ValueError, OSError) as error:
@@ -268,9 +268,14 @@ def render(report: Report) -> RenderableType:
     ]
     lines += [f"[red]problem[/] {escape(line)}" for line in report.problems]
     lines += [f"[yellow]warning[/] {escape(line)}" for line in report.warnings]
-    verdict = f"[red]{len(report.problems)} problems[/]" if report.problems else "[green]sound[/]"
-    lines.append(f"{escape(report.data)}: {verdict}, {len(report.warnings)} warnings")
-    return Group(_split_table(report), _class_table(report), *map(Text.from_markup, lines))
+    verdict = f"[red]{_counted(report.problems, 'problem')}[/]" if report.problems else "[green]sound[/]"
+    lines.append(f"{escape(report.data)}: {verdict}, {_counted(report.warnings, 'warning')}")
+    shown = [Text.from_markup(line, emoji=False) for line in lines]  # a name such as voc:V: holds the code of one
+    return Group(_split_table(report), _class_table(report), *shown)
+
+
+def _counted(lines: Sequence[str], what: str) -> str:
+    return f"{len(lines)} {what}{'' if len(lines) == 1 else 's'}"
 
 
 def _split_table(report: Report) -> Table:

@@ -25,6 +25,9 @@ from atrous.jobs.teacher import Teacher
 COPIED = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 """Kinds that a data set reads as they are; others become PNG."""
 
+MARK = ".labelled-by-a-teacher"
+"""In a folder of masks: it holds guesses, and may be given more."""
+
 
 @dataclass
 class Labelled:
@@ -77,8 +80,8 @@ def label(
         progress: called with each file before it is labelled.
 
     Raises:
-        ValueError: if the confidence is out of range, the data set has other classes, a source stands for no file, or
-            two photographs would have one name.
+        ValueError: if the confidence is out of range, the data set has other classes, the split has masks that were
+            not made so, a source stands for no file, or two photographs would have one name.
         FileNotFoundError: if a source does not exist.
     """
     if not 0 <= confidence <= 1:
@@ -90,8 +93,11 @@ def label(
         raise ValueError(f"{data} has the classes {', '.join(there.names)}; the teacher has others")
     names = output_names(find_photographs(sources))
     images, masks = data / "images" / split, data / "masks" / split
+    if masks.exists() and any(masks.iterdir()) and not (masks / MARK).exists():
+        raise ValueError(f"{masks} holds masks that no teacher made; expected another --split than {split}")
     for folder in (images, masks):
         folder.mkdir(parents=True, exist_ok=True)
+    (masks / MARK).touch()
     if not there:
         write_labels(data / "dataset.yaml", teacher.labels)
     done, counts = Labelled(masks), np.zeros(256, dtype=np.int64)
