@@ -232,7 +232,7 @@ def load_recipe(source: str | Path) -> Recipe:
         return RECIPES[str(source)]
     path = Path(source)
     if not os.path.isfile(path):  # unlike Path's, false for a name too long for any file
-        raise ValueError(f"there is no recipe {str(source)!r}{_nearest(str(source), ['finetune', *RECIPES])}")
+        raise ValueError(f"there is no recipe {str(source)!r}{_nearest(str(source), [*RECIPES, 'finetune'])}")
     if path.stat().st_size > MAX_RECIPE_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, expected a recipe of at most {MAX_RECIPE_BYTES}")
     try:
