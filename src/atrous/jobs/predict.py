@@ -111,7 +111,7 @@ class Predictor:
         flip: and over left-right flipped inputs.
         dtype: of the model's inference form (`DeepLabV3.for_inference`); None lets the machine decide.
         window: side in pixels of the windows that photographs larger than it are segmented by. None: those of more than
-            `atrous.jobs.windows.WHOLE_PIXELS` go by windows of 1,729, and all others whole.
+            `atrous.jobs.windows.WHOLE_PIXELS` go by windows of 1,537, and all others whole.
         max_pixels: refuse larger photographs.
 
     Raises:

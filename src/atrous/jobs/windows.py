@@ -39,7 +39,7 @@ from atrous.ops.resize import grid_size
 WHOLE_PIXELS = 4097 * 4097
 """Pictures of up to so many pixels are segmented in one pass, unless a window is asked for."""
 
-WINDOW = 1729
+WINDOW = 1537
 """Side of the windows unless another is asked for."""
 
 CONTEXT = 384
