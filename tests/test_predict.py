@@ -263,6 +263,12 @@ def test_a_window_is_for_what_is_larger_than_it(trained: Path, drawn: Draw) -> N
         Predictor.load(trained, device="cpu", output_stride=8, window=60)
 
 
+def test_every_output_stride_has_its_window() -> None:
+    model = DeepLabV3("resnet18", num_classes=2, head="cascade", last_block=7, output_stride=256)
+    predictor = Predictor(model, Labels(("a", "b"), ((0, 0, 0), (1, 1, 1))), device="cpu")
+    assert predictor.windows().side == 7 * 256 + 1
+
+
 def test_a_file_by_rows_is_the_picture_by_windows(trained: Path, drawn: Draw, tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("pyvips", reason="the extra 'large' is not installed")
     predictor = Predictor.load(trained, device="cpu", window=257)
@@ -361,6 +367,8 @@ def test_resume_does_what_is_not_done_by_these_settings(trained: Path, drawn: Dr
     assert (out / "masks" / "c.png").read_bytes() == whole
     os.utime(folder / "d.png", (1, 1))
     assert rerun() == []
+    os.utime(out / "overlays" / "d.png", (2, 2))  # of an earlier prediction; the one since was killed before its overlay
+    assert rerun() == ["d.png"]
     assert rerun(flip=True) == names and rerun(flip=True) == [] and rerun() == names
     assert rerun(resume=False) == names
     assert not [path for path in out.rglob("*") if path.name.startswith(".")]

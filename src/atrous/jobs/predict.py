@@ -75,7 +75,7 @@ class Segmentation:
     @cached_property
     def areas(self) -> dict[int, float]:
         """Share of the pixels, 0 to 1, of each class found, by id; the largest first."""
-        return _shares(np.bincount(self.mask.reshape(-1), minlength=len(self.labels)))
+        return _shares(_counts(self.mask))
 
     @property
     def names(self) -> dict[int, str]:
@@ -92,6 +92,14 @@ class Segmentation:
             {"label": name, "score": None, "mask": Image.fromarray(np.where(self.mask == i, 255, 0).astype(np.uint8))}
             for i, name in self.names.items()
         ]
+
+
+def _counts(mask: Pixels) -> npt.NDArray[np.int64]:
+    """Pixels of each id, 256; row by row, for what counts makes of a whole mask eight times as much."""
+    counts = np.zeros(256, dtype=np.int64)
+    for row in mask:
+        counts += np.bincount(row, minlength=256)
+    return counts
 
 
 def _shares(counts: npt.NDArray[np.int64]) -> dict[int, float]:
@@ -111,7 +119,7 @@ class Predictor:
         flip: and over left-right flipped inputs.
         dtype: of the model's inference form (`DeepLabV3.for_inference`); None lets the machine decide.
         window: side in pixels of the windows that photographs larger than it are segmented by. None: those of more than
-            `atrous.jobs.windows.WHOLE_PIXELS` go by windows of 1,537, and all others whole.
+            `atrous.jobs.windows.WHOLE_PIXELS` go by windows of 1,473, and all others whole.
         max_pixels: refuse larger photographs.
 
     Raises:
@@ -196,7 +204,8 @@ class Predictor:
 
     def windows(self) -> Windows:
         """What photographs that do not fit are segmented by."""
-        return Windows(self.model, window=self.window or WINDOW, scales=self.scales, flip=self.flip)
+        window = self.window or max(WINDOW, 8 * self.model.output_stride)
+        return Windows(self.model, window=window, scales=self.scales, flip=self.flip)
 
     def settings(self) -> str:
         """Sixteen digits that stand for whatever decides a mask: weights, stride, scales, flips, windows, labels."""
@@ -293,11 +302,13 @@ class _Outputs:
     note: str
 
     def are_done(self, source: Path) -> bool:
+        """Whether both are there, whole, and of this photograph and these settings."""
         made = source.stat().st_mtime_ns
         try:
             read_size(self.overlay, max_pixels=sys.maxsize)
-            newer = made <= min(path.stat().st_mtime_ns for path in (self.mask, self.overlay))
-            return newer and read_note(self.mask) == self.note
+            # The overlay is the last that is written: an older one is of another prediction.
+            in_order = made <= self.mask.stat().st_mtime_ns <= self.overlay.stat().st_mtime_ns
+            return in_order and read_note(self.mask) == self.note
         except (ValueError, OSError):
             return False
 
@@ -326,7 +337,7 @@ def _segment_by_rows(
     def looked_at() -> Iterator[Pixels]:
         nonlocal top
         for rows in predictor.windows().classes(picture, progress):
-            counts[:] += np.bincount(rows.reshape(-1), minlength=256)
+            counts[:] += _counts(rows)
             kept.append(rows[-top % smaller :: smaller, ::smaller].copy())
             top += len(rows)
             yield rows
