@@ -367,7 +367,7 @@ def test_resume_does_what_is_not_done_by_these_settings(trained: Path, drawn: Dr
     assert (out / "masks" / "c.png").read_bytes() == whole
     os.utime(folder / "d.png", (1, 1))
     assert rerun() == []
-    os.utime(out / "overlays" / "d.png", (2, 2))  # of an earlier prediction; the one since was killed before its overlay
+    os.utime(out / "overlays" / "d.png", (2, 2))  # as after a kill before its overlay
     assert rerun() == ["d.png"]
     assert rerun(flip=True) == names and rerun(flip=True) == [] and rerun() == names
     assert rerun(resume=False) == names
