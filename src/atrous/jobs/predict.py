@@ -5,9 +5,8 @@
     result.mask, result.names, result.areas
     result.overlay().save("out.png")
 
-Prediction shares its normalisation, its resampling and its averaging with training and evaluation, and imports no
-training code. A picture too large for one pass goes through windows (`atrous.jobs.windows`); read from a file, it need
-not fit into the memory.
+Prediction shares normalisation, resampling and averaging with training and evaluation, and imports no training code. A
+picture too large for one pass goes through windows (`atrous.jobs.windows`); a file need not fit into the memory.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ SUFFIXES = set(".avif .bmp .gif .heic .heif .jfif .jpe .jpeg .jpg .mpo .pgm .png
 """What is taken for a photograph in a folder; a file named outright is tried whatever its suffix."""
 
 OVERLAY_SIDE = 4096
-"""An overlay of a picture that is read by rows is smaller by a whole number, so that no side is longer than this."""
+"""Longest side of the overlay of a picture that is read by rows: it is made smaller by a whole number."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Segmentation:
 
 
 def _counts(mask: Pixels) -> npt.NDArray[np.int64]:
-    """Pixels of each id, 256; row by row, for what counts makes of a whole mask eight times as much."""
+    """Pixels of each id, 256; row by row, for counting makes eight bytes of one."""
     counts = np.zeros(256, dtype=np.int64)
     for row in mask:
         counts += np.bincount(row, minlength=256)
@@ -123,8 +122,8 @@ class Predictor:
         max_pixels: refuse larger photographs.
 
     Raises:
-        ValueError: if there are not as many labels as the model has classes, the stride cannot be
-            reached, a scale is not positive, or the window is too small for the stride.
+        ValueError: if labels and classes differ in number, the stride cannot be reached, a scale is not positive, or
+            the window is too small for the stride.
     """
 
     def __init__(
@@ -198,7 +197,7 @@ class Predictor:
     def takes_whole(self, size: tuple[int, int]) -> bool:
         """Whether a file of that height and width is read whole: if it fits, or nothing here reads by rows.
 
-        Without libvips the windows still bound what the model takes, and `MAX_PIXELS` what the picture does.
+        The windows then still bound what the model takes, and `MAX_PIXELS` what the picture does.
         """
         return self.fits(*size) or (not is_installed() and size[0] * size[1] <= MAX_PIXELS)
 
@@ -253,16 +252,14 @@ def predict_files(
 ) -> Batch:
     """Segment files, folders and globs into ``out/masks`` and ``out/overlays``.
 
-    A mask is a palette PNG of class ids at the size of its source; so is the overlay, but for that of a file that is
-    read by rows: see `OVERLAY_SIDE`. A file that fails is noted, and the others are done. However the process ends,
-    what stands there under its name is whole.
+    A mask is a palette PNG of class ids at the size of its source, and so is an overlay, but for `OVERLAY_SIDE`. A file
+    that fails is noted, and the others are done. However the process ends, what stands there under its name is whole.
 
     Args:
         predictor: the model with its settings.
         sources: files, folders, globs.
         out: folder to write.
-        resume: leave a file whose mask and overlay are there, whole, newer than it, and made by the same weights and
-            settings of a file of its size.
+        resume: leave a file whose mask and overlay are there, newer, and made by these settings of a file of its size.
         progress: is told each file, and the share of it, 0 to 1, that is done.
 
     Raises:
@@ -271,8 +268,8 @@ def predict_files(
     """
     batch, names = Batch(), output_names(find_photographs(sources))
     _check_outputs(out, names)
-    for folder in ("masks", "overlays"):
-        sweep(out / folder)
+    sweep(out / "masks")
+    sweep(out / "overlays")
     settings = predictor.settings()
     for path, name in names.items():
         progress(path, 0.0)
@@ -329,7 +326,6 @@ def _segment(predictor: Predictor, path: Path, outputs: _Outputs) -> dict[str, f
 def _segment_by_rows(
     predictor: Predictor, path: Path, outputs: _Outputs, progress: Callable[[float], None]
 ) -> dict[str, float]:
-    """`_segment` in the memory of some rows."""
     picture, labels = open_strips(path, max_pixels=predictor.max_pixels), predictor.labels
     smaller = -(-max(picture.size) // OVERLAY_SIDE)
     counts, kept, top = np.zeros(256, dtype=np.int64), [], 0
@@ -369,8 +365,7 @@ def find_photographs(sources: Iterable[str | Path]) -> list[Path]:
     """The files that files, folders (not those below them) and globs stand for, each once, sorted within a source.
 
     Raises:
-        ValueError: if a folder or glob holds no photograph.
-        FileNotFoundError: if there is no such file or folder.
+        ValueError, FileNotFoundError: if a folder or glob holds no photograph, if there is no such file or folder.
     """
     found: dict[Path, None] = {}
     for source in sources:
