@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,3 +68,9 @@ def test_the_process_answers_survives_a_failure_and_comes_back_after_its_death(
         del first.poll
     finally:
         worker.close()
+
+
+def test_the_process_leaves_when_its_parent_is_gone() -> None:
+    source = "from atrous.jobs.cells import serve; serve(2**22)"  # no process has this number
+    orphan = subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE)
+    assert orphan.wait(timeout=60) == 1, "though its standard input stays open, as it does for a job at work"

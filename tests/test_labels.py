@@ -158,7 +158,7 @@ def test_load_labels_names_the_file_and_the_fault_in_one_line(tmp_path: Path, te
 def test_load_labels_of_no_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_labels(tmp_path / "dataset.yaml")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="not a file; expected a dataset.yaml"):
         load_labels(tmp_path)
 
 

@@ -99,7 +99,7 @@ class Worker:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpu
         # A group of its own: Ctrl-C at the terminal comes to us, and from us to it, once.
         return subprocess.Popen(
-            [sys.executable, "-c", "from atrous.jobs.cells import serve; serve()"],
+            [sys.executable, "-c", f"from atrous.jobs.cells import serve; serve({os.getpid()})"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -108,9 +108,9 @@ class Worker:
         )
 
 
-def serve() -> None:
-    """Do jobs until standard input ends."""
-    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+def serve(parent: int) -> None:
+    """Do jobs until standard input ends or `parent`, a process id, is no longer the parent."""
+    threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints must not stand among the answers
     while True:
