@@ -10,7 +10,14 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 
 from atrous.data.datasets import SegmentationDataset, open_dataset
 from atrous.data.image import IMAGENET
-from atrous.engine.evaluate import evaluate, inference, predict_classes, predict_probabilities
+from atrous.engine.evaluate import (
+    as_seen,
+    checked_longest_side,
+    evaluate,
+    inference,
+    predict_classes,
+    predict_probabilities,
+)
 from atrous.models.deeplab import DeepLabV3
 
 
@@ -158,3 +165,52 @@ def test_json_has_what_the_command_line_promises(model, val) -> None:
     found = evaluate(model, val).as_dict()
     assert {"miou", "iou", "pixel_accuracy", "images", "seconds", "output_stride", "left_out"} <= found.keys()
     assert list(found["iou"]) == ["ground", "red", "green", "blue"] and 0 <= found["miou"] <= 1
+
+
+def test_pictures_are_brought_to_the_models_longest_side(model, val) -> None:
+    images = IMAGENET(val[0].image[None])
+    longest = max(images.shape[-2:])
+    side = longest + longest // 2
+    factor = (side - 1) / (longest - 1)
+    try:
+        for scales, flip in [((1.0,), False), ((0.5, 1.0), True)]:
+            model.longest_side = None
+            with inference(model):
+                expected = predict_probabilities(model, images, scales=[factor * scale for scale in scales], flip=flip)
+            model.longest_side = side
+            with inference(model):
+                found = predict_probabilities(model, images, scales=scales, flip=flip)
+                classes = predict_classes(model, images, scales=scales, flip=flip)
+                as_they_are = predict_probabilities(model, images, scales=scales, flip=flip, fit=False)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+            assert (classes == found.argmax(1)).all()
+            assert (as_they_are - expected).abs().max() > 1e-3
+        assert evaluate(model, val).as_dict()["longest_side"] == side
+    finally:
+        model.longest_side = None
+
+
+def test_a_large_picture_is_made_smaller_with_all_its_pixels(model, val, monkeypatch) -> None:
+    small = val[0].image
+    height, width = small.shape[1:]
+    # Each pixel becomes 5×5, and the corners' are cut so that the corners' centres stay in the corners.
+    large = small.repeat_interleave(5, 1).repeat_interleave(5, 2)[:, 2:-2, 2:-2].contiguous()
+    noise = (torch.arange(large.shape[2]) % 5 == 0) * torch.tensor([[[60]], [[-60]], [[60]]])
+    noisy = (large.int() + noise - noise.float().mean(-1, keepdim=True).int()).clamp(0, 255).byte()
+    monkeypatch.setattr(model, "longest_side", max(height, width))
+    with inference(model):
+        expected = predict_probabilities(model, IMAGENET(small[None]))
+        for image, close in ((large, 0.02), (noisy, 0.15)):
+            seen = as_seen(model, image, (1.0,))
+            assert seen.shape == small.shape and (image is noisy or (seen.int() - small.int()).abs().max() <= 1)
+            found = predict_probabilities(model, IMAGENET(seen[None]), size=(large.shape[1], large.shape[2]))
+            assert (found[..., 2::5, 2::5].mean() - 0.25).abs() < 1e-6 and found.shape[-2:] == large.shape[1:]
+            assert (found[..., ::5, ::5] - expected).abs().mean() < close
+    assert as_seen(model, large, (0.5, 3.0)) is large, "its largest view is more than half of it"
+
+
+@pytest.mark.parametrize("pixels", [-1, 1 << 17])
+def test_a_longest_side_that_is_none(pixels: int) -> None:
+    with pytest.raises(ValueError, match=f"longest side is {pixels}, expected 1 to 65536 pixels, or 0"):
+        checked_longest_side(pixels)
+    assert checked_longest_side(0) is None and checked_longest_side(840) == 840

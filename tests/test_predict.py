@@ -128,9 +128,26 @@ def test_the_options_reach_the_model(trained: Path, drawn: Draw) -> None:
     assert (predictor(image).mask == expected.numpy()).mean() > 0.999
 
 
+def test_photographs_are_brought_to_the_longest_side(trained: Path, drawn: Draw) -> None:
+    image, _ = drawn(2, 48, 64)
+    at_size, as_it_is = (Predictor.load(trained, device="cpu", longest_side=side) for side in (96, 0))
+    assert (at_size.model.longest_side, as_it_is.model.longest_side) == (96, None)
+    enlarged = Predictor.load(trained, device="cpu", scales=(95 / 63,))
+    assert np.array_equal(at_size(image).mask, enlarged(image).mask)
+    assert np.array_equal(as_it_is(image).mask, Predictor.load(trained, device="cpu")(image).mask)
+    assert at_size.settings() != as_it_is.settings()
+    assert at_size.fits(10_000, 17_000) and not as_it_is.fits(10_000, 17_000) and not at_size.fits(20_000, 20_000)
+    # By windows, it is the picture as it is: what a window shows has no longest side of its own.
+    large, _ = drawn(1, 300, 260)
+    windows = [Predictor.load(trained, device="cpu", longest_side=side, window=129, flip=True) for side in (96, 0)]
+    assert np.array_equal(*(predictor(large).mask for predictor in windows))
+
+
 def test_bad_options_are_refused_when_loading(trained: Path) -> None:
     with pytest.raises(ValueError, match="scales are .*, expected numbers from 0.05 to 16"):
         Predictor.load(trained, device="cpu", scales=(0.0,))
+    with pytest.raises(ValueError, match="longest side is -1, expected 1 to 65536 pixels, or 0"):
+        Predictor.load(trained, device="cpu", longest_side=-1)
     with pytest.raises(ValueError, match="output stride|output_stride"):
         Predictor.load(trained, device="cpu", output_stride=7)
     with pytest.raises(ValueError, match="there are 2 labels, the model has 4 classes"):
@@ -410,7 +427,7 @@ def killed_runs(trained: Path, drawn: Draw, tmp_path: Path, kills: int) -> tuple
         process = Forked(line, tmp_path / f"{runs}.txt")
         last = killed >= kills
         killed += not last and kill_at_some_moment(process, out, generator)
-        assert process.status() in (0, 130, -signal.SIGKILL, -signal.SIGTERM), process.output
+        assert process.status() in (0, 130, 143, -signal.SIGKILL, -signal.SIGTERM), process.output
         check_finished(out, expected)
         if last:
             break
@@ -423,6 +440,18 @@ def killed_runs(trained: Path, drawn: Draw, tmp_path: Path, kills: int) -> tuple
 
 def test_killed_predictions_leave_whole_files_and_a_rerun_does_the_rest(trained, drawn: Draw, tmp_path: Path) -> None:
     killed_runs(trained, drawn, tmp_path, 1)
+
+
+def test_sigterm_leaves_nothing_half_written(trained: Path, drawn: Draw, tmp_path: Path) -> None:
+    pytest.importorskip("pyvips", reason="the extra 'large' is not installed")
+    photograph(tmp_path / "a.png", drawn, 0, 4000, 200)
+    line = ["predict", str(trained), str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    process = Forked([*line, "--window", "257"], tmp_path / "said.txt")
+    while not list(tmp_path.glob("out/masks/.*.tmp")) and process.process.is_alive():
+        time.sleep(0.002)
+    process.send(signal.SIGTERM)
+    assert process.status() == 143, process.output
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.slow

@@ -13,7 +13,9 @@ from atrous.ops.resize import (
     label_weight,
     pad_to_grid,
     resize,
+    shrunk,
     upsample,
+    viewing_factor,
 )
 
 
@@ -106,3 +108,31 @@ def test_no_valid_pixel_is_no_loss_and_no_gradient() -> None:
     loss = cross_entropy_sum(logits, labels, 16)
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss == 0 and logits.grad is not None and logits.grad.eq(0).all() and label_weight(labels, 16) == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "longest", "factor"),
+    [
+        ((360, 480), 840, 839 / 479),
+        ((480, 360), 840, 839 / 479),
+        ((3000, 4001), 841, 0.21),
+        ((300, 200), 840, 2.0),
+        ((1, 1), 840, 2.0),
+        ((1, 1), 1, 0.0),
+        ((7, 9), None, 1.0),
+    ],
+)
+def test_the_longer_side_is_brought_to_what_is_asked(size: tuple[int, int], longest: int | None, factor: float) -> None:
+    assert viewing_factor(size, longest) == pytest.approx(factor)
+
+
+def test_what_is_made_smaller_keeps_its_place_and_counts_every_pixel() -> None:
+    ramp = torch.arange(0, 255, 2, dtype=torch.uint8).expand(3, 65, 128)
+    for width in (43, 20, 9):
+        expected = torch.linspace(0, 254, width)[2:-2].expand(3, 13, width - 4)
+        assert (shrunk(ramp, (13, width))[..., 2:-2].float() - expected).abs().max() <= 0.5 + 1e-3, width
+        # At the edge the mean is over the pixels that there are.
+        assert shrunk(ramp, (13, width))[..., 0].max() <= 128 / width
+    stripes = torch.arange(96).remainder(5).eq(0).mul(200).byte().expand(3, 49, 96)  # every fifth column is white
+    assert (shrunk(stripes, (13, 20)).float() - 40)[..., 1:-1].abs().max() <= 1
+    assert resize(stripes[None].float(), (13, 20)).min() == 200, "bilinear interpolation sees the white ones alone"

@@ -304,6 +304,16 @@ def test_the_crops_are_the_same_whatever_process_makes_them(tiny_data: Path) -> 
     assert not torch.equal(one[0], later[0])
 
 
+def test_class_mix_comes_as_often_as_asked_and_leaves_the_other_crops_alone(tiny_data: Path) -> None:
+    from atrous.data.transforms import Augment
+
+    plain, mixed = (Crops(open_dataset(tiny_data, "train"), Augment(crop=33), 4, share) for share in (0.0, 0.4))
+    places = [(epoch, index) for epoch in range(10) for index in range(8)]
+    changed = [not torch.equal(plain[place][0], mixed[place][0]) for place in places]
+    assert 0.2 < sum(changed) / len(places) < 0.6
+    assert all(torch.equal(mixed[place][0], mixed[place][0]) for place in places[:8])
+
+
 def test_signals_are_handled_as_before_afterwards(trained: Path, longer: Recipe, tiny_data: Path) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     run(longer, tiny_data, trained, resume=True)

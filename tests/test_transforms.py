@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from atrous.data.transforms import Augment, nearest, resized
+from atrous.data.transforms import Augment, class_mix, nearest, resized
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -96,6 +96,14 @@ def test_the_crop_shows_what_scaling_all_and_cutting_would() -> None:
         found, _ = augment(image, mask, seeded(seed))
         y, x = 2 * int(top * 151), 2 * int(left * 251)
         assert (found[:, 2:-2, 2:-2] - whole[:, y + 2 : y + 98, x + 2 : x + 98]).abs().max() <= 1.05
+
+
+def test_scales_are_of_the_picture_brought_to_the_longest_side() -> None:
+    image, mask = pair(60, 80)
+    for longest, factor in ((119, 118 / 79), (40, 39 / 79), (None, 1.0), (1000, 2.0)):
+        found = Augment(33, scales=(0.8, 1.2), longest_side=longest)(image, mask, seeded(3))
+        expected = Augment(33, scales=(0.8 * factor, 1.2 * factor))(image, mask, seeded(3))
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)), longest
 
 
 def test_image_and_mask_stay_aligned() -> None:
@@ -201,3 +209,20 @@ def test_unfit_pairs_are_refused() -> None:
     for bad in ((image.float(), mask), (image, mask.long()), (image, mask[:5]), (image[:1], mask)):
         with pytest.raises(ValueError, match="expected uint8 3,H,W and uint8 H,W"):
             Augment(5)(*bad, seeded(0))
+
+
+def test_half_of_the_classes_of_another_crop_are_laid_over_one() -> None:
+    one, other = pair(40, 50, seed=1), pair(40, 50, seed=2)
+    ids = torch.arange(50).div(10, rounding_mode="floor").byte().expand(40, 50).clone()  # classes 0 to 3, and ignored
+    ids[ids == 4] = 255
+    for seed in range(20):
+        image, mask = class_mix(one, (other[0], ids), seeded(seed))
+        laid = (mask == ids) & (image == other[0]).all(0)
+        assert set(ids[laid].tolist()) < {0, 1, 2, 3} and laid.sum() >= 2 * 10 * 40
+        assert torch.equal(image[:, ~laid], one[0][:, ~laid]) and torch.equal(mask[~laid], one[1][~laid])
+    for count, expected in ((1, 1), (2, 1), (3, 2)):
+        few = torch.arange(50).remainder(count).byte().expand(40, 50)
+        mixed = class_mix((one[0], torch.full_like(one[1], 9)), (other[0], few), seeded(0))[1]
+        assert len(set(mixed.unique().tolist()) - {9}) == expected
+    nothing = torch.full((40, 50), 255, dtype=torch.uint8)
+    assert torch.equal(class_mix(one, (other[0], nothing), seeded(0))[0], one[0]), "nothing to lay over it"

@@ -59,7 +59,7 @@ def card_of(model: DeepLabV3, **changes: Any) -> ModelCard:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DeepLabV3, ModelCard]:
     model = small()
-    card = card_of(model, mean=(0.5, 0.25, 0.125), std=(0.3, 0.2, 0.1), output_stride=8)
+    card = card_of(model, mean=(0.5, 0.25, 0.125), std=(0.3, 0.2, 0.1), output_stride=8, longest_side=840)
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     save(model, path, card)
     return path, model, card
@@ -68,6 +68,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DeepLabV3, Mo
 def test_model_and_card_come_back(saved: tuple[Path, DeepLabV3, ModelCard]) -> None:
     path, model, card = saved
     found, found_card = load(path)
+    assert found.longest_side == 840
     assert found_card == replace(card, arguments=json.loads(json.dumps(card.arguments)))
     assert not found.training and found.output_stride == 8
     assert (found.mean, found.std) == (card.mean, card.std)
@@ -362,8 +363,10 @@ CARD = {"arguments": ARGUMENTS, "names": ["a"], "palette": [[0, 0, 0]], "mean": 
         {**CARD, "arguments": {**ARGUMENTS, "multi_grid": 5}},
         {**CARD, "arguments": {**ARGUMENTS, "aspp_rates": "abc"}},
         {**CARD, "arguments": {**ARGUMENTS, "last_block": "x"}}, {**CARD, "arguments": {**ARGUMENTS, "weights": "no"}},
-        {**CARD, "output_stride": "16"}, {**CARD, "output_stride": 12}, {**CARD, "output_stride": [8]},
-        {**CARD, "ignore": "x"}, {**CARD, "ignore": 0}, {**CARD, "std": [0, 1, 1]}, {**CARD, "mean": ["x", 1, 1]},
+        {**CARD, "longest_side": 0}, {**CARD, "longest_side": "840"}, {**CARD, "longest_side": 1 << 20},
+        {**CARD, "longest_side": True}, {**CARD, "output_stride": "16"}, {**CARD, "output_stride": 12},
+        {**CARD, "output_stride": [8]}, {**CARD, "ignore": "x"}, {**CARD, "ignore": 0}, {**CARD, "std": [0, 1, 1]},
+        {**CARD, "mean": ["x", 1, 1]},
     ],
     ids=str,
 )  # fmt: skip

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         found = _parser().parse_args(arguments)
         status: int = found.run(found)
-        sys.stdout.flush()
+        _flush()
         return status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -77,7 +77,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _status_of(error)
         if not status:
             raise
-        return complain(str(error), status)
+        return complain(_said(error), status)
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = "standard output"
+        raise
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"  # without Python's [Errno 28]
+    return str(error)
 
 
 def _status_of(error: Exception) -> int:
@@ -126,8 +140,9 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="files, folders, globs")
     parser.add_argument("--out", type=Path, required=True, help="folder for masks/ and overlays/")
     parser.add_argument("--resume", action="store_true", help="leave files whose mask and overlay are there, made so")
-    text = "of the windows for large images (default: 1473, for those above 16.8 megapixels)"
+    text = "of the windows for large images (default: 1601, for those above 16.8 megapixels)"
     parser.add_argument("--window", type=int, metavar="SIDE", help=text)
+    _add_longest_side(parser)
     parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger images (default: 178956970)")
     _add_inference(parser)
     _add_device(parser)
@@ -167,6 +182,7 @@ def _add_eval(commands: Any) -> None:
     )
     parser.add_argument("--data", required=True, help="a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH")
     parser.add_argument("--split", default="val", help="(default: %(default)s)")
+    _add_longest_side(parser)
     _add_inference(parser)
     text = "the rows of Table 4: output stride 16 down to --output-stride (8), then --scales (the paper's), then flips"
     parser.add_argument("--ladder", action="store_true", help=text)
@@ -222,7 +238,7 @@ def _add_submit(commands: Any) -> None:
 
 def _add_reproduce(commands: Any) -> None:
     parser = _command(commands, "reproduce", run_reproduce, "the paper's tables and figures, its numbers beside ours")
-    parser.add_argument("what", metavar="WHAT", help="table-1 to -6, table-8 to -12, figure-4, -6, -7, -8; or list")
+    parser.add_argument("what", metavar="WHAT", type=str.lower, help="table-1 to -6, table-8 to -12, figure-4, -6, -7, -8; or list")
     text = "paper; camvid, a small faithful one; tiny, on generated data in minutes (default: %(default)s)"
     parser.add_argument("--preset", default="paper", help=text)
     parser.add_argument("--data", help="as of train; tiny makes its own")
@@ -261,6 +277,11 @@ def _add_inference(parser: _Parser) -> None:
     parser.add_argument("--output-stride", type=int, help="of the features (default: the model's)")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="average over these scales")
     parser.add_argument("--flip", action="store_true", help="average over left-right flipped inputs, too")
+
+
+def _add_longest_side(parser: _Parser) -> None:
+    text = "bring images to this longest side for the model, 0 for as they are (default: the model's)"
+    parser.add_argument("--longest-side", type=int, metavar="PIXELS", help=text)
 
 
 def _add_device(parser: _Parser) -> None:

@@ -7,8 +7,11 @@ error; see `atrous.cli` for what goes where.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +55,8 @@ def run_predict(found: argparse.Namespace) -> int:
     files = find_photographs(found.sources)
     predictor = Predictor.load(
         found.model, device=found.device, output_stride=found.output_stride, scales=found.scales, flip=found.flip,
-        window=found.window, max_pixels=MAX_PIXELS if found.max_pixels is None else found.max_pixels,
+        longest_side=found.longest_side, window=found.window,
+        max_pixels=MAX_PIXELS if found.max_pixels is None else found.max_pixels,
     )  # fmt: skip
     console = _stderr()
     with Progress(console=console, disable=not console.is_terminal) as bar:
@@ -62,7 +66,8 @@ def run_predict(found: argparse.Namespace) -> int:
             bar.update(tasks[0], completed=files.index(path) + (share == 1.0))
             bar.update(tasks[1], completed=share, description=path.name)
 
-        batch = predict_files(predictor, files, found.out, resume=found.resume, progress=tell)
+        with _unwound_by_sigterm():
+            batch = predict_files(predictor, files, found.out, resume=found.resume, progress=tell)
     if batch.areas:
         console.print(shares_table({str(path): areas for path, areas in batch.areas.items()}))
         console.print(f"{len(batch.areas)} of {len(files)} segmented into {found.out}", soft_wrap=True, highlight=False)
@@ -73,6 +78,20 @@ def run_predict(found: argparse.Namespace) -> int:
     if found.json:
         _print_json(batch.as_dict())
     return 2 if batch.failures else 0
+
+
+@contextlib.contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """SIGTERM leaves as Ctrl-C does, past whatever removes a file that is half written."""
+
+    def leave(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_train(found: argparse.Namespace) -> int:
@@ -154,11 +173,13 @@ def run_eval(found: argparse.Namespace) -> int:
 
     from atrous.data.datasets import open_dataset
     from atrous.engine.distributed import pick_device
-    from atrous.engine.evaluate import evaluate
+    from atrous.engine.evaluate import checked_longest_side, evaluate
     from atrous.models.weights import load
 
     dataset = open_dataset(found.data, found.split)
     model, _ = load(found.model, output_stride=found.output_stride)
+    if found.longest_side is not None:
+        model.longest_side = checked_longest_side(found.longest_side)
     model = model.to(pick_device(found.device)).for_inference()
     console = _stderr()
     with Progress(console=console, disable=not console.is_terminal) as bar:

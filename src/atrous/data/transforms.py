@@ -16,6 +16,7 @@ from torch import Tensor
 
 from atrous.data.image import IMAGENET
 from atrous.data.labels import Colour
+from atrous.ops.resize import viewing_factor
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Augment:
         ignore: the id of padding in the mask.
         scale_step: if given, scales are drawn from low, low + step, and so on to high, as the authors' code does.
         photometric: strength, 0 to 1, of random brightness, contrast and saturation; 0 as in the paper.
+        longest_side: bring each picture to it before `scales`; None, as in the paper, for the pictures as they are.
 
     Raises:
         ValueError: if any is out of its range.
@@ -42,6 +44,7 @@ class Augment:
     ignore: int = 255
     scale_step: float | None = None
     photometric: float = 0.0
+    longest_side: int | None = None
 
     def __post_init__(self) -> None:
         low, high = self.scales
@@ -79,7 +82,7 @@ class Augment:
             found = f"{image.dtype} {tuple(image.shape)} and {mask.dtype} {tuple(mask.shape)}"
             raise ValueError(f"augmenting {found}; expected uint8 3,H,W and uint8 H,W")
         scale, top, left, flip, *light = torch.rand(7, generator=generator, dtype=torch.float64).tolist()
-        factor = self._factor(scale)
+        factor = self._factor(scale) * viewing_factor((mask.shape[0], mask.shape[1]), self.longest_side)
         rows, height = _span(mask.shape[0], self.size[0], factor)
         columns, width = _span(mask.shape[1], self.size[1], factor)
         y, x = int(top * (mask.shape[0] - rows + 1)), int(left * (mask.shape[1] - columns + 1))
@@ -96,6 +99,27 @@ class Augment:
             return low + draw * (high - low)
         # The tolerance lets (0.5, 2.0) with a step of 0.1 reach 2.0 in spite of rounding.
         return low + self.scale_step * int(draw * (1 + int((high - low) / self.scale_step + 1e-6)))
+
+
+def class_mix(
+    pair: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], generator: torch.Generator, ignore: int = 255
+) -> tuple[Tensor, Tensor]:
+    """Half of the classes of another crop, drawn at random, laid over this one with their labels (Olsson et al. 2021).
+
+    What is learnt by heart of a few images, their places and surroundings, is no longer of use so.
+
+    Args:
+        pair: uint8 3,h,w and uint8 h,w.
+        other: likewise, of the same size.
+        generator: the only source of randomness.
+        ignore: the id that is no class.
+    """
+    (image, mask), (over, ids) = pair, other
+    classes = ids.unique()
+    classes = classes[classes != ignore]
+    chosen = classes[torch.randperm(len(classes), generator=generator)[: (len(classes) + 1) // 2]]
+    laid = torch.isin(ids, chosen)
+    return torch.where(laid, over, image), torch.where(laid, ids, mask)
 
 
 def _span(length: int, crop: int, factor: float) -> tuple[int, int]:

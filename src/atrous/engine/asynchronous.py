@@ -38,14 +38,13 @@ from atrous.engine.staleness import PushLog, Staleness
 from atrous.engine.state import State
 from atrous.engine.stopping import Signals, Stopped, explained
 from atrous.engine.train import (
-    Crops,
-    _augment,
     _card,
     _claim,
     _headline,
     _open_data,
     _saved,
     check_masks,
+    crops_of,
     describe,
     sampled,
 )
@@ -99,7 +98,7 @@ def train_asynchronously(
                 check_masks(held_out, labelled=False)
                 check_reachable(recipe.val_output_stride or recipe.output_stride, state.model.backbone.reachable, "val")
             server = Server(state, (saved or {}).get("asynchronous"))
-            crops = Crops(dataset, _augment(recipe, state.model, dataset.labels.ignore), recipe.seed)
+            crops = crops_of(dataset, recipe, state.model)
             given = {"recipe": recipe, "crops": crops, "held_out": held_out, "workers": workers}
             fleet = stack.enter_context(Fleet(replicas, state.model, given, chosen))
         report = Report(run, iterations=recipe.iterations, start=state.step, batch=recipe.batch)

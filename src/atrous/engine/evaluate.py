@@ -18,8 +18,9 @@ from atrous.data.image import Normalization
 from atrous.engine.distributed import World
 from atrous.engine.metrics import ConfusionMatrix, Scores
 from atrous.models.deeplab import DeepLabV3
+from atrous.models.weights import LONGEST_SIDE
 from atrous.ops.fused import upsampled_argmax
-from atrous.ops.resize import resize
+from atrous.ops.resize import resize, shrunk, viewing_factor
 from atrous.ops.views import View, mean_argmax, mean_probabilities
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Evaluation:
         output_stride: of the features.
         scales: of the inputs.
         flip: whether flipped inputs were averaged in.
+        longest_side: that the images were brought to, in pixels, before `scales`; None for the images as they are.
     """
 
     scores: Scores
@@ -50,6 +52,7 @@ class Evaluation:
     output_stride: int
     scales: tuple[float, ...]
     flip: bool
+    longest_side: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; see `Scores.as_dict`."""
@@ -60,6 +63,7 @@ class Evaluation:
             "output_stride": self.output_stride,
             "scales": list(self.scales),
             "flip": self.flip,
+            "longest_side": self.longest_side,
         }
 
 
@@ -92,6 +96,7 @@ def evaluate(
     """
     if len(dataset.labels) != model.num_classes:
         raise ValueError(f"the data has {len(dataset.labels)} classes, the model {model.num_classes}")
+    check_scales(scales)
     rank, size = (world.rank, world.size) if world else (0, 1)
     device = next(model.parameters()).device
     normalise = Normalization(model.mean, model.std)
@@ -100,36 +105,51 @@ def evaluate(
     with inference(model, output_stride):
         for done, index in enumerate(range(rank, len(dataset), size), 1):
             sample = dataset[index]
-            image = normalise(sample.image[None].to(device))
-            confusion.update(predict_classes(model, image, scales=scales, flip=flip)[0].cpu(), sample.mask)
+            image = normalise(as_seen(model, sample.image, scales)[None].to(device))
+            found = predict_classes(model, image, scales=scales, flip=flip, size=_size(sample.image))
+            confusion.update(found[0].cpu(), sample.mask)
             progress(done)
         if world:
             confusion.counts = world.sum(confusion.counts.to(device)).cpu()
         stride = model.output_stride
     seconds = time.perf_counter() - started
-    return Evaluation(confusion.scores(dataset.labels.names), len(dataset), seconds, stride, tuple(scales), flip)
+    scores = confusion.scores(dataset.labels.names)
+    return Evaluation(scores, len(dataset), seconds, stride, tuple(scales), flip, model.longest_side)
 
 
 def predict_classes(
-    model: DeepLabV3, images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False
+    model: DeepLabV3,
+    images: Tensor,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """The class of every pixel, B,H,W uint8, of normalised images, B,3,H,W float."""
-    if tuple(scales) == (1.0,) and not flip:
-        size = (images.shape[-2], images.shape[-1])
+    """The class of every pixel, B,H,W uint8; arguments and errors are those of `predict_probabilities`."""
+    size = size or _size(images)
+    if tuple(scales) == (1.0,) and not flip and size == _size(images) and viewing_factor(size, model.longest_side) == 1:
         return upsampled_argmax(model.grid_logits(images), size, model.output_stride)
-    return mean_argmax(_views(model, images, scales, flip), (images.shape[-2], images.shape[-1]), model.output_stride)
+    return mean_argmax(_views(model, images, scales, flip, size), size, model.output_stride)
 
 
 def predict_probabilities(
-    model: DeepLabV3, images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False
+    model: DeepLabV3,
+    images: Tensor,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    size: tuple[int, int] | None = None,
+    fit: bool = True,
 ) -> Tensor:
     """Mean of the probabilities over scales and flips (section 4.2, "Inference strategy").
 
     Args:
         model: in ``eval()``.
-        images: B,3,H,W float, normalised.
-        scales: each within `SCALE_LIMITS`.
+        images: B,3,h,w float, normalised.
+        scales: each within `SCALE_LIMITS`, of the images brought to the model's `longest_side`.
         flip: run the left-right flipped images, too.
+        size: H, W of the pictures, where `images` are these made smaller (`as_seen`); None for that of `images`.
+        fit: bring them to the model's `longest_side`; off for a part of a picture.
 
     Returns:
         B,K,H,W float32, summing to 1 over the classes.
@@ -137,27 +157,53 @@ def predict_probabilities(
     Raises:
         ValueError: if there is no scale, or one is beyond `SCALE_LIMITS`.
     """
-    views = _views(model, images, scales, flip)
-    return mean_probabilities(views, (images.shape[-2], images.shape[-1]), model.output_stride)
+    size = size or _size(images)
+    return mean_probabilities(_views(model, images, scales, flip, size, fit), size, model.output_stride)
 
 
-def _views(model: DeepLabV3, images: Tensor, scales: Sequence[float], flip: bool) -> list[View]:
+def as_seen(model: DeepLabV3, image: Tensor, scales: Sequence[float]) -> Tensor:
+    """A picture, uint8 3,H,W, made smaller where the largest of its views is less than half of it.
+
+    So that no pixel is left out, and no large picture is held as floats. A smaller view, as in the paper, takes the
+    pixels next to each of its own.
+    """
+    factor = max(scales) * viewing_factor(_size(image), model.longest_side)
+    if model.longest_side is None or factor > 0.5:
+        return image
+    return shrunk(image, _scaled(_size(image), factor))
+
+
+def probabilities_of_pass(
+    model: DeepLabV3, images: Tensor, size: tuple[int, int], scale: float = 1.0, flipped: bool = False
+) -> Tensor:
+    """Probabilities from one scale, flipped or not: B,K,H,W float32 at `size`, turned back if flipped."""
+    return mean_probabilities([_view(model, images, scale, flipped, size)], size, model.output_stride)
+
+
+def _views(
+    model: DeepLabV3, images: Tensor, scales: Sequence[float], flip: bool, size: tuple[int, int], fit: bool = True
+) -> list[View]:
     check_scales(scales)
-    return [_view(model, images, scale, turned) for scale in scales for turned in ((False, True) if flip else (False,))]
+    turns = (False, True) if flip else (False,)
+    return [_view(model, images, scale, turned, size, fit) for scale in scales for turned in turns]
 
 
-def _view(model: DeepLabV3, images: Tensor, scale: float, flipped: bool) -> View:
+def _view(
+    model: DeepLabV3, images: Tensor, scale: float, flipped: bool, size: tuple[int, int], fit: bool = True
+) -> View:
     """Small logits of one scale, flipped or not."""
-    height, width = images.shape[-2:]
-    size = (round((height - 1) * scale) + 1, round((width - 1) * scale) + 1)
-    scaled = resize(images, size)
-    return View(model.grid_logits(scaled.flip(-1) if flipped else scaled), size, flipped)
+    seen = _scaled(size, scale * viewing_factor(size, model.longest_side if fit else None))
+    scaled = resize(images, seen)
+    return View(model.grid_logits(scaled.flip(-1) if flipped else scaled), seen, flipped)
 
 
-def probabilities_of_pass(model: DeepLabV3, images: Tensor, scale: float = 1.0, flipped: bool = False) -> Tensor:
-    """Probabilities from one scale, flipped or not: B,K,H,W float32 at the size of `images`, turned back if flipped."""
-    view, size = _view(model, images, scale, flipped), (images.shape[-2], images.shape[-1])
-    return mean_probabilities([view], size, model.output_stride)
+def _size(images: Tensor) -> tuple[int, int]:
+    return images.shape[-2], images.shape[-1]
+
+
+def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    """What becomes of H, W, corners aligned."""
+    return round((size[0] - 1) * factor) + 1, round((size[1] - 1) * factor) + 1
 
 
 def check_scales(scales: Sequence[float]) -> None:
@@ -169,6 +215,17 @@ def check_scales(scales: Sequence[float]) -> None:
     low, high = SCALE_LIMITS
     if not scales or any(not low <= scale <= high for scale in scales):
         raise ValueError(f"scales are {tuple(scales)}, expected numbers from {low} to {high}")
+
+
+def checked_longest_side(pixels: int) -> int | None:
+    """What a user asks for as a model's `longest_side`: pixels, or 0 for pictures as they are.
+
+    Raises:
+        ValueError: if it is negative, or more than `LONGEST_SIDE`.
+    """
+    if not 0 <= pixels <= LONGEST_SIDE:
+        raise ValueError(f"longest side is {pixels}, expected 1 to {LONGEST_SIDE} pixels, or 0 for images as they are")
+    return pixels or None
 
 
 @contextmanager

@@ -43,8 +43,11 @@ class Recipe:
         balance: threshold of repeat-factor sampling, the share of images below which a class is rare; 0 for none.
         crop: side, or height and width, of the training crops in pixels.
         scales: range of the random scale.
+        longest_side: pictures are brought to it, in pixels, before `scales` and in prediction; None for the pictures as
+            they are, as in the paper.
         flip: probability of a left-right flip.
         photometric: strength of random brightness, contrast and saturation; the paper has none.
+        class_mix: probability that half of the classes of another crop are laid over a crop; the paper has none.
         output_stride: in training.
         batch: images in one step, over all processes and accumulated parts.
         accumulate: parts that a process's share of the batch is cut into, to fit in memory.
@@ -92,8 +95,10 @@ class Recipe:
     balance: float = 0.0
     crop: int | tuple[int, int] = 513
     scales: tuple[float, float] = (0.5, 2.0)
+    longest_side: int | None = None
     flip: float = 0.5
     photometric: float = 0.0
+    class_mix: float = 0.0
     output_stride: int = 16
     batch: int = 16
     accumulate: int = 1
@@ -125,9 +130,11 @@ class Recipe:
         for name, lowest in _LOWEST.items():
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {lowest}")
-        for name in ("flip", "photometric", "ema", "batch_norm_decay", "balance", "teacher_weight"):
+        for name in ("flip", "photometric", "ema", "batch_norm_decay", "balance", "teacher_weight", "class_mix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
+        if self.longest_side is not None and self.longest_side < 1:
+            raise ValueError(f"longest_side is {self.longest_side}, expected at least 1, or null")
         weights = self.class_weights
         if weights is not None and (min(weights, default=0) < 0 or not any(weights)):
             raise ValueError(f"class_weights is {weights}, expected none below 0 and one above it")

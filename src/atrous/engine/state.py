@@ -276,6 +276,7 @@ def build_model(
     )
     if source and not blank:
         load_into(model, source, reset_head=recipe.reset_head)
+    model.longest_side = recipe.longest_side
     model.set_batch_norm_decay(recipe.batch_norm_decay)
     model.set_checkpointing(recipe.checkpointing)
     if recipe.batch_norm != "train":

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from atrous.data.datasets import SegmentationDataset
+from atrous.data.datasets import Sample, SegmentationDataset
 from atrous.data.image import Normalization
 from atrous.data.sampling import Presence, bootstrap_factors, open_splits, pixel_counts, repeat_factors, repeated
-from atrous.data.transforms import Augment
+from atrous.data.transforms import Augment, class_mix
 from atrous.engine import checkpoint
 from atrous.engine.distributed import Place, Stream, World, generator, world
 from atrous.engine.evaluate import Evaluation, evaluate
@@ -82,7 +82,7 @@ def train(
                 check_masks(held_out, labelled=False)
                 stride = recipe.val_output_stride or recipe.output_stride
                 check_reachable(stride, state.model.backbone.reachable, "val")
-            crops = Crops(dataset, _augment(recipe, state.model, dataset.labels.ignore), recipe.seed)
+            crops = crops_of(dataset, recipe, state.model)
             batches = iter(_loader(crops, recipe, state.step, workers, here))
         report = Report(run, iterations=recipe.iterations, start=state.step, batch=recipe.batch, silent=not here.first)
         headline = _headline(recipe, data, run, state, dataset, held_out)
@@ -121,15 +121,15 @@ def train(
 class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
     """Augmented crops, each a function of seed, epoch and index, whatever process makes it."""
 
-    def __init__(self, dataset: SegmentationDataset, augment: Augment, seed: int) -> None:
-        self.dataset, self.augment, self.seed = dataset, augment, seed
+    def __init__(self, dataset: SegmentationDataset, augment: Augment, seed: int, class_mix: float = 0.0) -> None:
+        self.dataset, self.augment, self.seed, self.class_mix = dataset, augment, seed, class_mix
 
     def __getitem__(self, place: Place) -> tuple[Tensor, Tensor, str] | Exception:
         """Image uint8 3,h,w, mask uint8 h,w and name of one sample in one epoch; or what is wrong with its files."""
         epoch, index = place
         try:
             sample = self.dataset[index]
-            image, mask = self.augment(sample.image, sample.mask, generator(self.seed, epoch, index))
+            image, mask = self._drawn(sample, generator(self.seed, epoch, index))
         except (ValueError, OSError, MemoryError) as error:  # raised in a worker it would come wrapped in a traceback
             return error
         except RuntimeError as error:
@@ -137,6 +137,14 @@ class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
                 raise
             return MemoryError(str(error).splitlines()[0])
         return image, mask, sample.name
+
+    def _drawn(self, sample: Sample, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        pair = self.augment(sample.image, sample.mask, draws)
+        if not self.class_mix or torch.rand((), generator=draws) >= self.class_mix:
+            return pair
+        other = self.dataset[int(torch.randint(len(self.dataset), (), generator=draws))]
+        over = self.augment(other.image, other.mask, draws)
+        return class_mix(pair, over, draws, self.augment.ignore)
 
 
 def _open_data(recipe: Recipe, data: str | Path) -> tuple[SegmentationDataset, SegmentationDataset | None]:
@@ -219,15 +227,18 @@ def _saved(run: Path, dataset: SegmentationDataset) -> dict[str, Any] | None:
     return saved
 
 
-def _augment(recipe: Recipe, model: DeepLabV3, ignore: int) -> Augment:
-    return Augment(
+def crops_of(dataset: SegmentationDataset, recipe: Recipe, model: DeepLabV3) -> Crops:
+    """A data set as crops for a model, augmented as the recipe asks for."""
+    augment = Augment(
         crop=recipe.crop,
         scales=recipe.scales,
         flip=recipe.flip,
         fill=Normalization(model.mean, model.std).fill,
-        ignore=ignore,
+        ignore=dataset.labels.ignore,
         photometric=recipe.photometric,
+        longest_side=recipe.longest_side,
     )
+    return Crops(dataset, augment, recipe.seed, recipe.class_mix)
 
 
 def _loader(crops: Crops, recipe: Recipe, start: int, workers: int, here: World) -> DataLoader[Any]:
@@ -344,6 +355,7 @@ def _card(
         mean=model.mean,
         std=model.std,
         output_stride=recipe.output_stride,
+        longest_side=recipe.longest_side,
         ignore=labels.ignore,
         metrics=metrics,
         data=f"{Path(str(data)).name}, split {recipe.train_split}, {len(dataset)} images",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from atrous.data.image import Normalization
-from atrous.engine.evaluate import PAPER_SCALES, Evaluation, check_scales, inference, probabilities_of_pass
+from atrous.engine.evaluate import PAPER_SCALES, Evaluation, as_seen, check_scales, inference, probabilities_of_pass
 from atrous.engine.metrics import ConfusionMatrix
 from atrous.models.deeplab import DeepLabV3
 from atrous.ops.stride import check_reachable
@@ -99,20 +99,24 @@ def ladder(
     normalise = Normalization(model.mean, model.std)
     matrices = [ConfusionMatrix(model.num_classes, ignore=dataset.labels.ignore) for _ in rows]
     seconds = [0.0] * len(rows)
-    chains = list(_chains(rows))
+    chains, scales = list(_chains(rows)), [scale for row in rows for scale in row.scales]
     with inference(model):
         for done in range(len(dataset)):
             sample = dataset[done]
-            image = normalise(sample.image[None].to(device))
+            image = normalise(as_seen(model, sample.image, scales)[None].to(device))
+            size = (sample.image.shape[-2], sample.image.shape[-1])
             for chain in chains:
-                for i, ids, took in _climb(model, image, rows, chain):
+                for i, ids, took in _climb(model, image, size, rows, chain):
                     matrices[i].update(ids[0].cpu(), sample.mask)
                     seconds[i] += took
             progress(done + 1)
     return [
-        Evaluation(matrix.scores(dataset.labels.names), len(dataset), spent, row.output_stride, row.scales, row.flip)
+        Evaluation(
+            matrix.scores(dataset.labels.names), len(dataset), spent, row.output_stride, row.scales, row.flip,
+            model.longest_side,
+        )
         for matrix, spent, row in zip(matrices, seconds, rows, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def _chains(rows: Sequence[Setting]) -> Iterator[list[int]]:
@@ -129,7 +133,7 @@ def _chains(rows: Sequence[Setting]) -> Iterator[list[int]]:
 
 
 def _climb(
-    model: DeepLabV3, image: Tensor, rows: Sequence[Setting], chain: Iterable[int]
+    model: DeepLabV3, image: Tensor, size: tuple[int, int], rows: Sequence[Setting], chain: Iterable[int]
 ) -> Iterator[tuple[int, Tensor, float]]:
     """Index of each row of a chain, the classes that it finds, B,H,W, and the seconds since the chain's start."""
     started = time.perf_counter()
@@ -138,7 +142,7 @@ def _climb(
     for i in chain:
         model.output_stride = rows[i].output_stride
         for scale, flipped in sorted(rows[i].passes - done):
-            probabilities = probabilities_of_pass(model, image, scale, flipped)
+            probabilities = probabilities_of_pass(model, image, size, scale, flipped)
             total = probabilities if total is None else total.add_(probabilities)
         done = rows[i].passes
         assert total is not None

@@ -45,7 +45,14 @@ from atrous.data.overlay import overlay
 from atrous.data.strips import Strips, is_installed, open_strips, strips_of, write_mask_strips
 from atrous.data.whole import sweep
 from atrous.engine.distributed import pick_device
-from atrous.engine.evaluate import check_scales, inference, predict_classes, predict_probabilities
+from atrous.engine.evaluate import (
+    as_seen,
+    check_scales,
+    checked_longest_side,
+    inference,
+    predict_classes,
+    predict_probabilities,
+)
 from atrous.jobs.windows import STRIP, WHOLE_PIXELS, WINDOW, Windows
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
@@ -117,13 +124,16 @@ class Predictor:
         scales: average the probabilities over these scales (section 4.2).
         flip: and over left-right flipped inputs.
         dtype: of the model's inference form (`DeepLabV3.for_inference`); None lets the machine decide.
-        window: side in pixels of the windows that photographs larger than it are segmented by. None: those of more than
-            `atrous.jobs.windows.WHOLE_PIXELS` go by windows of 1,473, and all others whole.
+        longest_side: in pixels, that photographs are brought to for the model; None for the model's own, 0 for the
+            photographs as they are.
+        window: side in pixels of the windows that photographs larger than it are segmented by, at their own size. None:
+            those of more than `atrous.jobs.windows.WHOLE_PIXELS` go by windows of 1,601, and all others whole; where
+            there is a `longest_side`, those of up to `MAX_PIXELS` go whole.
         max_pixels: refuse larger photographs.
 
     Raises:
-        ValueError: if labels and classes differ in number, the stride cannot be reached, a scale is not positive, or
-            the window is too small for the stride.
+        ValueError: if labels and classes differ in number, the stride cannot be reached, a scale is not positive, the
+            longest side is negative, or the window is too small for the stride.
     """
 
     def __init__(
@@ -136,6 +146,7 @@ class Predictor:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         dtype: torch.dtype | None = None,
+        longest_side: int | None = None,
         window: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -146,6 +157,8 @@ class Predictor:
         self.model = model.to(self.device).for_inference(dtype=dtype)
         if output_stride is not None:
             self.model.output_stride = output_stride
+        if longest_side is not None:
+            self.model.longest_side = checked_longest_side(longest_side)
         self.labels, self.scales, self.flip, self.max_pixels = labels, tuple(scales), flip, max_pixels
         self.window = window
         self.windows()  # refuses a window that is too small
@@ -176,7 +189,8 @@ class Predictor:
         if not self.fits(*image.shape[:2]):
             return Segmentation(np.concatenate(list(self.windows().classes(strips_of(image)))), image, self.labels)
         with inference(self.model):
-            mask = predict_classes(self.model, self._tensor(image), scales=self.scales, flip=self.flip)
+            size = (image.shape[0], image.shape[1])
+            mask = predict_classes(self.model, self._tensor(image), scales=self.scales, flip=self.flip, size=size)
         return Segmentation(mask[0].cpu().numpy(), image, self.labels)
 
     def probabilities(self, source: str | Path | Image.Image | npt.NDArray[Any] | Tensor) -> npt.NDArray[np.float32]:
@@ -186,13 +200,19 @@ class Predictor:
         """
         image = read_image(source, max_pixels=self.max_pixels)
         with inference(self.model):
-            found = predict_probabilities(self.model, self._tensor(image), scales=self.scales, flip=self.flip)
+            size = (image.shape[0], image.shape[1])
+            found = predict_probabilities(
+                self.model, self._tensor(image), scales=self.scales, flip=self.flip, size=size
+            )
         array: npt.NDArray[np.float32] = found[0].float().cpu().numpy()
         return array
 
     def fits(self, height: int, width: int) -> bool:
         """Whether a photograph of that size is segmented in one pass."""
-        return height * width <= WHOLE_PIXELS if self.window is None else max(height, width) <= self.window
+        if self.window is not None:
+            return max(height, width) <= self.window
+        # Made smaller, a photograph takes little memory in the model, however large it is.
+        return height * width <= (MAX_PIXELS if self.model.longest_side else WHOLE_PIXELS)
 
     def takes_whole(self, size: tuple[int, int]) -> bool:
         """Whether a file of that height and width is read whole: if it fits, or nothing here reads by rows.
@@ -209,14 +229,15 @@ class Predictor:
     def settings(self) -> str:
         """Sixteen digits that stand for whatever decides a mask: weights, stride, scales, flips, windows, labels."""
         digest = hashlib.sha256(repr((self.model.arguments, self.model.output_stride, self.labels)).encode())
-        digest.update(repr((self.scales, self.flip, self.window)).encode())
+        digest.update(repr((self.scales, self.flip, self.model.longest_side, self.window)).encode())
         for name, tensor in self.model.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
 
     def _tensor(self, image: npt.NDArray[np.uint8]) -> Tensor:
-        return self.normalise(to_tensor(image)[None].to(self.device)).contiguous(memory_format=torch.channels_last)
+        seen = as_seen(self.model, to_tensor(image), self.scales)
+        return self.normalise(seen[None].to(self.device)).contiguous(memory_format=torch.channels_last)
 
 
 @dataclass
@@ -346,8 +367,13 @@ def _segment_by_rows(
 
 def _reduced(picture: Strips, by: int) -> Pixels:
     """A picture made smaller by a whole number, each pixel the mean of those it stands for."""
-    strips = picture.strips(-(-STRIP // by) * by)
-    return np.concatenate([np.asarray(Image.fromarray(strip).reduce(by)) for strip in strips])
+    height, width = (-(-side // by) for side in picture.size)
+    found, top = np.empty((height, width, 3), dtype=np.uint8), 0
+    for strip in picture.strips(-(-STRIP // by) * by):
+        rows = np.asarray(Image.fromarray(strip).reduce(by))
+        found[top : top + len(rows)] = rows
+        top += len(rows)
+    return found
 
 
 def _check_outputs(out: Path, names: dict[Path, str]) -> None:

@@ -102,6 +102,7 @@ class DeepLabV3(nn.Module):
         channels = self.head.channels if isinstance(self.head, ASPP) else self.backbone.channels
         self.head_conv = conv_bn_relu(channels, FILTERS, 3) if head_conv else nn.Identity()
         self.classifier = nn.Conv2d(FILTERS if head_conv else channels, num_classes, 1)
+        self.longest_side: int | None = None
         self._output_stride = output_stride
         self._frozen: Literal["no", "statistics", "all"] = "no"
         self._initialise_head()

@@ -33,6 +33,8 @@ _HEADER_KEY = "atrous"
 _FLOAT16_MAX = torch.finfo(torch.float16).max
 _MOST_BRANCHES, _LONGEST_NAME = 16, 200
 """Of what a card may say of a network, before anything is built that fills the memory."""
+LONGEST_SIDE = 1 << 16
+"""The most that a picture may be brought to, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class ModelCard:
         mean: of each colour, white being 1, that images are normalised with.
         std: likewise.
         output_stride: that it was trained at and predicts at unless told otherwise.
+        longest_side: in pixels, that pictures are brought to for prediction; None for the pictures as they are.
         ignore: the label that does not count.
         metrics: what was measured, named by data, split and setting; mIoU from 0 to 1.
         data: what it was trained on.
@@ -60,6 +63,7 @@ class ModelCard:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     output_stride: int = 16
+    longest_side: int | None = None
     ignore: int = 255
     metrics: dict[str, Any] = field(default_factory=dict)
     data: str = ""
@@ -97,6 +101,8 @@ class ModelCard:
             assert len(raw["palette"]) == len(raw["names"]) == raw["arguments"]["num_classes"]
             assert all(0 <= part <= 255 for colour in raw["palette"] for part in colour) and min(raw["std"]) > 0
             assert len(raw["names"]) <= raw.get("ignore", 255) <= 255
+            side = raw.get("longest_side")
+            assert side is None or (type(side) is int and 1 <= side <= LONGEST_SIDE)
         except (TypeError, KeyError, AssertionError, OverflowError) as error:
             raise ValueError(f"the model card is not well formed: {error!r}") from error
         return cls(**raw)
@@ -148,6 +154,7 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
     if output_stride is not None:
         model.output_stride = output_stride
     model.backbone.mean, model.backbone.std = card.mean, card.std
+    model.longest_side = card.longest_side
     return model.eval(), card
 
 
