@@ -16,9 +16,11 @@ from atrous.engine.train import train
 CAMVID = Path(__file__).parents[2] / "shared" / "data" / "camvid"
 
 
-def survey(images: int = 367, side: int = 360, pixels: tuple[int, ...] = (500, 300)) -> Survey:
+def survey(
+    images: int = 367, side: int = 360, pixels: tuple[int, ...] = (500, 300), long_side: int | None = None
+) -> Survey:
     names = tuple("abcdefgh"[: len(pixels)])
-    return Survey(names, np.tile(np.array(pixels), (images, 1)), side, ("train", "val"))
+    return Survey(names, np.tile(np.array(pixels), (images, 1)), side, long_side or side * 4 // 3, ("train", "val"))
 
 
 def test_on_camvid_it_is_the_tuned_recipe() -> None:
@@ -31,11 +33,24 @@ def test_on_camvid_it_is_the_tuned_recipe() -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "crop", "low"), [(360, 353, 0.75), (1024, 513, 0.5), (513, 513, 0.75), (512, 497, 0.75), (20, 65, 0.75)]
-)
-def test_the_crop_fits_the_pictures(side: int, crop: int, low: float) -> None:
+    ("side", "crop", "scales"),
+    [(360, 353, (0.6, 1.3)), (1024, 513, (0.5, 2.0)), (513, 513, (0.75, 2.0)), (512, 497, (0.75, 2.0)),
+     (20, 65, (0.6, 1.3)), (3000, 513, (0.75, 2.0))],
+)  # fmt: skip
+def test_the_crop_fits_the_pictures(side: int, crop: int, scales: tuple[float, float]) -> None:
     recipe, _ = choose(survey(side=side))
-    assert recipe.crop == (crop, crop) and recipe.scales == (low, 2.0)
+    assert recipe.crop == (crop, crop) and recipe.scales == scales
+
+
+@pytest.mark.parametrize(
+    ("long_side", "seen", "why"),
+    [(480, 840, "now 480 (median): thin things"), (100, 175, "thin things"), (600, None, "as they are"),
+     (2000, None, "as they are"), (4000, 1280, "a crop would show too little")],
+)  # fmt: skip
+def test_small_pictures_are_enlarged_and_large_ones_made_smaller(long_side: int, seen: int | None, why: str) -> None:
+    recipe, reasons = choose(survey(side=long_side * 3 // 4, long_side=long_side))
+    assert recipe.longest_side == seen and why in reasons[0]
+    assert choose(survey(side=700, long_side=5000))[0].crop == (177, 177), "a wide picture, 179 pixels high as seen"
 
 
 @pytest.mark.parametrize(
@@ -58,10 +73,10 @@ def test_weights_are_the_root_of_median_frequency_balancing() -> None:
 def test_rare_classes_come_more_often() -> None:
     pixels = np.full((100, 2), 50)
     pixels[9:, 1] = 0
-    rare, why = choose(Survey(("sky", "kite"), pixels, 360, ("train",)))
+    rare, why = choose(Survey(("sky", "kite"), pixels, 360, 480, ("train",)))
     assert rare.balance == 0.1 and any("kite" in line for line in why)
     pixels[:10, 1] = 50
-    assert choose(Survey(("sky", "kite"), pixels, 360, ("train",)))[0].balance == 0
+    assert choose(Survey(("sky", "kite"), pixels, 360, 480, ("train",)))[0].balance == 0
     assert rare.val_split is None and any("no split named val" in line for line in why)
 
 

@@ -163,7 +163,8 @@ _CAMVID = Recipe(
     multi_grid=None,
     train_split="train",
     crop=(353, 353),
-    scales=(0.75, 2.0),
+    scales=(0.6, 1.3),
+    longest_side=840,
     photometric=0.3,
     class_weights=(0.5, 0.45, 2.1, 0.4, 1.0, 0.7, 2.0, 2.0, 0.9, 2.6, 3.5),
     batch=8,
@@ -182,9 +183,10 @@ _CAMVID = Recipe(
 # VOC's classes from a few hundred labelled photographs, and a split `pseudo` that a teacher labelled (`atrous label`).
 _OBJECTS = replace(
     _CAMVID, backbone="timm/tf_efficientnet_lite2", train_split="train*2+pseudo", balance=0.1, class_weights=None,
-    scales=(0.5, 1.25), photometric=0.4, lr=4e-4, head_lr_factor=5.0, amp="bf16", iterations=2_300, val_every=460,
+    scales=(0.5, 1.25), longest_side=None, photometric=0.4, lr=4e-4, head_lr_factor=5.0, amp="bf16", iterations=2_300,
+    val_every=460,
 )  # fmt: skip
-_FOLDER = replace(_CAMVID, class_weights=None)
+_FOLDER = replace(_CAMVID, class_weights=None, scales=(0.75, 2.0), longest_side=None)
 _VOC_HARD = ("bicycle", "chair", "diningtable", "pottedplant", "sofa")
 
 

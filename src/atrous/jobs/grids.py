@@ -118,7 +118,11 @@ _LAST_STAGE = (
 
 PRESETS = {
     "paper": Preset(None, {}, ("resnet50", "resnet101"), "the paper's setting", VOC_HARD_CLASSES),
-    "camvid": Preset("camvid-efficientnet_lite0", {}, _LITE, f"the CamVid recipe; {_LAST_STAGE}"),
+    # The paper's networks see pictures as they are, and so must those that are compared.
+    "camvid": Preset(
+        "camvid-efficientnet_lite0", {"longest_side": None, "scales": (0.75, 2.0)}, _LITE,
+        f"the CamVid recipe, pictures as they are; {_LAST_STAGE}",
+    ),
     "tiny": Preset(
         "folder-efficientnet_lite0",
         {
