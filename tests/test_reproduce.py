@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from atrous.cli import main
 from atrous.jobs.cells import Worker, _answer
 from atrous.jobs.plan import Training
+from atrous.models.weights import load, save
 
 SMALL = ["--backbone", "timm/lcnet_050", "--iterations", "8", "-j", "0", "--device", "cpu"]
 SETTINGS = ["weights=null", "save_every=1", "aspp_rates=[1]", "crop=33", "batch=4"]
@@ -152,11 +154,14 @@ def test_a_model_that_is_given_goes_up_the_ladder(
     trained: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Worker, "do", lambda self, job: _answer(job))  # in this process
-    options = ["--preset", "tiny", "--model", str(trained), "--data", str(tiny_data), "--out", str(tmp_path / "o")]
+    model, card = load(trained)
+    save(model, tmp_path / "sized.safetensors", replace(card, longest_side=200))
+    given = str(tmp_path / "sized.safetensors")
+    options = ["--preset", "tiny", "--model", given, "--data", str(tiny_data), "--out", str(tmp_path / "o")]
     assert main(["reproduce", "table-12", *options, "--device", "cpu", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     flags = ["--data", str(tiny_data), "--device", "cpu", "--json", "--ladder", "--scales", "0.75", "1", "1.25"]
-    assert main(["eval", str(trained), *flags]) == 0
+    assert main(["eval", given, *flags, "--longest-side", "0"]) == 0, "the tables' pictures are as they are"
     ladder = json.loads(capsys.readouterr().out)
     assert [100 * row["miou"] for row in ladder["rows"]] == [pytest.approx(row["ours"]) for row in rows]
     assert len(rows) == 4 and ladder["markdown"].startswith("| OS=16 | OS=8 | MS | Flip | mIOU |")
@@ -166,8 +171,9 @@ def test_a_model_that_is_given_goes_up_the_ladder(
     ("arguments", "message"),
     [
         (["tabel-5"], "there is no table or figure 'tabel-5'; did you mean table-5?"),
-        (["figure-5"], "there is no table or figure 'figure-5'; did you mean figure-"),
-        (["table-7"], "the result of PASCAL VOC's test server; docs/results.md"),
+        (["figure-5"], "there is no table or figure 'figure-5'; there are table-1, table-2,"),
+        (["table-99"], "there is no table or figure 'table-99'; there are table-1, table-2,"),
+        (["Table-7"], "the result of PASCAL VOC's test server; docs/results.md"),
         (["table-13"], "the result of Cityscapes' test server; docs/results.md"),
         (["table-5", "--preset", "tinny"], "there is no preset 'tinny'; did you mean tiny?"),
         (["table-5", "--seeds", "0"], "--seeds and --iterations are at least 1"),

@@ -194,6 +194,8 @@ def _evaluate(job: dict[str, Any], run: Path) -> None:
     split = (_recipe(job["recipe"]).val_split if job["recipe"] else None) or "val"
     settings = [Setting(stride, tuple(scales), flip) for stride, scales, flip in job["settings"]]
     model, _ = load(job["model"] or run)
+    if job["model"]:
+        model.longest_side = None  # the paper's networks see pictures as they are
     model = model.to(pick_device(job["device"])).for_inference()
     for setting, found in zip(settings, ladder(model, open_splits(job["data"], split), settings), strict=True):
         path = run / "results" / f"{setting.slug}.json"

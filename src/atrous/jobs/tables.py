@@ -236,8 +236,8 @@ def commands_of(training: Training) -> list[str]:
         source = str(training.run)
     for setting in training.settings:
         scales = "" if len(setting.scales) == 1 else " --scales " + " ".join(f"{s:g}" for s in setting.scales)
-        flip = " --flip" if setting.flip else ""
-        commands.append(f"atrous eval {source} --data {data} --output-stride {setting.output_stride}{scales}{flip}")
+        options = scales + (" --flip" if setting.flip else "") + (" --longest-side 0" if training.model else "")
+        commands.append(f"atrous eval {source} --data {data} --output-stride {setting.output_stride}{options}")
     return commands
 
 
