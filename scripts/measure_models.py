@@ -36,7 +36,7 @@ def main() -> None:
     result = compare("models", {"size": [found.height, found.width]}, candidates, rounds=found.rounds)
     speeds: dict[str, Any] = {}
     for (name, stride), row in zip(predictors, result.rows, strict=True):
-        speeds.setdefault(name, {})[str(stride)] = round(row.seconds * 1000, 1)
+        speeds.setdefault(name, {})[f"val, output stride {stride}"] = round(row.seconds * 1000, 1)
         print(f"{row.name}: {row.seconds * 1000:.1f} ms, spread {row.spread:.0%}")
     written = {"hardware": found.hardware, "size": [found.height, found.width], "milliseconds": speeds}
     TARGET.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")

@@ -287,14 +287,14 @@ def slow_start(seconds: float) -> None:
     """Wait in the middle of setting up."""
     from atrous.engine import train as module
 
-    real = module._saved
+    real = module.saved_state
 
     def saved(*arguments: Any) -> Any:
         tell("starting")
         time.sleep(seconds)
         return real(*arguments)
 
-    module._saved = saved
+    module.saved_state = saved
 
 
 def clock_backwards() -> None:

@@ -209,13 +209,20 @@ def _eval_ladder(found: argparse.Namespace, model: Any, dataset: Any, progress: 
 
 def run_models(found: argparse.Namespace) -> int:
     """List the named weights."""
-    from atrous.models.weights import cards
+    from atrous.models.weights import cards, speeds
+
+    hardware, milliseconds = speeds()
+
+    def measured(name: str, metrics: dict[str, Any]) -> dict[str, Any]:
+        took = milliseconds.get(name, {})
+        return {what: found | ({"milliseconds": took[what]} if what in took else {}) for what, found in metrics.items()}
 
     rows = {
         name: {
             "classes": list(card.names),
-            "metrics": card.metrics,
+            "metrics": measured(name, card.metrics),
             "output_stride": card.output_stride,
+            "longest_side": card.longest_side,
             "megabytes": round(path.stat().st_size / 1e6, 2),
             "data": card.data,
             "licence": card.licence,
@@ -225,7 +232,7 @@ def run_models(found: argparse.Namespace) -> int:
     }
     if found.json:
         return _print_json(rows)
-    _stderr().print(models_table(rows))
+    _stderr().print(models_table(rows, hardware))
     return 0
 
 

@@ -34,20 +34,25 @@ def scores_table(result: Any) -> Any:
     return table
 
 
-def models_table(rows: dict[str, dict[str, Any]]) -> Any:
-    """The named weights."""
+def models_table(rows: dict[str, dict[str, Any]], hardware: str = "") -> Any:
+    """The named weights: a row for each setting that was measured, then what each model is."""
+    from rich.console import Group
     from rich.table import Table
 
-    table = Table("name", "classes", "mIoU", "MB", "licence", "what it is")
-    table.columns[0].overflow = "fold"  # a name must be read whole, for it is to be typed
+    table = Table("name", "MB", "measured on", "mIoU", "ms", padding=(0, 1, 0, 0))
+    table.caption = f"ms: {hardware}" if hardware else None
+    table.columns[0].min_width = max(map(len, rows), default=0)  # a name must be read whole, for it is to be typed
+    told = []
     for name, row in rows.items():
-        scored = "\n".join(
-            f"{setting}: {found['miou']:.2%}"
-            for setting, found in row["metrics"].items()
-            if found.get("miou") is not None
-        )
-        table.add_row(name, f"{len(row['classes'])}", scored, f"{row['megabytes']}", row["licence"], row["description"])
-    return table
+        first = (name, f"{row['megabytes']:.1f}")
+        for setting, found in row["metrics"].items():
+            miou = "-" if found.get("miou") is None else f"{found['miou']:.2%}"
+            table.add_row(*first, setting, miou, f"{found.get('milliseconds', '')}")
+            first = ("", "")
+        if first[0]:
+            table.add_row(*first, "", "", "")
+        told.append(f"{name}: {len(row['classes'])} classes; {row['description']}. Licence: {row['licence']}.")
+    return Group(table, *told)
 
 
 def listing_table(rows: list[dict[str, Any]]) -> Any:

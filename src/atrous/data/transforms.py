@@ -115,7 +115,7 @@ def class_mix(
         ignore: the id that is no class.
     """
     (image, mask), (over, ids) = pair, other
-    classes = ids.unique()
+    classes = torch.bincount(ids.flatten(), minlength=256).nonzero().flatten()
     classes = classes[classes != ignore]
     chosen = classes[torch.randperm(len(classes), generator=generator)[: (len(classes) + 1) // 2]]
     laid = torch.isin(ids, chosen)

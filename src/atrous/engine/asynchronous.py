@@ -38,15 +38,15 @@ from atrous.engine.staleness import PushLog, Staleness
 from atrous.engine.state import State
 from atrous.engine.stopping import Signals, Stopped, explained
 from atrous.engine.train import (
-    _card,
-    _claim,
-    _headline,
-    _open_data,
-    _saved,
+    card_of,
     check_masks,
+    claim,
     crops_of,
     describe,
+    headline_of,
+    open_data,
     sampled,
+    saved_state,
 )
 from atrous.ops.stride import check_reachable
 
@@ -88,11 +88,11 @@ def train_asynchronously(
     here = World(0, 1, torch.device("cpu"))
     with Signals() as signals, ExitStack() as stack:
         with signals.starting():
-            dataset, held_out = _open_data(recipe, data)
+            dataset, held_out = open_data(recipe, data)
             dataset = sampled(dataset, check_masks(dataset), recipe)
             stack.enter_context(checkpoint.lock(run))
-            _claim(run, recipe, resume, here)
-            saved = _saved(run, dataset) if resume else None
+            claim(run, recipe, resume, here)
+            saved = saved_state(run, dataset) if resume else None
             state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, here, saved)
             if held_out:
                 check_masks(held_out, labelled=False)
@@ -102,7 +102,7 @@ def train_asynchronously(
             given = {"recipe": recipe, "crops": crops, "held_out": held_out, "workers": workers}
             fleet = stack.enter_context(Fleet(replicas, state.model, given, chosen))
         report = Report(run, iterations=recipe.iterations, start=state.step, batch=recipe.batch)
-        headline = f"{_headline(recipe, data, run, state, dataset, held_out)}; {replicas} asynchronous replicas"
+        headline = f"{headline_of(recipe, data, run, state, dataset, held_out)}; {replicas} asynchronous replicas"
         stack.enter_context(explained(recipe, run, lambda: state.step))
         stack.enter_context(report.running(headline))
         office = Office(server, fleet, report, run, data, dataset, held_out)
@@ -120,7 +120,7 @@ def train_asynchronously(
                 office.hand_out(number)
         report.console.print(server.staleness.render())
         if not held_out:
-            state.keep(run, _card(recipe, state, dataset, data, None), here)
+            state.keep(run, card_of(recipe, state, dataset, data, None), here)
         return Outcome(state.best, server.staleness)
 
 
@@ -308,7 +308,7 @@ class Office:
         assert self.held_out
         better = self.state.note(found.scores.miou)
         if better:
-            card = _card(snapshot.recipe, snapshot, self.dataset, self.data, found)
+            card = card_of(snapshot.recipe, snapshot, self.dataset, self.data, found)
             snapshot.keep(self.run, card, World(0, 1, torch.device("cpu")))
         self.report.validated(snapshot.step, found, better)
         self.report.picture(snapshot.step, snapshot.evaluated, self.held_out)

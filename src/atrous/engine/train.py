@@ -71,11 +71,11 @@ def train(
     """
     with world(device) as here, Signals() as signals, default_form("model"), ExitStack() as claimed:
         with signals.starting():
-            dataset, held_out = _open_data(recipe, data)
+            dataset, held_out = open_data(recipe, data)
             dataset = sampled(dataset, check_masks(dataset), recipe)
             claimed.enter_context(checkpoint.lock(run) if here.first else nullcontext())
-            _claim(run, recipe, resume, here)
-            saved = _saved(run, dataset) if resume else None
+            claim(run, recipe, resume, here)
+            saved = saved_state(run, dataset) if resume else None
             state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, here, saved)
             here.agree(state.step, f"the processes find {run} at different steps; all must see the same folder")
             if held_out:
@@ -85,7 +85,7 @@ def train(
             crops = crops_of(dataset, recipe, state.model)
             batches = iter(_loader(crops, recipe, state.step, workers, here))
         report = Report(run, iterations=recipe.iterations, start=state.step, batch=recipe.batch, silent=not here.first)
-        headline = _headline(recipe, data, run, state, dataset, held_out)
+        headline = headline_of(recipe, data, run, state, dataset, held_out)
         with explained(recipe, run, lambda: state.step), report.running(headline):
             # A run that was stopped while it validated begins with that.
             while state.step < recipe.iterations or state.must_validate(held_out):
@@ -99,7 +99,7 @@ def train(
                     )
                     better = state.note(found.scores.miou)
                     if better:
-                        state.keep(run, _card(recipe, state, dataset, data, found), here)
+                        state.keep(run, card_of(recipe, state, dataset, data, found), here)
                     report.validated(state.step, found, better)
                     report.picture(state.step, state.evaluated, held_out)
                     continue
@@ -114,7 +114,7 @@ def train(
                 if stop and (not last or held_out):
                     signals.leave(state.step, stop)
             if not held_out:
-                state.keep(run, _card(recipe, state, dataset, data, None), here)
+                state.keep(run, card_of(recipe, state, dataset, data, None), here)
         return state.best
 
 
@@ -147,7 +147,12 @@ class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
         return class_mix(pair, over, draws, self.augment.ignore)
 
 
-def _open_data(recipe: Recipe, data: str | Path) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+def open_data(recipe: Recipe, data: str | Path) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """What a recipe trains on, and what it validates on, if anything.
+
+    Raises:
+        ValueError: if a split is not there, or the classes do not go with the recipe or with each other.
+    """
     dataset = open_splits(data, recipe.train_split)
     classes = len(dataset.labels)
     if recipe.class_weights and len(recipe.class_weights) != classes:
@@ -214,7 +219,7 @@ def describe(dataset: SegmentationDataset) -> dict[str, Any]:
     return {"classes": list(dataset.labels.names), "images": len(dataset), "names": names}
 
 
-def _saved(run: Path, dataset: SegmentationDataset) -> dict[str, Any] | None:
+def saved_state(run: Path, dataset: SegmentationDataset) -> dict[str, Any] | None:
     """The newest checkpoint, if it is of this data."""
     saved = checkpoint.load_newest(run)
     if saved is None and checkpoint.steps(run):
@@ -300,7 +305,7 @@ def _ignore_interrupts(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _claim(run: Path, recipe: Recipe, resume: bool, here: World) -> None:
+def claim(run: Path, recipe: Recipe, resume: bool, here: World) -> None:
     """Make the run's folder ours, or refuse to write over another run."""
     written = run / "recipe.yaml"
     if checkpoint.steps(run):
@@ -316,7 +321,7 @@ def _claim(run: Path, recipe: Recipe, resume: bool, here: World) -> None:
         checkpoint.write_text(written, recipe.to_yaml())
 
 
-def _headline(
+def headline_of(
     recipe: Recipe,
     data: str | Path,
     run: Path,
@@ -324,6 +329,7 @@ def _headline(
     dataset: SegmentationDataset,
     held_out: SegmentationDataset | None,
 ) -> str:
+    """What is about to be trained, on what, as one line."""
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     going = f"going on at step {state.step}" if state.step else "starting"
     return (
@@ -333,9 +339,10 @@ def _headline(
     )
 
 
-def _card(
+def card_of(
     recipe: Recipe, state: State, dataset: SegmentationDataset, data: str | Path, found: Evaluation | None
 ) -> ModelCard:
+    """What the weights of a run say of themselves."""
     model, labels = state.evaluated, dataset.labels
     metrics: dict[str, Any] = {}
     if found:

@@ -252,6 +252,15 @@ def cards() -> dict[str, tuple[Path, ModelCard]]:
     return {name: (path, read_card(path)) for name, path in sorted(_zoo().items())}
 
 
+def speeds() -> tuple[str, dict[str, dict[str, float]]]:
+    """The hardware, and the milliseconds that a photograph took there, by model and metric of its card."""
+    file = _folder() / "speed.json"
+    if not file.exists():
+        return "", {}
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return f"{found['hardware']}, {found['size'][0]}×{found['size'][1]} pixels", found["milliseconds"]
+
+
 def imagenet(backbone: str) -> dict[str, Tensor]:
     """ImageNet weights of a backbone, in the layout of those who publish them.
 
@@ -309,8 +318,11 @@ def _packaged(package: str, name: str) -> dict[str, Tensor]:
 
 
 def _zoo() -> Mapping[str, Path]:
-    folder = Path(str(resources.files("atrous") / "models" / "zoo"))
-    return {path.stem: path for path in folder.glob("*.safetensors")}
+    return {path.stem: path for path in _folder().glob("*.safetensors")}
+
+
+def _folder() -> Path:
+    return Path(str(resources.files("atrous") / "models" / "zoo"))
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
