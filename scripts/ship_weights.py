@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from atrous.data.datasets import open_dataset
-from atrous.engine.evaluate import PAPER_SCALES, evaluate
+from atrous.engine.evaluate import PAPER_SCALES, checked_longest_side, evaluate
 from atrous.models.weights import load, save
 
 SETTINGS: dict[str, tuple[int, tuple[float, ...], bool]] = {
     "output stride 16": (16, (1.0,), False),
     "output stride 8": (8, (1.0,), False),
+    "output stride 16, scales and flip": (16, PAPER_SCALES, True),
     "output stride 8, scales and flip": (8, PAPER_SCALES, True),
 }
 
@@ -30,9 +31,13 @@ def main() -> None:
     parser.add_argument("--licence", required=True)
     parser.add_argument("--trained-on", required=True)
     parser.add_argument("--description", default="")
+    parser.add_argument("--longest-side", type=int, help="other than the run's; 0 for pictures as they are")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     found = parser.parse_args()
     model, card = load(found.run)
+    if found.longest_side is not None:
+        model.longest_side = checked_longest_side(found.longest_side)
+        card = replace(card, longest_side=model.longest_side)
     dataset = open_dataset(found.data, found.split)
     metrics = {}
     for setting in found.settings:
