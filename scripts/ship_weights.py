@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--licence", required=True)
     parser.add_argument("--trained-on", required=True)
     parser.add_argument("--description", default="")
+    parser.add_argument("--measured", type=Path, help="the run of the same recipe to measure, if this one has seen val")
     parser.add_argument("--longest-side", type=int, help="other than the run's; 0 for pictures as they are")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     found = parser.parse_args()
@@ -39,10 +40,11 @@ def main() -> None:
         model.longest_side = checked_longest_side(found.longest_side)
         card = replace(card, longest_side=model.longest_side)
     dataset = open_dataset(found.data, found.split)
-    metrics = {}
+    metrics, measured = {}, load(found.measured)[0] if found.measured else model
+    measured.longest_side = model.longest_side
     for setting in found.settings:
         stride, scales, flip = SETTINGS[setting]
-        result = evaluate(model.for_inference(), dataset, output_stride=stride, scales=scales, flip=flip)
+        result = evaluate(measured.for_inference(), dataset, output_stride=stride, scales=scales, flip=flip)
         metrics[f"{found.split}, {setting}"] = {key: round(value, 4) for key, value in result.scores}
         print(f"{setting}: {result.scores.miou:.4f} in {result.seconds:.0f} s", result.as_dict()["iou"], flush=True)
     target = Path(__file__).parent.parent / "src" / "atrous" / "models" / "zoo" / f"{found.name}.safetensors"

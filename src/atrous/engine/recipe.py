@@ -180,6 +180,11 @@ _CAMVID = Recipe(
     save_every=100,
 )
 
+_CAMVID_LITE2 = replace(
+    _CAMVID, backbone="timm/tf_efficientnet_lite2", longest_side=None, scales=(0.75, 2.0), amp="bf16", iterations=2_200,
+    val_every=400,
+)  # fmt: skip
+
 # VOC's classes from a few hundred labelled photographs, and a split `pseudo` that a teacher labelled (`atrous label`).
 _OBJECTS = replace(
     _CAMVID, backbone="timm/tf_efficientnet_lite2", train_split="train*2+pseudo", balance=0.1, class_weights=None,
@@ -220,6 +225,12 @@ RECIPES: dict[str, Recipe] = {
     # The weights that the package carries, and the second stage on CamVid.
     "camvid-efficientnet_lite0": _CAMVID,
     "camvid-efficientnet_lite0-trainval": _second_stage("camvid-efficientnet_lite0", _CAMVID, "train+val", 7e-5),
+    # The larger one: pictures as they are first, then enlarged. The second stage was chosen on val, trained on train.
+    "camvid-efficientnet_lite2": _CAMVID_LITE2,
+    "camvid-efficientnet_lite2-trainval": replace(
+        _CAMVID_LITE2, weights="runs/camvid-efficientnet_lite2", train_split="train+val", val_split=None,
+        longest_side=840, scales=(0.75, 1.35), crop=(449, 449), lr=1.5e-4, warmup=30, ema=0.99, iterations=500,
+    ),
     "objects-efficientnet_lite2": _OBJECTS,
     # A folder of one's own, with any classes: alone, its second stage, or from a run on other data (its head anew).
     "folder-efficientnet_lite0": _FOLDER,
