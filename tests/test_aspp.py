@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from atrous.models.aspp import ASPP, BatchNorm
+from atrous.models.aspp import ASPP, BatchNorm, ImagePooling
 from atrous.ops.conv import AtrousConv2d
 
 
@@ -54,6 +54,13 @@ def test_a_rate_beyond_the_map_is_a_pointwise_convolution() -> None:
     conv = head.atrous[0][0]  # type: ignore[index]
     x = torch.randn(1, 8, 7, 7)
     torch.testing.assert_close(conv(x), nn.functional.conv2d(x, conv.weight[:, :, 1:2, 1:2]), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_joined_stays_channels_last() -> None:
+    x = torch.randn(2, 8, 5, 5).contiguous(memory_format=torch.channels_last)
+    pooled = ImagePooling(8).eval()(x)
+    assert pooled.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(pooled, pooled[..., :1, :1].expand_as(pooled))
 
 
 def test_a_batch_of_one_trains() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from atrous.ops.conv import AtrousConv2d, parallel
 from atrous.ops.stride import Dial
+from atrous.ops.taps import order
 
 FILTERS = 256
 
@@ -46,7 +47,8 @@ class ImagePooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """B,C,h,w float to B,filters,h,w."""
         y: Tensor = self.project(x.mean((-2, -1), keepdim=True))
-        return y.expand(-1, -1, *x.shape[-2:])
+        # Repeated in memory, too: what is joined with a view of one value is no longer channels-last.
+        return y.expand(-1, -1, *x.shape[-2:]).contiguous(memory_format=order(x))
 
 
 class ASPP(nn.Module):

@@ -14,14 +14,18 @@ does where gradients are wanted, on other devices, and while PyTorch traces.
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atrous.ops import winograd
 from atrous.ops.conv import AtrousConv2d, same_padding
-from atrous.ops.gemm import atrous_conv2d_fast, forward_form
+from atrous.ops.gemm import CHOICES, atrous_conv2d_fast, current_form, forward_form
+from atrous.ops.taps import fastest
+from atrous.ops.winograd import Transformed
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -38,11 +42,17 @@ _NAMES: dict[type[nn.Module], tuple[str, list[float]]] = {
 }
 
 
+Layout = Tensor | Transformed | str
+"""Weights in oneDNN's layout, weights for fewer products, or the name of a form in `atrous.ops.gemm`."""
+
+
 class PackedConv2d(AtrousConv2d):
     """A convolution together with its activation, and an addition before it, for inference.
 
     Parameters and state dict are those of the convolution. A copy of the weights in oneDNN's layout is held besides,
-    for the size of map that was seen last; it is made when a size comes for the second time in a row.
+    for the size of map that was seen last; it is made when a size comes for the second time in a row. In float32, 3×3
+    convolutions of stride 1 are then measured against minimal filtering (`atrous.ops.winograd`), whose weights take
+    up to 4 times the memory; ``ATROUS_WINOGRAD`` set to ``always`` or ``never`` forces that choice.
 
     Args:
         native: the convolution to stand in for, with centred or no padding; its parameters become this one's.
@@ -65,7 +75,7 @@ class PackedConv2d(AtrousConv2d):
         self.weight, self.bias = native.weight, native.bias
         self.activation = activation or nn.Identity()
         self._attribute = _NAMES[type(self.activation)]
-        self._layout: tuple[Any, Tensor | None] = (None, None)
+        self._layout: tuple[Any, Layout | None] = (None, None)
         self.train(native.training)
 
     def forward(self, x: Tensor, other: Tensor | None = None, *, keep: bool = True) -> Tensor:
@@ -79,12 +89,12 @@ class PackedConv2d(AtrousConv2d):
         padding = self._padding(x)
         if not self._fuses(x, other):
             return self._plain(x, other, padding)
-        if self._has_forms(padding):
-            weights, rates = [self.weight], [self.rate]
-            form = forward_form(x, weights, rates, lambda: [self._fused(x, None, padding)])
-            if form != "library":
-                return self._finish(self._biased(atrous_conv2d_fast(x, weights, rates, form)[0]), other)
-        return self._fused(x, None if other is None else other.clone() if keep else other, padding)
+        layout = self._laid_out(x, padding)
+        if isinstance(layout, str):
+            return self._finish(self._biased(self._in_form(x, layout)), other)
+        if isinstance(layout, Transformed):
+            return self._finished(layout(x), other)
+        return self._fused(x, layout, None if other is None else other.clone() if keep else other, padding)
 
     def _padding(self, x: Tensor) -> tuple[int, int]:
         del x
@@ -123,27 +133,74 @@ class PackedConv2d(AtrousConv2d):
         found: Tensor = self.activation(y if other is None else y + other)
         return found
 
-    def _fused(self, x: Tensor, into: Tensor | None, padding: tuple[int, int]) -> Tensor:
-        weight = self._laid_out(x, padding)
+    def _finished(self, y: Tensor, other: Tensor | None) -> Tensor:
+        """The same, over a result that nobody else has."""
+        y = y if other is None else y.add_(other)
+        return y.relu_() if type(self.activation) is nn.ReLU else self._finish(y, None)
+
+    def _fused(self, x: Tensor, weight: Tensor, into: Tensor | None, padding: tuple[int, int]) -> Tensor:
         setting = (padding, self.stride, self.dilation, self.groups)
         return fused_convolution(x, weight, self.bias, *setting, self._attribute, into)
 
-    def _laid_out(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
+    def _laid_out(self, x: Tensor, padding: tuple[int, int]) -> Layout:
         """The weights as oneDNN wants them for this map; a layout made for another size can be ten times slower."""
         weight = self.weight
         version = 0 if weight.is_inference() else weight._version
-        key = (x.shape, padding, self.stride, self.dilation, weight.data_ptr(), version, torch.get_num_threads())
-        seen, packed = self._layout
+        form, choice = self._form(x, padding), (current_choice(), winograd.setting())
+        place = (padding, self.stride, self.dilation)
+        key = (x.shape, place, weight.data_ptr(), version, form, choice, torch.get_num_threads())
+        seen, layout = self._layout
         if seen != key:  # maps of ever new sizes: laying out takes as long as it saves in one call
             self._layout = (key, None)
-            return weight
-        if packed is None:
+            return weight if form == "library" else form
+        if layout is None:
             with torch.no_grad():
-                packed = torch.ops.mkldnn._reorder_convolution_weight(
-                    weight.detach(), padding, self.stride, self.dilation, self.groups, list(x.shape)
-                )
-            self._layout = (key, packed)
-        return packed
+                layout = self._best_layout(x, padding, form)
+            self._layout = (key, layout)
+        return layout
+
+    def _form(self, x: Tensor, padding: tuple[int, int]) -> str:
+        """Of those of an atrous convolution; ``library`` for all others."""
+        if not self._has_forms(padding):
+            return "library"
+        return forward_form(x, [self.weight], [self.rate], lambda: [self._fused(x, self.weight, None, padding)])
+
+    def _in_form(self, x: Tensor, form: str) -> Tensor:
+        return atrous_conv2d_fast(x, [self.weight], [self.rate], form)[0]
+
+    def _best_layout(self, x: Tensor, padding: tuple[int, int], form: str) -> Layout:
+        """The weights laid out or, where that is faster, transformed for fewer products; else the name of a form."""
+        place = (padding, self.stride, self.dilation, self.groups)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *place, list(x.shape))
+        if not self._is_filter(x, padding) or winograd.setting() == "never":
+            return packed if form == "library" else form
+        if winograd.setting() == "always":
+            return self._transformed(x)
+        if current_choice() != "auto" or not winograd.may_gain(x, self.weight, self.rate):
+            return packed if form == "library" else form
+        return self._measured(x, packed, form, padding)
+
+    def _is_filter(self, x: Tensor, padding: tuple[int, int]) -> bool:
+        """Whether it is what `atrous.ops.winograd` computes."""
+        rate = (self.rate, self.rate)
+        plain = padding == rate and self.dilation == rate and self.stride == (1, 1) and self.groups == 1
+        return plain and x.dtype == torch.float32 and self.kernel_size == (3, 3) and winograd.works()
+
+    def _transformed(self, x: Tensor) -> Transformed:
+        return Transformed(self.weight.detach(), None if self.bias is None else self.bias.detach(), x.shape, self.rate)
+
+    def _measured(self, x: Tensor, packed: Tensor, form: str, padding: tuple[int, int]) -> Layout:
+        """The fastest, which is measured once for a shape and remembered."""
+        key = ("layout", x.shape, self.weight.shape, self.rate, form, x.dtype, torch.get_num_threads())
+        transformed = self._transformed(x) if CHOICES.get(key, "winograd") == "winograd" else None
+        if key not in CHOICES:
+            assert transformed is not None
+            runs = {"library": lambda: self._fused(x, packed, None, padding), "winograd": lambda: transformed(x)}
+            if form != "library":
+                runs[form] = lambda: self._in_form(x, form)
+            CHOICES[key] = fastest(runs, "library")
+        name = CHOICES[key]
+        return transformed if name == "winograd" and transformed else packed if name == "library" else form
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the layout, which can neither be copied nor stored."""
@@ -156,6 +213,12 @@ class PackedConv2dSame(PackedConv2d):
     def forward(self, x: Tensor, other: Tensor | None = None, *, keep: bool = True) -> Tensor:  # noqa: D102
         x, self.padding = same_padding(x, self)
         return super().forward(x, other, keep=keep)
+
+
+def current_choice() -> str:
+    """``auto`` where a form may be chosen by the clock; else what has been set."""
+    form = os.environ.get("ATROUS_CONV") or current_form()
+    return "model" if form == "auto" and torch.are_deterministic_algorithms_enabled() else form
 
 
 def holds(activation: nn.Module) -> bool:
