@@ -7,11 +7,12 @@ python scripts/ship_weights.py runs/camvid-efficientnet_lite0 camvid-efficientne
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from atrous.data.datasets import open_dataset
 from atrous.engine.evaluate import PAPER_SCALES, checked_longest_side, evaluate
+from atrous.engine.recipe import RECIPES, Recipe, differences, override
 from atrous.models.weights import load, save
 
 SETTINGS: dict[str, tuple[int, tuple[float, ...], bool]] = {
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--trained-on", required=True)
     parser.add_argument("--description", default="")
     parser.add_argument("--measured", type=Path, help="the run of the same recipe to measure, if this one has seen val")
+    parser.add_argument("--recipe", choices=RECIPES, help="the named one that the run followed, for the card")
     parser.add_argument("--longest-side", type=int, help="other than the run's; 0 for pictures as they are")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     found = parser.parse_args()
@@ -39,6 +41,9 @@ def main() -> None:
     if found.longest_side is not None:
         model.longest_side = checked_longest_side(found.longest_side)
         card = replace(card, longest_side=model.longest_side)
+    if found.recipe:
+        print("the run differs from the recipe in", differences(override(Recipe(), card.recipe), RECIPES[found.recipe]))
+        card = replace(card, recipe=asdict(RECIPES[found.recipe]))
     dataset = open_dataset(found.data, found.split)
     metrics, measured = {}, load(found.measured)[0] if found.measured else model
     measured.longest_side = model.longest_side

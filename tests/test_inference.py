@@ -42,6 +42,24 @@ def test_logits_are_the_same_and_the_dial_stays(backbone: str) -> None:
         assert (found - expected).abs().max() < 1e-9 * expected.abs().max()
 
 
+def test_the_compiled_form_computes_the_same_at_every_stride() -> None:
+    model = shaken("resnet18", aspp_rates=(1, 2))
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    form = model.for_inference(dtype=torch.float32, compile=backend)  # type: ignore[arg-type]
+    image = torch.randn(1, 3, 65, 49)
+    for stride in (16, 8):
+        model.output_stride = form.output_stride = stride
+        with torch.inference_mode():
+            expected, found = model(image), form(image)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert len(graphs) == 2, "one whole graph for each stride: nothing broke it"
+
+
 @pytest.mark.parametrize("backbone", ["resnet18", "timm/tf_efficientnet_lite0"])
 def test_no_batch_norm_is_left(backbone: str) -> None:
     model = shaken(backbone)

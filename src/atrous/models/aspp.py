@@ -107,6 +107,6 @@ class ASPP(nn.Module):
     def _atrous_branches(self, x: Tensor) -> list[Tensor]:
         """The 3×3 branches together: they share their input, and what it costs to bring that into shape."""
         branches = [branch for branch in self.atrous if isinstance(branch, nn.Sequential)]
-        convolutions = [conv for branch in branches if isinstance(conv := branch[0], AtrousConv2d)]
+        convolutions = [branch[0] for branch in branches if isinstance(branch[0], AtrousConv2d)]
         found = parallel(x, convolutions) if convolutions else []
         return [branch[1:](y) for branch, y in zip(branches, found, strict=True)]

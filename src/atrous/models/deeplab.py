@@ -150,19 +150,31 @@ class DeepLabV3(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise ValueError(f"images have the shape {tuple(images.shape)}, expected B,3,H,W with no side of 0")
         inputs = pad_to_grid(images, self.output_stride).to(self.classifier.weight.dtype)
-        logits: Tensor = self.classifier(self.head_conv(self.head(self.backbone(inputs).out)))
+        logits: Tensor = self._network(inputs)
         return logits.float() if logits.dtype != torch.float64 else logits
 
-    def for_inference(self, *, dtype: torch.dtype | None = None) -> DeepLabV3:
+    def _network(self, inputs: Tensor) -> Tensor:
+        """From padded images in the type of the weights to logits: what `for_inference` can compile."""
+        logits: Tensor = self.classifier(self.head_conv(self.head(self.backbone(inputs).out)))
+        return logits
+
+    def for_inference(self, *, dtype: torch.dtype | None = None, compile: bool | str = False) -> DeepLabV3:
         """A copy for inference alone: batch norm folded, ``channels_last``, in the machine's best number format.
 
         Args:
             dtype: of weights and activations; ``torch.float32`` holds it to that, None lets the machine decide.
+            compile: by ``torch.compile``, at the first images of a size and output stride: True for its own backend,
+                which on a CPU needs a C++ compiler, or a backend's name. Meant for GPUs; on a CPU our own convolutions,
+                which are then left out, are faster.
 
         Returns:
             A model whose logits are this one's up to rounding, float32 as before; its `output_stride` can be set.
         """
-        return inference_form(self, dtype)
+        form = inference_form(self, dtype, packed=not compile)
+        if compile:
+            backend = "inductor" if compile is True else compile
+            form._network = torch.compile(form._network, backend=backend, dynamic=False)  # type: ignore[method-assign]
+        return form
 
     def set_checkpointing(self, on: bool) -> None:
         """Train in less memory and more time: keep what enters each unit of the backbone, and compute the rest anew."""

@@ -25,12 +25,13 @@ _PROBE = 65
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def inference_form(model: Model, dtype: torch.dtype | None = None) -> Model:
+def inference_form(model: Model, dtype: torch.dtype | None = None, *, packed: bool = True) -> Model:
     """A copy of a model for inference alone.
 
     Args:
         model: takes images, B,3,H,W float, and is on its device.
         dtype: of weights and activations; None for the fastest that the machine multiplies natively (`native_dtype`).
+        packed: on a CPU, with what follows a convolution inside it.
 
     Returns:
         In ``eval()``, without gradients, ``channels_last``, batch norm folded away.
@@ -40,7 +41,7 @@ def inference_form(model: Model, dtype: torch.dtype | None = None) -> Model:
     set_checkpointing(form, False)
     pairs = _fold_all(form)
     chosen = dtype or native_dtype(device)
-    if device.type == "cpu" and chosen in DTYPES and fuses(chosen, nn.ReLU):
+    if packed and device.type == "cpu" and chosen in DTYPES and fuses(chosen, nn.ReLU):
         pack(form, pairs)
     return form.to(dtype=chosen, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
