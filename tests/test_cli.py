@@ -116,17 +116,24 @@ def test_names_with_brackets_and_colons_are_printed_as_they_are(
 
 
 def test_models_lists_what_the_package_carries(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from atrous.models import weights
 
     monkeypatch.setattr(weights, "_zoo", lambda: {"shapes-tiny": trained / "best" / "model.safetensors"})
+    assert weights.speeds() != ("", {}), "the package carries the milliseconds of its own weights"
+    monkeypatch.setattr(weights, "_folder", lambda: tmp_path)
+    assert weights.speeds() == ("", {})
+    speed = {"hardware": "two cores", "size": [36, 48], "milliseconds": {"shapes-tiny": {"val": 12.5}}}
+    (tmp_path / "speed.json").write_text(json.dumps(speed))
     assert main(["models", "--json"]) == 0
     row = json_of(said(capsys)[0])["shapes-tiny"]
     assert row["classes"] == ["ground", "red", "green", "blue"] and 0 < row["megabytes"] < 10
-    assert 0 <= row["metrics"]["val"]["miou"] <= 1 and "licence" in row
+    assert 0 <= row["metrics"]["val"]["miou"] <= 1 and "licence" in row and row["longest_side"] is None
+    assert row["metrics"]["val"]["milliseconds"] == 12.5
     assert main(["models"]) == 0
-    assert any("shapes-tiny" in line for line in said(capsys)[1])
+    told = " ".join(said(capsys)[1])
+    assert "shapes-tiny" in told and "12.5" in told and "two cores, 36×48 pixels" in told
 
 
 def test_the_shipped_weights_are_listed_with_miou_and_licence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,6 +292,21 @@ def test_a_failure_is_status_1(
     monkeypatch.setattr(State, "take_step", diverged)
     assert main([*TRAIN, "--data", "data", "-j", "0"]) == 1
     assert said(capsys)[1][-1] == "atrous: error: the loss is nan at step 0"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_output_that_cannot_be_written_is_named(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, "-m", "atrous", "models", "--json"]
+    environment = {key: value for key, value in os.environ.items() if key not in ("ATROUS_DEBUG", "PYTHONUNBUFFERED")}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (1, "atrous: error: standard output: No space left on device\n")
+    (tmp_path / "file").touch()
+    place = str(tmp_path / "file" / "x")
+    assert main(["predict", names()[0], str(photo), "--out", place, *CPU]) == 2
+    assert said(capsys)[1] == [f"atrous: error: {place}/masks: Not a directory"]
 
 
 def test_interrupted_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

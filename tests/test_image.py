@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import re
+import resource
 import struct
 import subprocess
 import threading
@@ -580,6 +581,19 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="No space"):
         write_image(tmp_path / "a.png", picture(8, 8))
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "bmp"])
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path, kind: str) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            write_image(tmp_path / f"a.{kind}", np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / f"a.{kind}") and caught.value.strerror
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_write_image_by_suffix(tmp_path: Path) -> None:

@@ -151,6 +151,19 @@ def test_what_is_not_read_by_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not module.is_installed()
 
 
+@pytest.mark.parametrize("to_the_end", [True, False])
+def test_nothing_of_a_picture_stays_behind(tmp_path: Path, to_the_end: bool) -> None:
+    import pyvips
+
+    most = pyvips.cache_get_max()
+    Image.fromarray(picture()).save(tmp_path / "a.tif", compression="tiff_lzw")
+    strips = open_strips(tmp_path / "a.tif").strips(16)
+    next(strips)
+    assert pyvips.cache_get_size() > 0
+    list(strips) if to_the_end else strips.close()
+    assert pyvips.cache_get_size() == 0 and pyvips.cache_get_max() == most > 0
+
+
 def test_an_array_by_rows_shares_its_memory() -> None:
     image = picture()
     parts = list(strips_of(image).strips(32))

@@ -85,6 +85,7 @@ def _flush() -> None:
         sys.stdout.flush()
     except OSError as error:
         error.filename = "standard output"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter tries again when it ends
         raise
 
 
@@ -238,7 +239,8 @@ def _add_submit(commands: Any) -> None:
 
 def _add_reproduce(commands: Any) -> None:
     parser = _command(commands, "reproduce", run_reproduce, "the paper's tables and figures, its numbers beside ours")
-    parser.add_argument("what", metavar="WHAT", type=str.lower, help="table-1 to -6, table-8 to -12, figure-4, -6, -7, -8; or list")
+    text = "table-1 to -6, table-8 to -12, figure-4, -6, -7, -8; or list"
+    parser.add_argument("what", metavar="WHAT", type=str.lower, help=text)
     text = "paper; camvid, a small faithful one; tiny, on generated data in minutes (default: %(default)s)"
     parser.add_argument("--preset", default="paper", help=text)
     parser.add_argument("--data", help="as of train; tiny makes its own")

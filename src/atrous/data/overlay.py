@@ -39,7 +39,8 @@ def overlay(
     colours = np.zeros((256, 3), dtype=np.uint8)
     colours[: len(labels)] = labels.palette
     weights = Image.fromarray(np.rint(255 * strength).astype(np.uint8)[ids])
-    picture = Image.composite(Image.fromarray(colours[ids]), Image.fromarray(image), weights)
+    picture = Image.fromarray(image)
+    picture.paste(Image.fromarray(colours[ids]), mask=weights)
     picture.paste((255, 255, 255), mask=Image.fromarray(_outline(ids)))
     if legend:
         _draw_legend(picture, ids, labels)
@@ -56,7 +57,7 @@ def _outline(ids: Pixels) -> Pixels:
 
 
 def _draw_legend(picture: Image.Image, ids: Pixels, labels: Labels) -> None:
-    counts = np.bincount(ids.ravel(), minlength=256)[: len(labels)]
+    counts = np.array(Image.fromarray(ids).histogram())[: len(labels)]  # bincount would make eight bytes of each
     found = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index] >= LEAST_SHARE * ids.size]
     size = max(10, round(min(picture.size) / 32))
     font = ImageFont.load_default(size=size)

@@ -13,6 +13,8 @@ signature) is not the picture's and is not looked at.
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import stat
 import struct
@@ -88,15 +90,27 @@ def _skip_colours(file: IO[bytes], flags: bytes) -> None:
         file.seek(3 << (flags[0] & 7) + 1, os.SEEK_CUR)
 
 
+class _Unnumbered(io.BufferedWriter):
+    """Without the number that Pillow would write to by itself: it does not see when the disk takes but a part."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")
+
+
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
     """A file to write, which takes its place once all is written; left by an error or Ctrl-C, it is gone."""
     # Beside its target, since a rename is atomic only within one file system; opened plainly, for the umask to apply.
     beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with beside.open("wb") as file:
+        with _Unnumbered(io.FileIO(beside, "w")) as file:
             yield file
         os.replace(beside, path)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # A full disk: what writes knows no name, and Pillow at times no reason either.
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
     finally:
         beside.unlink(missing_ok=True)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -92,7 +93,8 @@ def check_what(what: str, options: Options) -> None:
     known = [*GRIDS, "figure-4", "list"]
     for word, words, kind in ((what, known, "table or figure"), (options.preset, list(PRESETS), "preset")):
         if word not in words:
-            near = difflib.get_close_matches(word, words, 1, 0.5)
+            # Another number is near to every table.
+            near = [] if re.fullmatch(r"(table|figure)-\d+", word) else difflib.get_close_matches(word, words, 1, 0.5)
             raise ValueError(
                 f"there is no {kind} {word!r}"
                 + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(words)}")

@@ -39,14 +39,14 @@ from atrous.ops.resize import grid_size
 WHOLE_PIXELS = 4097 * 4097
 """Pictures of up to so many pixels are segmented in one pass, unless a window is asked for."""
 
-WINDOW = 1473
+WINDOW = 1601
 """Side of the windows unless another is asked for: so that 20,000 × 20,000 pixels take less than 1.5 GB."""
 
 CONTEXT = 352
 """Pixels between a window's edge and the first place where it counts.
 
 The widest branch of ASPP reaches 18 × 16 = 288 pixels at every output stride, the backbone some more. With 256 pixels
-three to five times as many pixels near a seam change their class, with 448 a fifth of them (LOG.md)."""
+three to four times as many pixels near a seam change their class, with 448 under half of them (LOG.md)."""
 
 BLEND = 64
 """Pixels over which one window fades into the next."""
@@ -154,6 +154,7 @@ class Windows:
             rows = height - done if done + rows >= height - 1 else rows
             yield upsampled_argmax(band, (rows, width), self.step)[0].cpu().numpy()
             done += rows
+        _trim()  # an overlay takes as much as a window
 
     def _bands(self, picture: Strips, progress: Callable[[float], None]) -> Iterator[Tensor]:
         """Features of the whole picture, 1,K,h,w, from top to bottom; a band begins with the last row before it."""
@@ -170,6 +171,7 @@ class Windows:
                 counted = band[:, :, down.first - top :, across.first : across.last]
                 counted += _weighted(features, down, across, self.step)
                 progress(begun + (1 - begun) * (i + (j + 1) / len(acrosses)) / len(downs))
+            _trim()
             final = downs[i + 1].first if i + 1 < len(downs) else down.last
             yield band[:, :, : final - top]
             band, top = band[:, :, final - top - 1 :], final - 1
@@ -187,7 +189,7 @@ class Windows:
         _trim()
         image = self.normalise(to_tensor(pixels)[None].to(self.device)).contiguous(memory_format=torch.channels_last)
         if self.averaged:
-            return predict_probabilities(self.model, image, scales=self.scales, flip=self.flip)
+            return predict_probabilities(self.model, image, scales=self.scales, flip=self.flip, fit=False)
         image = image.to(self.model.classifier.weight.dtype)  # as the model would, but without keeping both
         return self.model.grid_logits(image)
 
@@ -294,8 +296,8 @@ class _Rows:
 
     def take(self, start: int, stop: int) -> Pixels:
         """Rows `start` to `stop`, uint8 h,W,3, to be used before the next call; neither goes back from call to call."""
-        kept = self._held[start - self._top : self._bottom - self._top]
-        self._held[: len(kept)] = kept
+        for i in range(self._bottom - start):  # one by one: NumPy would copy what overlaps
+            self._held[i] = self._held[i + start - self._top]
         self._top = start
         while self._bottom < stop:
             strip = next(self._strips)
