@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from atrous.data.image import write_image
-from atrous.jobs.demo import MODEL, SCALES, photograph
+from atrous.jobs.demo import SCENES, bundled
 from atrous.jobs.predict import Predictor
 
 
 def main() -> None:
-    result = Predictor.load(MODEL, output_stride=8, scales=SCALES, flip=True)(photograph())
+    scene = SCENES[0]
+    predictor = Predictor.load(scene.model, output_stride=scene.output_stride, scales=scene.scales, flip=True)
+    result = predictor(bundled(scene.photograph))
     beside = np.concatenate([result.image, np.asarray(result.overlay())], axis=1)
     write_image(Path(__file__).parent.parent / "docs" / "pavilion.png", beside)
 

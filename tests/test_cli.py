@@ -143,6 +143,16 @@ def test_the_shipped_weights_are_listed_with_miou_and_licence(capsys: pytest.Cap
     assert max(found["miou"] for found in row["metrics"].values()) >= 0.6
 
 
+def test_the_cards_of_the_shipped_weights_tell_no_place_of_the_machine_that_made_them() -> None:
+    from atrous.models.weights import cards
+
+    for name, (path, card) in cards().items():
+        started = card.recipe["weights"]
+        assert started == "imagenet" or started.startswith("runs/"), name
+        assert path.stat().st_size <= 15e6 and card.longest_side in (640, 840)
+        assert card.recipe["backbone"] == card.arguments["backbone"] == f"timm/tf_{name.partition('-')[2]}"
+
+
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--out", str(tmp_path / "out"), "--json", *CPU]) == 0
     found = json_of(said(capsys)[0])
@@ -240,7 +250,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "sizes that differ": (["eval", "run", "--data", "size", *CPU], "val0.png: mask of 50x20; expected 48x40, the size"),
     "an unreadable image": (["eval", "run", "--data", "unreadable", *CPU], "val0.png: "),
     "an image without a mask": ([*TRAIN, "--data", "lonely"], "1 of 1 images have no mask"),
-    "no such recipe": (["train", "camvid-efficientnet", "--data", "data"], "did you mean camvid-efficientnet_lite0?"),
+    "no such recipe": (["train", "camvid-efficientnet", "--data", "data"], "did you mean camvid-efficientnet_lite"),
     "a typo in a key": (
         ["train", "typo.yaml", "--data", "data"],
         "typo.yaml: a recipe has no key 'iteratons'; did you",

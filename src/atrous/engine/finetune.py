@@ -27,7 +27,7 @@ BASE = "camvid-efficientnet_lite0"
 _TUNED = 367
 _SMALL, _ENLARGED, _ENLARGEMENT = 600, 840, 1.75
 """Pictures whose longer side is less than the first are enlarged, up to the second: at output stride 16, thin things in
-them are smaller than a feature. CamVid's gain 4 points by it, at the same price of a training step."""
+them are smaller than a feature. CamVid's gain 4 points by it (LOG.md), at the same price of a training step."""
 _LARGE, _REDUCED = 2000, 1280
 """Pictures whose longer side is more than the first are made smaller: a crop of one shows too little of it."""
 _RARE = 0.1
@@ -133,7 +133,7 @@ def class_weights(pixels: Sequence[int] | npt.NDArray[np.int64]) -> tuple[float,
 def _seen(survey: Survey) -> tuple[int | None, tuple[float, float]]:
     """The longest side that the network sees pictures at, None for as they are, and the range of scales about it."""
     if survey.long_side < _SMALL:
-        return min(_ENLARGED, round(_ENLARGEMENT * survey.long_side)), (0.6, 1.3)
+        return min(_ENLARGED, round(_ENLARGEMENT * survey.long_side)), (0.43, 1.14)
     if survey.long_side > _LARGE:
         return _REDUCED, (0.75, 2.0)
     return None, (0.5, 2.0) if survey.short_side >= 1.5 * _crop(survey.short_side) else (0.75, 2.0)

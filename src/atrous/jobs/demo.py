@@ -34,7 +34,7 @@ class Scene(NamedTuple):
 
 
 SCENES = (
-    Scene("pavilion.jpg", "camvid-efficientnet_lite0", 8, (0.5, 0.75)),
+    Scene("pavilion.jpg", "camvid-efficientnet_lite2", 8, (0.5, 0.75)),
     Scene("astronaut.jpg", "objects-efficientnet_lite2", 16, (1.0,)),
     Scene("cat.jpg", "objects-efficientnet_lite2", 16, (1.0,)),
 )
