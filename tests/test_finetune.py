@@ -50,7 +50,10 @@ def test_the_crop_fits_the_pictures(side: int, crop: int, scales: tuple[float, f
 def test_small_pictures_are_enlarged_and_large_ones_made_smaller(long_side: int, seen: int | None, why: str) -> None:
     recipe, reasons = choose(survey(side=long_side * 3 // 4, long_side=long_side))
     assert recipe.longest_side == seen and why in reasons[0]
-    assert choose(survey(side=700, long_side=5000))[0].crop == (177, 177), "a wide picture, 179 pixels high as seen"
+    wide, why_wide = choose(survey(side=1100, long_side=5000))
+    assert wide.crop == (273, 273) and "1100 (median, 281 as seen)" in why_wide[1]
+    strip, _ = choose(survey(side=100, long_side=3000))
+    assert strip.longest_side is None and strip.crop == (97, 97), "made smaller, nothing of it would be left"
 
 
 @pytest.mark.parametrize(

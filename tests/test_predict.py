@@ -137,6 +137,8 @@ def test_photographs_are_brought_to_the_longest_side(trained: Path, drawn: Draw)
     assert np.array_equal(as_it_is(image).mask, Predictor.load(trained, device="cpu")(image).mask)
     assert at_size.settings() != as_it_is.settings()
     assert at_size.fits(10_000, 17_000) and not as_it_is.fits(10_000, 17_000) and not at_size.fits(20_000, 20_000)
+    seen_larger = Predictor.load(trained, device="cpu", longest_side=12_000)
+    assert not seen_larger.fits(4000, 6000) and seen_larger.fits(1000, 1500)
     # By windows, it is the picture as it is: what a window shows has no longest side of its own.
     large, _ = drawn(1, 300, 260)
     windows = [Predictor.load(trained, device="cpu", longest_side=side, window=129, flip=True) for side in (96, 0)]

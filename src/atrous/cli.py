@@ -141,7 +141,7 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="files, folders, globs")
     parser.add_argument("--out", type=Path, required=True, help="folder for masks/ and overlays/")
     parser.add_argument("--resume", action="store_true", help="leave files whose mask and overlay are there, made so")
-    text = "of the windows for large images (default: 1601, for those above 16.8 megapixels)"
+    text = "of the windows for large images (default: 1601, for those seen at above 16.8 megapixels)"
     parser.add_argument("--window", type=int, metavar="SIDE", help=text)
     _add_longest_side(parser)
     parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger images (default: 178956970)")

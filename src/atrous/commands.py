@@ -96,6 +96,7 @@ def _unwound_by_sigterm() -> Iterator[None]:
 
 def run_train(found: argparse.Namespace) -> int:
     """Train by one recipe, or several in sequence."""
+    from atrous.engine.finetune import BASE
     from atrous.engine.recipe import load_recipe, override, parse_assignments
 
     flags = ("output_stride", "batch", "accumulate", "iterations", "lr", "weights", "amp", "ema", "seed")
@@ -112,6 +113,8 @@ def run_train(found: argparse.Namespace) -> int:
     if len(found.data) > 1:
         raise ValueError(f"1 recipe has {len(found.data)} --data, expected 1")
     (source,), (data,) = found.recipes, found.data
+    if source == "finetune":
+        override(load_recipe(BASE), {**values, **assigned})  # a slip is named before the data is read
     chosen = _finetuned(data) if source == "finetune" else load_recipe(source)
     recipe: Recipe = override(chosen, {**values, **assigned})
 

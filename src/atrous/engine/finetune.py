@@ -30,6 +30,8 @@ _SMALL, _ENLARGED, _ENLARGEMENT = 600, 840, 1.75
 them are smaller than a feature. CamVid's gain 4 points by it (LOG.md), at the same price of a training step."""
 _LARGE, _REDUCED = 2000, 1280
 """Pictures whose longer side is more than the first are made smaller: a crop of one shows too little of it."""
+_LEAST = 257
+"""Pixels that the shorter side must keep for that."""
 _RARE = 0.1
 _LARGEST_CROP = 513
 _SMALLEST_CROP = 65
@@ -76,7 +78,9 @@ def choose(survey: Survey, train_split: str = "train") -> tuple[Recipe, list[str
     """The recipe for what a survey found, with the reasons."""
     base, images = RECIPES[BASE], len(survey.pixels)
     longest, scales = _seen(survey)
-    crop = _crop(survey.short_side * (longest / survey.long_side if longest and longest < survey.long_side else 1))
+    enlarged = longest is not None and longest > survey.long_side
+    seen = f", {survey.short_side * longest // survey.long_side} as seen" if longest else ""
+    crop = _crop(survey.short_side if enlarged or longest is None else survey.short_side * longest / survey.long_side)
     iterations = int(np.clip(round(base.iterations * (images / _TUNED) ** 0.5, -2), 400, 30_000))
     weights = class_weights(survey.pixels.sum(axis=0))
     rare = _rare(survey)
@@ -97,8 +101,13 @@ def choose(survey: Survey, train_split: str = "train") -> tuple[Recipe, list[str
     )
     reasons = [
         _reason_for_size(survey, longest),
-        f"crop {crop}, scales {scales[0]} to {scales[1]}: the shorter side of the pictures is {survey.short_side} "
-        "(median), and a crop larger than the picture would be padding",
+        f"crop {crop}, scales {scales[0]} to {scales[1]}: "
+        + (
+            f"as for the pictures of {survey.long_side} pixels, so that a step costs no more"
+            if enlarged
+            else f"the shorter side of the pictures is {survey.short_side} (median{seen}), and a crop larger than the "
+            "picture would be padding"
+        ),
         f"{iterations} steps of {recipe.batch}: {images} images, {iterations * recipe.batch / images:.0f} epochs",
         f"lr {recipe.lr:g} with {recipe.optimizer}, {recipe.head_lr_factor:g} times that for the new layers"
         + ("" if images >= 100 else ": fewer than 100 images, so a smaller one"),
@@ -134,7 +143,7 @@ def _seen(survey: Survey) -> tuple[int | None, tuple[float, float]]:
     """The longest side that the network sees pictures at, None for as they are, and the range of scales about it."""
     if survey.long_side < _SMALL:
         return min(_ENLARGED, round(_ENLARGEMENT * survey.long_side)), (0.43, 1.14)
-    if survey.long_side > _LARGE:
+    if survey.long_side > _LARGE and survey.short_side * _REDUCED > _LEAST * survey.long_side:
         return _REDUCED, (0.75, 2.0)
     return None, (0.5, 2.0) if survey.short_side >= 1.5 * _crop(survey.short_side) else (0.75, 2.0)
 

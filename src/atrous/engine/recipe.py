@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import yaml
 
+from atrous.models.weights import LONGEST_SIDE
+
 MAX_RECIPE_BYTES = 1 << 20
 
 
@@ -133,8 +135,8 @@ class Recipe:
         for name in ("flip", "photometric", "ema", "batch_norm_decay", "balance", "teacher_weight", "class_mix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
-        if self.longest_side is not None and self.longest_side < 1:
-            raise ValueError(f"longest_side is {self.longest_side}, expected at least 1, or null")
+        if self.longest_side is not None and not 1 <= self.longest_side <= LONGEST_SIDE:
+            raise ValueError(f"longest_side is {self.longest_side}, expected 1 to {LONGEST_SIDE} pixels, or null")
         weights = self.class_weights
         if weights is not None and (min(weights, default=0) < 0 or not any(weights)):
             raise ValueError(f"class_weights is {weights}, expected none below 0 and one above it")
@@ -188,7 +190,7 @@ _CAMVID_LITE2 = replace(
 # VOC's classes from a few hundred labelled photographs, and a split `pseudo` that a teacher labelled (`atrous label`).
 _OBJECTS = replace(
     _CAMVID, backbone="timm/tf_efficientnet_lite2", train_split="train*2+pseudo", balance=0.1, class_weights=None,
-    scales=(0.5, 1.25), longest_side=None, photometric=0.4, lr=4e-4, head_lr_factor=5.0, amp="bf16", iterations=2_300,
+    scales=(0.5, 1.25), longest_side=640, photometric=0.4, lr=4e-4, head_lr_factor=5.0, amp="bf16", iterations=2_300,
     val_every=460,
 )  # fmt: skip
 _FOLDER = replace(_CAMVID, class_weights=None, scales=(0.75, 2.0), longest_side=None)

@@ -56,6 +56,7 @@ from atrous.engine.evaluate import (
 from atrous.jobs.windows import STRIP, WHOLE_PIXELS, WINDOW, Windows
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
+from atrous.ops.resize import viewing_factor
 
 SUFFIXES = set(".avif .bmp .gif .heic .heif .jfif .jpe .jpeg .jpg .mpo .pgm .png .pnm .ppm .tif .tiff .webp".split())
 """What is taken for a photograph in a folder; a file named outright is tried whatever its suffix."""
@@ -127,8 +128,8 @@ class Predictor:
         longest_side: in pixels, that photographs are brought to for the model; None for the model's own, 0 for the
             photographs as they are.
         window: side in pixels of the windows that photographs larger than it are segmented by, at their own size. None:
-            those of more than `atrous.jobs.windows.WHOLE_PIXELS` go by windows of 1,601, and all others whole; where
-            there is a `longest_side`, those of up to `MAX_PIXELS` go whole.
+            those that the model would see at more than `atrous.jobs.windows.WHOLE_PIXELS` go by windows of 1,601, and
+            all others whole.
         max_pixels: refuse larger photographs.
 
     Raises:
@@ -212,7 +213,8 @@ class Predictor:
         if self.window is not None:
             return max(height, width) <= self.window
         # Made smaller, a photograph takes little memory in the model, however large it is.
-        return height * width <= (MAX_PIXELS if self.model.longest_side else WHOLE_PIXELS)
+        seen = height * width * viewing_factor((height, width), self.model.longest_side) ** 2
+        return seen <= WHOLE_PIXELS and height * width <= (MAX_PIXELS if self.model.longest_side else WHOLE_PIXELS)
 
     def takes_whole(self, size: tuple[int, int]) -> bool:
         """Whether a file of that height and width is read whole: if it fits, or nothing here reads by rows.

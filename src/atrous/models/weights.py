@@ -103,7 +103,11 @@ class ModelCard:
             assert len(raw["names"]) <= raw.get("ignore", 255) <= 255
             side = raw.get("longest_side")
             assert side is None or (type(side) is int and 1 <= side <= LONGEST_SIDE)
-        except (TypeError, KeyError, AssertionError, OverflowError) as error:
+        except AssertionError as error:
+            raise ValueError(
+                "the model card is not well formed: its values do not go together, or are too large"
+            ) from error
+        except (TypeError, KeyError, OverflowError) as error:
             raise ValueError(f"the model card is not well formed: {error!r}") from error
         return cls(**raw)
 
