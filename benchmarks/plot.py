@@ -47,7 +47,9 @@ def newest(folder: Path) -> dict[str, dict[str, Any]]:
 def bars(result: dict[str, Any]) -> list[tuple[str, float, float, float]]:
     """Name, ratio and its quartiles of everything that is not ours, against ours of the same precision."""
     rows = [row for row in result["rows"] if not row["skipped"]]
-    ours = {precision(row["name"]): row for row in rows if row["name"].startswith("atrous")}
+    ours = {
+        precision(row["name"]): row for row in rows if row["name"].startswith("atrous") and "cached" not in row["name"]
+    }
     first = rows[0]
     found = []
     for row in rows:
