@@ -43,6 +43,10 @@ class DeepLabV3(nn.Module):
         stride_in: the unit that carries a block's stride, of our ResNets: ``first`` by default with ImageNet weights,
             whose layout it is, ``last`` by default without, as in the paper.
 
+    Attributes:
+        longest_side: in pixels, that evaluation and prediction bring pictures to before the network sees them; None for
+            pictures as they are, as in the paper. ``forward`` takes what it is given.
+
     Raises:
         ValueError: for an argument that the network cannot take, with what it can.
     """
