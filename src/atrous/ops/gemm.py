@@ -69,7 +69,9 @@ def atrous_conv2d_fast(
     Raises:
         ValueError: shapes, rates or dtypes do not fit, or there is no such form on this device.
     """
-    form = form or os.environ.get("ATROUS_CONV") or _default.get()
+    # PyTorch 2.10 breaks the graph at a ContextVar; nothing is measured while one is made, in any case.
+    default = "model" if torch.compiler.is_compiling() else _default.get()
+    form = form or os.environ.get("ATROUS_CONV") or default
     weights, rates, device = list(weights), list(rates), x.device.type
     if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
