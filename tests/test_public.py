@@ -67,8 +67,8 @@ FLAGS = {
     "": ["--help", "--version", "-h"],
     "demo": ["--device", "--help", "--json", "--out", "-h"],
     "predict": [
-        "--device", "--flip", "--help", "--json", "--max-pixels", "--out", "--output-stride", "--resume", "--scales",
-        "--window", "-h",
+        "--device", "--flip", "--help", "--json", "--longest-side", "--max-pixels", "--out", "--output-stride",
+        "--resume", "--scales", "--window", "-h",
     ],
     "train": [
         "--accumulate", "--amp", "--asynchronous", "--batch", "--data", "--device", "--ema", "--help", "--iterations",
@@ -76,10 +76,12 @@ FLAGS = {
         "--workers", "-b", "-h", "-j",
     ],
     "eval": [
-        "--data", "--device", "--flip", "--help", "--json", "--ladder", "--output-stride", "--scales", "--split", "-h",
+        "--data", "--device", "--flip", "--help", "--json", "--ladder", "--longest-side", "--output-stride", "--scales",
+        "--split", "-h",
     ],
     "val": [
-        "--data", "--device", "--flip", "--help", "--json", "--ladder", "--output-stride", "--scales", "--split", "-h",
+        "--data", "--device", "--flip", "--help", "--json", "--ladder", "--longest-side", "--output-stride", "--scales",
+        "--split", "-h",
     ],
     "models": ["--help", "--json", "-h"],
     "data": ["--help", "-h"],

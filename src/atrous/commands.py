@@ -96,7 +96,6 @@ def _unwound_by_sigterm() -> Iterator[None]:
 
 def run_train(found: argparse.Namespace) -> int:
     """Train by one recipe, or several in sequence."""
-    from atrous.engine.finetune import BASE
     from atrous.engine.recipe import load_recipe, override, parse_assignments
 
     flags = ("output_stride", "batch", "accumulate", "iterations", "lr", "weights", "amp", "ema", "seed")
@@ -113,10 +112,8 @@ def run_train(found: argparse.Namespace) -> int:
     if len(found.data) > 1:
         raise ValueError(f"1 recipe has {len(found.data)} --data, expected 1")
     (source,), (data,) = found.recipes, found.data
-    if source == "finetune":
-        override(load_recipe(BASE), {**values, **assigned})  # a slip is named before the data is read
-    chosen = _finetuned(data) if source == "finetune" else load_recipe(source)
-    recipe: Recipe = override(chosen, {**values, **assigned})
+    given = {**values, **assigned}
+    recipe: Recipe = _finetuned(data, given) if source == "finetune" else override(load_recipe(source), given)
 
     run = found.out or Path("runs") / Path(source).stem
     options = {"resume": found.resume, "workers": found.workers, "device": found.device}
@@ -138,15 +135,17 @@ def run_train(found: argparse.Namespace) -> int:
     return 0
 
 
-def _finetuned(data: str) -> Recipe:
-    from atrous.engine.finetune import finetune
+def _finetuned(data: str, given: dict[str, Any]) -> Recipe:
+    from atrous.engine.finetune import BASE, finetune
+    from atrous.engine.recipe import load_recipe, override
 
+    override(load_recipe(BASE), given)  # a slip is named before the data is read
     recipe, reasons = finetune(data)
     console = _stderr()
     console.print(f"what {data} asks for; --set and the other flags stand over it:", soft_wrap=True, highlight=False)
     for reason in reasons:
         console.print(f"- {reason}", soft_wrap=True, highlight=False)
-    return recipe
+    return override(recipe, given)
 
 
 def _train_stages(found: argparse.Namespace, values: dict[str, Any]) -> int:

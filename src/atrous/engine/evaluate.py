@@ -18,9 +18,9 @@ from atrous.data.image import Normalization
 from atrous.engine.distributed import World
 from atrous.engine.metrics import ConfusionMatrix, Scores
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.weights import LONGEST_SIDE
 from atrous.ops.fused import upsampled_argmax
 from atrous.ops.resize import resize, shrunk, viewing_factor
+from atrous.ops.stride import LONGEST_SIDE
 from atrous.ops.views import View, mean_argmax, mean_probabilities
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
-from atrous.models.weights import LONGEST_SIDE
+from atrous.ops.stride import LONGEST_SIDE
 
 MAX_RECIPE_BYTES = 1 << 20
 

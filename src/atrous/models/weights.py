@@ -25,6 +25,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from atrous.ops.stride import LONGEST_SIDE
+
 if TYPE_CHECKING:
     from atrous.models.deeplab import DeepLabV3
 
@@ -33,8 +35,6 @@ _HEADER_KEY = "atrous"
 _FLOAT16_MAX = torch.finfo(torch.float16).max
 _MOST_BRANCHES, _LONGEST_NAME = 16, 200
 """Of what a card may say of a network, before anything is built that fills the memory."""
-LONGEST_SIDE = 1 << 16
-"""The most that a picture may be brought to, in pixels."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ from typing import NamedTuple
 OUTPUT_STRIDES = (4, 8, 16, 32, 64, 128, 256)
 """Every output stride that the paper speaks of: Table 1, and 4 in appendix C."""
 
+LONGEST_SIDE = 1 << 16
+"""The most that a picture may be brought to before the network sees it, in pixels."""
+
 ASPP_STRIDE = 16
 """ASPP rates are given for this output stride (section 3.3)."""
 
