@@ -93,10 +93,11 @@ class AtrousConv2d(nn.Conv2d):
 
     def by_library(self, x: Tensor, padding: str | tuple[int, ...]) -> Tensor:
         """``F.conv2d``, with the gradients in the format that they are fast in."""
-        if self.groups > 1 and self.bias is None and not isinstance(padding, str):
+        if self.groups > 1 and not isinstance(padding, str):
             inputs, weight = _autocast(x, self.weight)
-            if gains_by_wide_gradients(inputs, weight, self.stride):
-                return wide_gradients(inputs, weight, self.stride, padding, self.dilation)
+            if gains_by_wide_gradients(inputs, weight, self.stride, self.dilation):
+                y = wide_gradients(inputs, weight, self.stride, padding, self.dilation)
+                return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
         return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def place(self, stride: int, rate: int) -> None:

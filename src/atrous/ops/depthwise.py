@@ -8,6 +8,7 @@ map, lies between.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from atrous.ops.taps import WINDOW, Pass, finish, library_forward, library_weight, spans, sum_dtype
+from atrous.ops.taps import LIBRARY, WINDOW, Pass, finish, library_forward, library_weight, spans, sum_dtype
+
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def _pixels(x: Tensor) -> Tensor:
@@ -118,14 +121,31 @@ def wide_gradients(
     return y
 
 
-def gains_by_wide_gradients(x: Tensor, weight: Tensor, stride: tuple[int, ...]) -> bool:
-    """Whether oneDNN is slow at the gradients in bfloat16: strided, or with a filter of 5×5 and more."""
+def sound_weight(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
+    """The library's, but in float32 where it is wrong in bfloat16."""
+    run = wide_weight if is_wrong_in_half(x, weights, rates) else library_weight
+    return run(x, gradients, weights, rates)
+
+
+def is_wrong_in_half(x: Tensor, weights: list[Tensor], rates: Sequence[int]) -> bool:
+    """Whether the library's gradient of the weights is wrong, not inexact: noise of the size of the gradient, or NaN.
+
+    So it is on a CPU, PyTorch 2.10 and 2.15, in bfloat16 with channels-last maps and an atrous rate.
+    """
+    return x.device.type == "cpu" and x.dtype in HALVES and max(rates, default=1) > 1 and is_depthwise(x, weights)
+
+
+def gains_by_wide_gradients(x: Tensor, weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...]) -> bool:
+    """Whether oneDNN is slow at the gradients in bfloat16: strided, or with a filter of 5×5 and more; or wrong."""
     wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if not wanted or x.device.type != "cpu" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False
+    if is_wrong_in_half(x, [weight], dilation):
+        return True
     return x.dtype == torch.bfloat16 and is_depthwise(x, [weight]) and (max(stride) > 1 or max(weight.shape[2:]) > 3)
 
 
+LIBRARY_DEPTHWISE: dict[str, Pass] = {**LIBRARY, "weight": sound_weight}
 DEPTHWISE: dict[str, Pass] = {
     "forward": depthwise_forward,
     "input": depthwise_input,

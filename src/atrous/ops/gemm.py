@@ -34,7 +34,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atrous.ops.depthwise import DEPTHWISE, MIRROR, MIRROR_DEPTHWISE, is_depthwise
+from atrous.ops.depthwise import (
+    DEPTHWISE,
+    LIBRARY_DEPTHWISE,
+    MIRROR,
+    MIRROR_DEPTHWISE,
+    is_depthwise,
+    is_wrong_in_half,
+)
 from atrous.ops.taps import GEMM, LIBRARY, WINDOW, Pass, fastest, library_forward, order, valid_share
 
 FORMS = ("library", "mirror", "window", "gemm", "triton")
@@ -131,6 +138,9 @@ def _is_plain(form: str, x: Tensor, weights: list[Tensor], rates: list[int]) -> 
         return True
     if form in ("auto", "model") and torch.compiler.is_exporting():
         return True
+    trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
+    if trained and is_wrong_in_half(x, weights, rates):
+        return False
     if form != "model":
         return form == "library"
     needed = ["forward"]
@@ -191,7 +201,7 @@ def _passes(form: str, depthwise: bool) -> dict[str, Pass]:
 
         return TRITON
     if depthwise:
-        return {"library": LIBRARY, "mirror": MIRROR_DEPTHWISE, "window": DEPTHWISE}[form]
+        return {"library": LIBRARY_DEPTHWISE, "mirror": MIRROR_DEPTHWISE, "window": DEPTHWISE}[form]
     return {"library": LIBRARY, "mirror": MIRROR, "window": WINDOW, "gemm": GEMM}[form]
 
 
