@@ -33,31 +33,15 @@ from atrous.engine.state import State
 from atrous.engine.train import Crops, _loader
 from forks import Forked, together
 from reliability import counted, record
+from states import final_state, same
 
 SLEEPS = 0.6
 """Seconds; a run of these tests does several steps and saves within them."""
 
 
-def final_state(run: Path) -> dict[str, Any]:
-    found = checkpoint.load_newest(run)
-    assert found is not None
-    return found
-
-
 def newest(run: Path) -> int:
     found = checkpoint.load_newest(run)
     return found["step"] if found else 0
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two states are equal to the last bit."""
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
 
 
 class Job:

@@ -28,6 +28,7 @@ from atrous.engine.state import State
 from atrous.engine.stopping import Stopped
 from atrous.engine.train import Crops, train
 from atrous.models.weights import load, read_card
+from states import final_state, same
 
 
 def run(recipe: Recipe, data: Path, folder: Path, **options: Any) -> float | None:
@@ -37,23 +38,6 @@ def run(recipe: Recipe, data: Path, folder: Path, **options: Any) -> float | Non
 def losses(folder: Path) -> list[float]:
     with open(folder / "log.csv", newline="", encoding="utf-8") as file:
         return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
-
-
-def final_state(folder: Path) -> dict[str, Any]:
-    found = checkpoint.load_newest(folder)
-    assert found is not None
-    return found
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two states are equal to the last bit."""
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
 
 
 def test_a_run_leaves_all_that_it_promises(trained: Path, tiny_data: Path) -> None:
