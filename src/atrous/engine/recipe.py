@@ -35,7 +35,8 @@ class Recipe:
         aspp_pointwise: ASPP's 1×1 branch.
         image_pooling: ASPP's image-level features.
         stride_in: ``first``, ``last``, or None for the one that goes with the weights.
-        weights: ``imagenet``; a named model, a weight file or a run folder to start from; or None.
+        weights: ``imagenet``; a named model, a weight file, a run folder or a DeepLab graph of TF-Lite to start from;
+            or None.
         reset_head: start the classifier anew, where `weights` are a model's with other classes.
         train_split: of the data; ``train+val`` joins two, ``train*2+pseudo`` has the images of one twice.
         val_split: of the data, or None for no validation.
@@ -62,7 +63,8 @@ class Recipe:
         momentum: of SGD.
         weight_decay: on convolution weights; never on batch norm and biases where `decay_all` is off.
         decay_all: decay batch norm and biases too.
-        batch_norm: ``train``; ``freeze`` it whole (section 4.1, second stage); or freeze its ``statistics``.
+        batch_norm: ``train``; ``freeze`` it whole (section 4.1, second stage); freeze its ``statistics``; or freeze the
+            statistics of the backbone and train all of it in the ``head``.
         batch_norm_decay: of the running statistics.
         upsample_logits: loss at the size of the ground truth; off, on ground truth downsampled (Table 8).
         class_weights: one a class, or None.
@@ -113,7 +115,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     decay_all: bool = False
-    batch_norm: Literal["train", "statistics", "freeze"] = "train"
+    batch_norm: Literal["train", "statistics", "freeze", "head"] = "train"
     batch_norm_decay: float = 0.9997
     upsample_logits: bool = True
     class_weights: tuple[float, ...] | None = None

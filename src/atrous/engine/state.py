@@ -22,6 +22,7 @@ from atrous.engine.recipe import Recipe
 from atrous.engine.teaching import Teaching
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.resnet import StrideIn
+from atrous.models.tflite import is_tflite
 from atrous.models.weights import MODEL_FILE, ModelCard, load_into, read_card, resolve, save
 from atrous.ops.fused import upsampled_cross_entropy_sum
 from atrous.ops.resize import cross_entropy_sum, label_weight
@@ -96,8 +97,12 @@ class State:
         """At the start of a run, or as it was `saved`."""
         torch.manual_seed(recipe.seed)
         stride_in = (saved or {}).get("stride_in")
-        model: nn.Module = build_model(recipe, num_classes, blank=saved is not None, stride_in=stride_in)
-        model = model.to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        built = build_model(recipe, num_classes, blank=saved is not None, stride_in=stride_in)
+        if (
+            saved and "normalization" in saved
+        ):  # not the backbone's own, where the weights that it began with had another
+            built.backbone.mean, built.backbone.std = saved["normalization"]
+        model: nn.Module = built.to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         average = MovingAverage(model, recipe.ema) if recipe.ema else None
         if here.size > 1:
             model = synchronise_batch_norm(model, here.device)
@@ -216,6 +221,7 @@ class State:
         return {
             "step": self.step,
             "stride_in": self.model.arguments.get("stride_in"),
+            "normalization": (self.model.mean, self.model.std),
             "best": self.best,
             "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average else None,
@@ -259,7 +265,7 @@ def build_model(
     """
     source = recipe.weights if recipe.weights not in (None, "imagenet") else None
     stride_in = stride_in or recipe.stride_in or ("first" if recipe.weights == "imagenet" else None)
-    if source and not stride_in:
+    if source and not stride_in and not is_tflite(source):
         stride_in = read_card(resolve(source)).arguments.get("stride_in")
     model = DeepLabV3(
         recipe.backbone,
@@ -280,7 +286,7 @@ def build_model(
     model.set_batch_norm_decay(recipe.batch_norm_decay)
     model.set_checkpointing(recipe.checkpointing)
     if recipe.batch_norm != "train":
-        model.freeze_batch_norm(affine=recipe.batch_norm == "freeze")
+        model.freeze_batch_norm(affine=recipe.batch_norm == "freeze", head=recipe.batch_norm != "head")
     return model
 
 

@@ -23,6 +23,11 @@ from atrous.ops.stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_NARROWER: dict[str, tuple[str, dict[str, float]]] = {
+    "mobilenet_edgetpu_075": ("mobilenet_edgetpu_100", {"channel_multiplier": 0.75})
+}
+"""Networks that timm can build and does not name."""
+
 _PROBE = 256
 """Side of the picture that is sent through a network to learn its strides: divisible by all of them."""
 
@@ -182,11 +187,12 @@ def _cells(size: int, images: Tensor, features: Tensor) -> int:
 def _create(name: str, **options: Any) -> Any:
     import timm
 
+    name, changes = _NARROWER.get(name, (name, {}))
     if name not in timm.list_models(name) and not timm.is_model(name.split(".")[0]):
         near = [f"timm/{found}" for found in timm.list_models(f"*{name[:8]}*")[:5]]
         raise ValueError(f"timm has no network {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
     try:
-        net = timm.create_model(name, features_only=True, **options)
+        net = timm.create_model(name, features_only=True, **changes, **options)
     except (RuntimeError, AttributeError, TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"timm cannot give the features of {name!r}: {error}") from error
     for path, module in list(net.named_modules()):
@@ -194,6 +200,10 @@ def _create(name: str, **options: Any) -> Any:
         if stand_in is not None:
             parent, _, leaf = path.rpartition(".")
             setattr(net.get_submodule(parent), leaf, stand_in)
+        if isinstance(module, nn.ReLU6):  # in place, it copies what it reads for its gradient: a map more, not one less
+            module.inplace = False
+    if changes:  # timm's has a rectifier here that the authors' network has not
+        net.blocks[0][0].bn1.act = nn.Identity()
     return net
 
 

@@ -16,6 +16,7 @@ from atrous.models import weights as stored
 from atrous.models.aspp import ASPP, FILTERS, conv_bn_relu
 from atrous.models.backbone import Backbone, TimmBackbone
 from atrous.models.checkpointing import set_checkpointing
+from atrous.models.frozen import FrozenForm
 from atrous.models.inference import inference_form
 from atrous.models.resnet import UNITS, ResNet, StrideIn
 from atrous.ops.resize import pad_to_grid, upsample
@@ -109,6 +110,9 @@ class DeepLabV3(nn.Module):
         self.longest_side: int | None = None
         self._output_stride = output_stride
         self._frozen: Literal["no", "statistics", "all"] = "no"
+        self._frozen_head = True
+        self._checkpointing = False
+        self._frozen_form: FrozenForm | None = None
         self._initialise_head()
         if weights:
             self.backbone.load_imagenet(stored.imagenet(backbone))
@@ -127,6 +131,7 @@ class DeepLabV3(nn.Module):
         if isinstance(self.head, ASPP):
             self.head.set_output_stride(value)
         self._output_stride = value
+        self._frozen_form = None
 
     @property
     def mean(self) -> tuple[float, float, float]:
@@ -159,6 +164,9 @@ class DeepLabV3(nn.Module):
 
     def _network(self, inputs: Tensor) -> Tensor:
         """From padded images in the type of the weights to logits: what `for_inference` can compile."""
+        if self.training and self._frozen != "no" and not self._checkpointing:
+            self._frozen_form = self._frozen_form or FrozenForm(self)
+            return self._frozen_form(inputs)
         logits: Tensor = self.classifier(self.head_conv(self.head(self.backbone(inputs).out)))
         return logits
 
@@ -183,6 +191,7 @@ class DeepLabV3(nn.Module):
     def set_checkpointing(self, on: bool) -> None:
         """Train in less memory and more time: keep what enters each unit of the backbone, and compute the rest anew."""
         set_checkpointing(self.backbone, on)
+        self._checkpointing = on
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that ImageNet does not know: the head's and the classifier's."""
@@ -192,27 +201,27 @@ class DeepLabV3(nn.Module):
 
     def batch_norms(self) -> Iterator[nn.modules.batchnorm._BatchNorm]:
         """Every batch norm, synchronised ones and timm's included."""
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                yield module
+        yield from _batch_norms(self)
 
     def set_batch_norm_decay(self, decay: float) -> None:
         """Decay of the running statistics (section 4.1): 0.9997 is PyTorch's ``momentum=0.0003``."""
         for norm in self.batch_norms():
             norm.momentum = 1 - decay
 
-    def freeze_batch_norm(self, *, affine: bool = True) -> None:
+    def freeze_batch_norm(self, *, affine: bool = True, head: bool = True) -> None:
         """Freeze batch norm, as in the second stage of section 4.1; `train` does not thaw it.
 
         Args:
             affine: freeze scale and shift too; otherwise only the statistics are frozen, and these two go on training.
+            head: freeze it in the head, too; otherwise in the backbone alone.
         """
-        self._frozen = "all" if affine else "statistics"
+        self.unfreeze_batch_norm()
+        self._frozen, self._frozen_head = "all" if affine else "statistics", head
         self._apply_freeze()
 
     def unfreeze_batch_norm(self) -> None:
         """Train batch norm again."""
-        self._frozen = "no"
+        self._frozen, self._frozen_form = "no", None
         for norm in self.batch_norms():
             norm.train(self.training)
             for parameter in norm.parameters():
@@ -227,7 +236,7 @@ class DeepLabV3(nn.Module):
     def _apply_freeze(self) -> None:
         if self._frozen == "no":
             return
-        for norm in self.batch_norms():
+        for norm in self.batch_norms() if self._frozen_head else _batch_norms(self.backbone):
             norm.eval()
             for parameter in norm.parameters():
                 parameter.requires_grad_(self._frozen == "statistics")
@@ -239,6 +248,10 @@ class DeepLabV3(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.01)
         assert self.classifier.bias is not None
         nn.init.zeros_(self.classifier.bias)
+
+
+def _batch_norms(module: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+    return (layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm))
 
 
 def build_backbone(

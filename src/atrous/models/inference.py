@@ -76,12 +76,12 @@ def fold_batch_norm(model: nn.Module) -> int:
 def _fold_all(model: nn.Module) -> dict[str, str]:
     """Path of each batch norm that was folded, to that of its convolution."""
     assert not model.training
-    pairs = _watch(model)
+    pairs = watch(model)
     for norm_path, conv_path in pairs.items():
         conv, norm = model.get_submodule(conv_path), model.get_submodule(norm_path)
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         _fold(conv, norm)
-        _put(model, norm_path, _what_remains(norm))
+        _put(model, norm_path, what_remains(norm))
     return pairs
 
 
@@ -91,7 +91,7 @@ def _put(model: nn.Module, path: str, module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _watch(model: nn.Module) -> dict[str, str]:
+def watch(model: nn.Module) -> dict[str, str]:
     """Path of each batch norm whose input is the output of a convolution, to the path of that convolution."""
     made: dict[int, tuple[str, Tensor]] = {}  # holding the tensors keeps their ids from being used again
     pairs: dict[str, str] = {}
@@ -145,7 +145,7 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)
 
 
-def _what_remains(norm: nn.BatchNorm2d) -> nn.Module:
+def what_remains(norm: nn.Module) -> nn.Module:
     """Nothing, or the activation that timm's batch norm carries."""
     parts = [getattr(norm, name, None) for name in ("drop", "act")]
     kept = [part for part in parts if isinstance(part, nn.Module) and not isinstance(part, nn.Identity)]

@@ -157,25 +157,29 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
     load_into(model, path)
     if output_stride is not None:
         model.output_stride = output_stride
-    model.backbone.mean, model.backbone.std = card.mean, card.std
     model.longest_side = card.longest_side
     return model.eval(), card
 
 
 def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False) -> None:
-    """Load the weights of `source` into a model that has been built.
+    """Load the weights of `source` into a model that has been built, with the normalisation that they know.
 
     Args:
         model: receives them.
-        source: as for `load`.
+        source: as for `load`; or a DeepLab graph of TF-Lite, see `atrous.models.tflite`.
         reset_head: keep the model's own classifier, for other classes.
 
     Raises:
         ValueError: if they do not fit, at once with both counts of classes and the keys and shapes that differ; or if
             they hold NaN or infinity.
     """
+    from atrous.models.tflite import is_tflite, load_tflite
+
+    if is_tflite(source):
+        return load_tflite(model, source, reset_head=reset_head)
     path = resolve(source)
-    theirs, ours = read_card(path).arguments["num_classes"], model.num_classes
+    card = read_card(path)
+    theirs, ours = card.arguments["num_classes"], model.num_classes
     state, own = _read_tensors(path), model.state_dict()
     problems = []
     if theirs != ours and not reset_head:
@@ -189,6 +193,7 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
     if problems:
         raise ValueError("; ".join(problems))
     model.load_state_dict(state)
+    model.backbone.mean, model.backbone.std = card.mean, card.std
 
 
 def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> list[str]:

@@ -1,0 +1,228 @@
+"""Weights of the DeepLab graphs that its authors publish for TF-Lite, to start a training from.
+
+A graph's convolutions come in the order of its network's, batch norm folded into them, as bytes with a scale. They are
+read as float32, and batch norm becomes what it is once it is folded: a shift. So train such a model with
+``batch_norm="statistics"``, or with ``"head"`` where the head is new.
+
+    model = DeepLabV3("timm/mobilenetv2_100", 21, aspp_rates=())
+    load_tflite(model, "deeplabv3_mnv2_pascal_quant.tflite")
+
+A graph is data, and is read as such: nothing in it is run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from atrous.models.aspp import ASPP
+
+if TYPE_CHECKING:
+    from atrous.models.deeplab import DeepLabV3
+
+_HEAD = {"aspp0": "pointwise", "image_pooling": "pooling", "concat_projection": "project", "semantic": "classifier"}
+"""The layers of the authors' head, by a word in their names: the 1×1 branch and the image-level features alone."""
+
+
+@dataclass(frozen=True)
+class FoldedConv:
+    """One convolution of a graph.
+
+    Attributes:
+        name: of its filter.
+        weight: float32 out,in/groups,h,w.
+        bias: float32 out: batch norm's shift, where it had one.
+    """
+
+    name: str
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What is read of a file: its convolutions in their order, and how its input is normalised, white being 1."""
+
+    convs: tuple[FoldedConv, ...]
+    mean: float
+    std: float
+
+
+def is_tflite(source: str | Path) -> bool:
+    """Whether a source of weights is to be read as a TF-Lite graph."""
+    return Path(source).suffix == ".tflite"
+
+
+def load_tflite(model: DeepLabV3, path: str | Path, *, reset_head: bool = False) -> None:
+    """Load a DeepLab graph's weights and normalisation into a model with a network of timm.
+
+    ASPP takes the graph's 1×1 branch, image-level features and projection where it has as many channels; its atrous
+    branches, which these graphs have not, then begin without effect. Otherwise the head starts anew.
+
+    Args:
+        model: receives them.
+        path: of the graph, uint8, int8 or float32.
+        reset_head: keep the model's own classifier, for other classes.
+
+    Raises:
+        ValueError: if the file is no TF-Lite graph, ai-edge-litert is not there, or the graph is not of the model's
+            backbone or has other classes.
+        FileNotFoundError: if there is no such file.
+    """
+    graph = read_graph(Path(path))
+    pairs = _pairs(model.backbone)
+    if len(graph.convs) < len(pairs):
+        raise ValueError(f"{path} has {len(graph.convs)} convolutions, {model.backbone.name} {len(pairs)}")
+    for conv, (layer, name, _) in zip(graph.convs, pairs, strict=False):
+        if conv.weight.shape != layer.weight.shape:
+            raise ValueError(
+                f"{path} is not of {model.backbone.name}: {conv.name} has the shape {tuple(conv.weight.shape)}, "
+                f"{name} {tuple(layer.weight.shape)}"
+            )
+    rest = graph.convs[len(pairs) :]
+    head = {part: conv for conv in rest for word, part in _HEAD.items() if word in conv.name}
+    theirs = len(head["classifier"].bias) if "classifier" in head else 0
+    if theirs != model.num_classes and not reset_head:
+        raise ValueError(
+            f"{path} has {theirs} classes, expected {model.num_classes}; with reset_head the classifier starts anew"
+        )
+    for conv, (layer, _, norm) in zip(graph.convs, pairs, strict=False):
+        _put(conv.weight, conv.bias, layer, norm)
+    # A graph with a layer between backbone and head has another head than ours.
+    if len(rest) == len(head) == len(_HEAD) and isinstance(model.head, ASPP) and _fits(model.head, head):
+        _load_head(model, model.head, head, classifier=not reset_head)
+    model.backbone.mean, model.backbone.std = (graph.mean,) * 3, (graph.std,) * 3
+
+
+def read_graph(path: Path) -> Graph:
+    """A TF-Lite file's convolutions, dequantised.
+
+    Raises:
+        ValueError: if it is no such file, or holds tensors in another form.
+        FileNotFoundError: if there is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a TF-Lite graph")
+    try:
+        litert = importlib.import_module("ai_edge_litert.interpreter")
+        schema = importlib.import_module("ai_edge_litert.schema_py_generated")
+    except ImportError:
+        raise ValueError(f"{path}: TF-Lite graphs need ai-edge-litert: pip install 'atrous[teacher]'") from None
+    content = path.read_bytes()
+    try:
+        litert.Interpreter(model_content=content)  # checks every offset, which the reader below trusts
+        return _read(schema, schema.ModelT.InitFromPackedBuf(content, 0))
+    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, struct.error) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as a TF-Lite graph: {why}") from None
+
+
+def _read(schema: Any, model: Any) -> Graph:
+    operators, main = schema.BuiltinOperator, model.subgraphs[0]
+    kinds = {operators.CONV_2D: (0, 3, 1, 2), operators.DEPTHWISE_CONV_2D: (3, 0, 1, 2)}
+    convs = []
+    for step in main.operators:
+        code = model.operatorCodes[step.opcodeIndex]
+        order = kinds.get(max(code.builtinCode, code.deprecatedBuiltinCode))
+        if order is None or len(step.inputs) != 3:
+            continue
+        weight, bias = (main.tensors[i] for i in step.inputs[1:])
+        values = [_values(schema, tensor, model.buffers[tensor.buffer]) for tensor in (weight, bias)]
+        name = weight.name.decode("utf-8", "replace")
+        convs.append(FoldedConv(name, values[0].permute(order).contiguous(), values[1]))
+    return Graph(tuple(convs), *_normalisation(main.tensors[main.inputs[0]], schema.TensorType.INT8))
+
+
+def _normalisation(image: Any, int8: int) -> tuple[float, float]:
+    """Mean and standard deviation that a graph's input stands for, white being 1; of floats, -1 to 1."""
+    scale, zero = _quantisation(image)
+    if not len(scale):
+        return 0.5, 0.5
+    # Black is the byte 0, or -128 of the signed ones; a byte q stands for scale * (q - zero).
+    black = -128 if image.type == int8 else 0
+    return float(zero[0] - black) / 255, 1 / (255 * float(scale[0]))
+
+
+def _values(schema: Any, tensor: Any, buffer: Any) -> Tensor:
+    """A tensor of the file as float32, in its own shape."""
+    types = schema.TensorType
+    kinds = {types.FLOAT32: np.float32, types.UINT8: np.uint8, types.INT8: np.int8, types.INT32: np.int32}
+    kind, shape = kinds.get(tensor.type), tuple(int(side) for side in tensor.shape)
+    if kind is None or buffer.data is None or len(buffer.data) != int(np.prod(shape)) * np.dtype(kind).itemsize:
+        raise ValueError(f"{tensor.name!r} holds no plain values of 8 bits or float32")
+    raw = np.frombuffer(np.asarray(buffer.data, dtype=np.uint8).tobytes(), dtype=kind).reshape(shape).astype(np.float64)
+    scale, zero = _quantisation(tensor)
+    if len(scale):
+        axis = [1] * len(shape)
+        axis[tensor.quantization.quantizedDimension if len(scale) > 1 else 0] = -1
+        raw = (raw - zero.reshape(axis)) * scale.reshape(axis)
+    return torch.from_numpy(raw.astype(np.float32))
+
+
+def _quantisation(tensor: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Scales and zero points of a tensor, none for floats, one for all of it, or one a channel."""
+    held = tensor.quantization
+    if held is None or held.scale is None or not len(held.scale):
+        return np.zeros(0), np.zeros(0)
+    return np.asarray(held.scale, dtype=np.float64), np.asarray(held.zeroPoint, dtype=np.float64)
+
+
+def _pairs(module: nn.Module) -> list[tuple[nn.Conv2d, str, nn.Module]]:
+    """A network's convolutions in the order of their definition, each with its name and batch norm."""
+    found = [
+        (name, layer)
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.modules.batchnorm._BatchNorm)
+    ]
+    return [
+        (layer, name, norm)
+        for (name, layer), (_, norm) in zip(found, found[1:], strict=False)
+        if isinstance(layer, nn.Conv2d)
+    ]
+
+
+def _fits(aspp: ASPP, head: dict[str, FoldedConv]) -> bool:
+    if aspp.pointwise is None or aspp.image_pooling is None:
+        return False
+    branch = tuple(aspp.state_dict()["pointwise.0.weight"].shape)
+    filters = branch[0]
+    wanted = {"pointwise": branch, "pooling": branch, "project": (filters, 2 * filters, 1, 1)}
+    return all(head[part].weight.shape == shape for part, shape in wanted.items())
+
+
+def _load_head(model: DeepLabV3, aspp: ASPP, head: dict[str, FoldedConv], *, classifier: bool) -> None:
+    assert aspp.pointwise is not None and aspp.image_pooling is not None
+    for part, module in (("pointwise", aspp.pointwise), ("pooling", aspp.image_pooling)):
+        ((layer, _, norm),) = _pairs(module)
+        _put(head[part].weight, head[part].bias, layer, norm)
+    # They join the image-level features and the 1×1 branch in this order; ours come the other way about.
+    pooling, pointwise = head["project"].weight.chunk(2, 1)
+    unused = pointwise.new_zeros(len(pointwise), len(aspp.rates) * pointwise.shape[1], 1, 1)
+    _put(torch.cat([pointwise, unused, pooling], 1), head["project"].bias, aspp.project[0], aspp.project[1])
+    if classifier:
+        _put(head["classifier"].weight, head["classifier"].bias, model.classifier, None)
+
+
+@torch.no_grad()
+def _put(weight: Tensor, bias: Tensor, layer: nn.Module, norm: nn.Module | None) -> None:
+    """Set a convolution and the batch norm behind it to a folded one."""
+    assert isinstance(layer, nn.Conv2d)
+    layer.weight.copy_(weight)
+    if norm is None:
+        assert layer.bias is not None
+        layer.bias.copy_(bias)
+        return
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)
+    norm.weight.fill_(1)
+    norm.bias.copy_(bias)

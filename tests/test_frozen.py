@@ -1,0 +1,103 @@
+"""Frozen batch norm inside the convolutions: the same logits, gradients and statistics as beside them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from atrous import DeepLabV3
+from atrous.models.frozen import FrozenForm
+
+FROZEN = [{"affine": True}, {"affine": False}, {"affine": False, "head": False}]
+
+
+def model_of(backbone: str, **options: Any) -> DeepLabV3:
+    """In float64, with batch norm that does something."""
+    torch.manual_seed(0)
+    model = DeepLabV3(backbone, 4, **options).double()
+    for norm in model.batch_norms():
+        assert norm.running_mean is not None and norm.running_var is not None
+        nn.init.normal_(norm.running_mean, std=0.2)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.normal_(norm.weight, 1, 0.2)
+        nn.init.normal_(norm.bias, std=0.2)
+    nn.init.normal_(model.classifier.weight)
+    return model.train()
+
+
+def stepped(model: DeepLabV3, side: int = 65) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    images = torch.randn(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    logits = model(images)
+    logits.square().mean().backward()
+    return logits.detach(), {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+
+
+def plainly(model: DeepLabV3) -> DeepLabV3:
+    """The same model computing its batch norms as layers."""
+    twin = copy.deepcopy(model)
+    twin._checkpointing = True  # the one case in which they are
+    return twin
+
+
+@pytest.mark.parametrize("options", FROZEN, ids=str)
+@pytest.mark.parametrize("backbone", ["resnet18", "timm/mobilenetv2_035", "timm/tf_efficientnet_lite0"])
+def test_logits_gradients_and_statistics_are_those_of_the_layers(backbone: str, options: dict[str, bool]) -> None:
+    model = model_of(backbone)
+    model.freeze_batch_norm(**options)
+    layers = plainly(model)
+    norms = [norm for norm in model.batch_norms() if not norm.training]
+    read: list[int] = []
+    model._frozen_form = FrozenForm(model)
+    for norm in norms:
+        norm.register_forward_hook(lambda *_: read.append(1))
+    (logits, found), (wanted_logits, wanted) = stepped(model), stepped(layers)
+    assert norms and not read  # no frozen one was computed as a layer
+    torch.testing.assert_close(logits, wanted_logits, rtol=1e-9, atol=1e-9)
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9, msg=key)
+    for key, value in layers.state_dict().items():  # the running statistics of those that are trained, too
+        torch.testing.assert_close(model.state_dict()[key], value)
+
+
+def test_it_follows_the_dial_new_weights_and_another_freezing() -> None:
+    model = model_of("resnet18")
+    model.freeze_batch_norm()
+    at_16 = stepped(model)[0]
+    model.output_stride = 8
+    torch.testing.assert_close(stepped(model)[0], stepped(plainly(model))[0], rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        model.backbone.get_parameter("conv1.weight").mul_(0.5)
+    torch.testing.assert_close(stepped(model)[0], stepped(plainly(model))[0], rtol=1e-9, atol=1e-9)
+    model.freeze_batch_norm(affine=False, head=False)
+    torch.testing.assert_close(stepped(model)[0], stepped(plainly(model))[0], rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(at_16, stepped(model)[0])
+    model.unfreeze_batch_norm()
+    assert model._frozen_form is None and all(norm.training for norm in model.batch_norms())
+
+
+def test_the_state_dict_and_a_copy_know_nothing_of_it() -> None:
+    model = model_of("timm/mobilenetv2_035")
+    keys = list(model.state_dict())
+    model.freeze_batch_norm()
+    stepped(model)
+    assert list(model.state_dict()) == keys and copy.deepcopy(model)._frozen_form is None
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.classifier.weight.zero_()
+    assert not torch.equal(stepped(twin)[0], stepped(model)[0])
+
+
+def test_checkpointing_computes_the_layers_and_the_same() -> None:
+    model = model_of("resnet18")
+    model.freeze_batch_norm()
+    wanted = stepped(copy.deepcopy(model))
+    model.set_checkpointing(True)
+    found = stepped(model)
+    assert model._frozen_form is None
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[1], wanted[1], rtol=1e-7, atol=1e-9)
