@@ -29,7 +29,7 @@ def model_of(backbone: str, **options: Any) -> DeepLabV3:
     return model.train()
 
 
-def stepped(model: DeepLabV3, side: int = 65) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def stepped(model: DeepLabV3, side: int = 33) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     images = torch.randn(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     logits = model(images)
     logits.square().mean().backward()
@@ -44,7 +44,7 @@ def plainly(model: DeepLabV3) -> DeepLabV3:
 
 
 @pytest.mark.parametrize("options", FROZEN, ids=str)
-@pytest.mark.parametrize("backbone", ["resnet18", "timm/mobilenetv2_035", "timm/tf_efficientnet_lite0"])
+@pytest.mark.parametrize("backbone", ["resnet18", "timm/mobilenetv2_035"])
 def test_logits_gradients_and_statistics_are_those_of_the_layers(backbone: str, options: dict[str, bool]) -> None:
     model = model_of(backbone)
     model.freeze_batch_norm(**options)

@@ -17,6 +17,8 @@ from atrous.engine import checkpoint
 from atrous.engine.distributed import World
 from atrous.engine.recipe import Recipe
 from atrous.engine.state import State, build_model, build_optimizer
+from atrous.models.deeplab import DeepLabV3
+from atrous.models.weights import ModelCard, save
 
 HERE = World(0, 1, torch.device("cpu"))
 Part = tuple[torch.Tensor, torch.Tensor, list[str]]
@@ -50,6 +52,12 @@ def gradients(state: State, parts: list[Part]) -> tuple[float, dict[str, torch.T
     loss = state.take_step(parts, 0.01, HERE)
     handle.remove()
     return loss, found
+
+
+def card_of(model: DeepLabV3, **changes: Any) -> ModelCard:
+    palette = tuple((i, i, i) for i in range(model.num_classes))
+    card = ModelCard(model.arguments, tuple("abcd"), palette, model.mean, model.std)
+    return replace(card, **changes)
 
 
 def weights(state: State) -> dict[str, torch.Tensor]:
@@ -293,3 +301,27 @@ def test_the_stride_sits_where_the_weights_have_it(tiny: Recipe) -> None:
     assert build_model(ours, 4).arguments["stride_in"] == "last"
     assert build_model(replace(ours, weights="imagenet"), 4, blank=True).arguments["stride_in"] == "first"
     assert build_model(replace(ours, stride_in="first"), 4).arguments["stride_in"] == "first"
+
+
+def test_the_normalisation_of_the_first_weights_outlives_a_resume(tiny: Recipe, tmp_path: Path) -> None:
+    theirs = build_model(tiny, 4)
+    start = tmp_path / "start.safetensors"
+    save(theirs, start, card_of(theirs, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)))
+    recipe = replace(tiny, weights=str(start))
+    state = build(recipe)
+    assert state.model.mean == (0.5, 0.4, 0.3) != theirs.mean
+    start.unlink()
+    again = State.build(recipe, 4, 255, HERE, state._to_save())
+    assert (again.model.mean, again.model.std) == (state.model.mean, state.model.std)
+    images, labels = batch()
+    losses = {one.take_step(parts_of(images, labels), 0.01, HERE) for one in (state, again)}
+    assert len(losses) == 1
+
+
+def test_the_head_learns_batch_norm_over_a_frozen_backbone(tiny: Recipe) -> None:
+    state = build(replace(tiny, batch_norm="head"))
+    frozen = {id(norm) for norm in state.model.backbone.modules() if isinstance(norm, torch.nn.BatchNorm2d)}
+    before = {norm: norm.running_mean.clone() for norm in state.model.batch_norms() if norm.running_mean is not None}
+    state.take_step(parts_of(*batch()), 0.01, HERE)
+    moved = {id(norm) for norm, mean in before.items() if not torch.equal(norm.running_mean, mean)}  # type: ignore[arg-type]
+    assert frozen and moved == {id(norm) for norm in before} - frozen

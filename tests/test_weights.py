@@ -173,6 +173,14 @@ def test_reset_head_changes_the_classifier_alone(saved: tuple[Path, DeepLabV3, M
 
 
 @pytest.mark.slow
+def test_the_normalisation_comes_with_the_weights(tmp_path: Path) -> None:
+    theirs, ours = small(), small()
+    card = replace(card_of(theirs), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    save(theirs, tmp_path / "m.safetensors", card)
+    load_into(ours, tmp_path / "m.safetensors")
+    assert (ours.mean, ours.std) == (card.mean, card.std)
+
+
 def test_reset_head_from_21_classes_to_5(tmp_path: Path) -> None:
     theirs = small(21)
     save(theirs, tmp_path / "m.safetensors", card_of(theirs))

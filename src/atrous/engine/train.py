@@ -29,6 +29,7 @@ from atrous.data.transforms import Augment, class_mix
 from atrous.engine import checkpoint
 from atrous.engine.distributed import Place, Stream, World, generator, world
 from atrous.engine.evaluate import Evaluation, evaluate
+from atrous.engine.memory import memory_kept
 from atrous.engine.recipe import Recipe, differences, load_recipe
 from atrous.engine.report import Report
 from atrous.engine.schedule import poly
@@ -70,6 +71,7 @@ def train(
         MemoryError: if a step needs more memory than there is.
     """
     with world(device) as here, Signals() as signals, default_form("model"), ExitStack() as claimed:
+        claimed.enter_context(memory_kept(here.device))
         with signals.starting():
             dataset, held_out = open_data(recipe, data)
             dataset = sampled(dataset, check_masks(dataset), recipe)

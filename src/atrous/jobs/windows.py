@@ -18,7 +18,6 @@ Memory holds one window's activations and, of the picture's whole width, a windo
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from atrous.data.image import Normalization, Pixels, to_tensor
 from atrous.data.strips import Strips
 from atrous.engine.evaluate import inference, predict_probabilities
+from atrous.engine.memory import hand_back
 from atrous.models.aspp import ASPP
 from atrous.models.deeplab import DeepLabV3
 from atrous.ops.fused import upsampled_argmax
@@ -154,7 +154,7 @@ class Windows:
             rows = height - done if done + rows >= height - 1 else rows
             yield upsampled_argmax(band, (rows, width), self.step)[0].cpu().numpy()
             done += rows
-        _trim()  # an overlay takes as much as a window
+        hand_back()  # an overlay takes as much as a window
 
     def _bands(self, picture: Strips, progress: Callable[[float], None]) -> Iterator[Tensor]:
         """Features of the whole picture, 1,K,h,w, from top to bottom; a band begins with the last row before it."""
@@ -171,7 +171,7 @@ class Windows:
                 counted = band[:, :, down.first - top :, across.first : across.last]
                 counted += _weighted(features, down, across, self.step)
                 progress(begun + (1 - begun) * (i + (j + 1) / len(acrosses)) / len(downs))
-            _trim()
+            hand_back()
             final = downs[i + 1].first if i + 1 < len(downs) else down.last
             yield band[:, :, : final - top]
             band, top = band[:, :, final - top - 1 :], final - 1
@@ -186,7 +186,7 @@ class Windows:
         return found
 
     def _run(self, pixels: Pixels) -> Tensor:
-        _trim()
+        hand_back()
         image = self.normalise(to_tensor(pixels)[None].to(self.device)).contiguous(memory_format=torch.channels_last)
         if self.averaged:
             return predict_probabilities(self.model, image, scales=self.scales, flip=self.flip, fit=False)
@@ -277,12 +277,6 @@ def _given(model: DeepLabV3, means: Sequence[Tensor]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _trim() -> None:
-    """Hand freed memory back: glibc keeps what lies between blocks in use, some 150 MB after a window."""
-    with contextlib.suppress(OSError, AttributeError):  # another library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class _Rows:

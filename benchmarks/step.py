@@ -1,0 +1,174 @@
+"""A training step on a CPU: ours with each of its parts off, and segmentation_models_pytorch's, turn by turn.
+
+    python benchmarks/step.py [--rounds 7] [--threads N] [--json benchmarks/step_HARDWARE_DATE.json]
+
+Every candidate lives in a process of its own, for what one tells the allocator would hold for all; they take turns, so
+that a busy machine is busy for all of them, and each turn gives one ratio. A turn is two steps; the second counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+BATCH, SIDE = {"resnet50": 2, "timm/mobilenetv2_100": 8, "timm/tf_efficientnet_lite0": 8}, 417
+CANDIDATES: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "resnet50": [
+        ("atrous", {}),
+        ("atrous, memory given back", {"kept": False}),
+        ("segmentation_models_pytorch", {"peer": True}),
+    ],
+    "timm/mobilenetv2_100": [
+        ("atrous", {}),
+        ("atrous, memory given back", {"kept": False}),
+        ("atrous, batch norm frozen", {"frozen": True}),
+        ("atrous, batch norm frozen, as layers", {"frozen": True, "layers": True}),
+        ("segmentation_models_pytorch", {"peer": True}),
+    ],
+    "timm/tf_efficientnet_lite0": [
+        ("atrous", {}),
+        ("atrous, memory given back", {"kept": False}),
+        ("segmentation_models_pytorch", {"peer": True}),
+    ],
+}
+
+
+def our_step(backbone: str, frozen: bool = False, layers: bool = False) -> Callable[[], Any]:
+    from atrous.engine.distributed import World
+    from atrous.engine.recipe import RECIPES
+    from atrous.engine.state import State
+    from atrous.ops.gemm import default_form
+
+    recipe = replace(
+        RECIPES["camvid-efficientnet_lite0"], backbone=backbone, weights=None, class_weights=None, ema=0.0,
+        batch=BATCH[backbone], batch_norm="statistics" if frozen else "train",
+    )  # fmt: skip
+    here = World(0, 1, torch.device("cpu"))
+    state = State.build(recipe, 21, 255, here)
+    state.model._checkpointing = layers  # what is recomputed sees batch norm as layers; here nothing is recomputed
+    images, labels = _inputs(backbone)
+
+    def step() -> None:
+        with default_form("model"):
+            state.take_step([(images, labels, [""] * len(images))], 1e-4, here)
+
+    return step
+
+
+def their_step(backbone: str) -> Callable[[], Any]:
+    import segmentation_models_pytorch as smp
+
+    name = backbone.replace("timm/", "tu-")
+    net = smp.DeepLabV3(
+        name, encoder_weights=None, classes=21, encoder_output_stride=16, decoder_atrous_rates=(6, 12, 18)
+    )
+    net = net.train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
+    images, labels = _inputs(backbone)
+    # It takes multiples of the stride only.
+    images, labels = images[..., :-1, :-1], labels[..., :-1, :-1]
+
+    def step() -> None:
+        inputs = (images.float() / 255 - 0.45).div_(0.225).contiguous(memory_format=torch.channels_last)
+        F.cross_entropy(net(inputs), labels.long(), ignore_index=255).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _inputs(backbone: str) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    shape = (BATCH[backbone], 3, SIDE, SIDE)
+    labels = torch.randint(0, 21, (shape[0], SIDE, SIDE), dtype=torch.uint8)
+    return torch.randint(0, 256, shape, dtype=torch.uint8), labels
+
+
+def work(pipe: Connection, backbone: str, threads: int, options: dict[str, Any]) -> None:
+    """A candidate's process: two steps for each word that comes, the seconds of the second for an answer."""
+    from atrous.engine.memory import memory_kept
+
+    torch.set_num_threads(threads)
+    options = dict(options)
+    kept = memory_kept(torch.device("cpu")) if options.pop("kept", True) and "peer" not in options else None
+    with kept or contextlib.nullcontext():
+        step = their_step(backbone) if options.pop("peer", False) else our_step(backbone, **options)
+        while pipe.recv():
+            step()
+            before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+            step()
+            seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+            pipe.send((seconds, after.ru_stime - before.ru_stime, after.ru_maxrss / 1024))
+
+
+def compare(backbone: str, rounds: int, threads: int) -> list[dict[str, Any]]:
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    for _, options in CANDIDATES[backbone]:
+        ours, theirs = context.Pipe()
+        processes.append(context.Process(target=work, args=(theirs, backbone, threads, options), daemon=True))
+        processes[-1].start()
+        pipes.append(ours)
+    turns: list[list[tuple[float, float, float]]] = []
+    for turn in range(rounds + 1):
+        found: dict[int, tuple[float, float, float]] = {}
+        for i in [*range(turn % len(pipes), len(pipes)), *range(turn % len(pipes))]:
+            pipes[i].send(True)
+            found[i] = pipes[i].recv()
+        if turn:  # the first is a warm-up
+            turns.append([found[i] for i in range(len(pipes))])
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send(False)
+        process.join()
+    rows = []
+    for i, (name, _) in enumerate(CANDIDATES[backbone]):
+        ratios = [turn[i][0] / turn[0][0] for turn in turns]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        seconds, system = (statistics.median(turn[i][part] for turn in turns) for part in (0, 1))
+        rows.append(
+            {
+                "backbone": backbone, "name": name, "seconds": seconds, "system_seconds": system, "ratio": middle,
+                "quartiles": [low, high], "peak_mb": turns[-1][i][2],
+            }
+        )  # fmt: skip
+        print(
+            f"{backbone:28} {name:38} {seconds:6.2f} s, of it the system's {system:5.2f}; {middle:.2f} times ours "
+            f"({low:.2f} to {high:.2f}), {turns[-1][i][2]:.0f} MB",
+            flush=True,
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--backbones", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
+    parser.add_argument("--json", type=Path)
+    found = parser.parse_args()
+    rows = [row for backbone in found.backbones for row in compare(backbone, found.rounds, found.threads)]
+    if found.json:
+        from atrous.jobs.timing import describe_machine
+
+        machine = {**describe_machine(), "threads": found.threads}
+        setting = {"batch": BATCH, "side": SIDE, "rounds": found.rounds, "dtype": "float32"}
+        found.json.write_text(
+            json.dumps({"what": "step", "setting": setting, "machine": machine, "rows": rows}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
