@@ -39,7 +39,7 @@ def stepped(model: DeepLabV3, side: int = 33) -> tuple[torch.Tensor, dict[str, t
 def plainly(model: DeepLabV3) -> DeepLabV3:
     """The same model computing its batch norms as layers."""
     twin = copy.deepcopy(model)
-    twin._checkpointing = True  # the one case in which they are
+    twin.__class__ = type("Layers", (DeepLabV3,), {"_folds": False})
     return twin
 
 
@@ -62,6 +62,42 @@ def test_logits_gradients_and_statistics_are_those_of_the_layers(backbone: str, 
         torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9, msg=key)
     for key, value in layers.state_dict().items():  # the running statistics of those that are trained, too
         torch.testing.assert_close(model.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("backbone", ["timm/mixnet_s", "timm/resnetblur18"])
+def test_what_follows_no_convolution_stays_a_frozen_layer(backbone: str) -> None:
+    # mixnet normalises what several convolutions have given together; resnetblur has buffers that no state dict holds.
+    model = model_of(backbone, output_stride=32)
+    model.freeze_batch_norm()
+    buffers = {key: value.clone() for key, value in model.named_buffers()}
+    layers = plainly(model)
+    torch.testing.assert_close(stepped(model)[0], stepped(layers)[0], rtol=1e-9, atol=1e-9)
+    assert all(torch.equal(value, buffers[key]) for key, value in model.named_buffers())
+
+
+def test_synchronised_batch_norm_is_folded_too() -> None:
+    model = model_of("resnet18")
+    wanted = copy.deepcopy(model)
+    wanted.freeze_batch_norm()
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.freeze_batch_norm()
+    found = stepped(model)[0]
+    assert model._frozen_form is not None and len(model._frozen_form.pairs) == len(list(model.batch_norms()))
+    torch.testing.assert_close(found, stepped(wanted)[0], rtol=1e-9, atol=1e-9)
+
+
+def test_the_decay_and_the_modes_of_what_still_learns_are_followed() -> None:
+    model = model_of("resnet18")
+    model.freeze_batch_norm(affine=False, head=False)
+    layers = plainly(model)
+    for one in (model, layers):
+        stepped(one)
+        one.set_batch_norm_decay(0.5)
+        stepped(one)
+        one.head.eval()
+        stepped(one)
+    for key, value in layers.named_buffers():
+        torch.testing.assert_close(dict(model.named_buffers())[key], value)
 
 
 def test_it_follows_the_dial_new_weights_and_another_freezing() -> None:

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 
 import torch
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 """glibc's numbers of what `mallopt` sets."""
 
 _KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 64 << 20}
-_USUAL = {_MMAP_MAX: 65_536, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10}
-"""As glibc starts, but for the thresholds that it moves itself: those as far as it moves them."""
+_USUAL = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10}
+"""As glibc starts, but for the thresholds that it moves until one sets anything: those as far as it moves them."""
 
 
 @contextlib.contextmanager

@@ -195,6 +195,18 @@ _OBJECTS = replace(
     scales=(0.5, 1.25), longest_side=640, photometric=0.4, lr=4e-4, head_lr_factor=5.0, amp="bf16", iterations=2_300,
     val_every=460,
 )  # fmt: skip
+# The same from a published graph that knows these classes, which is given by --weights PATH where it lies elsewhere.
+_OBJECTS_MOBILENET = replace(
+    _OBJECTS, backbone="timm/mobilenetv2_100", aspp_rates=(), weights="deeplabv3_mnv2_pascal_quant.tflite", crop=417,
+    scales=(0.5, 1.5), photometric=0.3, lr=4e-5, head_lr_factor=2.0, warmup=30, batch_norm="statistics", amp="off",
+    ema=0.98, iterations=400, val_every=100,
+)  # fmt: skip
+# Streets from a published graph that knows Cityscapes' classes: its backbone, and a head that is new.
+_CAMVID_EDGETPU = replace(
+    _CAMVID, backbone="timm/mobilenet_edgetpu_075", reset_head=True, batch_norm="head", crop=449, scales=(0.6, 1.4),
+    weights="deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite", longest_side=960, lr=2e-4, head_lr_factor=5.0,
+    warmup=30, ema=0.99, iterations=1_000,
+)  # fmt: skip
 _FOLDER = replace(_CAMVID, class_weights=None, scales=(0.75, 2.0), longest_side=None)
 _VOC_HARD = ("bicycle", "chair", "diningtable", "pottedplant", "sofa")
 
@@ -235,7 +247,9 @@ RECIPES: dict[str, Recipe] = {
         _CAMVID_LITE2, weights="runs/camvid-efficientnet_lite2", train_split="train+val", val_split=None,
         longest_side=840, scales=(0.75, 1.35), crop=(449, 449), lr=1.5e-4, warmup=30, ema=0.99, iterations=500,
     ),
+    "camvid-mobilenet_edgetpu_075": _CAMVID_EDGETPU,
     "objects-efficientnet_lite2": _OBJECTS,
+    "objects-mobilenetv2": _OBJECTS_MOBILENET,
     # A folder of one's own, with any classes: alone, its second stage, or from a run on other data (its head anew).
     "folder-efficientnet_lite0": _FOLDER,
     "folder-efficientnet_lite0-trainval": _second_stage("folder-efficientnet_lite0", _FOLDER, "train+val", 7e-5),

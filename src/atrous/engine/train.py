@@ -36,6 +36,7 @@ from atrous.engine.schedule import poly
 from atrous.engine.state import State
 from atrous.engine.stopping import Signals, dead_loader, explained, is_dead_loader, is_out_of_memory
 from atrous.models.deeplab import DeepLabV3
+from atrous.models.tflite import is_tflite
 from atrous.models.weights import ModelCard, read_card, resolve
 from atrous.ops.gemm import default_form
 from atrous.ops.stride import check_reachable
@@ -187,7 +188,8 @@ def hardest_classes(recipe: Recipe, count: int = 5) -> tuple[str, ...]:
     if recipe.weights in (None, "imagenet"):
         raise ValueError("bootstrap is auto, expected weights of a run, whose hardest classes are taken")
     assert recipe.weights
-    by_class = read_card(resolve(recipe.weights)).metrics.get("val", {}).get("iou")
+    measured = {} if is_tflite(recipe.weights) else read_card(resolve(recipe.weights)).metrics
+    by_class = measured.get("val", {}).get("iou")
     if not by_class:
         raise ValueError(f"bootstrap is auto, but {recipe.weights} has no IoU by class; name the classes")
     scored = {name: iou for name, iou in by_class.items() if iou is not None}

@@ -24,6 +24,7 @@ from atrous.data.labels import Labels
 from atrous.data.transforms import resized
 from atrous.engine.evaluate import check_scales
 from atrous.jobs.predict import Predictor
+from atrous.models.tflite import check_graph
 
 _GRAY = 127
 
@@ -89,8 +90,7 @@ class TFLiteTeacher:
     """
 
     def __init__(self, path: Path, labels: Labels, *, scales: Sequence[float] = (1.0,), flip: bool = False) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; expected a TF-Lite graph")
+        check_graph(path)
         self.labels, self.scales, self.flip = labels, tuple(scales), flip
         self._graph, given = _interpreter(path)
         self._input = given["index"]
@@ -156,10 +156,7 @@ class TFLiteTeacher:
 
 
 def _interpreter(path: Path) -> tuple[Any, dict[str, Any]]:
-    try:
-        litert = importlib.import_module("ai_edge_litert.interpreter")
-    except ImportError:
-        raise ValueError(f"{path}: TF-Lite graphs need ai-edge-litert: pip install 'atrous[teacher]'") from None
+    litert = importlib.import_module("ai_edge_litert.interpreter")
     # The usual delegate fuses layers away, and with them the logits; without it they can be read.
     plain = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:

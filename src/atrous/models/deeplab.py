@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from atrous.models import weights as stored
 from atrous.models.aspp import ASPP, FILTERS, conv_bn_relu
 from atrous.models.backbone import Backbone, TimmBackbone
-from atrous.models.checkpointing import set_checkpointing
+from atrous.models.checkpointing import Checkpointed, set_checkpointing
 from atrous.models.frozen import FrozenForm
 from atrous.models.inference import inference_form
 from atrous.models.resnet import UNITS, ResNet, StrideIn
@@ -111,7 +111,6 @@ class DeepLabV3(nn.Module):
         self._output_stride = output_stride
         self._frozen: Literal["no", "statistics", "all"] = "no"
         self._frozen_head = True
-        self._checkpointing = False
         self._frozen_form: FrozenForm | None = None
         self._initialise_head()
         if weights:
@@ -164,7 +163,7 @@ class DeepLabV3(nn.Module):
 
     def _network(self, inputs: Tensor) -> Tensor:
         """From padded images in the type of the weights to logits: what `for_inference` can compile."""
-        if self.training and self._frozen != "no" and not self._checkpointing:
+        if self.training and self._frozen != "no" and self._folds:
             self._frozen_form = self._frozen_form or FrozenForm(self)
             return self._frozen_form(inputs)
         logits: Tensor = self.classifier(self.head_conv(self.head(self.backbone(inputs).out)))
@@ -188,10 +187,15 @@ class DeepLabV3(nn.Module):
             form._network = torch.compile(form._network, backend=backend, dynamic=False)  # type: ignore[method-assign]
         return form
 
+    @property
+    def _folds(self) -> bool:
+        """Whether a frozen batch norm can be computed in the convolution: what is computed anew would not find it."""
+        again = any(isinstance(module, Checkpointed) for module in self.backbone.modules())
+        return not again and not torch.compiler.is_compiling()
+
     def set_checkpointing(self, on: bool) -> None:
         """Train in less memory and more time: keep what enters each unit of the backbone, and compute the rest anew."""
         set_checkpointing(self.backbone, on)
-        self._checkpointing = on
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that ImageNet does not know: the head's and the classifier's."""
@@ -207,6 +211,7 @@ class DeepLabV3(nn.Module):
         """Decay of the running statistics (section 4.1): 0.9997 is PyTorch's ``momentum=0.0003``."""
         for norm in self.batch_norms():
             norm.momentum = 1 - decay
+        self._frozen_form = None
 
     def freeze_batch_norm(self, *, affine: bool = True, head: bool = True) -> None:
         """Freeze batch norm, as in the second stage of section 4.1; `train` does not thaw it.

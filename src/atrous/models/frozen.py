@@ -3,7 +3,7 @@
 A batch norm with frozen statistics scales and shifts, each channel by itself, and so can be done to the filters of the
 convolution before it in place of its output: a few thousand products for millions, forward and backward. Unlike the
 inference form, which folds once, this folds at every step, differentiably: the parameters and their gradients stay
-those of convolution and batch norm.
+those of convolution and batch norm. Hooks on a frozen batch norm, or on the convolution before it, see nothing of this.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class FrozenForm:
     """The network of a model in training, for as long as stride, layers and what is frozen stay as they are.
 
+    A frozen batch norm that follows no convolution stays the layer that it is.
+
     Args:
         model: in ``train()``, with at least a part of its batch norm frozen.
     """
@@ -35,27 +37,29 @@ class FrozenForm:
         pairs = watch(skeleton.eval())
         self.pairs = {norm: conv for norm, conv in pairs.items() if not model.get_submodule(norm).training}
         for norm, conv in self.pairs.items():
-            layer = skeleton.get_submodule(conv)
-            layer.bias = (
-                layer.bias if layer.bias is not None else nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
-            )
+            layer: Any = skeleton.get_submodule(conv)
+            if layer.bias is None:
+                layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
             parent, _, leaf = norm.rpartition(".")
             setattr(skeleton.get_submodule(parent), leaf, what_remains(skeleton.get_submodule(norm)))
-        # Without values, so that a parameter that would not be given is an error and takes no memory.
-        self.skeleton = _Network(skeleton.train().to("meta"))
-        self.wanted = {key.removeprefix("model.") for key in self.skeleton.state_dict()}
+        self.skeleton = _Network(skeleton.to("meta"))  # its values would only take memory: all are given at each call
+        held = (*skeleton.named_parameters(remove_duplicate=False), *skeleton.named_buffers(remove_duplicate=False))
+        self.wanted = {key for key, _ in held}
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """As ``DeepLabV3._network``."""
-        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        given = {key: value for key, value in tensors.items() if key in self.wanted}
+        held = (*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False))
+        given = {key: value for key, value in held if key in self.wanted}
         for norm, conv in self.pairs.items():
             given[f"{conv}.weight"], given[f"{conv}.bias"] = _folded(
                 self.model.get_submodule(conv), self.model.get_submodule(norm)
             )
-        logits: Tensor = functional_call(
-            self.skeleton, {f"model.{key}": value for key, value in given.items()}, (inputs,)
-        )
+        assert given.keys() == self.wanted, self.wanted - given.keys()
+        modes = {path: module.training for path, module in self.model.named_modules()}
+        for path, module in self.skeleton.model.named_modules():
+            module.training = modes.get(path, True)
+        tensors = {f"model.{key}": value for key, value in given.items()}
+        logits: Tensor = functional_call(self.skeleton, tensors, (inputs,))
         return logits
 
     def __deepcopy__(self, memo: Any) -> None:

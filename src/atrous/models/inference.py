@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from atrous.models.checkpointing import set_checkpointing
 from atrous.models.resnet import Basic, Bottleneck, ResNet, Unit
@@ -79,7 +80,7 @@ def _fold_all(model: nn.Module) -> dict[str, str]:
     pairs = watch(model)
     for norm_path, conv_path in pairs.items():
         conv, norm = model.get_submodule(conv_path), model.get_submodule(norm_path)
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm)
         _fold(conv, norm)
         _put(model, norm_path, what_remains(norm))
     return pairs
@@ -113,7 +114,7 @@ def watch(model: nn.Module) -> dict[str, str]:
     for path, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             handles.append(module.register_forward_hook(note_conv(path)))
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, _BatchNorm):
             handles.append(module.register_forward_pre_hook(note_norm(path)))
     parameter = next(model.parameters())
     model(torch.zeros(1, 3, _PROBE, _PROBE, dtype=parameter.dtype, device=parameter.device))
@@ -129,11 +130,11 @@ def _adjacent(model: nn.Module) -> dict[str, str]:
         f"{path}.{after}": f"{path}.{before}"
         for path, layers in sequences
         for (before, conv), (after, norm) in itertools.pairwise(layers.named_children())
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm)
     }
 
 
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+def _fold(conv: nn.Conv2d, norm: _BatchNorm) -> None:
     assert norm.running_mean is not None and norm.running_var is not None
     # In double precision, so that folding adds no rounding of its own.
     scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()

@@ -13,7 +13,12 @@ A graph is data, and is read as such: nothing in it is run.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import math
+import os
 import struct
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +35,10 @@ if TYPE_CHECKING:
 
 _HEAD = {"aspp0": "pointwise", "image_pooling": "pooling", "concat_projection": "project", "semantic": "classifier"}
 """The layers of the authors' head, by a word in their names: the 1×1 branch and the image-level features alone."""
+
+
+_CHECK = "import sys; from ai_edge_litert.interpreter import Interpreter; Interpreter(sys.argv[1])"
+_LONGEST = 120
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Graph:
 
 def is_tflite(source: str | Path) -> bool:
     """Whether a source of weights is to be read as a TF-Lite graph."""
-    return Path(source).suffix == ".tflite"
+    return Path(source).suffix == ".tflite" and not os.path.isdir(source)
 
 
 def load_tflite(model: DeepLabV3, path: str | Path, *, reset_head: bool = False) -> None:
@@ -109,35 +118,55 @@ def read_graph(path: Path) -> Graph:
         ValueError: if it is no such file, or holds tensors in another form.
         FileNotFoundError: if there is no such file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a TF-Lite graph")
+    content = _checked(path)
+    schema = importlib.import_module("ai_edge_litert.schema_py_generated")
     try:
-        litert = importlib.import_module("ai_edge_litert.interpreter")
-        schema = importlib.import_module("ai_edge_litert.schema_py_generated")
-    except ImportError:
-        raise ValueError(f"{path}: TF-Lite graphs need ai-edge-litert: pip install 'atrous[teacher]'") from None
-    content = path.read_bytes()
-    try:
-        litert.Interpreter(model_content=content)  # checks every offset, which the reader below trusts
         return _read(schema, schema.ModelT.InitFromPackedBuf(content, 0))
-    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, struct.error) as error:
+    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, struct.error) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: cannot be read as a TF-Lite graph: {why}") from None
+
+
+def check_graph(path: Path) -> None:
+    """Let ai-edge-litert check every offset of a file, in a process of its own: there are files that crash it.
+
+    Raises:
+        ValueError: if the file is no TF-Lite graph, or ai-edge-litert is not there.
+        FileNotFoundError: if there is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a TF-Lite graph")
+    if any(importlib.util.find_spec(name) is None for name in ("ai_edge_litert", "flatbuffers")):
+        raise ValueError(f"{path}: TF-Lite graphs need ai-edge-litert: pip install 'atrous[teacher]'")
+    try:
+        check = subprocess.run([sys.executable, "-c", _CHECK, path], capture_output=True, timeout=_LONGEST, check=False)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"{path}: cannot be read as a TF-Lite graph: not within {_LONGEST} s") from None
+    if check.returncode:
+        said = check.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+        why = f"it ends the reader by signal {-check.returncode}" if check.returncode < 0 else "".join(said)
+        raise ValueError(f"{path}: cannot be read as a TF-Lite graph: {why}")
+
+
+def _checked(path: Path) -> bytes:
+    check_graph(path)
+    return path.read_bytes()
 
 
 def _read(schema: Any, model: Any) -> Graph:
     operators, main = schema.BuiltinOperator, model.subgraphs[0]
     kinds = {operators.CONV_2D: (0, 3, 1, 2), operators.DEPTHWISE_CONV_2D: (3, 0, 1, 2)}
-    convs = []
+    convs, values = [], _Values(schema, main.tensors, model.buffers)
     for step in main.operators:
         code = model.operatorCodes[step.opcodeIndex]
         order = kinds.get(max(code.builtinCode, code.deprecatedBuiltinCode))
         if order is None or len(step.inputs) != 3:
             continue
-        weight, bias = (main.tensors[i] for i in step.inputs[1:])
-        values = [_values(schema, tensor, model.buffers[tensor.buffer]) for tensor in (weight, bias)]
-        name = weight.name.decode("utf-8", "replace")
-        convs.append(FoldedConv(name, values[0].permute(order).contiguous(), values[1]))
+        weight, bias = (values[int(i)] for i in step.inputs[1:])
+        name = main.tensors[step.inputs[1]].name.decode("utf-8", "replace")
+        convs.append(FoldedConv(name, weight.permute(order), bias))
+        if bias.shape != convs[-1].weight.shape[:1]:
+            raise ValueError(f"{name!r} has {len(convs[-1].weight)} filters and a bias of {tuple(bias.shape)}")
     return Graph(tuple(convs), *_normalisation(main.tensors[main.inputs[0]], schema.TensorType.INT8))
 
 
@@ -148,23 +177,35 @@ def _normalisation(image: Any, int8: int) -> tuple[float, float]:
         return 0.5, 0.5
     # Black is the byte 0, or -128 of the signed ones; a byte q stands for scale * (q - zero).
     black = -128 if image.type == int8 else 0
-    return float(zero[0] - black) / 255, 1 / (255 * float(scale[0]))
+    mean, std = float(zero[0] - black) / 255, 1 / (255 * float(scale[0]))
+    if not (math.isfinite(mean) and 0 < std < math.inf):
+        raise ValueError(f"its input has the scale {scale[0]} and the zero point {zero[0]}")
+    return mean, std
 
 
-def _values(schema: Any, tensor: Any, buffer: Any) -> Tensor:
-    """A tensor of the file as float32, in its own shape."""
-    types = schema.TensorType
-    kinds = {types.FLOAT32: np.float32, types.UINT8: np.uint8, types.INT8: np.int8, types.INT32: np.int32}
-    kind, shape = kinds.get(tensor.type), tuple(int(side) for side in tensor.shape)
-    if kind is None or buffer.data is None or len(buffer.data) != int(np.prod(shape)) * np.dtype(kind).itemsize:
-        raise ValueError(f"{tensor.name!r} holds no plain values of 8 bits or float32")
-    raw = np.frombuffer(np.asarray(buffer.data, dtype=np.uint8).tobytes(), dtype=kind).reshape(shape).astype(np.float64)
-    scale, zero = _quantisation(tensor)
-    if len(scale):
-        axis = [1] * len(shape)
-        axis[tensor.quantization.quantizedDimension if len(scale) > 1 else 0] = -1
-        raw = (raw - zero.reshape(axis)) * scale.reshape(axis)
-    return torch.from_numpy(raw.astype(np.float32))
+class _Values(dict[int, Tensor]):
+    """The tensors of a file as float32, in their own shapes, each made once however many layers share it."""
+
+    def __init__(self, schema: Any, tensors: Any, buffers: Any) -> None:
+        types = schema.TensorType
+        self.kinds = {types.FLOAT32: np.float32, types.UINT8: np.uint8, types.INT8: np.int8, types.INT32: np.int32}
+        self.tensors, self.buffers = tensors, buffers
+
+    def __missing__(self, number: int) -> Tensor:
+        tensor = self.tensors[number]
+        data, kind, shape = self.buffers[tensor.buffer].data, self.kinds.get(tensor.type), tuple(map(int, tensor.shape))
+        if kind is None or data is None or len(data) != int(np.prod(shape)) * np.dtype(kind).itemsize:
+            raise ValueError(f"{tensor.name!r} holds no plain values of 8 bits or float32")
+        raw = np.frombuffer(np.asarray(data, dtype=np.uint8).tobytes(), dtype=kind).reshape(shape).astype(np.float64)
+        scale, zero = _quantisation(tensor)
+        if len(scale):
+            axis = [1] * len(shape)
+            axis[tensor.quantization.quantizedDimension if len(scale) > 1 else 0] = -1
+            raw = (raw - zero.reshape(axis)) * scale.reshape(axis)
+        self[number] = torch.from_numpy(raw.astype(np.float32))
+        if not bool(self[number].isfinite().all()):
+            raise ValueError(f"{tensor.name!r} holds NaN or infinity")
+        return self[number]
 
 
 def _quantisation(tensor: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -195,6 +236,7 @@ def _fits(aspp: ASPP, head: dict[str, FoldedConv]) -> bool:
     branch = tuple(aspp.state_dict()["pointwise.0.weight"].shape)
     filters = branch[0]
     wanted = {"pointwise": branch, "pooling": branch, "project": (filters, 2 * filters, 1, 1)}
+    wanted["classifier"] = (len(head["classifier"].bias), filters, 1, 1)
     return all(head[part].weight.shape == shape for part, shape in wanted.items())
 
 
