@@ -75,7 +75,7 @@ class Recipe:
             none.
         amp: ``off``, ``bf16`` or ``fp16``: automatic mixed precision.
         checkpointing: keep only what enters each unit of the backbone for the backward pass, and compute the rest anew:
-            less memory for more time, the same numbers.
+            less memory for more time, the same numbers (with frozen batch norm, up to rounding).
         seed: of everything random.
         val_every: steps between validations.
         val_output_stride: of validation, or None for that of training.

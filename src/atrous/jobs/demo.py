@@ -11,7 +11,7 @@ from atrous.data.image import write_image, write_mask
 from atrous.jobs.predict import Predictor
 
 NEXT = (
-    "atrous predict objects-efficientnet_lite2 YOUR-PHOTOGRAPHS/ --out found",
+    "atrous predict objects-mobilenetv2 YOUR-PHOTOGRAPHS/ --out found",
     "atrous train finetune --data YOUR-LABELLED-FOLDER",
 )
 """Where to go from here."""
@@ -34,9 +34,9 @@ class Scene(NamedTuple):
 
 
 SCENES = (
-    Scene("pavilion.jpg", "camvid-efficientnet_lite2", 8, (0.5, 0.75)),
-    Scene("astronaut.jpg", "objects-efficientnet_lite2", 16, (1.0,)),
-    Scene("cat.jpg", "objects-efficientnet_lite2", 16, (1.0,)),
+    Scene("pavilion.jpg", "camvid-mobilenet_edgetpu_075", 8, (0.5, 0.75)),
+    Scene("astronaut.jpg", "objects-mobilenetv2", 16, (1.0,)),
+    Scene("cat.jpg", "objects-mobilenetv2", 16, (1.0,)),
 )
 
 
