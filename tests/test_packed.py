@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from atrous.ops import packed
 from atrous.ops.conv import AtrousConv2d
+from atrous.ops.depthwise import by_phases
 from atrous.ops.gemm import default_form
 from atrous.ops.packed import PackedConv2d, PackedConv2dSame, fuses, holds
 
@@ -165,3 +167,43 @@ def test_operators_that_are_missing_or_wrong_are_not_used(monkeypatch: pytest.Mo
 
 def test_what_it_can_hold() -> None:
     assert holds(nn.ReLU()) and holds(nn.Identity()) and not holds(nn.Softmax()) and not holds(nn.Sequential())
+
+
+@pytest.mark.parametrize(("side", "rate"), [(3, 2), (5, 4), (3, 8), (5, 3)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (16, 24), (33, 21)])
+def test_a_depthwise_convolution_by_phases_is_the_convolution(side: int, rate: int, size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(side * rate)
+    x = torch.randn(2, 24, *size, generator=generator, dtype=torch.float64).contiguous(
+        memory_format=torch.channels_last
+    )
+    weight, bias = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((24, 1, side, side), (24,))
+    )
+    found = by_phases(x, weight, bias, rate)
+    torch.testing.assert_close(
+        found, F.conv2d(x, weight, bias, 1, rate * (side // 2), rate, 24), rtol=1e-12, atol=1e-12
+    )
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.skipif(not packed.fuses(torch.float32, nn.ReLU6), reason="oneDNN has no fused convolutions here")
+def test_a_far_reaching_depthwise_layer_takes_the_phases_where_they_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = AtrousConv2d(16, 16, 5, rate=4, groups=16, bias=True).eval().requires_grad_(False)
+    native = native.to(memory_format=torch.channels_last)
+    conv, x = packed.PackedConv2d(native, nn.ReLU6()), torch.randn(1, 16, 21, 18).to(memory_format=torch.channels_last)
+    taken: list[int] = []
+
+    def noted(*arguments: Any) -> torch.Tensor:
+        taken.append(arguments[3])
+        return by_phases(*arguments)
+
+    monkeypatch.setattr(packed, "by_phases", noted)
+    for wins in (True, False):
+        monkeypatch.setattr(packed, "phases_win", lambda *_, wins=wins: wins)
+        with torch.inference_mode():
+            torch.testing.assert_close(conv(x), nn.ReLU6()(native(x)), rtol=1e-5, atol=1e-5)
+    assert taken == [4]
+    monkeypatch.setattr(packed, "phases_win", lambda *_: True)
+    with torch.inference_mode(), default_form("model"):
+        conv(x)
+    assert taken == [4]  # a form that the clock chooses has no place where results must repeat

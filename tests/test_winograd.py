@@ -180,7 +180,8 @@ def test_where_it_is_not_taken(monkeypatch: pytest.MonkeyPatch, way: str) -> Non
             conv(x), conv(x)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert kind(conv) is Tensor
+    # Without instructions for bfloat16 a processor's library has no packed form of it, either.
+    assert kind(conv) is (Tensor if packed.fuses(x.dtype, nn.ReLU) else type(None))
 
 
 def test_another_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

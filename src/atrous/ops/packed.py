@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from atrous.ops import winograd
 from atrous.ops.conv import AtrousConv2d, same_padding
+from atrous.ops.depthwise import by_phases, phases_win
 from atrous.ops.gemm import CHOICES, atrous_conv2d_fast, current_form, forward_form
 from atrous.ops.taps import fastest
 from atrous.ops.winograd import Transformed
@@ -89,6 +90,8 @@ class PackedConv2d(AtrousConv2d):
         padding = self._padding(x)
         if not self._fuses(x, other):
             return self._plain(x, other, padding)
+        if self._goes_by_phases(x, padding):
+            return self._finished(by_phases(x, self.weight, self.bias, self.rate), other)
         layout = self._laid_out(x, padding)
         if isinstance(layout, str):
             return self._finish(self._biased(self._in_form(x, layout)), other)
@@ -114,7 +117,7 @@ class PackedConv2d(AtrousConv2d):
             return False
         if other is not None and not other.is_contiguous(memory_format=torch.channels_last):
             return False
-        return fuses(x.dtype, type(self.activation))  # type: ignore[arg-type]
+        return fuses(x.dtype, type(self.activation), other is not None)  # type: ignore[arg-type]
 
     def _plain(self, x: Tensor, other: Tensor | None, padding: tuple[int, int]) -> Tensor:
         if self._has_forms(padding):
@@ -123,8 +126,20 @@ class PackedConv2d(AtrousConv2d):
         return self._finish(y, other)
 
     def _has_forms(self, padding: tuple[int, int]) -> bool:
+        return self.groups == 1 and self._is_atrous(padding)
+
+    def _is_atrous(self, padding: tuple[int, int]) -> bool:
         centred = padding == (self.rate * (self.kernel_size[0] // 2), self.rate * (self.kernel_size[1] // 2))
-        return self.rate > 1 and self.stride == (1, 1) and self.groups == 1 and centred
+        return self.rate > 1 and self.stride == (1, 1) and centred
+
+    def _goes_by_phases(self, x: Tensor, padding: tuple[int, int]) -> bool:
+        """Whether it is depthwise, reaches farther than the library does, and the clock may choose a form."""
+        if not self.in_channels == self.out_channels == self.groups > 1 or not self._is_atrous(padding):
+            return False
+        side = self.kernel_size[0]
+        if self.kernel_size != (side, side) or self.dilation != (self.rate, self.rate) or current_choice() != "auto":
+            return False
+        return phases_win(side, self.rate, x.dtype, torch.get_num_threads())
 
     def _biased(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
@@ -250,12 +265,18 @@ def fused_convolution(
 
 
 @functools.cache
-def fuses(dtype: torch.dtype, activation: type[nn.Module]) -> bool:
-    """Whether oneDNN's fused convolutions are there, and give what the separate operators give, on a small case."""
+def fuses(dtype: torch.dtype, activation: type[nn.Module], added: bool = False) -> bool:
+    """Whether oneDNN's fused convolutions are there, and give what the separate operators give, on a small case.
+
+    Args:
+        dtype: of map and weights.
+        activation: that follows; not every version of PyTorch takes every one.
+        added: whether another map is added before it.
+    """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            return all(_agrees(dtype, activation, groups, added) for groups in (1, 16) for added in (False, True))
+            return all(_agrees(dtype, activation, groups, added) for groups in (1, 16))
         except (AttributeError, RuntimeError, NotImplementedError, TypeError):
             return False
 
