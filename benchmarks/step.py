@@ -161,6 +161,8 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--json", type=Path)
     found = parser.parse_args()
+    if found.rounds < 2:
+        parser.error("--rounds must be at least 2, for quartiles")
     rows = [row for backbone in found.backbones for row in compare(backbone, found.rounds, found.threads)]
     if found.json:
         from atrous.jobs.timing import describe_machine
