@@ -98,9 +98,8 @@ class State:
         torch.manual_seed(recipe.seed)
         stride_in = (saved or {}).get("stride_in")
         built = build_model(recipe, num_classes, blank=saved is not None, stride_in=stride_in)
-        if (
-            saved and "normalization" in saved
-        ):  # not the backbone's own, where the weights that it began with had another
+        if saved and "normalization" in saved:
+            # Not the backbone's own, where the weights that the run began with had another.
             built.backbone.mean, built.backbone.std = saved["normalization"]
         model: nn.Module = built.to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         average = MovingAverage(model, recipe.ema) if recipe.ema else None

@@ -11,11 +11,10 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from atrous.models.inference import watch, what_remains
+from atrous.models.inference import folded, put, watch, what_remains
 
 if TYPE_CHECKING:
     from atrous.models.deeplab import DeepLabV3
@@ -40,8 +39,7 @@ class FrozenForm:
             layer: Any = skeleton.get_submodule(conv)
             if layer.bias is None:
                 layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
-            parent, _, leaf = norm.rpartition(".")
-            setattr(skeleton.get_submodule(parent), leaf, what_remains(skeleton.get_submodule(norm)))
+            put(skeleton, norm, what_remains(skeleton.get_submodule(norm)))
         self.skeleton = _Network(skeleton.to("meta"))  # its values would only take memory: all are given at each call
         held = (*skeleton.named_parameters(remove_duplicate=False), *skeleton.named_buffers(remove_duplicate=False))
         self.wanted = {key for key, _ in held}
@@ -51,9 +49,9 @@ class FrozenForm:
         held = (*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False))
         given = {key: value for key, value in held if key in self.wanted}
         for norm, conv in self.pairs.items():
-            given[f"{conv}.weight"], given[f"{conv}.bias"] = _folded(
-                self.model.get_submodule(conv), self.model.get_submodule(norm)
-            )
+            layer: Any = self.model.get_submodule(conv)
+            behind: Any = self.model.get_submodule(norm)
+            given[f"{conv}.weight"], given[f"{conv}.bias"] = folded(layer, behind, layer.weight.dtype)
         assert given.keys() == self.wanted, self.wanted - given.keys()
         modes = {path: module.training for path, module in self.model.named_modules()}
         for path, module in self.skeleton.model.named_modules():
@@ -74,11 +72,3 @@ class _Network(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.model._network(inputs)
-
-
-def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    shift = norm.bias - norm.running_mean * scale
-    if conv.bias is not None:
-        shift = shift + conv.bias * scale
-    return conv.weight * scale[:, None, None, None], shift

@@ -82,11 +82,12 @@ def _fold_all(model: nn.Module) -> dict[str, str]:
         conv, norm = model.get_submodule(conv_path), model.get_submodule(norm_path)
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm)
         _fold(conv, norm)
-        _put(model, norm_path, what_remains(norm))
+        put(model, norm_path, what_remains(norm))
     return pairs
 
 
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+def put(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module in the place of another."""
     parent, _, leaf = path.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)
 
@@ -135,15 +136,19 @@ def _adjacent(model: nn.Module) -> dict[str, str]:
 
 
 def _fold(conv: nn.Conv2d, norm: _BatchNorm) -> None:
-    assert norm.running_mean is not None and norm.running_var is not None
     # In double precision, so that folding adds no rounding of its own.
-    scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
-    shift = norm.bias.double() - norm.running_mean.double() * scale
+    weight, bias = (value.to(conv.weight.dtype) for value in folded(conv, norm, torch.float64))
+    conv.weight, conv.bias = (nn.Parameter(value, requires_grad=False) for value in (weight, bias))
+
+
+def folded(conv: nn.Conv2d, norm: _BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Filters and shift of a convolution with the batch norm behind it, in `dtype`; differentiable."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight.to(dtype) * (norm.running_var.to(dtype) + norm.eps).rsqrt()
+    shift = norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
     if conv.bias is not None:
-        shift = shift + conv.bias.double() * scale
-    weight = conv.weight.double() * scale[:, None, None, None]
-    conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
-    conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)
+        shift = shift + conv.bias.to(dtype) * scale
+    return conv.weight.to(dtype) * scale[:, None, None, None], shift
 
 
 def what_remains(norm: nn.Module) -> nn.Module:
@@ -193,8 +198,8 @@ def _pack_conv(model: nn.Module, path: str, norm_path: str | None) -> None:
     conv, activation = model.get_submodule(path), None
     if norm_path is not None and holds(left := model.get_submodule(norm_path)):
         activation = left
-        _put(model, norm_path, nn.Identity())
-    _put(model, path, _packed(conv, activation))
+        put(model, norm_path, nn.Identity())
+    put(model, path, _packed(conv, activation))
 
 
 def _pack_sequence(layers: nn.Sequential) -> None:

@@ -118,7 +118,8 @@ def read_graph(path: Path) -> Graph:
         ValueError: if it is no such file, or holds tensors in another form.
         FileNotFoundError: if there is no such file.
     """
-    content = _checked(path)
+    check_graph(path)
+    content = path.read_bytes()
     schema = importlib.import_module("ai_edge_litert.schema_py_generated")
     try:
         return _read(schema, schema.ModelT.InitFromPackedBuf(content, 0))
@@ -146,11 +147,6 @@ def check_graph(path: Path) -> None:
         said = check.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
         why = f"it ends the reader by signal {-check.returncode}" if check.returncode < 0 else "".join(said)
         raise ValueError(f"{path}: cannot be read as a TF-Lite graph: {why}")
-
-
-def _checked(path: Path) -> bytes:
-    check_graph(path)
-    return path.read_bytes()
 
 
 def _read(schema: Any, model: Any) -> Graph:
