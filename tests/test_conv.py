@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from atrous.ops import gemm
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d, atrous_conv2d, place
 from atrous.ops.gemm import default_form
 
@@ -137,6 +138,29 @@ def test_depthwise_gradients_in_bfloat16_are_right(
         assert y.dtype == torch.bfloat16 and (y - exact).norm() < 0.01 * exact.norm()
         for ours, truth in zip(torch.autograd.grad(y, wanted, gradient.bfloat16()), truths, strict=True):
             assert ours.dtype == torch.float32 and (ours - truth).norm() < 0.01 * truth.norm()
+
+
+@pytest.mark.parametrize(("side", "rate"), [(3, 2), (5, 2), (5, 4), (3, 8), (7, 3)])
+@pytest.mark.parametrize("size", [(21, 33), (16, 16), (5, 40), (1, 1)])
+@pytest.mark.parametrize("form", ["model", "mirror", "window", "auto"])
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_depthwise_gradients_in_float32_are_right_however_far_a_filter_reaches(
+    side: int, rate: int, size: tuple[int, int], form: str, capability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With AVX2 what reaches more than 6 pixels goes by phases, on any processor that says so.
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(gemm, "SMALL", 0)
+    layer = AtrousConv2d(128, 128, side, rate=rate, groups=128)
+    x = torch.randn(3, 128, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
+    exact = F.conv2d(x.double(), layer.weight.double(), None, 1, rate * (side // 2), rate, 128)
+    gradient = torch.randn(exact.shape).contiguous(memory_format=torch.channels_last)
+    with default_form(form):
+        y = layer(x)
+        found = torch.autograd.grad(y, (x, layer.weight), gradient)
+    assert (y - exact).norm() < 1e-6 * exact.norm() and y.is_contiguous(memory_format=torch.channels_last)
+    truths = torch.autograd.grad(exact, (x, layer.weight), gradient.double())
+    for ours, truth in zip(found, truths, strict=True):
+        assert (ours - truth).norm() < 1e-6 * truth.norm()
 
 
 @pytest.mark.parametrize("stride", [1, 2])

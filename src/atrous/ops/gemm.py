@@ -5,8 +5,8 @@ There are several forms of each pass, which give the same numbers to rounding; `
 - ``library``: what PyTorch does;
 - ``window``: a matrix product for each tap over the pixels that it sees inside the map, and no others (Figure 4);
 - ``mirror``: the gradient of the input as the library's forward pass with the filter mirrored; else as ``window``
-  for the gradient of the weights (for filters of one channel each as the library's in float32), and as ``library``
-  forward;
+  for the gradient of the weights, and as ``library`` forward (for filters of one channel each the gradient of the
+  weights is the library's in float32, and forward is by phases where the library has no kernel);
 - ``gemm``: one product for all taps of all branches, and shifted sums, a block of rows at a time;
 
 and on CUDA ``triton`` (`conv_triton`). For filters of one channel each, ``window`` is that of `depthwise`.
@@ -41,6 +41,7 @@ from atrous.ops.depthwise import (
     MIRROR_DEPTHWISE,
     is_depthwise,
     is_wrong_in_half,
+    lacks_kernel,
 )
 from atrous.ops.taps import GEMM, LIBRARY, WINDOW, Pass, fastest, library_forward, order, valid_share
 
@@ -170,7 +171,8 @@ def _model(task: str, x: Tensor, weights: list[Tensor], rates: list[int]) -> str
     if x.device.type != "cpu" or _work(x, weights) < SMALL or min(rates) < 2:
         return "library"
     if is_depthwise(x, weights):
-        return "library" if task == "forward" else "mirror"
+        far = any(lacks_kernel(x, weight, rate) for weight, rate in zip(weights, rates, strict=True))
+        return {"forward": "mirror" if far else "library", "input": "mirror", "weight": "window"}[task]
     if min(rates) < 3:
         return "library"
     if task == "weight":
@@ -210,7 +212,7 @@ def _candidates(task: str, x: Tensor, weights: list[Tensor], rates: list[int]) -
     height, width = x.shape[2:]
     found = ["library", "window"]
     if is_depthwise(x, weights):
-        return found + (["mirror"] if task != "forward" else [])
+        return [*found, "mirror"]
     shares = [valid_share(height, width, weight.shape[2], rate) for weight, rate in zip(weights, rates, strict=True)]
     found += ["gemm"] if sum(shares) > 0.6 * len(shares) else []
     return found + (["triton"] if _has_triton(x) else [])
