@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from atrous.ops import gemm
+from atrous.ops import depthwise, gemm
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d, atrous_conv2d, place
+from atrous.ops.depthwise import by_phases
 from atrous.ops.gemm import default_form
 
 
@@ -148,8 +149,10 @@ def test_depthwise_gradients_in_float32_are_right_however_far_a_filter_reaches(
     side: int, rate: int, size: tuple[int, int], form: str, capability: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With AVX2 what reaches more than 6 pixels goes by phases, on any processor that says so.
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(depthwise, "CAPABILITY", capability)
     monkeypatch.setattr(gemm, "SMALL", 0)
+    phases: list[int] = []
+    monkeypatch.setattr(depthwise, "by_phases", lambda *given: (phases.append(given[-1]), by_phases(*given))[1])
     layer = AtrousConv2d(128, 128, side, rate=rate, groups=128)
     x = torch.randn(3, 128, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
     exact = F.conv2d(x.double(), layer.weight.double(), None, 1, rate * (side // 2), rate, 128)
@@ -161,6 +164,18 @@ def test_depthwise_gradients_in_float32_are_right_however_far_a_filter_reaches(
     truths = torch.autograd.grad(exact, (x, layer.weight), gradient.double())
     for ours, truth in zip(found, truths, strict=True):
         assert (ours - truth).norm() < 1e-6 * truth.norm()
+    far = capability == "AVX2" and rate * (side // 2) > 6
+    if form in ("model", "mirror"):  # forward, and the gradient of the input
+        assert phases == [rate, rate] * far
+
+
+def test_filters_that_are_no_squares_stay_with_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depthwise, "CAPABILITY", "AVX2")
+    x, square, flat = torch.randn(1, 16, 9, 9), torch.randn(16, 1, 5, 5), torch.randn(16, 1, 3, 5)
+    assert depthwise.lacks_kernel(x, square, 4) and not depthwise.lacks_kernel(x, flat, 4)
+    assert not depthwise.lacks_kernel(x, square, 3) and not depthwise.lacks_kernel(x.bfloat16(), square, 4)
+    expected = F.conv2d(x, flat, None, 1, (4, 8), 4, 16)
+    torch.testing.assert_close(depthwise.far_forward(x, [], [flat], [4])[0], expected)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

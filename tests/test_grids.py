@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atrous.cli import _parser
-from atrous.engine.recipe import RECIPES, Recipe
+from atrous.engine.recipe import RECIPES, Recipe, differences
 from atrous.jobs.grids import GRIDS, PRESETS, recipe_of, scaled_crop
 
 # A line a row: what places the cell, then its mIoU. T is a tick, - none.
@@ -69,7 +69,17 @@ def test_the_page_of_results_has_every_number_of_the_paper_and_commands_that_par
 
 
 def test_every_table_and_figure_of_cells_is_there() -> None:
-    assert set(GRIDS) == set(PRINTED) | {"figure-6", "figure-7", "figure-8"}
+    assert set(GRIDS) == set(PRINTED) | {"figure-6", "figure-7", "figure-8", "ablation", "ablation-pseudo"}
+
+
+@pytest.mark.parametrize(("what", "preset"), [("ablation", "streets"), ("ablation-pseudo", "objects")])
+def test_an_ablation_changes_one_part_of_a_recipe_at_a_time(what: str, preset: str) -> None:
+    base = PRESETS[preset].base(GRIDS[what])
+    first, *others = (recipe_of(cell, base, PRESETS[preset]) for cell in GRIDS[what].cells)
+    assert first == base and all(cell.paper is None for cell in GRIDS[what].cells)
+    for recipe, cell in zip(others, GRIDS[what].cells[1:], strict=True):
+        changed = {line.partition(":")[0] for line in differences(base, recipe)}
+        assert changed and changed == set(cell.changes), f"{cell.label} changes nothing, or what it does not say"
 
 
 def test_table_11_has_the_papers_times() -> None:

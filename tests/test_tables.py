@@ -103,9 +103,24 @@ def test_table_11_claims_no_order(tiny_data: Path, tmp_path: Path) -> None:
     assert "draws nothing from the order" in order_line(planned, order_of(rows_of(planned)))
 
 
-@pytest.mark.parametrize("what", ["table-1", "table-3", "table-6", "table-8", "table-11", "figure-7"])
+def test_an_ablation_has_each_row_beside_the_first(tiny_data: Path, tmp_path: Path) -> None:
+    planned = plan("ablation", Options("streets", data=str(tiny_data), out=tmp_path, seeds=2))
+    # Weights of other classes than these are not taken, so that there are none to do without.
+    fill(planned, [50.0, 49.0, 50.0, 51.0, 48.5, None, 50.0, 50.25, None, None])
+    rows = rows_of(planned)
+    text = markdown(planned, rows, order_of(rows))
+    lines = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    assert lines[0] == ["", "ours, mean ± deviation of 2 seeds", "beside the first"]
+    told = [line[-1] for line in lines[2:10]]
+    assert [*told[:2], *told[3:]] == ["", "-1.00", "+1.00", "-1.50", "", "+0.00", "+0.25"]
+    assert told[2].startswith("the same training")
+    assert "Order" not in text
+
+
+@pytest.mark.parametrize("what", ["table-1", "table-3", "table-6", "table-8", "table-11", "figure-7", "ablation"])
 def test_the_commands_by_hand_are_the_same_recipes(what: str, tiny_data: Path, tmp_path: Path) -> None:
-    planned = plan(what, Options("tiny", data=str(tiny_data), out=tmp_path))
+    preset = "streets" if what == "ablation" else "tiny"
+    planned = plan(what, Options(preset, data=str(tiny_data), out=tmp_path))
     for training in planned.trainings.values():
         train, *evaluations = [shlex.split(command)[1:] for command in commands_of(training)]
         found = _parser().parse_args(train)
@@ -118,9 +133,13 @@ def test_the_commands_by_hand_are_the_same_recipes(what: str, tiny_data: Path, t
         assert told == [(row.output_stride, row.scales, row.flip) for row in training.settings]
 
 
-def test_the_plot(planned: Plan, tmp_path: Path) -> None:
+def test_the_plot(planned: Plan, tiny_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
     fill(planned, [50.0, 51.0, 53.0, None, 52.0])
     plot(planned, rows_of(planned), tmp_path / "t.png")
     assert (tmp_path / "t.png").stat().st_size > 5_000
+    ablation = plan("ablation", Options("streets", data=str(tiny_data), out=tmp_path))
+    fill(ablation, [50.0, 51.0, 50.0, *[None] * (len(ablation.uses) - 3)])
+    plot(ablation, rows_of(ablation), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 5_000
     assert not list(tmp_path.glob("*.partial*"))

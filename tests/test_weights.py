@@ -145,11 +145,27 @@ def test_other_classes_give_both_counts(saved: tuple[Path, DeepLabV3, ModelCard]
 def test_classes_and_shapes_that_differ_are_reported_together(saved: tuple[Path, DeepLabV3, ModelCard]) -> None:
     with pytest.raises(ValueError, match=r"has 4 classes, expected 21; with reset_head.*; the weights in .*missing"):
         load_into(small(21, image_pooling=True), saved[0])
-    with pytest.raises(
-        ValueError, match=r"^the weights in .*model\.safetensors do not fit: .* missing .*head"
-    ) as caught:
-        load_into(small(21, image_pooling=True), saved[0], reset_head=True)
+    other = DeepLabV3("timm/lcnet_075", 21, aspp_rates=(1,), aspp_pointwise=False, image_pooling=False)
+    with pytest.raises(ValueError, match=r"^the weights in .*model\.safetensors do not fit: .*backbone") as caught:
+        load_into(other, saved[0], reset_head=True)
     assert "classifier" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [{"image_pooling": True}, {"aspp_rates": (1, 2)}, {"aspp_rates": (), "aspp_pointwise": True}, {"head_conv": True}],
+)
+def test_reset_head_begins_a_head_of_another_shape_anew(
+    head: dict[str, Any], saved: tuple[Path, DeepLabV3, ModelCard]
+) -> None:
+    model, theirs = small(21, **head), saved[1].state_dict()
+    own = {key: value.clone() for key, value in model.state_dict().items()}
+    load_into(model, saved[0], reset_head=True)
+    for key, value in model.state_dict().items():
+        expected = theirs[key].half().to(value.dtype) if key.startswith("backbone.") else own[key]
+        assert torch.equal(value, expected), key
+    with pytest.raises(ValueError, match="do not fit"):
+        load_into(small(4, **head), saved[0])
 
 
 def reset_head_keeps_the_rest(path: Path, theirs: DeepLabV3, classes: int) -> int:
@@ -561,6 +577,8 @@ def test_imagenet_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) ->
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(weights, "_downloaded", offline)
+    with pytest.raises(ValueError, match=r"nobody has published .* of timm/mobilenet_edgetpu_075; start from .*none$"):
+        weights.imagenet("timm/mobilenet_edgetpu_075")
     with pytest.raises(ValueError, match=r"of timm/resnet26 could not be downloaded: no route to host$"):
         weights.imagenet("timm/resnet26")
     monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)

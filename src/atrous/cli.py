@@ -239,9 +239,10 @@ def _add_submit(commands: Any) -> None:
 
 def _add_reproduce(commands: Any) -> None:
     parser = _command(commands, "reproduce", run_reproduce, "the paper's tables and figures, its numbers beside ours")
-    text = "table-1 to -6, table-8 to -12, figure-4, -6, -7, -8; or list"
+    text = "table-1 to -6, table-8 to -12, figure-4, -6, -7, -8, ablation, ablation-pseudo; or list"
     parser.add_argument("what", metavar="WHAT", type=str.lower, help=text)
-    text = "paper; camvid, a small faithful one; tiny, on generated data in minutes (default: %(default)s)"
+    text = "paper; camvid, a small faithful one; tiny, on generated data in minutes; streets for ablation, objects for "
+    text += "ablation-pseudo (default: %(default)s)"
     parser.add_argument("--preset", default="paper", help=text)
     parser.add_argument("--data", help="as of train; tiny makes its own")
     parser.add_argument("--pretraining", metavar="DATA", help="for the row of Table 6 that is pretrained on COCO")

@@ -113,9 +113,11 @@ def run_train(found: argparse.Namespace) -> int:
         raise ValueError(f"1 recipe has {len(found.data)} --data, expected 1")
     (source,), (data,) = found.recipes, found.data
     given = {**values, **assigned}
-    recipe: Recipe = _finetuned(data, given) if source == "finetune" else override(load_recipe(source), given)
-
     run = found.out or Path("runs") / Path(source).stem
+    if source == "finetune":
+        recipe: Recipe = _finetuned(data, given, run / "recipe.yaml" if found.resume else None)
+    else:
+        recipe = override(load_recipe(source), given)
     options = {"resume": found.resume, "workers": found.workers, "device": found.device}
     measured: dict[str, Any] = {}
     if found.asynchronous is None:
@@ -135,17 +137,36 @@ def run_train(found: argparse.Namespace) -> int:
     return 0
 
 
-def _finetuned(data: str, given: dict[str, Any]) -> Recipe:
+def _finetuned(data: str, given: dict[str, Any], before: Path | None) -> Recipe:
+    """The recipe that the data asks for, or the one that a run to be gone on with has."""
     from atrous.engine.finetune import BASE, finetune
     from atrous.engine.recipe import load_recipe, override
 
     override(load_recipe(BASE), given)  # a slip is named before the data is read
-    recipe, reasons = finetune(data)
     console = _stderr()
+    if before is not None and before.is_file():
+        console.print(f"what was chosen before, in {before}", soft_wrap=True, highlight=False)
+        return override(load_recipe(before), given)
+    recipe, reasons = finetune(data, _start(given))
     console.print(f"what {data} asks for; --set and the other flags stand over it:", soft_wrap=True, highlight=False)
     for reason in reasons:
         console.print(f"- {reason}", soft_wrap=True, highlight=False)
     return override(recipe, given)
+
+
+def _start(given: dict[str, Any]) -> str | None:
+    """What `finetune` is to start from, by the flags; None for its own choice."""
+    from atrous.engine.finetune import ANYTHING, STREETS
+    from atrous.models.weights import cards
+
+    if "weights" in given:
+        return given["weights"] or "none"
+    if given.keys() & {"head", "last_block"}:
+        return "imagenet"
+    if "backbone" not in given:
+        return None
+    known = {cards()[name][1].arguments["backbone"]: name for name in (ANYTHING, STREETS)}
+    return known.get(given["backbone"], "imagenet")
 
 
 def _train_stages(found: argparse.Namespace, values: dict[str, Any]) -> int:

@@ -3,12 +3,14 @@
     recipe, reasons = finetune("my-data")
 
 Everything starts from the recipe that gave the best results on a few hundred images (CamVid), and what depends on the
-data follows from it: the crop from the size of the pictures, the steps from their number, the weights of the classes
-from their shares of the pixels, the sampling from their shares of the images.
+data follows from it: the weights to start from from the names of the classes, the crop from the size of the pictures,
+the steps from their number, the weights of the classes from their shares of the pixels, the sampling from their shares
+of the images.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +21,23 @@ import numpy.typing as npt
 from atrous.data.datasets import splits
 from atrous.data.image import read_size
 from atrous.data.sampling import open_splits, pixel_counts
-from atrous.engine.recipe import RECIPES, Recipe
+from atrous.engine.recipe import RECIPES, Recipe, override
+from atrous.models.tflite import is_tflite
+from atrous.models.weights import read_card, resolve
 
-BASE = "camvid-efficientnet_lite0"
-"""The recipe that the others follow from, tuned on `_TUNED` images."""
+BASE, BASE_IMAGENET = "camvid-mobilenetv2", "camvid-efficientnet_lite0"
+"""The recipes that the others follow from, tuned on `_TUNED` images: from weights that segment, and from ImageNet's."""
+ANYTHING, STREETS = "objects-mobilenetv2", "camvid-mobilenet_edgetpu_075"
+"""The carried weights to start from: they know everyday photographs, and streets."""
 
 _TUNED = 367
+_STREET = frozenset(
+    "road street lane pavement sidewalk kerb curb building wall fence pole sign light vegetation tree sky terrain car "
+    "truck bus vehicle motorcycle bicycle bike pedestrian person rider bicyclist cyclist".split()
+)
+_ROADS = frozenset("road street lane pavement sidewalk kerb curb".split())
+_FROM_THE_GROUND = frozenset("sky pole sign light sidewalk pavement kerb curb pedestrian person rider".split())
+"""What is not seen from the air, where roads and buildings are, too."""
 _SMALL, _ENLARGED, _ENLARGEMENT = 600, 840, 1.75
 """Pictures whose longer side is less than the first are enlarged, up to the second: at output stride 16, thin things in
 them are smaller than a feature. CamVid's gain 4 points by it (LOG.md), at the same price of a training step."""
@@ -56,11 +69,16 @@ class Survey:
     splits: tuple[str, ...]
 
 
-def finetune(data: str | Path) -> tuple[Recipe, list[str]]:
+def finetune(data: str | Path, weights: str | None = None) -> tuple[Recipe, list[str]]:
     """The recipe for a data set, and a line for each choice: what was chosen, and from what.
 
+    Args:
+        data: as for `open_dataset`.
+        weights: to start from: ``imagenet``, ``none``, or as for `atrous.models.weights.load`; None for those that the
+            package carries and that suit the classes.
+
     Raises:
-        ValueError: if there is no split to train on; and as `open_dataset` and `pixel_counts`.
+        ValueError: if there is no split to train on; and as `open_dataset`, `pixel_counts` and `resolve`.
         FileNotFoundError: likewise.
     """
     there = tuple(splits(data))
@@ -71,18 +89,20 @@ def finetune(data: str | Path) -> tuple[Recipe, list[str]]:
     sizes = np.sort([read_size(item.image) for item in dataset.items])
     short, long = (int(side) for side in np.median(sizes, axis=0))
     survey = Survey(dataset.labels.names, pixel_counts(dataset), short, long, there)
-    return choose(survey, split)
+    return choose(survey, split, weights)
 
 
-def choose(survey: Survey, train_split: str = "train") -> tuple[Recipe, list[str]]:
+def choose(survey: Survey, train_split: str = "train", weights: str | None = None) -> tuple[Recipe, list[str]]:
     """The recipe for what a survey found, with the reasons."""
-    base, images = RECIPES[BASE], len(survey.pixels)
+    base, why = _start(survey, weights)
+    images = len(survey.pixels)
     longest, scales = _seen(survey)
     enlarged = longest is not None and longest > survey.long_side
     seen = f", {survey.short_side * longest // survey.long_side} as seen" if longest else ""
     crop = _crop(survey.short_side if enlarged or longest is None else survey.short_side * longest / survey.long_side)
-    iterations = int(np.clip(round(base.iterations * (images / _TUNED) ** 0.5, -2), 400, 30_000))
-    weights = class_weights(survey.pixels.sum(axis=0))
+    least = 400 if base.weights in (None, "imagenet") else 200
+    iterations = int(np.clip(round(base.iterations * (images / _TUNED) ** 0.5, -2), least, 30_000))
+    weighted = class_weights(survey.pixels.sum(axis=0))
     rare = _rare(survey)
     recipe = replace(
         base,
@@ -93,13 +113,14 @@ def choose(survey: Survey, train_split: str = "train") -> tuple[Recipe, list[str
         longest_side=longest,
         iterations=iterations,
         warmup=min(base.warmup, iterations // 20),
-        lr=base.lr if images >= 100 else 3e-4,
-        ema=round(1 - 4.8 / iterations, 4),
-        class_weights=weights,
+        lr=base.lr if images >= 100 else 0.6 * base.lr,
+        ema=round(1 - (1 - base.ema) * base.iterations / iterations, 4),
+        class_weights=weighted,
         balance=_RARE if rare else 0.0,
         val_every=max(1, iterations // 12),
     )
     reasons = [
+        why,
         _reason_for_size(survey, longest),
         f"crop {crop}, scales {scales[0]} to {scales[1]}: "
         + (
@@ -111,7 +132,7 @@ def choose(survey: Survey, train_split: str = "train") -> tuple[Recipe, list[str
         f"{iterations} steps of {recipe.batch}: {images} images, {iterations * recipe.batch / images:.0f} epochs",
         f"lr {recipe.lr:g} with {recipe.optimizer}, {recipe.head_lr_factor:g} times that for the new layers"
         + ("" if images >= 100 else ": fewer than 100 images, so a smaller one"),
-        _reason_for_weights(survey, weights),
+        _reason_for_weights(survey, weighted),
         f"images of {_listed(rare)} come more often: each is in fewer than {_RARE:.0%} of the images"
         if rare
         else f"no image comes more often than another: every class is in at least {_RARE:.0%} of the images",
@@ -120,6 +141,42 @@ def choose(survey: Survey, train_split: str = "train") -> tuple[Recipe, list[str
         else "no split named val, so nothing is validated and the last weights are kept",
     ]
     return recipe, reasons
+
+
+def _start(survey: Survey, weights: str | None) -> tuple[Recipe, str]:
+    """The recipe that the choice follows from, with the weights to start from, and why these."""
+    if weights == "imagenet":
+        return RECIPES[BASE_IMAGENET], "starts from ImageNet, as asked for, or since it knows another network"
+    if weights == "none":
+        return replace(RECIPES[BASE_IMAGENET], weights=None), "starts from nothing, as asked for"
+    if weights is None:
+        street = [name for name in survey.names if _words(name) & _STREET]
+        seen = frozenset[str]().union(*(_words(name) for name in street))
+        streets = 2 * len(street) >= len(survey.names) and bool(seen & _ROADS and seen & _FROM_THE_GROUND)
+        weights = STREETS if streets else ANYTHING
+        licence = read_card(resolve(weights)).licence
+        known = f"{len(street)} of {len(survey.names)} classes are a street's" if streets else "everyday photographs"
+        why = f"starts from {weights}: {known} ({licence}; --weights imagenet starts from ImageNet)"
+    else:
+        why = f"starts from {weights}, as asked for"
+    if is_tflite(weights):
+        raise ValueError(
+            f"finetune cannot start from {weights}: batch norm is folded in a TF-Lite graph, which asks for another "
+            "recipe: objects-mobilenetv2 and camvid-mobilenet_edgetpu_075 are such"
+        )
+    told = read_card(resolve(weights)).arguments
+    same = ("backbone", "head", "multi_grid", "aspp_pointwise", "image_pooling")
+    kept = {key: told[key] for key in same if key in told}
+    if told.get("last_block") != (7 if told.get("head") == "cascade" else 4):
+        kept["last_block"] = told.get("last_block")
+    kept["aspp_rates"] = told.get("aspp_rates") or list(RECIPES[BASE].aspp_rates)
+    return override(replace(RECIPES[BASE], weights=weights), kept), why
+
+
+def _words(name: str) -> set[str]:
+    """Of a class's name, in lower case, plurals as singulars: ``TrafficSigns`` is traffic and sign."""
+    parts = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    return {*parts, *(part.removesuffix("s") for part in parts)}
 
 
 def class_weights(pixels: Sequence[int] | npt.NDArray[np.int64]) -> tuple[float, ...] | None:

@@ -207,6 +207,11 @@ _CAMVID_EDGETPU = replace(
     weights="deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite", longest_side=960, lr=2e-4, head_lr_factor=5.0,
     warmup=30, ema=0.99, iterations=1_000,
 )  # fmt: skip
+# The same from weights that the package carries and that know no street: what `finetune` follows from.
+_CAMVID_MOBILENET = replace(
+    _CAMVID, backbone="timm/mobilenetv2_100", reset_head=True, batch_norm="head", weights="objects-mobilenetv2",
+    lr=3e-4, warmup=30, ema=0.99, iterations=1_000,
+)  # fmt: skip
 _FOLDER = replace(_CAMVID, class_weights=None, scales=(0.75, 2.0), longest_side=None)
 _VOC_HARD = ("bicycle", "chair", "diningtable", "pottedplant", "sofa")
 
@@ -248,6 +253,12 @@ RECIPES: dict[str, Recipe] = {
         longest_side=840, scales=(0.75, 1.35), crop=(449, 449), lr=1.5e-4, warmup=30, ema=0.99, iterations=500,
     ),
     "camvid-mobilenet_edgetpu_075": _CAMVID_EDGETPU,
+    # The second stage was chosen on val, trained on train.
+    "camvid-mobilenet_edgetpu_075-trainval": replace(
+        _CAMVID_EDGETPU, weights="runs/camvid-mobilenet_edgetpu_075", reset_head=False, train_split="train+val",
+        val_split=None, lr=1e-4, head_lr_factor=2.0, iterations=400,
+    ),
+    "camvid-mobilenetv2": _CAMVID_MOBILENET,
     "objects-efficientnet_lite2": _OBJECTS,
     "objects-mobilenetv2": _OBJECTS_MOBILENET,
     # A folder of one's own, with any classes: alone, its second stage, or from a run on other data (its head anew).

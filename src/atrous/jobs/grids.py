@@ -66,12 +66,15 @@ class Grid:
         cells: in the order of the table.
         paper_recipe: what preset ``paper`` starts from.
         ordered: whether the paper draws something from the order of its numbers.
+        preset: the only one that it goes with, or None. Its cells are then that preset's recipe and what is changed in
+            it, so that each is to be read beside the first.
     """
 
     title: str
     cells: tuple[Cell, ...]
     paper_recipe: str = "voc-resnet101"
     ordered: bool = True
+    preset: str | None = None
 
     @property
     def heads(self) -> list[str]:
@@ -122,6 +125,10 @@ PRESETS = {
     "camvid": Preset(
         "camvid-efficientnet_lite0", {"longest_side": None, "scales": (0.75, 2.0)}, _LITE,
         f"the CamVid recipe, pictures as they are; {_LAST_STAGE}",
+    ),
+    "streets": Preset("camvid-mobilenetv2", {}, _LITE, "the recipe that finetune follows from, as for CamVid"),
+    "objects": Preset(
+        "objects-mobilenetv2", {}, _LITE, "VOC's classes from few labelled photographs and many pseudo-labelled ones"
     ),
     "tiny": Preset(
         "folder-efficientnet_lite0",
@@ -263,6 +270,35 @@ def _table_11() -> tuple[Cell, ...]:
 # Section 4.3's last stage, on the official train alone, so that val shows what was learnt.
 _SECOND_STAGE: dict[str, Any] = {"train_split": "train", "output_stride": 8, "batch_norm": "freeze", "lr": 0.001}
 
+# Not the paper's: what a recipe for few images gains by each of its parts, and by what it leaves out.
+_PARTS: dict[str, dict[str, Any]] = {
+    "the recipe": {},
+    "no moving average of the weights": {"ema": 0.0},
+    "no weights of classes": {"class_weights": None},
+    "no photometric changes": {"photometric": 0.0},
+    "new layers at the rate of the old": {"head_lr_factor": 1.0},
+    "pictures as they are": {"longest_side": None, "scales": (0.75, 2.0)},
+    "the backbone's batch norm trained, too": {"batch_norm": "train"},
+    "with ClassMix, half of the crops": {"class_mix": 0.5},
+    "with repeat-factor sampling, classes in under 30% of the images": {"balance": 0.3},
+    "from nothing": {"weights": None, "reset_head": False, "batch_norm": "train"},
+}
+_PSEUDO: dict[str, dict[str, Any]] = {
+    "the recipe": {},
+    "the labelled images alone": {"train_split": "train"},
+    "the pseudo-labelled images alone": {"train_split": "pseudo"},
+    "no repeat-factor sampling": {"balance": 0.0},
+    "no moving average of the weights": {"ema": 0.0},
+    "no photometric changes": {"photometric": 0.0},
+    "all of batch norm trained": {"batch_norm": "train"},
+    "with ClassMix, half of the crops": {"class_mix": 0.5},
+}
+
+
+def _ablation(parts: Mapping[str, Mapping[str, Any]]) -> tuple[Cell, ...]:
+    return tuple(Cell({"": name}, changes=changes) for name, changes in parts.items())
+
+
 GRIDS = {
     "table-1": Grid("Going deeper with atrous convolution: ResNet-50 with block7, several output strides", _table_1()),
     "table-2": Grid("ResNet-50 and ResNet-101 with more blocks in cascade, output stride 16", _table_2()),
@@ -294,6 +330,13 @@ GRIDS = {
         "Photo, truth and prediction on Cityscapes val",
         (Cell({"model": "best"}, setting=Setting(8)),),
         "cityscapes-resnet101",
+    ),
+    "ablation": Grid(
+        "What each part of a recipe for few images brings", _ablation(_PARTS), ordered=False, preset="streets"
+    ),
+    "ablation-pseudo": Grid(
+        "What pseudo-labels bring, and the other parts of their recipe", _ablation(_PSEUDO), ordered=False,
+        preset="objects",
     ),
 }  # fmt: skip
 """By the word that `atrous reproduce` takes."""

@@ -23,12 +23,18 @@ from atrous.jobs.ladder import Setting
 from atrous.jobs.shapes import shapes
 from atrous.jobs.stages import finished
 
+_CAMVID = (
+    "--data PATH: CamVid in SegNet's split as a folder with dataset.yaml "
+    "(http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/)"
+)
 PUBLISHED = {
     "voc-resnet101": "--data voc:PATH: PASCAL VOC 2012 (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/) with the "
     "masks of SBD (http://home.bharathh.info/pubs/codes/SBD/download.html)",
     "cityscapes-resnet101": "--data cityscapes:PATH: leftImg8bit and gtFine of https://www.cityscapes-dataset.com",
-    "camvid-efficientnet_lite0": "--data PATH: CamVid in SegNet's split as a folder with dataset.yaml "
-    "(http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/)",
+    "camvid-efficientnet_lite0": _CAMVID,
+    "camvid-mobilenetv2": _CAMVID,
+    "objects-mobilenetv2": "--data PATH: a folder with dataset.yaml, VOC's classes, masks in train and val, and the "
+    "split pseudo that `atrous label` wrote; with --set weights=deeplabv3_mnv2_pascal_quant.tflite where it lies",
 }  # fmt: skip
 """Where the data of a recipe come from."""
 
@@ -171,6 +177,7 @@ def plan(what: str, options: Options, *, dry: bool = False) -> Plan:
     classes: tuple[str, ...] = ()
     if data:
         base, classes = _fitted(base, data, notes)
+        _check_splits(grid, data)
         preset = preset if set(preset.hard) <= set(classes) else replace(preset, hard="auto")
     if options.model:
         return _plan_model(what, grid, preset, options, base, data, notes)
@@ -235,6 +242,13 @@ def _fitted(base: Recipe, data: str, notes: list[str]) -> tuple[Recipe, tuple[st
         )
         base = replace(base, class_weights=None)
     return base, names
+
+
+def _check_splits(grid: Grid, data: str) -> None:
+    """ValueError if a split is missing that a cell names, and not only the base."""
+    if grid.preset:
+        for split in sorted({str(cell.changes["train_split"]) for cell in grid.cells if "train_split" in cell.changes}):
+            open_splits(data, split)
 
 
 def _plan_model(

@@ -99,6 +99,12 @@ def check_what(what: str, options: Options) -> None:
                 f"there is no {kind} {word!r}"
                 + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(words)}")
             )
+    needed = GRIDS[what].preset if what in GRIDS else None
+    special = {grid.preset for grid in GRIDS.values() if grid.preset}
+    if needed and options.preset != needed:
+        raise ValueError(f"{what} is about one recipe: --preset {needed}")
+    if what in GRIDS and not needed and options.preset in special:
+        raise ValueError(f"preset {options.preset} is for the ablations alone, not for {what}")
     if options.seeds < 1 or options.workers < 0 or (options.iterations is not None and options.iterations < 1):
         raise ValueError("--seeds and --iterations are at least 1, --workers at least 0")
 

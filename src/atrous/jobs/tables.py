@@ -124,6 +124,7 @@ def markdown(plan: Plan, rows: Sequence[Row], order: Order) -> str:
     """The whole page."""
     timed = ["time, paper", "time, ours"] if _timed(rows) else []
     beside = ["paper", _ours(plan), *_BESIDE] if _has_paper(plan) else [_ours(plan)]
+    beside += ["beside the first"] if plan.grid.preset else []
     heads = [*plan.grid.heads, *_here_head(plan), *beside, *timed]
     lines = [heads, ["---"] * len(heads), *(_line(plan, row, rows) for row in rows)]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -159,7 +160,12 @@ def _line(plan: Plan, row: Row, rows: Sequence[Row]) -> list[str]:
     ours = "–" if mean is None else f"{mean:.2f}{spread}{partly}"
     place = [*row.cell.at.values(), *([_here(plan, row.cell)] if _here_head(plan) else [])]
     if not _has_paper(plan):
-        return [*place, ours]
+        first = rows[0].mean
+        told = "" if row is rows[0] or mean is None or first is None else f"{mean - first:+.2f}"
+        uses = dict(zip(map(id, plan.grid.cells), plan.uses, strict=True))
+        if row is not rows[0] and uses[id(row.cell)] == plan.uses[0]:
+            told = "the same training: the recipe has no such part on these data"
+        return [*place, ours, *([told] if plan.grid.preset else [])]
     line = [*place, "" if paper is None else f"{paper:.2f}", ours, *_beside_best(row, rows)]
     if _timed(rows):
         mine = relative_time(row, rows)
@@ -278,7 +284,8 @@ def plot(plan: Plan, rows: Sequence[Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 1.3 + 0.3 * len(rows)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    both = figure.subplots(1, 2 if _has_paper(plan) else 1, sharey=True, squeeze=False)[0]
+    left, right = both[0], both[-1]
     for y, row in enumerate(rows):
         if row.cell.paper is not None:
             left.plot(row.cell.paper, y, "o", color="#555555")
@@ -287,7 +294,7 @@ def plot(plan: Plan, rows: Sequence[Row], path: Path) -> None:
     left.set_yticks(range(len(rows)), [row.cell.label for row in rows], fontsize=8)
     left.set_ylim(len(rows) - 0.5, -0.5)
     seeds = f", {plan.options.seeds} seeds" if plan.options.seeds > 1 else ""
-    for axes, title in ((left, "paper"), (right, f"ours, {plan.options.preset}{seeds}")):
+    for axes, title in zip(both, ("paper", f"ours, {plan.options.preset}{seeds}")[-len(both) :], strict=True):
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("mIoU, %", fontsize=8)
         axes.tick_params(axis="x", labelsize=8)

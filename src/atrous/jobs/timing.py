@@ -21,6 +21,9 @@ import torch
 
 Run = Callable[[], Any]
 
+_SETTLE = 0.1
+"""Seconds before each turn: idle threads of the library before spin for a while, on the cores of the next one."""
+
 
 @dataclass
 class Candidate:
@@ -117,6 +120,7 @@ def compare(
     for turn in range(rounds):
         progress(f"round {turn + 1} of {rounds}")
         for candidate in runnable[turn % len(runnable) :] + runnable[: turn % len(runnable)]:
+            time.sleep(_SETTLE)
             times[candidate.name].append(_timed(candidate.run, device))
     peak = matrix_peak(torch.float32, device or torch.device("cpu"))
     clock = "wall" if _clock(device) is time.perf_counter else "processor"

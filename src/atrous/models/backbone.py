@@ -23,7 +23,7 @@ from atrous.ops.stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_NARROWER: dict[str, tuple[str, dict[str, float]]] = {
+NARROWER: dict[str, tuple[str, dict[str, float]]] = {
     "mobilenet_edgetpu_075": ("mobilenet_edgetpu_100", {"channel_multiplier": 0.75})
 }
 """Networks that timm can build and does not name."""
@@ -187,7 +187,7 @@ def _cells(size: int, images: Tensor, features: Tensor) -> int:
 def _create(name: str, **options: Any) -> Any:
     import timm
 
-    name, changes = _NARROWER.get(name, (name, {}))
+    name, changes = NARROWER.get(name, (name, {}))
     if name not in timm.list_models(name) and not timm.is_model(name.split(".")[0]):
         near = [f"timm/{found}" for found in timm.list_models(f"*{name[:8]}*")[:5]]
         raise ValueError(f"timm has no network {name!r}" + (f"; it has {', '.join(near)}" if near else ""))

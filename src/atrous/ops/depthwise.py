@@ -21,6 +21,12 @@ from atrous.ops.taps import LIBRARY, WINDOW, Pass, fastest, finish, library_forw
 
 HALVES = (torch.bfloat16, torch.float16)
 
+CAPABILITY = torch.backends.cpu.get_cpu_capability()
+"""The vector instructions that PyTorch uses here."""
+
+_CACHED = 1 << 19
+"""Elements of products that are still in the cache when they are summed."""
+
 
 def _pixels(x: Tensor) -> Tensor:
     """B,C,H,W to contiguous B,H,W,C of the dtype that sums are taken in."""
@@ -52,7 +58,7 @@ def depthwise_input(x: Tensor, gradients: list[Tensor], weights: list[Tensor], r
 
 
 def depthwise_weight(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
-    """For each tap the products of what it saw with what came of it, summed over pixels, an image at a time."""
+    """For each tap the products of what it saw with what came of it, summed over pixels, a few images at a time."""
     pixels = _pixels(x)
     return [
         finish(_correlation(pixels, _pixels(gradient), weight, rate), weight)
@@ -63,12 +69,13 @@ def depthwise_weight(x: Tensor, gradients: list[Tensor], weights: list[Tensor], 
 def _correlation(pixels: Tensor, gradient: Tensor, weight: Tensor, rate: int) -> Tensor:
     channels, _, rows, columns = weight.shape
     found = pixels.new_zeros(rows, columns, channels)
+    images = max(1, _CACHED // max(1, pixels[:1].numel()))
     for row in spans(pixels.shape[1], rows, rate):
         for column in spans(pixels.shape[2], columns, rate):
-            # The products of one image are still in the cache when they are summed: twice as fast.
-            for seen, came in zip(pixels, gradient, strict=True):
-                products = seen[row.inputs, column.inputs] * came[row.outputs, column.outputs]
-                found[row.tap, column.tap] += products.sum((0, 1))
+            # The products of a large image are still in the cache when they are summed: twice as fast.
+            for seen, came in zip(torch.split(pixels, images), torch.split(gradient, images), strict=True):
+                products = seen[:, row.inputs, column.inputs] * came[:, row.outputs, column.outputs]
+                found[row.tap, column.tap] += products.sum((0, 1, 2))
     return found.permute(2, 0, 1)[:, None]
 
 
@@ -197,14 +204,14 @@ _REACH = 6
 
 
 def lacks_kernel(x: Tensor, weight: Tensor, rate: int) -> bool:
-    """Whether oneDNN falls back to its reference loops: with AVX2, in float32, for filters that reach more than 6 pixels.
+    """Whether oneDNN falls back to its reference loops: with AVX2, in float32, where a filter reaches over 6 pixels.
 
     A rule, not a measurement, so that training gives the same bytes each time.
     """
     rows, columns = weight.shape[2:]
     if x.device.type != "cpu" or x.dtype != torch.float32 or rows != columns or not is_depthwise(x, [weight]):
         return False
-    return rate > 1 and rate * (rows // 2) > _REACH and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return rate > 1 and rate * (rows // 2) > _REACH and CAPABILITY == "AVX2"
 
 
 @functools.lru_cache(maxsize=256)
