@@ -146,7 +146,7 @@ def test_the_list_says_what_is_written(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "table-5.md").write_text("x")
     assert main(["reproduce", "list", "--out", str(tmp_path), "--json"]) == 0
     rows = {row["what"]: row for row in json.loads(capsys.readouterr().out)}
-    assert len(rows) == 15 and rows["table-5"]["written"] and not rows["table-6"]["written"]
+    assert len(rows) == 17 and rows["table-5"]["written"] and not rows["table-6"]["written"]
     assert rows["table-3"]["cells"] == 20
 
 
@@ -177,6 +177,8 @@ def test_a_model_that_is_given_goes_up_the_ladder(
         (["table-13"], "the result of Cityscapes' test server; docs/results.md"),
         (["table-5", "--preset", "tinny"], "there is no preset 'tinny'; did you mean tiny?"),
         (["table-5", "--seeds", "0"], "--seeds and --iterations are at least 1"),
+        (["ablation", "--preset", "tiny"], "ablation is about one recipe: --preset streets"),
+        (["table-5", "--preset", "streets"], "preset streets is for the ablations alone, not for table-5"),
         (["table-5", "--preset", "camvid"], "no data of its own; --data PATH: CamVid"),
         (["table-5", "--data", "voc:/no/such/place"], "/no/such/place: no such folder"),
         (["table-5", "--preset", "tiny", "--set", "iteratons=3"], "no key 'iteratons'; did you mean iterations"),
