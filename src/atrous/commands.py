@@ -157,7 +157,7 @@ def _finetuned(data: str, given: dict[str, Any], before: Path | None) -> Recipe:
 def _start(given: dict[str, Any]) -> str | None:
     """What `finetune` is to start from, by the flags; None for its own choice."""
     from atrous.engine.finetune import ANYTHING, STREETS
-    from atrous.models.weights import cards
+    from atrous.models.weights import read_card, resolve
 
     if "weights" in given:
         return given["weights"] or "none"
@@ -165,7 +165,7 @@ def _start(given: dict[str, Any]) -> str | None:
         return "imagenet"
     if "backbone" not in given:
         return None
-    known = {cards()[name][1].arguments["backbone"]: name for name in (ANYTHING, STREETS)}
+    known = {read_card(resolve(name)).arguments["backbone"]: name for name in (ANYTHING, STREETS)}
     return known.get(given["backbone"], "imagenet")
 
 

@@ -31,11 +31,11 @@ ANYTHING, STREETS = "objects-mobilenetv2", "camvid-mobilenet_edgetpu_075"
 """The carried weights to start from: they know everyday photographs, and streets."""
 
 _TUNED = 367
-_STREET = frozenset(
-    "road street lane pavement sidewalk kerb curb building wall fence pole sign light vegetation tree sky terrain car "
-    "truck bus vehicle motorcycle bicycle bike pedestrian person rider bicyclist cyclist".split()
-)
 _ROADS = frozenset("road street lane pavement sidewalk kerb curb".split())
+_STREET = _ROADS.union(
+    "building wall fence pole sign light vegetation tree sky terrain car truck bus vehicle motorcycle bicycle bike "
+    "pedestrian person rider bicyclist cyclist".split()
+)
 _FROM_THE_GROUND = frozenset("sky pole sign light sidewalk pavement kerb curb pedestrian person rider".split())
 """What is not seen from the air, where roads and buildings are, too."""
 _SMALL, _ENLARGED, _ENLARGEMENT = 600, 840, 1.75

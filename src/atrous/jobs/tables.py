@@ -162,8 +162,7 @@ def _line(plan: Plan, row: Row, rows: Sequence[Row]) -> list[str]:
     if not _has_paper(plan):
         first = rows[0].mean
         told = "" if row is rows[0] or mean is None or first is None else f"{mean - first:+.2f}"
-        uses = dict(zip(map(id, plan.grid.cells), plan.uses, strict=True))
-        if row is not rows[0] and uses[id(row.cell)] == plan.uses[0]:
+        if row is not rows[0] and plan.uses[rows.index(row)] == plan.uses[0]:
             told = "the same training: the recipe has no such part on these data"
         return [*place, ours, *([told] if plan.grid.preset else [])]
     line = [*place, "" if paper is None else f"{paper:.2f}", ours, *_beside_best(row, rows)]
