@@ -16,7 +16,7 @@ from atrous.data.image import IMAGENET
 from atrous.engine import checkpoint
 from atrous.engine.distributed import World
 from atrous.engine.recipe import Recipe
-from atrous.engine.state import State, build_model, build_optimizer
+from atrous.engine.state import State, build_model, build_optimizer, loses_scale
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import ModelCard, save
 
@@ -325,3 +325,16 @@ def test_the_head_learns_batch_norm_over_a_frozen_backbone(tiny: Recipe) -> None
     state.take_step(parts_of(*batch()), 0.01, HERE)
     moved = {id(norm) for norm, mean in before.items() if not torch.equal(norm.running_mean, mean)}  # type: ignore[arg-type]
     assert frozen and moved == {id(norm) for norm in before} - frozen
+
+
+def test_trained_batch_norm_loses_the_scale_of_weights_that_have_it_folded(tiny: Recipe, tmp_path: Path) -> None:
+    recipe, path = replace(tiny, batch_norm="train"), tmp_path / "folded.safetensors"
+    model = build_model(recipe, 4)  # its statistics are 0 and 1, as those of a graph whose norms are folded
+    save(model, path, card_of(model))
+    from_it = replace(recipe, weights=str(path))
+    assert loses_scale(from_it, build_model(from_it, 4))
+    for harmless in (recipe, replace(from_it, batch_norm="head"), replace(from_it, batch_norm="statistics")):
+        assert not loses_scale(harmless, build_model(harmless, 4))
+    next(norm for norm in model.batch_norms()).running_mean.fill_(0.5)
+    save(model, path, card_of(model))
+    assert not loses_scale(from_it, build_model(from_it, 4))

@@ -176,6 +176,21 @@ def test_training_starts_from_a_runs_weights(trained: Path, longer: Recipe, tiny
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
+def test_a_start_whose_batch_norm_is_folded_warns_once(
+    tiny: Recipe, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(replace(tiny, iterations=1, lr=0.0, batch_norm="freeze"), tiny_data, tmp_path / "first")  # as it is built
+    recipe = replace(tiny, iterations=2, weights=str(tmp_path / "first"), batch_norm="train")
+    told = "batch norm of the weights it starts from is folded"
+    capsys.readouterr()
+    run(replace(recipe, batch_norm="head"), tiny_data, tmp_path / "head")
+    assert told not in " ".join(capsys.readouterr().err.split())
+    run(recipe, tiny_data, tmp_path / "second")
+    assert told in " ".join(capsys.readouterr().err.split())
+    run(recipe, tiny_data, tmp_path / "second", resume=True)
+    assert told not in " ".join(capsys.readouterr().err.split())
+
+
 def test_other_classes_need_reset_head(trained: Path, longer: Recipe, tmp_path: Path, make_data) -> None:
     data = make_data(tmp_path / "data", {"train": 2})
     described = yaml.safe_load((data / "dataset.yaml").read_text())

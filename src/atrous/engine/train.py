@@ -33,7 +33,7 @@ from atrous.engine.memory import memory_kept
 from atrous.engine.recipe import Recipe, differences, load_recipe
 from atrous.engine.report import Report
 from atrous.engine.schedule import poly
-from atrous.engine.state import State
+from atrous.engine.state import State, loses_scale
 from atrous.engine.stopping import Signals, dead_loader, explained, is_dead_loader, is_out_of_memory
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite
@@ -325,6 +325,12 @@ def claim(run: Path, recipe: Recipe, resume: bool, here: World) -> None:
         checkpoint.write_text(written, recipe.to_yaml())
 
 
+_FOLDED = (
+    ". Warning: the batch norm of the weights it starts from is folded into their convolutions; trained, it scales "
+    "every map anew, and much of what they know is lost (--set batch_norm=head keeps it)"
+)
+
+
 def headline_of(
     recipe: Recipe,
     data: str | Path,
@@ -340,6 +346,7 @@ def headline_of(
         f"{recipe.backbone}, output stride {recipe.output_stride}, {parameters / 1e6:.1f} M parameters; "
         f"{len(dataset)} images to train on, {len(held_out) if held_out else 0} to validate on, from {data}; "
         f"{going}, {recipe.iterations} steps of {recipe.batch}; run folder {run}"
+        f"{_FOLDED if not state.step and loses_scale(recipe, state.model) else ''}"
     )
 
 
