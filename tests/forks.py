@@ -277,6 +277,13 @@ def steps_with_empty(out: str, steps: int) -> None:
     torch.set_default_dtype(torch.float32)
 
 
+def steps_of_ranks(data: str, out: str) -> None:
+    """What `ranks` does, as one of several."""
+    import ranks
+
+    ranks.main(Path(data), Path(out))
+
+
 def user(number: int) -> None:
     """Go on as another user of the system."""
     os.setgid(number)

@@ -1,6 +1,5 @@
 """What `test_distributed` runs in one process and in each of two: steps of training, an evaluation, odd batches."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from atrous.engine.distributed import SynchronisedBatchNorm, World, world
 from atrous.engine.evaluate import evaluate
 from atrous.engine.recipe import Recipe
 from atrous.engine.state import State
+from atrous.ops.gemm import default_form
 
 RECIPE = Recipe(
     backbone="resnet18", weights=None, multi_grid=None, aspp_rates=(1,), lr=0.1, weight_decay=0.0, batch_norm_decay=0.5,
@@ -27,7 +27,7 @@ def main(data: Path, out: Path) -> None:
     labels[0, :20] = 255
     labels[3] = 255  # uneven counts, and an image without any
     empty = torch.full_like(labels, 255)
-    with world("cpu") as here:
+    with world("cpu") as here, default_form("model"):
         found: dict[str, Any] = {}
         # In float64, for a rounding in float32 moves some rectifiers across their kink.
         torch.set_default_dtype(torch.float64)
@@ -79,7 +79,3 @@ def far_from_zero(here: World, generator: torch.Generator) -> tuple[torch.Tensor
     y = norm(x).detach()
     assert norm.running_var is not None
     return y, norm.running_var
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import runpy
-import socket
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+import ranks
 from atrous.engine.distributed import Stream, World, generator, pick_device, world
+from forks import together
 
 SAMPLES, BATCH = 37, 5
 STEPS = 3 * SAMPLES // BATCH + 1
@@ -118,29 +115,14 @@ def test_a_device_that_there_is_not(name: str, message: str) -> None:
         pick_device(name)
 
 
-RANKS = Path(__file__).with_name("ranks.py")
-
-
 @pytest.fixture(scope="module")
 def processes(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
     """What one process found alone, and what each of two found together."""
     folder = tmp_path_factory.mktemp("gloo")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    jobs = []
-    for rank in range(2):
-        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in place.items()}}
-        command = [sys.executable, str(RANKS), str(tiny_data), str(folder / "two")]
-        jobs.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    try:
-        runpy.run_path(str(RANKS))["main"](tiny_data, folder / "one")
-        errors = [job.communicate(timeout=120)[1] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
-    assert [job.returncode for job in jobs] == [0, 0], "\n".join(errors)
+    hook = ("steps_of_ranks", str(tiny_data), str(folder / "two"))
+    jobs = together([], folder, 2, [[hook]] * 2)
+    ranks.main(tiny_data, folder / "one")
+    assert [job.status() for job in jobs] == [0, 0], [job.output for job in jobs]
     one, first, second = (torch.load(folder / name, weights_only=True) for name in ("one-0", "two-0", "two-1"))
     return one, first, second
 

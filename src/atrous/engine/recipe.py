@@ -207,6 +207,10 @@ _CAMVID_EDGETPU = replace(
     weights="deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite", longest_side=960, lr=2e-4, head_lr_factor=5.0,
     warmup=30, ema=0.99, iterations=1_000,
 )  # fmt: skip
+_CAMVID_EDGETPU_TRAINVAL = replace(
+    _CAMVID_EDGETPU, weights="runs/camvid-mobilenet_edgetpu_075", reset_head=False, train_split="train+val",
+    val_split=None, lr=1e-4, head_lr_factor=2.0, iterations=400,
+)  # fmt: skip
 # The same from weights that the package carries and that know no street: what `finetune` follows from.
 _CAMVID_MOBILENET = replace(
     _CAMVID, backbone="timm/mobilenetv2_100", reset_head=True, batch_norm="head", weights="objects-mobilenetv2",
@@ -253,10 +257,11 @@ RECIPES: dict[str, Recipe] = {
         longest_side=840, scales=(0.75, 1.35), crop=(449, 449), lr=1.5e-4, warmup=30, ema=0.99, iterations=500,
     ),
     "camvid-mobilenet_edgetpu_075": _CAMVID_EDGETPU,
-    # The second stage was chosen on val, trained on train.
-    "camvid-mobilenet_edgetpu_075-trainval": replace(
-        _CAMVID_EDGETPU, weights="runs/camvid-mobilenet_edgetpu_075", reset_head=False, train_split="train+val",
-        val_split=None, lr=1e-4, head_lr_factor=2.0, iterations=400,
+    # The stages after it were chosen on val, trained on train.
+    "camvid-mobilenet_edgetpu_075-trainval": _CAMVID_EDGETPU_TRAINVAL,
+    "camvid-mobilenet_edgetpu_075-trainval-8": replace(
+        _CAMVID_EDGETPU_TRAINVAL, weights="runs/camvid-mobilenet_edgetpu_075-trainval", output_stride=8,
+        batch_norm="freeze", iterations=150,
     ),
     "camvid-mobilenetv2": _CAMVID_MOBILENET,
     "objects-efficientnet_lite2": _OBJECTS,

@@ -85,11 +85,12 @@ class AtrousConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """B,C,H,W float to B,K,ceil(H/stride),ceil(W/stride), by the fastest exact form (`atrous.ops.gemm`)."""
-        if self.rate == 1 or self.stride != (1, 1) or self.groups not in (1, self.in_channels):
-            return self.by_library(x, self.padding)
-        if self.groups > 1 and self.out_channels != self.in_channels:
-            return self.by_library(x, self.padding)
-        return parallel(x, [self])[0]
+        return _together(x, [self])[0] if self._comes_in_forms() else self.by_library(x, self.padding)
+
+    def _comes_in_forms(self) -> bool:
+        """Whether `atrous.ops.gemm` has other forms than the library's: an atrous convolution, plain or depthwise."""
+        plain_or_depthwise = self.groups == 1 or self.groups == self.in_channels == self.out_channels
+        return self.rate > 1 and self.stride == (1, 1) and plain_or_depthwise
 
     def by_library(self, x: Tensor, padding: str | tuple[int, ...]) -> Tensor:
         """``F.conv2d``, with the gradients in the format that they are fast in."""
@@ -109,8 +110,8 @@ class AtrousConv2dSame(AtrousConv2d):
     """The same for a convolution that pads as TensorFlow does: to an output of ceil(H / stride), by its own side."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """B,C,H,W float to B,K,ceil(H/stride),ceil(W/stride)."""
-        return self.by_library(*same_padding(x, self))
+        """B,C,H,W float to B,K,ceil(H/stride),ceil(W/stride); at stride 1 the padding is centred."""
+        return _together(x, [self])[0] if self._comes_in_forms() else self.by_library(*same_padding(x, self))
 
 
 def same_padding(x: Tensor, layer: nn.Conv2d) -> tuple[Tensor, tuple[int, int]]:
@@ -217,6 +218,10 @@ def parallel(x: Tensor, layers: Sequence[AtrousConv2d]) -> list[Tensor]:
     """Several atrous convolutions of one map, as in ASPP, worked out together: B,C,H,W float to B,K,H,W each."""
     if any(type(layer) is not AtrousConv2d for layer in layers):  # one that brings its own way
         return [layer(x) for layer in layers]
+    return _together(x, layers)
+
+
+def _together(x: Tensor, layers: Sequence[AtrousConv2d]) -> list[Tensor]:
     found = atrous_conv2d_fast(x, [layer.weight for layer in layers], [layer.rate for layer in layers])
     return [
         y if layer.bias is None else y + layer.bias.to(y.dtype)[:, None, None]
