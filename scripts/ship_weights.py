@@ -19,6 +19,7 @@ SETTINGS: dict[str, tuple[int, tuple[float, ...], bool]] = {
     "output stride 16": (16, (1.0,), False),
     "output stride 8": (8, (1.0,), False),
     "output stride 16, scales 0.75, 1, 1.25 and flip": (16, (0.75, 1.0, 1.25), True),
+    "output stride 8, scales 0.75, 1, 1.25 and flip": (8, (0.75, 1.0, 1.25), True),
     "output stride 16, scales and flip": (16, PAPER_SCALES, True),
     "output stride 8, scales and flip": (8, PAPER_SCALES, True),
 }

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from atrous.ops import depthwise, gemm
+from atrous.ops import conv, depthwise, gemm
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d, atrous_conv2d, place
 from atrous.ops.depthwise import by_phases
 from atrous.ops.gemm import default_form
@@ -181,6 +181,27 @@ def test_filters_that_are_no_squares_stay_with_the_library(monkeypatch: pytest.M
     assert not depthwise.lacks_kernel(x, square, 3) and not depthwise.lacks_kernel(x.bfloat16(), square, 4)
     expected = F.conv2d(x, flat, None, 1, (4, 8), 4, 16)
     torch.testing.assert_close(depthwise.far_forward(x, [], [flat], [4])[0], expected)
+
+
+@pytest.mark.parametrize("groups", [1, 16])
+@pytest.mark.parametrize(("stride", "rate", "calls"), [(1, 2, 1), (1, 1, 0), (2, 2, 0)])
+def test_at_stride_1_a_same_padding_one_has_the_forms(
+    groups: int, stride: int, rate: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gemm, "SMALL", 0)
+    given: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        conv, "atrous_conv2d_fast", lambda x, w, r: (given.append(r), gemm.atrous_conv2d_fast(x, w, r))[1]
+    )
+    layer, native = (
+        kind(16, 16, 3, stride=stride, groups=groups, bias=True, **{name: rate})
+        for kind, name in ((AtrousConv2dSame, "rate"), (Conv2dSame, "dilation"))
+    )
+    native.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 16, 12, 9).contiguous(memory_format=torch.channels_last)
+    with default_form("window"):
+        torch.testing.assert_close(layer(x), native(x))
+    assert given == [[rate]] * calls
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -121,8 +121,13 @@ def processes(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     folder = tmp_path_factory.mktemp("gloo")
     hook = ("steps_of_ranks", str(tiny_data), str(folder / "two"))
     jobs = together([], folder, 2, [[hook]] * 2)
-    ranks.main(tiny_data, folder / "one")
-    assert [job.status() for job in jobs] == [0, 0], [job.output for job in jobs]
+    try:
+        ranks.main(tiny_data, folder / "one")
+        statuses = [job.status() for job in jobs]
+    finally:
+        for job in jobs:
+            job.process.kill()
+    assert statuses == [0, 0], [job.output for job in jobs]
     one, first, second = (torch.load(folder / name, weights_only=True) for name in ("one-0", "two-0", "two-1"))
     return one, first, second
 

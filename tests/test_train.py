@@ -181,7 +181,7 @@ def test_a_start_whose_batch_norm_is_folded_warns_once(
 ) -> None:
     run(replace(tiny, iterations=1, lr=0.0, batch_norm="freeze"), tiny_data, tmp_path / "first")  # as it is built
     recipe = replace(tiny, iterations=2, weights=str(tmp_path / "first"), batch_norm="train")
-    told = "batch norm of the weights it starts from is folded"
+    told = "batch norm of the weights that this starts from is folded"
     capsys.readouterr()
     run(replace(recipe, batch_norm="head"), tiny_data, tmp_path / "head")
     assert told not in " ".join(capsys.readouterr().err.split())

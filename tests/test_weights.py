@@ -254,7 +254,7 @@ def test_a_foreign_safetensors_is_refused(tmp_path: Path) -> None:
         load(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\x80\x04K\x01.", os.urandom(1000), b"PK\x03\x04" + bytes(100)])
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x80\x04K\x01.", bytes(range(256)), b"PK\x03\x04" + bytes(100)])
 def test_what_is_no_safetensors_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "odd.safetensors"
     path.write_bytes(content)

@@ -294,7 +294,7 @@ def loses_scale(recipe: Recipe, model: DeepLabV3) -> bool:
     """Whether training the backbone's batch norm takes from weights the scale of their maps.
 
     Where it has been folded away, its statistics are 0 and 1 and say nothing of the maps. With a batch's own in their
-    place the first step is that of another network: 37% mIoU after 150 steps in place of 50% (``docs/results.md``).
+    place the first step is that of another network (``docs/results.md``, the ablation).
 
     Args:
         recipe: of the run.

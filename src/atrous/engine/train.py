@@ -326,8 +326,8 @@ def claim(run: Path, recipe: Recipe, resume: bool, here: World) -> None:
 
 
 _FOLDED = (
-    ". Warning: the batch norm of the weights it starts from is folded into their convolutions; trained, it scales "
-    "every map anew, and much of what they know is lost (--set batch_norm=head keeps it)"
+    "Warning: the batch norm of the weights that this starts from is folded into their convolutions; trained, it "
+    "scales every map anew, and much of what they know may be lost (--set batch_norm=head keeps it)\n"
 )
 
 
@@ -339,14 +339,14 @@ def headline_of(
     dataset: SegmentationDataset,
     held_out: SegmentationDataset | None,
 ) -> str:
-    """What is about to be trained, on what, as one line."""
+    """What is about to be trained, on what, as one line; a warning before it, where there is one."""
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     going = f"going on at step {state.step}" if state.step else "starting"
     return (
+        f"{_FOLDED if loses_scale(recipe, state.model) else ''}"
         f"{recipe.backbone}, output stride {recipe.output_stride}, {parameters / 1e6:.1f} M parameters; "
         f"{len(dataset)} images to train on, {len(held_out) if held_out else 0} to validate on, from {data}; "
         f"{going}, {recipe.iterations} steps of {recipe.batch}; run folder {run}"
-        f"{_FOLDED if not state.step and loses_scale(recipe, state.model) else ''}"
     )
 
 
