@@ -147,14 +147,14 @@ def _finetuned(data: str, given: dict[str, Any], before: Path | None) -> Recipe:
     if before is not None and before.is_file():
         console.print(f"what was chosen before, in {before}", soft_wrap=True, highlight=False)
         return override(load_recipe(before), given)
-    recipe, reasons = finetune(data, _start(given))
+    recipe, reasons = finetune(data, _weights_asked_for(given))
     console.print(f"what {data} asks for; --set and the other flags stand over it:", soft_wrap=True, highlight=False)
     for reason in reasons:
         console.print(f"- {reason}", soft_wrap=True, highlight=False)
     return override(recipe, given)
 
 
-def _start(given: dict[str, Any]) -> str | None:
+def _weights_asked_for(given: dict[str, Any]) -> str | None:
     """What `finetune` is to start from, by the flags; None for its own choice."""
     from atrous.engine.finetune import ANYTHING, STREETS
     from atrous.models.weights import read_card, resolve
@@ -246,7 +246,7 @@ def run_models(found: argparse.Namespace) -> int:
             "metrics": measured(name, card.metrics),
             "output_stride": card.output_stride,
             "longest_side": card.longest_side,
-            "megabytes": round(path.stat().st_size / 1e6, 2),
+            "megabytes": round(path.stat().st_size / 1e6, 3),
             "data": card.data,
             "licence": card.licence,
             "description": card.description,
