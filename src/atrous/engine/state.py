@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from atrous.data.image import Normalization
@@ -21,7 +20,7 @@ from atrous.engine.average import MovingAverage
 from atrous.engine.distributed import World, synchronise_batch_norm
 from atrous.engine.recipe import Recipe
 from atrous.engine.teaching import Teaching
-from atrous.models.deeplab import DeepLabV3
+from atrous.models.deeplab import DeepLabV3, batch_norms_of
 from atrous.models.resnet import StrideIn
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import MODEL_FILE, ModelCard, load_into, read_card, resolve, save
@@ -302,7 +301,7 @@ def loses_scale(recipe: Recipe, model: DeepLabV3) -> bool:
     """
     if recipe.weights in (None, "imagenet") or recipe.batch_norm != "train":
         return False
-    norms = [norm for norm in model.backbone.modules() if isinstance(norm, _BatchNorm)]
+    norms = list(batch_norms_of(model.backbone))
     means = [norm.running_mean for norm in norms if norm.running_mean is not None]
     variances = [norm.running_var for norm in norms if norm.running_var is not None]
     return bool(means) and not any(bool(mean.any()) for mean in means) and all(bool(v.eq(1).all()) for v in variances)

@@ -205,7 +205,7 @@ class DeepLabV3(nn.Module):
 
     def batch_norms(self) -> Iterator[nn.modules.batchnorm._BatchNorm]:
         """Every batch norm, synchronised ones and timm's included."""
-        yield from _batch_norms(self)
+        yield from batch_norms_of(self)
 
     def set_batch_norm_decay(self, decay: float) -> None:
         """Decay of the running statistics (section 4.1): 0.9997 is PyTorch's ``momentum=0.0003``."""
@@ -241,7 +241,7 @@ class DeepLabV3(nn.Module):
     def _apply_freeze(self) -> None:
         if self._frozen == "no":
             return
-        for norm in self.batch_norms() if self._frozen_head else _batch_norms(self.backbone):
+        for norm in self.batch_norms() if self._frozen_head else batch_norms_of(self.backbone):
             norm.eval()
             for parameter in norm.parameters():
                 parameter.requires_grad_(self._frozen == "statistics")
@@ -255,7 +255,8 @@ class DeepLabV3(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
 
-def _batch_norms(module: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+def batch_norms_of(module: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+    """Every batch norm of a module or of a part of it, synchronised ones and timm's included."""
     return (layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm))
 
 

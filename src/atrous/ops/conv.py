@@ -85,7 +85,11 @@ class AtrousConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """B,C,H,W float to B,K,ceil(H/stride),ceil(W/stride), by the fastest exact form (`atrous.ops.gemm`)."""
-        return _together(x, [self])[0] if self._comes_in_forms() else self.by_library(x, self.padding)
+        return _together(x, [self])[0] if self._comes_in_forms() else self.by_library(*self._padded(x))
+
+    def _padded(self, x: Tensor) -> tuple[Tensor, str | tuple[int, ...]]:
+        """What the library's convolution reads, and the padding that is left to it."""
+        return x, self.padding
 
     def _comes_in_forms(self) -> bool:
         """Whether `atrous.ops.gemm` has other forms than the library's: an atrous convolution, plain or depthwise."""
@@ -109,9 +113,8 @@ class AtrousConv2d(nn.Conv2d):
 class AtrousConv2dSame(AtrousConv2d):
     """The same for a convolution that pads as TensorFlow does: to an output of ceil(H / stride), by its own side."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """B,C,H,W float to B,K,ceil(H/stride),ceil(W/stride); at stride 1 the padding is centred."""
-        return _together(x, [self])[0] if self._comes_in_forms() else self.by_library(*same_padding(x, self))
+    def _padded(self, x: Tensor) -> tuple[Tensor, str | tuple[int, ...]]:
+        return same_padding(x, self)  # centred at stride 1, where the forms are
 
 
 def same_padding(x: Tensor, layer: nn.Conv2d) -> tuple[Tensor, tuple[int, int]]:
