@@ -16,6 +16,7 @@ from atrous.engine.memory import hand_back, memory_kept
 CPU = torch.device("cpu")
 PAGES = 3 * (48 << 20) // resource.getpagesize()
 """What three maps take: one step's."""
+STEPS = 20
 
 
 def step() -> None:
@@ -37,24 +38,24 @@ def resident() -> int:
 
 
 def measured() -> dict[str, int]:
-    """Page faults of three steps as usual, while memory is kept and afterwards, and what was handed back."""
+    """Page faults of some steps as usual, while memory is kept and afterwards, and what was handed back."""
     torch.set_num_threads(1)
     step()
-    found = {"pages": PAGES, "before": faults(3)}
+    found = {"pages": PAGES, "before": faults(STEPS)}
     with memory_kept(CPU) as kept:
-        for _ in range(5):  # until the blocks have found their places
+        for _ in range(5):  # until the blocks have found their places: it may take one more, by where the heap began
             step()
-        found |= {"kept": int(kept), "during": faults(3), "held": resident()}
-    return found | {"left": resident(), "after": faults(3)}
+        found |= {"kept": int(kept), "during": faults(STEPS), "held": resident()}
+    return found | {"left": resident(), "after": faults(STEPS)}
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep memory")
 def test_a_later_step_asks_the_system_for_nothing_and_all_is_handed_back() -> None:
     # In a process of its own: what other tests have left in this one lies between the blocks.
     found = json.loads(subprocess.run([sys.executable, __file__], capture_output=True, check=True).stdout)
-    assert found["kept"] and found["before"] > found["pages"]  # as usual, every page anew
-    assert found["during"] < found["pages"] / 10
-    assert found["left"] < found["held"] - 100e6 and found["after"] > found["pages"]
+    assert found["kept"] and found["before"] > 0.9 * STEPS * found["pages"]  # as usual, every page anew
+    assert found["during"] < found["pages"]  # not even one step's, of all those steps
+    assert found["left"] < found["held"] - 100e6 and found["after"] > STEPS * found["pages"] / 4
 
 
 def test_another_device_or_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
