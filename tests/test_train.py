@@ -7,8 +7,7 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from atrous.engine.state import State
 from atrous.engine.stopping import Stopped
 from atrous.engine.train import Crops, train
 from atrous.models.weights import load, read_card
+from forks import Forked
 from states import final_state, same
 
 
@@ -327,36 +327,32 @@ def test_a_run_that_fails_ends_at_once_with_its_loaders(
     path = data / "images" / "train" / "train0.png"
     os.truncate(path, path.stat().st_size // 2)
     (tmp_path / "recipe.yaml").write_text(replace(tiny, val_split=None).to_yaml())
-    command = [sys.executable, "-m", "atrous", "train", str(tmp_path / "recipe.yaml"), "--data", str(data)]
-    command += ["--out", str(tmp_path / "run"), "--device", "cpu", "-j", workers]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 2, done.stderr
-    assert "train0.png: " in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    line = ["train", str(tmp_path / "recipe.yaml"), "--data", str(data), "--out", str(tmp_path / "run")]
+    process = Forked([*line, "--device", "cpu", "-j", workers], tmp_path / "said")
+    assert process.status(100) == 2, process.output
+    assert "train0.png: " in process.output.splitlines()[-1] and "Traceback" not in process.output
 
 
 @pytest.fixture
-def long_run(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def long_run(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
     """Starts a run of many steps as a process of its own, and waits until it trains."""
     (tmp_path / "recipe.yaml").write_text(replace(tiny, iterations=3000, batch=2, val_split=None).to_yaml())
-    started = []
+    line = ["train", str(tmp_path / "recipe.yaml"), "--data", str(tiny_data), "--out", str(tmp_path / "run")]
+    started: list[Forked] = []
 
-    def start(*flags: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "atrous", "train", str(tmp_path / "recipe.yaml"), "--data", str(tiny_data)]
-        command += ["--out", str(tmp_path / "run"), "--device", "cpu", *flags]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    def start(*flags: str) -> Forked:
+        process = Forked([*line, "--device", "cpu", *flags], tmp_path / f"said{len(started)}")
         started.append(process)
-        assert process.stderr is not None
-        said = ""
-        while not said.startswith("step "):
-            said = process.stderr.readline()
-            assert said, f"ended with status {process.wait()} before the first step"
+        deadline = time.monotonic() + 100
+        while "\nstep " not in process.output:
+            assert process.process.is_alive() and time.monotonic() < deadline, process.output
+            time.sleep(0.02)
         return process
 
     yield start
     for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.send(signal.SIGKILL, group=True)
+        process.status()
 
 
 @pytest.mark.parametrize(
@@ -366,21 +362,19 @@ def long_run(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> Iterator[Callable
     ids=["SIGINT", "SIGTERM to all", "SIGTERM"],
 )
 def test_a_signal_saves_and_leaves_and_resume_goes_on(
-    number: int, to_group: bool, status: int, long_run: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    number: int, to_group: bool, status: int, long_run: Callable[..., Forked], tmp_path: Path
 ) -> None:
     process = long_run("--workers", "1")
-    (os.killpg if to_group else os.kill)(process.pid, number)
-    _, said = process.communicate(timeout=25)
-    assert process.returncode == status, said
-    assert "Traceback" not in said and "--resume goes on" in said.splitlines()[-1]
+    process.send(number, group=to_group)
+    assert process.status(25) == status, process.output
+    assert "Traceback" not in process.output and "--resume goes on" in process.output.splitlines()[-1]
     stopped = checkpoint.steps(tmp_path / "run")[-1]
     assert stopped > 0 and final_state(tmp_path / "run")["step"] == stopped
     if to_group:
         return
     again = long_run("--workers", "0", "--resume")
-    os.kill(again.pid, signal.SIGINT)
-    _, said = again.communicate(timeout=25)
-    assert again.returncode == 130, said
+    again.send(signal.SIGINT)
+    assert again.status(25) == 130, again.output
     assert checkpoint.steps(tmp_path / "run")[-1] > stopped
 
 
