@@ -1,6 +1,6 @@
 """The picture of `docs/performance.md`, from the newest result of each benchmark.
 
-    python benchmarks/plot.py                       # benchmarks/*.json to docs/performance.png
+    python benchmarks/plot.py --machine zen5        # benchmarks/*zen5*.json to docs/performance.png
     python benchmarks/plot.py --results FOLDER --out FILE.png
 
 A bar is the time of another over the time of ours in the same precision, in the same run: right of the line at 1, ours
@@ -28,17 +28,18 @@ FASTER, SLOWER = "#2a78a8", "#c2602c"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE)
+    parser.add_argument("--machine", default="", help="part of the files' names (default: the newest of any machine)")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "performance.png")
     found = parser.parse_args()
-    groups = {title: bars(result) for title, result in newest(found.results).items()}
+    groups = {title: bars(result) for title, result in newest(found.results, found.machine).items()}
     draw({title: rows for title, rows in groups.items() if rows}, found.out)
 
 
-def newest(folder: Path) -> dict[str, dict[str, Any]]:
+def newest(folder: Path, machine: str) -> dict[str, dict[str, Any]]:
     """Title to the result whose file has the latest date in its name."""
     chosen = {}
     for key, title in TITLES.items():
-        files = sorted(folder.glob(f"{key}_*.json"), key=lambda path: path.stem.rpartition("_")[2])
+        files = sorted(folder.glob(f"{key}_*{machine}*.json"), key=lambda path: path.stem.rpartition("_")[2])
         if files:
             chosen[title] = json.loads(files[-1].read_text(encoding="utf-8"))
     return chosen
