@@ -14,8 +14,8 @@ from atrous.engine.state import State
 from atrous.ops.gemm import default_form
 
 RECIPE = Recipe(
-    backbone="timm/lcnet_050", weights=None, multi_grid=None, aspp_rates=(1,), lr=0.1, weight_decay=0.0, batch_norm_decay=0.5,
-    batch=4, ema=0.9,
+    backbone="timm/lcnet_050", weights=None, multi_grid=None, aspp_rates=(1,), lr=0.1, weight_decay=0.0,
+    batch_norm_decay=0.5, batch=4, ema=0.9,
 )  # fmt: skip
 
 

@@ -191,6 +191,17 @@ def test_a_start_whose_batch_norm_is_folded_warns_once(
     assert told not in " ".join(capsys.readouterr().err.split())
 
 
+def test_crops_in_which_no_atrous_branch_leaves_its_centre_warn(
+    tiny: Recipe, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(tiny, iterations=1, val_split=None, crop=33)  # a map of 3×3
+    for rates, warned in (((2, 6), False), ((3, 6), True), ((), False)):
+        pooled = replace(recipe, aspp_rates=rates, aspp_pointwise=True)
+        run(pooled, tiny_data, tmp_path / f"{rates}")
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("maps of 3x3 at output stride 16, where the least rate of ASPP is 3" in said) == warned, said
+
+
 def test_other_classes_need_reset_head(trained: Path, longer: Recipe, tmp_path: Path, make_data) -> None:
     data = make_data(tmp_path / "data", {"train": 2})
     described = yaml.safe_load((data / "dataset.yaml").read_text())

@@ -149,6 +149,11 @@ class Recipe:
         if self.batch % self.accumulate:
             raise ValueError(f"batch is {self.batch}, expected a multiple of accumulate, {self.accumulate}")
 
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Height and width of `crop`."""
+        return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
+
     def to_yaml(self) -> str:
         """As a file that `load_recipe` reads."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

@@ -111,7 +111,7 @@ def explained(recipe: Recipe, run: Path, step: Callable[[], int]) -> Iterator[No
             ) from error
         if not is_out_of_memory(error):
             raise
-        crop = (recipe.crop, recipe.crop) if isinstance(recipe.crop, int) else recipe.crop
+        crop = recipe.crop_size
         raise MemoryError(
             f"out of memory at step {step()}, {_asked_for(error)} with {recipe.batch // recipe.accumulate} crops of "
             f"{crop[0]}x{crop[1]} at a time (over all processes) at output stride {recipe.output_stride}: "

@@ -39,7 +39,7 @@ from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import ModelCard, read_card, resolve
 from atrous.ops.gemm import default_form
-from atrous.ops.stride import check_reachable
+from atrous.ops.stride import Dial, check_reachable
 
 
 def train(
@@ -331,6 +331,21 @@ _FOLDED = (
 )
 
 
+def _of_small_crop(recipe: Recipe) -> str:
+    """A warning where no atrous branch of ASPP can learn more than its centre (section 3.3, Figure 4)."""
+    if recipe.head != "aspp" or not recipe.aspp_rates:
+        return ""
+    stride, (height, width) = recipe.output_stride, recipe.crop_size
+    rows, columns = ((side - 1) // stride + 1 for side in (height, width))
+    rate = min(Dial(stride).aspp_rates(recipe.aspp_rates))
+    if max(rows, columns) > rate:
+        return ""
+    return (
+        f"Warning: crops of {height}x{width} pixels are maps of {rows}x{columns} at output stride {stride}, where the "
+        f"least rate of ASPP is {rate}: its 3x3 convolutions see their centre alone (larger crop, smaller aspp_rates)\n"
+    )
+
+
 def headline_of(
     recipe: Recipe,
     data: str | Path,
@@ -343,7 +358,7 @@ def headline_of(
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     going = f"going on at step {state.step}" if state.step else "starting"
     return (
-        f"{_FOLDED if loses_scale(recipe, state.model) else ''}"
+        f"{_FOLDED if loses_scale(recipe, state.model) else ''}{'' if state.step else _of_small_crop(recipe)}"
         f"{recipe.backbone}, output stride {recipe.output_stride}, {parameters / 1e6:.1f} M parameters; "
         f"{len(dataset)} images to train on, {len(held_out) if held_out else 0} to validate on, from {data}; "
         f"{going}, {recipe.iterations} steps of {recipe.batch}; run folder {run}"

@@ -55,7 +55,7 @@ def work_left(training: Training) -> float:
 
 def work_of_a_step(recipe: Recipe) -> float:
     """Multiplications and additions of one training step: a backward pass is two forward ones."""
-    crop = (recipe.crop, recipe.crop) if isinstance(recipe.crop, int) else recipe.crop
+    crop = recipe.crop_size
     return 3.0 * flops(recipe, crop, recipe.output_stride) * recipe.batch
 
 
@@ -149,7 +149,7 @@ def probed_rate(recipe: Recipe, device: str | None) -> float:
         batch = recipe.batch if here.device.type == "cuda" else min(2, recipe.batch)
         tried = replace(recipe, weights=None, batch=batch, accumulate=1, class_weights=None, ema=0.0)
         state = State.build(tried, 21, 255, here)
-        crop = (recipe.crop, recipe.crop) if isinstance(recipe.crop, int) else recipe.crop
+        crop = recipe.crop_size
         images = torch.randint(0, 256, (batch, 3, *crop), dtype=torch.uint8)
         labels = torch.randint(0, 21, (batch, *crop), dtype=torch.uint8)
         for _ in range(2):
