@@ -155,6 +155,7 @@ def test_keys_stand_over_the_defaults_and_over_a_base(tmp_path: Path) -> None:
         ("longest_side: 70000", "longest_side is 70000, expected 1 to 65536 pixels, or null"),
         ("longest_side: 0", "longest_side is 0, expected 1 to"),
         ("class_mix: 2", "class_mix is 2.0, expected 0 to 1"),
+        ("iterations: 9\npoly_iterations: 8", "poly_iterations is 8, expected at least the 9 iterations, or null"),
         ("scales: [0.5]", "scales is .*, expected a list of 2 of a number"),
         ("aspp_rates: [6, x]", "aspp_rates is .*, expected a list of a whole number"),
         ("multi_grid: 2", "multi_grid is 2, expected a list of a whole number or null"),

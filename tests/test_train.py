@@ -191,6 +191,22 @@ def test_a_start_whose_batch_norm_is_folded_warns_once(
     assert told not in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_run_that_ends_early_is_the_beginning_of_the_longer_one(
+    tiny: Recipe, tiny_data: Path, tmp_path: Path
+) -> None:
+    longer = replace(tiny, iterations=4, save_every=2, ema=0.9, warmup=2, val_split=None)
+    run(longer, tiny_data, tmp_path / "longer")
+    newest = tmp_path / "longer" / "checkpoints" / "step-4"
+    run(replace(longer, iterations=2, poly_iterations=4), tiny_data, tmp_path / "early")
+    run(replace(longer, iterations=2), tiny_data, tmp_path / "short")
+    early, short = (final_state(tmp_path / name) for name in ("early", "short"))
+    newest.rename(tmp_path / "step-4")
+    assert early["step"] == 2 and same(early, final_state(tmp_path / "longer"))
+    assert not same(early["model"], short["model"])  # whose rate has fallen to 0
+    lasting = load(tmp_path / "early")[0].state_dict()["classifier.weight"]
+    assert torch.equal(lasting, early["average"]["classifier.weight"].half().float())
+
+
 def test_crops_in_which_no_atrous_branch_leaves_its_centre_warn(
     tiny: Recipe, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

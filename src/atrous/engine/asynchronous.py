@@ -33,7 +33,6 @@ from atrous.engine.evaluate import Evaluation
 from atrous.engine.recipe import Recipe
 from atrous.engine.replicas import Death, Fleet, Push, Weights, as_arrays
 from atrous.engine.report import Report
-from atrous.engine.schedule import poly
 from atrous.engine.staleness import PushLog, Staleness
 from atrous.engine.state import State
 from atrous.engine.stopping import Signals, Stopped, explained
@@ -189,7 +188,7 @@ class Server:
         state, recipe = self.state, self.recipe
         staleness = state.step - push.step
         assert staleness >= 0 and push.batch in self.out
-        lr = recipe.lr * poly(state.step, recipe.iterations, power=recipe.power, warmup=recipe.warmup)
+        lr = recipe.lr_at(state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         for parameter, gradient in zip(self.trained, push.gradients, strict=True):

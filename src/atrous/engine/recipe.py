@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
+from atrous.engine.schedule import poly
 from atrous.ops.stride import LONGEST_SIDE
 
 MAX_RECIPE_BYTES = 1 << 20
@@ -58,6 +59,9 @@ class Recipe:
         optimizer: ``sgd`` with momentum, or ``adamw``.
         lr: initial learning rate.
         power: of the "poly" schedule.
+        poly_iterations: step at which that schedule reaches 0, or None for `iterations`. A later one ends a training
+            while the rate is still high, at a step that turned out best on val: its steps are the first of the longer
+            training, to the bit.
         warmup: steps of linear warm-up; the paper has none.
         head_lr_factor: how many times larger the rate of the new layers is.
         momentum: of SGD.
@@ -110,6 +114,7 @@ class Recipe:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.007
     power: float = 0.9
+    poly_iterations: int | None = None
     warmup: int = 0
     head_lr_factor: float = 1.0
     momentum: float = 0.9
@@ -148,11 +153,21 @@ class Recipe:
             raise ValueError(f"seed is {self.seed}, expected less than 2**63")
         if self.batch % self.accumulate:
             raise ValueError(f"batch is {self.batch}, expected a multiple of accumulate, {self.accumulate}")
+        self._check_end()
+
+    def _check_end(self) -> None:
+        last = self.poly_iterations
+        if last is not None and last < self.iterations:
+            raise ValueError(f"poly_iterations is {last}, expected at least the {self.iterations} iterations, or null")
 
     @property
     def crop_size(self) -> tuple[int, int]:
         """Height and width of `crop`."""
         return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate after `step` steps, of the layers whose rate is not a multiple of it."""
+        return self.lr * poly(step, self.poly_iterations or self.iterations, power=self.power, warmup=self.warmup)
 
     def to_yaml(self) -> str:
         """As a file that `load_recipe` reads."""
@@ -266,7 +281,7 @@ RECIPES: dict[str, Recipe] = {
     "camvid-mobilenet_edgetpu_075-trainval": _CAMVID_EDGETPU_TRAINVAL,
     "camvid-mobilenet_edgetpu_075-trainval-8": replace(
         _CAMVID_EDGETPU_TRAINVAL, weights="runs/camvid-mobilenet_edgetpu_075-trainval", output_stride=8,
-        batch_norm="freeze", iterations=150,
+        batch_norm="freeze", iterations=200, poly_iterations=400,
     ),
     "camvid-mobilenetv2": _CAMVID_MOBILENET,
     "objects-efficientnet_lite2": _OBJECTS,

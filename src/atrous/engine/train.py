@@ -32,7 +32,6 @@ from atrous.engine.evaluate import Evaluation, evaluate
 from atrous.engine.memory import memory_kept
 from atrous.engine.recipe import Recipe, differences, load_recipe
 from atrous.engine.report import Report
-from atrous.engine.schedule import poly
 from atrous.engine.state import State, loses_scale
 from atrous.engine.stopping import Signals, dead_loader, explained, is_dead_loader, is_out_of_memory
 from atrous.models.deeplab import DeepLabV3
@@ -106,7 +105,7 @@ def train(
                     report.validated(state.step, found, better)
                     report.picture(state.step, state.evaluated, held_out)
                     continue
-                lr = recipe.lr * poly(state.step, recipe.iterations, power=recipe.power, warmup=recipe.warmup)
+                lr = recipe.lr_at(state.step)
                 parts = [_next_part(batches, state, run, dataset, here) for _ in range(recipe.accumulate)]
                 loss = state.take_step(parts, lr, here)
                 state.step += 1
