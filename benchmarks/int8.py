@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -144,7 +143,7 @@ def main() -> None:
     if found.json:
         setting = {"model": found.model, "split": found.split, "output_stride": model.output_stride,
                    "calibrated_on": f"{found.images} images of {found.calibrate}", "threads": found.threads,
-                   "onnxruntime": onnxruntime.__version__, "processor": platform.processor()}  # fmt: skip
+                   "onnxruntime": onnxruntime.__version__}  # fmt: skip
         found.json.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
