@@ -112,6 +112,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
     found = parser.parse_args()
+    if found.images < 1 or found.calibrate == found.split:
+        parser.error("the ranges want at least one image, of a split that is not measured")
     model, _ = load(found.model)
     model.eval()
     if found.output_stride:
@@ -139,10 +141,11 @@ def main() -> None:
                 "bytes": file.stat().st_size + sum(p.stat().st_size for p in file.parent.glob(f"{file.name}.data")),
             }
             print(f"{form:8} mIoU {100 * scores.miou:.2f}  pixel accuracy {100 * scores.pixel_accuracy:.2f}  "
-                  f"{rows[form]['milliseconds']:.0f} ms an image")  # fmt: skip
+                  f"{rows[form]['milliseconds']:.0f} ms a pass")  # fmt: skip
     if found.json:
+        images = min(found.images, len(calibration))
         setting = {"model": found.model, "split": found.split, "output_stride": model.output_stride,
-                   "calibrated_on": f"{found.images} images of {found.calibrate}", "threads": found.threads,
+                   "calibrated_on": f"{images} images of {found.calibrate}", "threads": found.threads,
                    "onnxruntime": onnxruntime.__version__}  # fmt: skip
         found.json.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 

@@ -1,7 +1,8 @@
 """The picture of `docs/performance.md`, from the newest result of each benchmark.
 
     python benchmarks/plot.py --machine zen5        # benchmarks/*zen5*.json to docs/performance.png
-    python benchmarks/plot.py --results FOLDER --out FILE.png
+    python benchmarks/plot.py --machine zen3 --out docs/performance-avx2.png
+    python benchmarks/plot.py --machine NAME --results FOLDER --out FILE.png
 
 A bar is the time of another over the time of ours in the same precision, in the same run: right of the line at 1, ours
 is faster. The thin line on it spans the quartiles over the rounds.
@@ -28,10 +29,12 @@ FASTER, SLOWER = "#2a78a8", "#c2602c"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE)
-    parser.add_argument("--machine", default="", help="part of the files' names (default: the newest of any machine)")
+    parser.add_argument("--machine", required=True, help="part of the files' names: zen5, zen3")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "performance.png")
     found = parser.parse_args()
     groups = {title: bars(result) for title, result in newest(found.results, found.machine).items()}
+    if not any(groups.values()):
+        parser.error(f"no result of a machine {found.machine!r} in {found.results}")
     draw({title: rows for title, rows in groups.items() if rows}, found.out)
 
 

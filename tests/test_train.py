@@ -210,12 +210,26 @@ def test_a_run_that_ends_early_is_the_beginning_of_the_longer_one(
 def test_crops_in_which_no_atrous_branch_leaves_its_centre_warn(
     tiny: Recipe, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = replace(tiny, iterations=1, val_split=None, crop=33)  # a map of 3×3
-    for rates, warned in (((2, 6), False), ((3, 6), True), ((), False)):
-        pooled = replace(recipe, aspp_rates=rates, aspp_pointwise=True)
-        run(pooled, tiny_data, tmp_path / f"{rates}")
+    recipe = replace(tiny, iterations=1, val_split=None, crop=33, aspp_pointwise=True)  # a map of 3×3
+    start = replace(recipe, aspp_rates=(3, 6), weights=str(tmp_path / "0"))
+    cases: list[tuple[Recipe, str]] = [
+        (replace(recipe, aspp_rates=(3, 6)), "maps of 3x3 at output stride 16, where the least rate of ASPP is 3:"),
+        (replace(recipe, aspp_rates=(2, 6)), ""),
+        (replace(recipe, aspp_rates=()), ""),
+        (replace(recipe, aspp_rates=(3,), crop=(33, 49)), ""),
+        (
+            replace(recipe, aspp_rates=(3,), output_stride=8),
+            "maps of 5x5 at output stride 8, where the least rate of ASPP is 6:",
+        ),
+        (start, ""),  # which knows more than its centre
+        (replace(start, crop=5), "maps of 1x1 at output stride 16"),
+    ]
+    for number, (case, warning) in enumerate(cases):
+        run(case, tiny_data, tmp_path / f"{number}")
         said = " ".join(capsys.readouterr().err.split())
-        assert ("maps of 3x3 at output stride 16, where the least rate of ASPP is 3" in said) == warned, said
+        assert warning in said and ("see their centre alone" in said) == bool(warning), said
+    run(cases[-1][0], tiny_data, tmp_path / "6", resume=True)
+    assert "see their centre alone" not in " ".join(capsys.readouterr().err.split())
 
 
 def test_other_classes_need_reset_head(trained: Path, longer: Recipe, tmp_path: Path, make_data) -> None:
@@ -378,7 +392,8 @@ def long_run(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> Iterator[Callable
 
     yield start
     for process in started:
-        process.send(signal.SIGKILL, group=True)
+        if process.process.is_alive():
+            process.send(signal.SIGKILL, group=True)
         process.status()
 
 

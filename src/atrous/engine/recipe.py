@@ -60,8 +60,8 @@ class Recipe:
         lr: initial learning rate.
         power: of the "poly" schedule.
         poly_iterations: step at which that schedule reaches 0, or None for `iterations`. A later one ends a training
-            while the rate is still high, at a step that turned out best on val: its steps are the first of the longer
-            training, to the bit.
+            while the rate is still high, at a step that turned out best on val: all else being the same, its steps are
+            the first of the longer training, to the bit.
         warmup: steps of linear warm-up; the paper has none.
         head_lr_factor: how many times larger the rate of the new layers is.
         momentum: of SGD.
@@ -158,7 +158,10 @@ class Recipe:
     def _check_end(self) -> None:
         last = self.poly_iterations
         if last is not None and last < self.iterations:
-            raise ValueError(f"poly_iterations is {last}, expected at least the {self.iterations} iterations, or null")
+            raise ValueError(
+                f"poly_iterations is {last}, expected at least the {self.iterations} iterations, or null: "
+                "the rate then falls to 0 with the last of them"
+            )
 
     @property
     def crop_size(self) -> tuple[int, int]:

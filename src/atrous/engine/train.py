@@ -331,17 +331,20 @@ _FOLDED = (
 
 
 def _of_small_crop(recipe: Recipe) -> str:
-    """A warning where no atrous branch of ASPP can learn more than its centre (section 3.3, Figure 4)."""
+    """A warning where no atrous branch of ASPP can learn more than its centre (section 3.3, Figure 4).
+
+    Branches that a model's weights bring have learnt it already; they warn of a map of one place.
+    """
     if recipe.head != "aspp" or not recipe.aspp_rates:
         return ""
     stride, (height, width) = recipe.output_stride, recipe.crop_size
     rows, columns = ((side - 1) // stride + 1 for side in (height, width))
     rate = min(Dial(stride).aspp_rates(recipe.aspp_rates))
-    if max(rows, columns) > rate:
+    if max(rows, columns) > (rate if recipe.weights in (None, "imagenet") else 1):
         return ""
     return (
         f"Warning: crops of {height}x{width} pixels are maps of {rows}x{columns} at output stride {stride}, where the "
-        f"least rate of ASPP is {rate}: its 3x3 convolutions see their centre alone (larger crop, smaller aspp_rates)\n"
+        f"least rate of ASPP is {rate}: its 3x3 convolutions see their centre alone (a larger crop shows them more)\n"
     )
 
 
@@ -356,11 +359,12 @@ def headline_of(
     """What is about to be trained, on what, as one line; a warning before it, where there is one."""
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     going = f"going on at step {state.step}" if state.step else "starting"
+    schedule = f", of a schedule of {recipe.poly_iterations}" if recipe.poly_iterations else ""
     return (
         f"{_FOLDED if loses_scale(recipe, state.model) else ''}{'' if state.step else _of_small_crop(recipe)}"
         f"{recipe.backbone}, output stride {recipe.output_stride}, {parameters / 1e6:.1f} M parameters; "
         f"{len(dataset)} images to train on, {len(held_out) if held_out else 0} to validate on, from {data}; "
-        f"{going}, {recipe.iterations} steps of {recipe.batch}; run folder {run}"
+        f"{going}, {recipe.iterations} steps of {recipe.batch}{schedule}; run folder {run}"
     )
 
 
