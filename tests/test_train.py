@@ -222,7 +222,7 @@ def test_crops_in_which_no_atrous_branch_leaves_its_centre_warn(
             "maps of 5x5 at output stride 8, where the least rate of ASPP is 6:",
         ),
         (start, ""),  # which knows more than its centre
-        (replace(start, crop=5), "maps of 1x1 at output stride 16"),
+        (replace(start, crop=5), "maps of 2x2 at output stride 16"),
     ]
     for number, (case, warning) in enumerate(cases):
         run(case, tiny_data, tmp_path / f"{number}")

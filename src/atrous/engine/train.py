@@ -38,6 +38,7 @@ from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import ModelCard, read_card, resolve
 from atrous.ops.gemm import default_form
+from atrous.ops.resize import grid_size
 from atrous.ops.stride import Dial, check_reachable
 
 
@@ -333,14 +334,14 @@ _FOLDED = (
 def _of_small_crop(recipe: Recipe) -> str:
     """A warning where no atrous branch of ASPP can learn more than its centre (section 3.3, Figure 4).
 
-    Branches that a model's weights bring have learnt it already; they warn of a map of one place.
+    Branches that a model's weights bring have learnt it already; they warn of a crop within one output stride.
     """
     if recipe.head != "aspp" or not recipe.aspp_rates:
         return ""
     stride, (height, width) = recipe.output_stride, recipe.crop_size
-    rows, columns = ((side - 1) // stride + 1 for side in (height, width))
+    rows, columns = (grid_size(side, stride) // stride + 1 for side in (height, width))
     rate = min(Dial(stride).aspp_rates(recipe.aspp_rates))
-    if max(rows, columns) > (rate if recipe.weights in (None, "imagenet") else 1):
+    if max(rows, columns) > (rate if recipe.weights in (None, "imagenet") else 2):
         return ""
     return (
         f"Warning: crops of {height}x{width} pixels are maps of {rows}x{columns} at output stride {stride}, where the "
