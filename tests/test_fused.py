@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -263,6 +264,17 @@ def test_the_kernel_in_the_interpreter() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("shape", ["21 classes, stride 16", "21 classes, stride 8"])
+def test_the_kernel_compiles_for_gpus_that_are_not_here(shape: str, capability: int) -> None:
+    """And what a thread holds fits into its registers, but for four at most, of as many as leave room for 16 warps."""
+    kernels = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "kernels.py"))
+    found = kernels["compiled"](kernels["CALLS"][f"loss and gradient, {shape}"], capability)
+    assert len(found) == 4  # cells of even and odd row and column
+    assert all(kernel.spilled <= 16 and kernel.resident_warps >= 16 for kernel in found)
 
 
 # Few cells, for the interpreter takes milliseconds for each; the last row and column of cells is cut, or the only one.

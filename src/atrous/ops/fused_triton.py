@@ -20,8 +20,11 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-BLOCK = 4096
-"""Logits that a program holds at a time: 32 registers of each of 128 threads."""
+BLOCK = 2048
+"""Logits that a program holds at a time, where there are not more classes than that for 16 pixels."""
+
+SHARE = 8
+"""Logits of a thread: with 32, registers held half as many threads at a time, and less than a gradient needs."""
 
 
 def cross_entropy(
@@ -72,7 +75,7 @@ def cross_entropy(
 def _meta(classes: int, stride: int, step: int) -> dict[str, Any]:
     padded = triton.next_power_of_2(classes)
     block = max(16, min(BLOCK // padded, triton.next_power_of_2(stride * stride)))
-    warps = max(1, min(4, padded * block // 1024))
+    warps = max(1, min(16, padded * block // (32 * SHARE)))
     return {"S": stride, "STEP": step, "KP": padded, "P": block, "num_warps": warps}
 
 

@@ -1,0 +1,196 @@
+"""What the Triton kernels compile to for GPUs that are not there: instructions, registers, spills and shared memory.
+
+    python benchmarks/kernels.py                        # A100, H100 and B200
+    python benchmarks/kernels.py --capabilities 90
+
+Triton compiles for any GPU with what its own package carries, so that this runs on every machine. Each kernel is
+compiled as it would be launched: the arguments are those of a call, and what Triton derives from them (strides of 1,
+multiples of 16) is derived here. How fast the kernels are, only a GPU says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from atrous.ops import conv_triton, fused_triton
+
+CAPABILITIES = (80, 90, 100)
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+OPTIONS = ("num_warps", "num_stages")
+REGISTERS_OF_A_MULTIPROCESSOR = 65_536
+LINE = "{:46} {:>4} {:>9} {:>7} {:>7} {:>5} {:>8} {:>4} {:>5}"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel for one GPU.
+
+    Attributes:
+        registers: of a thread.
+        spilled: bytes of a thread that did not fit into its registers, and go through memory.
+        shared: bytes of shared memory of a program.
+        warps: of a program; as many more fit beside them as registers are left.
+        tensor_cores: their instructions in its code; 0 where it multiplies without them.
+        wide_loads: share of its loads from global memory that bring 16 bytes at a time.
+    """
+
+    registers: int
+    spilled: int
+    shared: int
+    warps: int
+    tensor_cores: int
+    wide_loads: float
+
+    @property
+    def resident_warps(self) -> int:
+        """Warps that a multiprocessor holds at a time, by registers alone."""
+        return REGISTERS_OF_A_MULTIPROCESSOR // (self.registers * 32 * self.warps) * self.warps
+
+
+def main() -> None:
+    args = arguments()
+    print(LINE.format("kernel", "sm", "registers", "spilled", "shared", "warps", "resident", "mma", "wide"))
+    for capability in args.capabilities:
+        for name, call in CALLS.items():
+            found = compiled(call, capability)[0]
+            per_thread = (found.registers, found.spilled, found.shared, found.warps, found.resident_warps)
+            print(LINE.format(name, capability, *per_thread, found.tensor_cores, f"{found.wide_loads:.0%}"))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--capabilities", type=int, nargs="+", default=list(CAPABILITIES), metavar="N")
+    return parser.parse_args()
+
+
+def compiled(call: Callable[[], object], capability: int) -> list[Compiled]:
+    """The kernels that a call launches, compiled for a compute capability, e.g. 90, and not run."""
+    with recorded() as launches:
+        call()
+    return [_compile(kernel, args, options, capability) for kernel, args, options in launches]
+
+
+Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Inside, launches of our kernels are noted, not made."""
+    places = [(conv_triton, "_kernel"), (fused_triton, "_cells")]
+    kernels = [getattr(module, name) for module, name in places]
+    launches: list[Launch] = []
+    for (module, name), kernel in zip(places, kernels, strict=True):
+        setattr(module, name, _Recorder(kernel, launches))
+    try:
+        yield launches
+    finally:
+        for (module, name), kernel in zip(places, kernels, strict=True):
+            setattr(module, name, kernel)
+
+
+class _Recorder:
+    def __init__(self, kernel: Any, launches: list[Launch]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*args: Any, **options: Any) -> None:
+            self.launches.append((self.kernel, args, options))
+
+        return launch
+
+
+def _compile(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], capability: int) -> Compiled:
+    given = {name: value for name, value in options.items() if name in OPTIONS}
+    # Arguments are on the CPU, where only the interpreter runs: it alone widens.
+    constants = {name: value for name, value in options.items() if name not in OPTIONS}
+    constants |= {"WIDEN": False} if "WIDEN" in constants else {}
+    signature: dict[str, str] = dict.fromkeys(kernel.arg_names, "constexpr")
+    attributes = {}
+    for place, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
+        if isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+        elif value == 1:
+            constants[name] = 1
+            continue
+        else:
+            signature[name] = "i32"
+        if isinstance(value, torch.Tensor) or value % 16 == 0:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=given)
+    registers, spilled = _resources(found.asm["cubin"])
+    ptx = found.asm["ptx"]
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*;", ptx)
+    loads = len(copies) + len(re.findall(r"\bld\.global", ptx))
+    wide = sum(bool(re.search(r", 0x10\b|, 16\b", copy)) for copy in copies)
+    multiplied = len(re.findall(r"wgmma\.mma_async|\bmma\.sync|tcgen05\.mma", ptx))
+    return Compiled(
+        registers, spilled, found.metadata.shared, found.metadata.num_warps, multiplied, wide / max(1, loads)
+    )
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        text = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert found, text
+    return int(found[1]), int(found[2])
+
+
+def _conv(task: str, dtype: torch.dtype) -> Callable[[], object]:
+    """ASPP's 3×3 convolution, 2048 to 256 channels."""
+
+    def call() -> object:
+        x, y = (torch.empty(1, channels, 33, 33, dtype=dtype) for channels in (2048, 256))
+        weight = torch.empty(256, 2048, 3, 3, dtype=dtype)
+        return conv_triton.TRITON[task](x, [y], [weight], [6])
+
+    return call
+
+
+def _loss(classes: int, stride: int) -> Callable[[], object]:
+    def call() -> object:
+        logits = torch.zeros(1, classes, 5, 5).contiguous(memory_format=torch.channels_last)
+        labels = torch.zeros(1, 4 * stride + 1, 4 * stride + 1, dtype=torch.uint8)
+        return fused_triton.cross_entropy(logits, labels, None, stride, 255, True)
+
+    return call
+
+
+CALLS: dict[str, Callable[[], object]] = {
+    **{
+        f"convolution, {'gradient of the ' * (task == 'input')}{task}, {name}": _conv(task, dtype)
+        for task in ("forward", "input")
+        for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16), ("tf32", torch.float32))
+    },
+    **{
+        f"loss and gradient, {classes} classes, stride {stride}": _loss(classes, stride)
+        for classes, stride in ((2, 16), (11, 16), (21, 16), (21, 8), (150, 16), (1000, 16))
+    },
+}
+
+if __name__ == "__main__":
+    main()
