@@ -61,7 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=3, help="of the filter")
     parser.add_argument("--depthwise", action="store_true", help="filters of one channel each")
     parser.add_argument("--passes", nargs="+", default=["forward", "input", "weight"])
-    parser.add_argument("--forms", nargs="+", default=["library", "window", "gemm"])
+    parser.add_argument("--forms", nargs="+", default=["library", "window", "gemm", "phases"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")

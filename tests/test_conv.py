@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from atrous.ops import conv, depthwise, gemm
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d, atrous_conv2d, place
-from atrous.ops.depthwise import by_phases
 from atrous.ops.gemm import default_form
+from atrous.ops.phases import by_phases
 
 
 def equation_1(x: Tensor, w: Tensor, rate: int) -> Tensor:

@@ -13,7 +13,7 @@ from atrous.ops import gemm, taps
 from atrous.ops.conv import atrous_conv2d
 from atrous.ops.gemm import atrous_conv2d_fast
 
-FORMS = ["library", "mirror", "window", "gemm"]
+FORMS = ["library", "mirror", "window", "gemm", "phases"]
 
 
 def sample(
@@ -69,7 +69,7 @@ def test_every_form_is_equation_1(
     assert all(y.is_contiguous(memory_format=taps.order(x)) for y in found)
 
 
-@pytest.mark.parametrize("form", ["window", "gemm"])
+@pytest.mark.parametrize("form", ["window", "gemm", "phases"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_error_against_float64_is_that_of_the_library(dtype: torch.dtype, form: str) -> None:
     x, weights = sample((2, 96, 17, 15), 2, filters=40, dtype=dtype)
@@ -106,7 +106,7 @@ def test_channels_kept_apart(side: int, size: tuple[int, ...], rates: list[int],
     assert torch.autograd.gradgradcheck(run, (x, *weights), fast_mode=True)
 
 
-@pytest.mark.parametrize("form", ["mirror", "window", "gemm"])
+@pytest.mark.parametrize("form", ["mirror", "window", "gemm", "phases"])
 def test_first_and_second_derivatives(form: str) -> None:
     x, weights = sample((2, 2, 4, 5), 2, filters=2)
 
@@ -132,7 +132,7 @@ def test_only_what_is_asked_for_is_differentiated(form: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck's own.
-@pytest.mark.parametrize("form", ["window", "gemm"])
+@pytest.mark.parametrize("form", ["window", "gemm", "phases"])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_operator_keeps_the_rules(form: str, channels_last: bool) -> None:
     x, weights = sample((2, 3, 5, 6), 2, channels_last=channels_last)
@@ -246,6 +246,9 @@ def test_a_shape_is_measured_once_for_each_pass(counted: list[str]) -> None:
     x, weights = sample((2, 3, 9, 9))
     atrous_conv2d_fast(x.detach(), [weights[0].detach()], [7])
     assert counted[3:] == ["library window"]  # Half the taps are outside: computing them all cannot win.
+    x, weights = sample((2, 3, 9, 9), dtype=torch.bfloat16)
+    atrous_conv2d_fast(x, weights, [2])[0].sum().backward()
+    assert counted[4:] == ["library window gemm phases"] * 2 + ["library window gemm"]
 
 
 def test_nothing_is_measured_while_tracing_or_deterministic(counted: list[str]) -> None:

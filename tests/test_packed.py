@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from atrous.ops import packed
 from atrous.ops.conv import AtrousConv2d
-from atrous.ops.depthwise import by_phases
 from atrous.ops.gemm import default_form
 from atrous.ops.packed import PackedConv2d, PackedConv2dSame, fuses, holds
+from atrous.ops.phases import by_phases
 
 ACTIVATIONS = [nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh]
 LAST = torch.channels_last
@@ -138,7 +138,7 @@ def test_the_usual_way_under_export_autocast_and_in_double(monkeypatch: pytest.M
         close(copy.deepcopy(layer).double()(x.double(), other.double()), expected.double())
 
 
-@pytest.mark.parametrize("form", ["library", "window", "gemm", "model"])
+@pytest.mark.parametrize("form", ["library", "window", "gemm", "phases", "model"])
 def test_a_form_of_atrous_convolution_can_be_asked_for(form: str) -> None:
     layer = PackedConv2d(AtrousConv2d(8, 8, 3, rate=3, bias=True), nn.ReLU()).requires_grad_(False)
     x, other = draw(1, 8, 9, 9), draw(1, 8, 9, 9)
@@ -167,23 +167,6 @@ def test_operators_that_are_missing_or_wrong_are_not_used(monkeypatch: pytest.Mo
 
 def test_what_it_can_hold() -> None:
     assert holds(nn.ReLU()) and holds(nn.Identity()) and not holds(nn.Softmax()) and not holds(nn.Sequential())
-
-
-@pytest.mark.parametrize(("side", "rate"), [(3, 2), (5, 4), (3, 8), (5, 3)])
-@pytest.mark.parametrize("size", [(1, 1), (7, 5), (16, 24), (33, 21)])
-def test_a_depthwise_convolution_by_phases_is_the_convolution(side: int, rate: int, size: tuple[int, int]) -> None:
-    generator = torch.Generator().manual_seed(side * rate)
-    x = torch.randn(2, 24, *size, generator=generator, dtype=torch.float64).contiguous(
-        memory_format=torch.channels_last
-    )
-    weight, bias = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((24, 1, side, side), (24,))
-    )
-    found = by_phases(x, weight, bias, rate)
-    torch.testing.assert_close(
-        found, F.conv2d(x, weight, bias, 1, rate * (side // 2), rate, 24), rtol=1e-12, atol=1e-12
-    )
-    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.skipif(not packed.fuses(torch.float32, nn.ReLU6), reason="oneDNN has no fused convolutions here")

@@ -148,7 +148,7 @@ def _conv_forms(x: Tensor, weights: list[Tensor], rates: list[int]) -> list[Cand
     scale = max(float(y.float().abs().max()) for y in reference)
     gflop = 2 * x[:, 0].numel() * sum(weight.numel() for weight in weights) / 1e9
     found = []
-    for form in ("auto", "window", "gemm", "library"):
+    for form in ("auto", "window", "gemm", "phases", "library"):
         differs = max(float((y.float() - z.float()).abs().max()) for y, z in zip(run(form)(), reference, strict=True))
         found.append(Candidate(f"{form} {kind}", run(form), gflop, None if form == "library" else differs / scale))
     return found

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from atrous.ops.phases import by_phases
 from atrous.ops.taps import LIBRARY, WINDOW, Pass, fastest, finish, library_forward, library_weight, spans, sum_dtype
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -173,30 +174,6 @@ DEPTHWISE: dict[str, Pass] = {
 }
 MIRROR: dict[str, Pass] = {**WINDOW, "forward": library_forward, "input": mirrored_input}
 MIRROR_DEPTHWISE: dict[str, Pass] = {"forward": far_forward, "input": mirrored_input, "weight": wide_weight}
-
-
-def by_phases(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int) -> Tensor:
-    """An atrous depthwise convolution as a plain one on each of the map's rate × rate phases; the same products.
-
-    Args:
-        x: B,C,H,W, channels last.
-        weight: C,1,k,k with an odd side k; the map is padded by rate * (k // 2).
-        bias: C, or None.
-        rate: the atrous rate.
-
-    Returns:
-        B,C,H,W, channels last.
-    """
-    batch, channels, height, width = x.shape
-    below, right = -height % rate, -width % rate
-    x = F.pad(x, (0, right, 0, below)) if below or right else x
-    high, wide = (height + below) // rate, (width + right) // rate
-    phases = x.permute(0, 2, 3, 1).reshape(batch, high, rate, wide, rate, channels).permute(2, 4, 0, 1, 3, 5)
-    phases = phases.reshape(-1, high, wide, channels).permute(0, 3, 1, 2)
-    y = F.conv2d(phases, weight, bias, padding=weight.shape[-1] // 2, groups=channels)
-    y = y.permute(0, 2, 3, 1).reshape(rate, rate, batch, high, wide, channels).permute(2, 3, 0, 4, 1, 5)
-    y = y.reshape(batch, high * rate, wide * rate, channels)[:, :height, :width]
-    return y.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
 _REACH = 6

@@ -8,6 +8,7 @@ There are several forms of each pass, which give the same numbers to rounding; `
   for the gradient of the weights, and as ``library`` forward (for filters of one channel each the gradient of the
   weights is the library's in float32, and forward is by phases where the library has no kernel);
 - ``gemm``: one product for all taps of all branches, and shifted sums, a block of rows at a time;
+- ``phases``: the library's plain convolution on every rate-th pixel (`phases`), for where its atrous one is poor;
 
 and on CUDA ``triton`` (`conv_triton`). For filters of one channel each, ``window`` is that of `depthwise`.
 
@@ -36,6 +37,7 @@ from torch import Tensor
 
 from atrous.ops.depthwise import (
     DEPTHWISE,
+    HALVES,
     LIBRARY_DEPTHWISE,
     MIRROR,
     MIRROR_DEPTHWISE,
@@ -43,9 +45,10 @@ from atrous.ops.depthwise import (
     is_wrong_in_half,
     lacks_kernel,
 )
+from atrous.ops.phases import PHASES
 from atrous.ops.taps import GEMM, LIBRARY, WINDOW, Pass, fastest, library_forward, order, valid_share
 
-FORMS = ("library", "mirror", "window", "gemm", "triton")
+FORMS = ("library", "mirror", "window", "gemm", "phases", "triton")
 
 SMALL = 10_000_000
 """Multiplications below which nothing is measured: the library is taken, whose calls are the fewest."""
@@ -124,7 +127,7 @@ def _check(x: Tensor, weights: list[Tensor], rates: list[int], form: str) -> Non
             raise ValueError(f"a weight must be K,{channels},h,w with odd h and w, not {tuple(weight.shape)}")
         if weight.dtype != x.dtype or weight.device != x.device:
             raise ValueError(f"a weight is {weight.dtype} on {weight.device}, x is {x.dtype} on {x.device}")
-    if form in ("gemm", "triton") and is_depthwise(x, weights):
+    if form in ("gemm", "phases", "triton") and is_depthwise(x, weights):
         raise ValueError(f"form {form!r} needs filters of all channels, not of one each")
     if form == "triton" and not _has_triton(x):
         raise ValueError(f"form 'triton' needs CUDA, Triton and half precision or tf32, not {x.dtype} on {x.device}")
@@ -204,17 +207,23 @@ def _passes(form: str, depthwise: bool) -> dict[str, Pass]:
         return TRITON
     if depthwise:
         return {"library": LIBRARY_DEPTHWISE, "mirror": MIRROR_DEPTHWISE, "window": DEPTHWISE}[form]
-    return {"library": LIBRARY, "mirror": MIRROR, "window": WINDOW, "gemm": GEMM}[form]
+    return {"library": LIBRARY, "mirror": MIRROR, "window": WINDOW, "gemm": GEMM, "phases": PHASES}[form]
 
 
 def _candidates(task: str, x: Tensor, weights: list[Tensor], rates: list[int]) -> list[str]:
-    """The forms worth measuring. ``gemm`` computes all taps, and is not where half of them are outside."""
+    """The forms worth measuring.
+
+    ``gemm`` and ``phases`` compute all taps, and are not where half of them are outside; ``phases`` is not in float32
+    on a CPU, where oneDNN's atrous convolution is as good as its plain one.
+    """
     height, width = x.shape[2:]
     found = ["library", "window"]
     if is_depthwise(x, weights):
         return [*found, "mirror"]
     shares = [valid_share(height, width, weight.shape[2], rate) for weight, rate in zip(weights, rates, strict=True)]
-    found += ["gemm"] if sum(shares) > 0.6 * len(shares) else []
+    if sum(shares) > 0.6 * len(shares):
+        found += ["gemm"]
+        found += ["phases"] if task != "weight" and (x.device.type != "cpu" or x.dtype in HALVES) else []
     return found + (["triton"] if _has_triton(x) else [])
 
 

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from atrous.ops import winograd
 from atrous.ops.conv import AtrousConv2d, same_padding
-from atrous.ops.depthwise import by_phases, phases_win
+from atrous.ops.depthwise import phases_win
 from atrous.ops.gemm import CHOICES, atrous_conv2d_fast, current_form, forward_form
+from atrous.ops.phases import by_phases
 from atrous.ops.taps import fastest
 from atrous.ops.winograd import Transformed
 
