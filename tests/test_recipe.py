@@ -226,6 +226,14 @@ def test_differences_name_key_and_both_values() -> None:
     assert differences(Recipe(), Recipe()) == []
 
 
+def test_a_schedule_as_long_as_the_training_is_no_difference() -> None:
+    plain = Recipe(iterations=9)
+    said = replace(plain, poly_iterations=9)
+    assert differences(plain, said) == differences(said, plain) == []
+    assert differences(said, replace(plain, poly_iterations=10)) == ["poly_iterations: 9, 10"]
+    assert differences(said, replace(plain, iterations=8)) == ["iterations: 9, 8", "poly_iterations: 9, None"]
+
+
 def test_a_recipe_cannot_be_changed_and_override_leaves_the_old_one() -> None:
     recipe = Recipe()
     with pytest.raises(AttributeError):

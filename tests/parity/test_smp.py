@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from atrous.models.convert import as_smp, convert
+from atrous.models.convert import DropIn, convert
 from atrous.models.deeplab import DeepLabV3
 
 smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch, whose weights these are")
@@ -24,7 +24,7 @@ def theirs(backbone: str, output_stride: int) -> nn.Module:
 
 @pytest.mark.parametrize(("backbone", "output_stride"), [("resnet18", 16), ("resnet18", 8), ("resnet50", 16)])
 @torch.no_grad()
-def test_logits_before_upsampling(backbone: str, output_stride: int) -> None:
+def test_the_whole_model(backbone: str, output_stride: int) -> None:
     net = theirs(backbone, output_stride).double()
     # Theirs has the rates 12, 24, 36 at any stride; ours are given at 16 and scaled.
     rates = [rate * output_stride // 16 for rate in (12, 24, 36)]
@@ -32,11 +32,14 @@ def test_logits_before_upsampling(backbone: str, output_stride: int) -> None:
         backbone, 7, aspp_rates=rates, head_conv=True, stride_in="first", output_stride=output_stride
     ).eval()
     ours.load_state_dict(convert(net.state_dict()))
-    as_smp(ours.double())
     image = torch.randn(2, 3, 96, 128, dtype=torch.float64)
-    expected = net.segmentation_head[0](net.decoder(net.encoder(image)))
-    found = ours.classifier(ours.head_conv(ours.head(ours.backbone(image).out)))
-    assert (found - expected).abs().max() < 1e-9 * expected.abs().max()
+    expected = net(image)
+    found = DropIn(ours.double(), "smp")(image)
+    assert found.shape == expected.shape and (found - expected).abs().max() < 1e-9 * expected.abs().max()
+    fast = DropIn(ours.float().for_inference(dtype=torch.float32), "smp")
+    for _ in range(3):  # weights are laid out for a size when it comes again
+        found = fast(image.float())
+        assert found.dtype == torch.float32 and (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_keys_of_before_0_6_and_keys_of_others() -> None:

@@ -9,7 +9,7 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 from torchvision.models.segmentation.deeplabv3 import ASPP as TorchvisionASPP
 
 from atrous.models.aspp import ASPP
-from atrous.models.convert import convert
+from atrous.models.convert import DropIn, convert
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.resnet import ResNet
 
@@ -72,9 +72,16 @@ def test_the_whole_model() -> None:
     shake(theirs)
     ours = DeepLabV3("resnet50", 5, output_stride=8, stride_in="first", head_conv=True).eval()
     ours.load_state_dict(convert(theirs.state_dict()))
-    image = torch.randn(1, 3, 97, 97)
-    expected = theirs.classifier(theirs.backbone(image)["out"])  # before each resizes it by its own convention
-    torch.testing.assert_close(ours.grid_logits(image), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    for size in ((97, 97), (90, 121)):
+        image = torch.randn(1, 3, *size)
+        expected = theirs(image)["out"]
+        found = DropIn(ours, "torchvision")(image)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_library_that_there_is_not_is_named() -> None:
+    with pytest.raises(ValueError, match="library is 'mmseg', expected one of torchvision, smp"):
+        DropIn(DeepLabV3("resnet18", 2), "mmseg")  # type: ignore[arg-type]
 
 
 def test_a_foreign_key_is_named() -> None:

@@ -359,7 +359,12 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
-    """Every key in which two recipes differ, as ``key: one, other``."""
+    """Every key in which two recipes differ, as ``key: one, other``; a schedule as long as the training is no other."""
+    if (one.iterations, one.poly_iterations or one.iterations) == (
+        other.iterations,
+        other.poly_iterations or other.iterations,
+    ):
+        other = replace(other, poly_iterations=one.poly_iterations)
     return [
         f"{f.name}: {getattr(one, f.name)}, {getattr(other, f.name)}"
         for f in fields(Recipe)

@@ -1,8 +1,8 @@
 """The candidates of `atrous bench`: ours and the installed peers, on the same weights and the same input.
 
 For output stride 8 the network is torchvision's DeepLabV3, for others that of segmentation_models_pytorch, because
-those are what their users run; ours takes their weights (`atrous.models.convert`). The agreement compares logits
-before they are upsampled, for each library has its own convention there.
+those are what their users run; ours takes their weights and their conventions (`atrous.models.convert`). What agrees
+is what is timed: the logits for every pixel.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atrous.jobs.timing import Candidate, Row
-from atrous.models.convert import as_smp, convert
+from atrous.models.convert import DropIn, Library, as_smp, convert
 from atrous.models.deeplab import DeepLabV3
 from atrous.ops.fused import upsampled_cross_entropy_sum
+from atrous.ops.resize import grid_size
 
 CLASSES = 21
 NEEDS = {
@@ -51,9 +52,9 @@ def skipped(peer: str) -> Row | None:
     return Row(peer, note=f"skipped: {', '.join(lacking)} not installed", skipped=True) if lacking else None
 
 
-def _library(output_stride: int) -> str:
+def _library(output_stride: int) -> Library:
     """The library whose network and weights an output stride is compared on."""
-    library = "torchvision" if output_stride == 8 else "smp"
+    library: Library = "torchvision" if output_stride == 8 else "smp"
     if row := skipped(library):
         raise ValueError(f"output stride {output_stride} is compared on {library}'s weights: {row.note}")
     return library
@@ -68,7 +69,7 @@ class Pair:
         library: ``torchvision`` or ``smp``.
     """
 
-    def __init__(self, backbone: str, output_stride: int, library: str) -> None:
+    def __init__(self, backbone: str, output_stride: int, library: Library) -> None:
         torch.manual_seed(0)
         self.library = library
         rates = (6, 12, 18) if library == "torchvision" else (12, 24, 36)
@@ -88,14 +89,6 @@ class Pair:
         if self._exported is None:
             self._exported = _onnx(self.theirs, images)
         return self._exported
-
-    def grid_logits(self, images: Tensor) -> Tensor:
-        """Theirs, before upsampling."""
-        if self.library == "torchvision":
-            logits: Tensor = self.theirs.classifier(self.theirs.backbone(images)["out"])
-        else:
-            logits = self.theirs.segmentation_head[0](self.theirs.decoder(self.theirs.encoder(images)))
-        return logits
 
     def to(self, device: torch.device) -> Pair:
         """Both on a device."""
@@ -158,7 +151,7 @@ def infer(
     images = torch.randn(batch, 3, size, size, device=device)
     gflop = _gflop(lambda: pair.theirs(images))
     with torch.inference_mode():
-        reference = pair.grid_logits(images)
+        reference = _logits(pair.theirs(images))
     found: list[Candidate | Row] = list(_our_forms(pair, images, reference, gflop, fp32))
     for peer in peers:
         if not missing(peer):
@@ -167,26 +160,28 @@ def infer(
 
 
 def _our_forms(pair: Pair, images: Tensor, reference: Tensor, gflop: float, fp32: bool) -> list[Candidate]:
-    wanted = {"atrous": None, "atrous fp32": torch.float32, "atrous bf16": torch.bfloat16}
-    found = []
-    for name, dtype in wanted.items():
-        if fp32 and name != "atrous fp32":
-            continue
-        form = pair.ours.for_inference(dtype=dtype)
-        if pair.library == "smp":
-            as_smp(form)
-        inputs = images.contiguous(memory_format=torch.channels_last)
+    wanted: dict[str, torch.dtype | None] = {"atrous fp32": torch.float32}
+    if not fp32:
+        wanted = {"atrous": None, **wanted, "atrous bf16": torch.bfloat16}
+    inputs = images.contiguous(memory_format=torch.channels_last)
 
-        def run(form: DeepLabV3 = form, inputs: Tensor = inputs) -> Tensor:
+    def run(net: nn.Module) -> Callable[[], Tensor]:
+        def once() -> Tensor:
             with torch.inference_mode():
-                logits: Tensor = form(inputs)
+                logits: Tensor = net(inputs)
             return logits
 
-        with torch.inference_mode():
-            # On the very map that the peer has: theirs do not pad to the grid.
-            body = form.backbone(inputs.to(form.classifier.weight.dtype)).out
-            logits = form.classifier(form.head_conv(form.head(body)))
-        found.append(Candidate(name, run, gflop, _differs(logits, reference)))
+        return once
+
+    found = []
+    for name, dtype in wanted.items():
+        once = run(DropIn(pair.ours.for_inference(dtype=dtype), pair.library))
+        found.append(Candidate(name, once, gflop, _differs(once(), reference)))
+    if images.shape[-1] != grid_size(images.shape[-1], pair.ours.output_stride):
+        name, dtype = next(iter(wanted.items()))
+        # A form of its own: each keeps weights laid out for one size of map.
+        padded = run(pair.ours.for_inference(dtype=dtype))
+        found.append(Candidate(f"{name}, padded to its own grid", padded, gflop, note="another convention"))
     return found
 
 
@@ -206,9 +201,7 @@ def _library_forms(pair: Pair, images: Tensor, reference: Tensor, gflop: float, 
             with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16):
                 return net(inputs)
 
-        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16):
-            logits = Pair.grid_logits(_with(pair, net), inputs)
-        found.append(Candidate(f"{name} bf16 autocast", autocast, gflop, _differs(logits, reference)))
+        found.append(Candidate(f"{name} bf16 autocast", autocast, gflop, _differs(_logits(autocast()), reference)))
     return found
 
 
@@ -221,7 +214,7 @@ def _other_library(library: str) -> Callable[..., list[Candidate | Row]]:
     return build
 
 
-def _onnxruntime(pair: Pair, images: Tensor, _: Tensor, gflop: float, __: bool) -> list[Candidate | Row]:
+def _onnxruntime(pair: Pair, images: Tensor, reference: Tensor, gflop: float, _: bool) -> list[Candidate | Row]:
     import onnxruntime
 
     if images.device.type != "cpu":
@@ -230,11 +223,11 @@ def _onnxruntime(pair: Pair, images: Tensor, _: Tensor, gflop: float, __: bool) 
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(pair.onnx(images), options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: images.numpy()}
-    agreement = _differs(torch.from_numpy(session.run(None, feed)[0]), _full(pair, images))
+    agreement = _differs(torch.from_numpy(session.run(None, feed)[0]), reference)
     return [Candidate("onnxruntime fp32", lambda: session.run(None, feed), gflop, agreement)]
 
 
-def _openvino(pair: Pair, images: Tensor, _: Tensor, gflop: float, fp32: bool) -> list[Candidate | Row]:
+def _openvino(pair: Pair, images: Tensor, reference: Tensor, gflop: float, fp32: bool) -> list[Candidate | Row]:
     import openvino
 
     if images.device.type != "cpu":
@@ -247,7 +240,7 @@ def _openvino(pair: Pair, images: Tensor, _: Tensor, gflop: float, fp32: bool) -
     for precision in ("f32",) if fp32 else ("f32", "bf16"):
         options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         run = partial(openvino.Core().compile_model(network, "CPU", options), images.numpy())
-        agreement = _differs(torch.from_numpy(run()[0]), _full(pair, images))
+        agreement = _differs(torch.from_numpy(run()[0]), reference)
         found.append(Candidate(f"openvino {precision}", run, gflop, agreement))
     return found
 
@@ -310,8 +303,7 @@ def _their_step(net: Any, images: Tensor, labels: Tensor, dtype: torch.dtype | N
 
     def step() -> None:
         with torch.autocast(images.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            out = net(inputs)
-            logits = out["out"] if isinstance(out, dict) else out
+            logits = _logits(net(inputs))
         F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
@@ -327,17 +319,9 @@ def _gflop(run: Callable[[], Any]) -> float:
     return float(counter.get_total_flops()) / 1e9
 
 
-def _full(pair: Pair, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        out = pair.theirs(images)
-    logits: Tensor = out["out"] if isinstance(out, dict) else out
-    return logits
-
-
-def _with(pair: Pair, net: Any) -> Pair:
-    other = Pair.__new__(Pair)
-    other.theirs, other.library, other.ours = net, pair.library, pair.ours
-    return other
+def _logits(out: Tensor | dict[str, Tensor]) -> Tensor:
+    """Of what a library's network gives."""
+    return out["out"] if isinstance(out, dict) else out
 
 
 def _differs(found: Tensor, reference: Tensor) -> float:
@@ -353,9 +337,7 @@ def _onnx(net: Any, images: Tensor) -> bytes:
             self.net = net
 
         def forward(self, x: Tensor) -> Tensor:
-            out = self.net(x)
-            logits: Tensor = out["out"] if isinstance(out, dict) else out
-            return logits
+            return _logits(self.net(x))
 
     program = torch.onnx.export(Logits().eval(), (images,), dynamo=True, verbose=False)
     assert program is not None

@@ -7,16 +7,23 @@
 torchvision keeps ASPP rates (12, 24, 36) at output stride 8, which are ours, (6, 12, 18) given at 16.
 segmentation_models_pytorch keeps (12, 24, 36) at any stride, and dilates the first unit of an atrous stage, too
 (``docs/decisions/002-where-the-stride-sits.md``): `as_smp` places that unit as it does.
+
+Around the network each library has a convention of its own. ``DropIn(ours.for_inference(), "torchvision")`` gives the
+logits that torchvision gives, in less time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal, get_args
 
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.resnet import ResNet
+
+Library = Literal["torchvision", "smp"]
 
 # Prefix by prefix; the first that matches counts.
 _HOMES = {
@@ -65,6 +72,37 @@ def as_smp(model: DeepLabV3) -> DeepLabV3:
         stride = max(units[0].conv1.stride[0], units[0].conv2.stride[0])  # in a basic unit, the first carries it
         units[0].place(stride, units[-1].rate, units[-1].rate)
     return model
+
+
+class DropIn(nn.Module):
+    """A `DeepLabV3` that stands in for another library's: the same logits for every pixel, up to rounding.
+
+    Ours pads images to the grid and keeps every feature on its pixel (``docs/decisions/001-align-corners.md``). These
+    libraries pad nothing; torchvision upsamples with corners that are not aligned, segmentation_models_pytorch with
+    aligned ones. Weights trained in one of these ways do best in the same.
+
+    Args:
+        model: with converted weights; a form ``for_inference`` is the fast one. Placed by `as_smp` for ``smp``.
+        library: ``torchvision`` or ``smp``.
+
+    Raises:
+        ValueError: for any other library.
+    """
+
+    def __init__(self, model: DeepLabV3, library: Library) -> None:
+        super().__init__()
+        if library not in get_args(Library):
+            raise ValueError(f"library is {library!r}, expected one of {', '.join(get_args(Library))}")
+        self.model = as_smp(model) if library == "smp" else model
+        self.align_corners = library == "smp"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images, B,3,H,W float, to logits, B,K,H,W float32, or float64 from such a model.
+
+        For ``smp``, H and W must be multiples of the output stride, as they must there.
+        """
+        logits = self.model.network(images)
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=self.align_corners)
 
 
 def _home(key: str) -> str:

@@ -157,8 +157,11 @@ class DeepLabV3(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise ValueError(f"images have the shape {tuple(images.shape)}, expected B,3,H,W with no side of 0")
-        inputs = pad_to_grid(images, self.output_stride).to(self.classifier.weight.dtype)
-        logits: Tensor = self._network(inputs)
+        return self.network(pad_to_grid(images, self.output_stride))
+
+    def network(self, images: Tensor) -> Tensor:
+        """Logits of images that are padded, or are not to be: B,3,H,W float to B,K,ceil(H / s),ceil(W / s) float."""
+        logits: Tensor = self._network(images.to(self.classifier.weight.dtype))
         return logits.float() if logits.dtype != torch.float64 else logits
 
     def _network(self, inputs: Tensor) -> Tensor:
