@@ -48,8 +48,8 @@ def test_a_peer_that_is_not_installed_has_a_row_that_says_so(monkeypatch: pytest
     result = bench(
         "infer", peers=["openvino"], backbone="resnet18", output_stride=16, size=64, rounds=1, device="cpu", fp32=True
     )
-    ours, theirs = result.rows
-    assert ours.name == "atrous fp32" and not ours.skipped
+    ours, padded, theirs = result.rows
+    assert ours.name == "atrous fp32" and not ours.skipped and padded.note == "another convention"
     assert theirs.skipped and theirs.note == "skipped: no_such_module not installed"
 
 

@@ -63,7 +63,8 @@ def test_dropout_autocast_and_frozen_batch_norm_too(frozen: bool) -> None:
     saving.set_checkpointing(True)
     # Frozen ones are otherwise computed in the convolutions (test_frozen.py), which rounds in another way.
     plain.__class__ = type("Layers", (DeepLabV3,), {"_folds": False})
-    assert all(torch.equal(a, b) for a, b in zip(steps(plain, amp=True), steps(saving, amp=True), strict=True))
+    amp = not frozen  # bfloat16 is slow where it is emulated
+    assert all(torch.equal(a, b) for a, b in zip(steps(plain, amp), steps(saving, amp), strict=True))
 
 
 def test_fewer_tensors_are_kept() -> None:

@@ -41,7 +41,7 @@ def check(device: str) -> None:
     for case in CASES:
         check_case(device, torch.float32, torch.channels_last, *case)
     for dtype in (torch.float16, torch.bfloat16):
-        check_case(device, dtype, torch.contiguous_format, *CASES[0])
+        check_case(device, dtype, torch.contiguous_format, *CASES[3])
 
 
 def check_case(
