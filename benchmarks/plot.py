@@ -52,7 +52,9 @@ def bars(result: dict[str, Any]) -> list[tuple[str, float, float, float]]:
     """Name, ratio and its quartiles of everything that is not ours, against ours of the same precision."""
     rows = [row for row in result["rows"] if not row["skipped"]]
     ours = {
-        precision(row["name"]): row for row in rows if row["name"].startswith("atrous") and "cached" not in row["name"]
+        precision(row["name"]): row
+        for row in rows
+        if row["name"].startswith("atrous") and not any(word in row["name"] for word in ("cached", "padded"))
     }
     first = rows[0]
     found = []

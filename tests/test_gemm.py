@@ -69,6 +69,14 @@ def test_every_form_is_equation_1(
     assert all(y.is_contiguous(memory_format=taps.order(x)) for y in found)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_maps_of_one_image_are_joined_channels_last(form: str) -> None:
+    """A batch of 1 may have any stride, and PyTorch takes such maps for contiguous when it joins them."""
+    x, weights = sample((1, 3, 7, 9), 2)
+    joined = torch.cat(atrous_conv2d_fast(x.detach(), [w.detach() for w in weights], [2, 6], form), 1)
+    assert joined.is_contiguous(memory_format=torch.channels_last) and not joined.is_contiguous()
+
+
 @pytest.mark.parametrize("form", ["window", "gemm", "phases"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_error_against_float64_is_that_of_the_library(dtype: torch.dtype, form: str) -> None:

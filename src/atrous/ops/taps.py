@@ -132,8 +132,15 @@ def order(x: Tensor) -> torch.memory_format:
 
 
 def finish(y: Tensor, like: Tensor) -> Tensor:
-    """`y` in the dtype and memory order of `like`."""
-    return y.to(like.dtype).contiguous(memory_format=order(like))
+    """`y` in the dtype and memory order of `like`.
+
+    A side of 1 may have any stride, which is harmless but in a batch of one: PyTorch takes such maps for contiguous,
+    and joins them in that order.
+    """
+    y = y.to(like.dtype).contiguous(memory_format=order(like))
+    if order(like) is torch.channels_last and y.shape[0] == 1 and y.stride(0) != y.numel():
+        y = y.as_strided(y.shape, (y.numel(), *y.stride()[1:]))
+    return y
 
 
 def _rows_first(x: Tensor, columns: slice) -> Tensor:
