@@ -9,7 +9,7 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 from torchvision.models.segmentation.deeplabv3 import ASPP as TorchvisionASPP
 
 from atrous.models.aspp import ASPP
-from atrous.models.convert import DropIn, convert
+from atrous.models.convert import DropIn, convert, drop_in
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.resnet import ResNet
 
@@ -70,18 +70,23 @@ def test_aspp_with_the_same_rates() -> None:
 def test_the_whole_model() -> None:
     theirs = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=5, aux_loss=True).eval()
     shake(theirs)
-    ours = DeepLabV3("resnet50", 5, output_stride=8, stride_in="first", head_conv=True).eval()
-    ours.load_state_dict(convert(theirs.state_dict()))
+    ours = drop_in(theirs, torch.float32)
     for size in ((97, 97), (90, 121)):
         image = torch.randn(1, 3, *size)
         expected = theirs(image)["out"]
-        found = DropIn(ours, "torchvision")(image)
+        found = ours(image)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_a_library_that_there_is_not_is_named() -> None:
     with pytest.raises(ValueError, match="library is 'mmseg', expected one of torchvision, smp"):
         DropIn(DeepLabV3("resnet18", 2), "mmseg")  # type: ignore[arg-type]
+
+
+def test_a_network_without_a_resnet_is_named() -> None:
+    net = torchvision.models.segmentation.deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None)
+    with pytest.raises(ValueError, match="DeepLabV3 is no DeepLabV3 with a ResNet that is known here"):
+        drop_in(net)
 
 
 def test_a_foreign_key_is_named() -> None:

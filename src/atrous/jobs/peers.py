@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atrous.jobs.timing import Candidate, Row
-from atrous.models.convert import DropIn, Library, as_smp, convert
+from atrous.models.convert import DropIn, Library, take_over
 from atrous.models.deeplab import DeepLabV3
 from atrous.ops.fused import upsampled_cross_entropy_sum
 from atrous.ops.resize import grid_size
@@ -71,17 +71,8 @@ class Pair:
 
     def __init__(self, backbone: str, output_stride: int, library: Library) -> None:
         torch.manual_seed(0)
-        self.library = library
-        rates = (6, 12, 18) if library == "torchvision" else (12, 24, 36)
         self.theirs = _theirs(library, backbone, output_stride)
-        scale = 1 if library == "torchvision" else output_stride / 16
-        self.ours = DeepLabV3(
-            backbone, CLASSES, aspp_rates=tuple(round(rate * scale) for rate in rates), head_conv=True,
-            stride_in="first", output_stride=output_stride,
-        )  # fmt: skip
-        self.ours.load_state_dict(convert(self.theirs.state_dict()))
-        if library == "smp":
-            as_smp(self.ours)
+        self.ours, self.library = take_over(self.theirs)
         self._exported: bytes | None = None
 
     def onnx(self, images: Tensor) -> bytes:

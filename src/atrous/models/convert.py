@@ -1,27 +1,29 @@
-"""Weights of torchvision's and segmentation_models_pytorch's DeepLabV3, for our `DeepLabV3` with ``head_conv=True``.
+"""torchvision's and segmentation_models_pytorch's DeepLabV3 with a ResNet, as our `DeepLabV3`.
 
     theirs = torchvision.models.segmentation.deeplabv3_resnet50(weights="DEFAULT")
-    ours = DeepLabV3("resnet50", 21, output_stride=8, stride_in="first", head_conv=True)
-    ours.load_state_dict(convert(theirs.state_dict()))
+    fast = drop_in(theirs)                # images in, the logits that they give out, in less time
+    ours, _ = take_over(theirs)           # the network in our conventions, to go on with
 
 torchvision keeps ASPP rates (12, 24, 36) at output stride 8, which are ours, (6, 12, 18) given at 16.
 segmentation_models_pytorch keeps (12, 24, 36) at any stride, and dilates the first unit of an atrous stage, too
 (``docs/decisions/002-where-the-stride-sits.md``): `as_smp` places that unit as it does.
-
-Around the network each library has a convention of its own. ``DropIn(ours.for_inference(), "torchvision")`` gives the
-logits that torchvision gives, in less time.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from math import prod
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atrous.models.aspp import ASPP
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.resnet import ResNet
+from atrous.models.resnet import UNITS, Bottleneck, ResNet
+from atrous.ops.stride import Dial
 
 Library = Literal["torchvision", "smp"]
 
@@ -72,6 +74,72 @@ def as_smp(model: DeepLabV3) -> DeepLabV3:
         stride = max(units[0].conv1.stride[0], units[0].conv2.stride[0])  # in a basic unit, the first carries it
         units[0].place(stride, units[-1].rate, units[-1].rate)
     return model
+
+
+def take_over(theirs: nn.Module) -> tuple[DeepLabV3, Library]:
+    """Their network as ours, with its weights, in ``eval()``, and whose it was.
+
+    Depth, classes, rates and output stride are read off its layers. Images that are no multiple of the stride are
+    padded by ours, and logits upsampled by our convention; `DropIn` keeps theirs.
+
+    Args:
+        theirs: ``torchvision.models.segmentation.deeplabv3_resnet50`` or ``101``, or
+            ``segmentation_models_pytorch.DeepLabV3`` with a ResNet from 18 to 152; on its device, in its dtype.
+
+    Raises:
+        ValueError: for any other network.
+    """
+    state = theirs.state_dict()
+    convs = {name: module for name, module in theirs.named_modules() if isinstance(module, nn.Conv2d)}
+    library: Library = "torchvision" if any(key.startswith("backbone.") for key in state) else "smp"
+    weights = convert(state)
+    output_stride = 4 * prod(conv.stride[0] for name, conv in convs.items() if ".downsample." in name)
+    dilations = [conv.dilation[0] for name, conv in convs.items() if re.search(r"\.convs\.[123]\.0$", name)]
+    rates = [rate * output_stride // 16 for rate in dilations]
+    try:
+        ours = DeepLabV3(
+            f"resnet{_depth(weights)}", len(weights["classifier.weight"]), aspp_rates=rates, head_conv=True,
+            stride_in="first", output_stride=output_stride,
+        )  # fmt: skip
+        ours.load_state_dict(weights)
+    except (KeyError, RuntimeError, ValueError) as error:
+        why = str(error).splitlines()[:2][-1].strip()  # of a hundred keys that do not fit, the first
+        raise ValueError(f"{type(theirs).__name__} is no DeepLabV3 with a ResNet that is known here: {why}") from error
+    assert isinstance(ours.head, ASPP)
+    if list(Dial(output_stride).aspp_rates(ours.head.rates)) != dilations:
+        raise ValueError(f"rates {dilations} at output stride {output_stride} are not those of whole rates at 16")
+    first = next(theirs.parameters())
+    ours = ours.to(first.device, first.dtype).eval()
+    return (as_smp(ours) if library == "smp" else ours), library
+
+
+def _depth(weights: Mapping[str, Tensor]) -> int:
+    layers = [f"backbone.layer{number}." for number in range(1, 5)]
+    counts = tuple(len({key.split(".")[2] for key in weights if key.startswith(layer)}) for layer in layers)
+    bottleneck = "backbone.layer1.0.conv3.weight" in weights
+    for depth, (unit, units) in UNITS.items():
+        if units == counts and (unit is Bottleneck) == bottleneck:
+            return depth
+    raise ValueError(f"its stages have {counts} units")
+
+
+def drop_in(theirs: nn.Module, dtype: torch.dtype | None = None) -> DropIn:
+    """What stands in for another library's network: its inference form here, with its logits for every pixel.
+
+    Args:
+        theirs: see `take_over`.
+        dtype: as for `DeepLabV3.for_inference`; ``torch.float32`` for the same numbers to rounding.
+
+    Raises:
+        ValueError: as `take_over`, and for a network of segmentation_models_pytorch that gives anything but logits at
+            the size of the image.
+    """
+    ours, library = take_over(theirs)
+    head = getattr(theirs, "segmentation_head", [None, None, None])
+    scale, activation = getattr(head[1], "scale_factor", None), getattr(head[2], "activation", None)
+    if library == "smp" and (scale != ours.output_stride or not isinstance(activation, nn.Identity)):
+        raise ValueError(f"it upsamples by {scale} at output stride {ours.output_stride}, followed by {activation}")
+    return DropIn(ours.for_inference(dtype=dtype), library)
 
 
 class DropIn(nn.Module):
