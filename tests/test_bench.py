@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
-from atrous.cli import main
+from atrous.cli import _parser, main
 from atrous.jobs import peers, timing
 from atrous.jobs.bench import WHAT, bench
 from atrous.jobs.timing import Result
@@ -58,6 +60,8 @@ def test_mistakes_are_refused() -> None:
         bench("inference")
     with pytest.raises(ValueError, match="no peer 'onnx'; there are torchvision, smp"):
         bench("infer", peers=["onnx"])
+    with pytest.raises(ValueError, match="compile is for 'train', not 'loss'"):
+        bench("loss", compile=True)
     for wrong in ({"rounds": 0}, {"batch": 0}, {"size": 32}):
         with pytest.raises(ValueError, match="must be at least"):
             bench("loss", **wrong)  # type: ignore[arg-type]
@@ -73,3 +77,11 @@ def test_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path) -> 
     assert printed["machine"]["threads"] == 1 and printed["setting"]["clock"] == "processor"
     assert main(["bench", "infer", "--peers", "tensorflow"]) == 2
     assert "there is no peer 'tensorflow'" in capsys.readouterr().err
+
+
+def test_the_script_for_a_gpu_says_what_the_commands_understand() -> None:
+    script = (Path(__file__).parent.parent / "scripts" / "gpu").read_text(encoding="utf-8")
+    lines = re.findall(r"^    bench \S+ (\S.*)$", script, re.MULTILINE)
+    found = [_parser().parse_args(["bench", *line.split()]) for line in lines]
+    assert {arguments.what for arguments in found} == {"loss", "conv", "infer", "train"}
+    assert any(arguments.compile and arguments.backbone == "resnet101" for arguments in found)

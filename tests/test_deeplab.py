@@ -1,6 +1,8 @@
 """The whole model: logits at the input's size, the dial, batch norm."""
 
 import copy
+import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -147,3 +149,34 @@ def test_the_readmes_best_models_of_the_paper_can_be_built() -> None:
         cascade = DeepLabV3("resnet101", 21, head="cascade", last_block=7, multi_grid=(1, 2, 1))  # Table 3
     assert sum(p.numel() for p in best.parameters()) == pytest.approx(58.6e6, rel=0.01)
     assert cascade.backbone.reachable[-1] == 256
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_compiled_training_step_is_the_same(frozen: bool) -> None:
+    """With a backend that compiles nothing: what matters is that the whole network goes through as one graph."""
+    torch.manual_seed(0)
+    plain = DeepLabV3("resnet18", 3, aspp_rates=(2,)).train()
+    if frozen:
+        plain.freeze_batch_norm()
+    compiled, images, graphs = copy.deepcopy(plain), torch.randn(2, 3, 49, 33), []
+
+    def backend(graph: Any, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled.set_compile(backend)
+    for model in (plain, compiled):
+        model(images).square().mean().backward()
+    assert len(graphs) == 1
+    for (name, one), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-5, msg=name)
+    # Evaluation, a copy, and what is stored are not compiled.
+    compiled.eval()(torch.randn(1, 3, 17, 65))
+    copy.deepcopy(compiled).train()(images)
+    pickle.loads(pickle.dumps(compiled)).train()(images)
+    assert len(graphs) == 1
+    compiled.set_compile(False)
+    compiled.train()(images)
+    assert len(graphs) == 1

@@ -77,8 +77,21 @@ def test_a_training_step_runs_and_who_does_not_train_says_so() -> None:
     for row in found:
         if isinstance(row, Candidate) and "bf16" not in row.name:
             row.run()
+    assert [row.dtype for row in found if isinstance(row, Candidate)] == [torch.bfloat16, torch.float32] * 2
     notes = {row.name: row.note for row in found if isinstance(row, Row)}
     assert notes == {"openvino": "skipped: does not train", "torchvision": "skipped: compared on smp's network"}
+
+
+@pytest.mark.usefixtures("one_pair")
+def test_all_training_steps_are_compiled_or_none() -> None:
+    found = peers.train(
+        backbone="resnet18", output_stride=16, size=64, batch=2, peers=["smp"], device=CPU, compile="eager"
+    )
+    names = ["atrous bf16 compiled", "atrous fp32 compiled", "smp bf16 autocast compiled", "smp compiled"]
+    assert [row.name for row in found] == names
+    for row in (found[1], found[3]):
+        assert isinstance(row, Candidate)
+        row.run()
 
 
 def test_a_library_that_lacks_the_network_is_a_users_mistake() -> None:

@@ -26,6 +26,7 @@ from atrous.engine.recipe import Recipe, load_recipe
 from atrous.engine.state import State
 from atrous.engine.stopping import Stopped
 from atrous.engine.train import Crops, train
+from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load, read_card
 from forks import Forked
 from states import final_state, same
@@ -205,6 +206,31 @@ def test_a_run_that_ends_early_is_the_beginning_of_the_longer_one(
     assert not same(early["model"], short["model"])  # whose rate has fallen to 0
     lasting = load(tmp_path / "early")[0].state_dict()["classifier.weight"]
     assert torch.equal(lasting, early["average"]["classifier.weight"].half().float())
+
+
+def test_a_compiled_run_is_resumed_and_ends_as_one_that_never_stopped(
+    tiny: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    real = DeepLabV3.set_compile
+
+    def noted(model: DeepLabV3, compile: bool) -> None:
+        asked.append(compile)
+        real(model, "eager" if compile else False)  # PyTorch's own takes a minute
+
+    monkeypatch.setattr(DeepLabV3, "set_compile", noted)
+    recipe = replace(tiny, iterations=2, save_every=1, val_split=None, ema=0.9, compile=True)
+    run(recipe, tiny_data, tmp_path / "straight")
+    stop_at(monkeypatch, 1)
+    with pytest.raises(Stopped):
+        run(recipe, tiny_data, tmp_path / "stopped")
+    monkeypatch.undo()
+    monkeypatch.setattr(DeepLabV3, "set_compile", noted)
+    run(recipe, tiny_data, tmp_path / "stopped", resume=True)
+    assert asked == [True] * 3
+    straight, stopped = (final_state(tmp_path / name) for name in ("straight", "stopped"))
+    assert same(straight, stopped)
+    assert load(tmp_path / "stopped")[0]._compiled is None
 
 
 def test_crops_in_which_no_atrous_branch_leaves_its_centre_warn(

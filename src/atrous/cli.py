@@ -270,6 +270,7 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument("--size", type=int, help="side of the images (default: 513, or 512 at output stride 16)")
     parser.add_argument("-b", "--batch", type=int, help="(default: 1; 2 for train, 4 for loss)")
     parser.add_argument("--fp32", action="store_true", help="leave bfloat16 out")
+    parser.add_argument("--compile", action="store_true", help="for train: all steps by torch.compile, as on a GPU")
     parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result as JSON, too")
     _add_device(parser)

@@ -400,6 +400,7 @@ def run_bench(found: argparse.Namespace) -> int:
             size=found.size,
             batch=found.batch,
             fp32=found.fp32,
+            compile=found.compile,
             rounds=found.rounds,
             device=found.device,
             progress=status.update,

@@ -107,6 +107,7 @@ class State:
             model = synchronise_batch_norm(model, here.device)
         assert isinstance(model, DeepLabV3)
         model.train()
+        model.set_compile(recipe.compile)
         objective = Objective(model, recipe, ignore).to(here.device)
         parallel = _data_parallel(objective) if here.size > 1 else objective
         optimizer = build_optimizer(recipe, model)

@@ -30,6 +30,7 @@ def bench(
     size: int | None = None,
     batch: int | None = None,
     fp32: bool = False,
+    compile: bool | str = False,
     rounds: int = 7,
     device: str | None = None,
     progress: Callable[[str], None] = lambda message: None,
@@ -44,6 +45,7 @@ def bench(
         size: side of the square images in pixels.
         batch: images at a time.
         fp32: leave bfloat16 out.
+        compile: for ``train``, all steps by ``torch.compile``, or by a backend of this name.
         rounds: turns of each candidate.
         device: None for a GPU where there is one.
         progress: told what is being run.
@@ -55,6 +57,8 @@ def bench(
         raise ValueError(f"there is no benchmark {what!r}; there are {', '.join(WHAT)}")
     if rounds < 1 or (batch is not None and batch < 1) or (size is not None and size < 33):
         raise ValueError("rounds and batch must be at least 1, and size at least 33")
+    if compile and what != "train":
+        raise ValueError(f"compile is for 'train', not {what!r}")
     where = pick_device(device)
     setting: dict[str, Any] = {
         "backbone": backbone,
@@ -62,6 +66,7 @@ def bench(
         "size": size or SIZES.get(output_stride, 512),
         "batch": batch,
         "fp32": fp32,
+        "compile": compile,
         "device": where,
         "peers": _known(peers),
     }
@@ -83,7 +88,8 @@ def _known(names: Sequence[str] | None) -> list[str]:
 
 def _infer(setting: dict[str, Any]) -> Prepared:
     setting["batch"] = setting["batch"] or 1
-    return peers.infer(**setting), ("backbone", "output_stride", "size", "batch", "device")
+    wanted = {key: value for key, value in setting.items() if key != "compile"}
+    return peers.infer(**wanted), ("backbone", "output_stride", "size", "batch", "device")
 
 
 def _train(setting: dict[str, Any]) -> Prepared:
@@ -91,7 +97,7 @@ def _train(setting: dict[str, Any]) -> Prepared:
     wanted = {key: value for key, value in setting.items() if key != "fp32"}
     found = peers.train(**wanted)
     kept = [row for row in found if not (setting["fp32"] and "bf16" in row.name)]
-    return kept, ("backbone", "output_stride", "size", "batch", "device")
+    return kept, ("backbone", "output_stride", "size", "batch", "compile", "device")
 
 
 def _data(setting: dict[str, Any]) -> Prepared:

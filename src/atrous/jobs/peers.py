@@ -166,13 +166,16 @@ def _our_forms(pair: Pair, images: Tensor, reference: Tensor, gflop: float, fp32
 
     found = []
     for name, dtype in wanted.items():
-        once = run(DropIn(pair.ours.for_inference(dtype=dtype), pair.library))
-        found.append(Candidate(name, once, gflop, _differs(once(), reference)))
+        form = pair.ours.for_inference(dtype=dtype)
+        once = run(DropIn(form, pair.library))
+        multiplied = form.classifier.weight.dtype
+        found.append(Candidate(name, once, gflop, _differs(once(), reference), dtype=multiplied))
     if images.shape[-1] != grid_size(images.shape[-1], pair.ours.output_stride):
         name, dtype = next(iter(wanted.items()))
         # A form of its own: each keeps weights laid out for one size of map.
         padded = run(pair.ours.for_inference(dtype=dtype))
-        found.append(Candidate(f"{name}, padded to its own grid", padded, gflop, note="another convention"))
+        why = "another convention"
+        found.append(Candidate(f"{name}, padded to its own grid", padded, gflop, note=why, dtype=found[0].dtype))
     return found
 
 
@@ -192,7 +195,8 @@ def _library_forms(pair: Pair, images: Tensor, reference: Tensor, gflop: float, 
             with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16):
                 return net(inputs)
 
-        found.append(Candidate(f"{name} bf16 autocast", autocast, gflop, _differs(_logits(autocast()), reference)))
+        agreement = _differs(_logits(autocast()), reference)
+        found.append(Candidate(f"{name} bf16 autocast", autocast, gflop, agreement, dtype=torch.bfloat16))
     return found
 
 
@@ -232,7 +236,8 @@ def _openvino(pair: Pair, images: Tensor, reference: Tensor, gflop: float, fp32:
         options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         run = partial(openvino.Core().compile_model(network, "CPU", options), images.numpy())
         agreement = _differs(torch.from_numpy(run()[0]), reference)
-        found.append(Candidate(f"openvino {precision}", run, gflop, agreement))
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        found.append(Candidate(f"openvino {precision}", run, gflop, agreement, dtype=dtype))
     return found
 
 
@@ -245,11 +250,18 @@ _BUILDERS: dict[str, Callable[..., list[Candidate | Row]]] = {
 
 
 def train(
-    *, backbone: str, output_stride: int, size: int, batch: int, peers: Sequence[str], device: torch.device
+    *,
+    backbone: str,
+    output_stride: int,
+    size: int,
+    batch: int,
+    peers: Sequence[str],
+    device: torch.device,
+    compile: bool | str = False,
 ) -> list[Candidate | Row]:
     """Candidates for one training step: images and labels in, the optimizer's step done.
 
-    Arguments and errors are those of `infer`.
+    Arguments and errors are those of `infer`; `compile` is for all, as for `DeepLabV3.set_compile`.
     """
     library = _library(output_stride)
     pair = Pair(backbone, output_stride, library).to(device)
@@ -257,27 +269,33 @@ def train(
     labels = torch.randint(0, CLASSES, (batch, size, size), device=device)
     gflop = 3 * _gflop(lambda: pair.theirs(images))
     found: list[Candidate | Row] = []
-    for name, dtype in (("atrous bf16", torch.bfloat16), ("atrous fp32", None)):
-        found.append(Candidate(name, _our_step(pair.ours, images, labels, dtype), gflop))
+    suffix = " compiled" if compile else ""
+    for name, dtype in (("atrous bf16", torch.bfloat16), ("atrous fp32", torch.float32)):
+        step = _our_step(pair.ours, images, labels, dtype, compile)
+        found.append(Candidate(name + suffix, step, gflop, dtype=dtype))
     for peer in peers:
         if row := skipped(peer):
             found.append(row)
         elif peer == library:
-            for name, dtype in ((f"{peer} bf16 autocast", torch.bfloat16), (peer, None)):
-                found.append(Candidate(name, _their_step(pair.theirs, images, labels, dtype), gflop))
+            for name, dtype in ((f"{peer} bf16 autocast", torch.bfloat16), (peer, torch.float32)):
+                step = _their_step(pair.theirs, images, labels, dtype, compile)
+                found.append(Candidate(name + suffix, step, gflop, dtype=dtype))
         else:
             why = "does not train" if peer in ("onnxruntime", "openvino") else f"compared on {library}'s network"
             found.append(Row(peer, note=f"skipped: {why}", skipped=True))
     return found
 
 
-def _our_step(model: DeepLabV3, images: Tensor, labels: Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
+def _our_step(
+    model: DeepLabV3, images: Tensor, labels: Tensor, dtype: torch.dtype, compile: bool | str
+) -> Callable[[], None]:
     model = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
+    model.set_compile(compile)
     optimizer = torch.optim.SGD(model.parameters(), 0.007, momentum=0.9, weight_decay=1e-4, fused=True)
     inputs, truth = images.contiguous(memory_format=torch.channels_last), labels.to(torch.uint8)
 
     def step() -> None:
-        with torch.autocast(images.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = model.grid_logits(inputs)
         loss = upsampled_cross_entropy_sum(logits, truth, model.output_stride) / truth.numel()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -287,13 +305,17 @@ def _our_step(model: DeepLabV3, images: Tensor, labels: Tensor, dtype: torch.dty
     return step
 
 
-def _their_step(net: Any, images: Tensor, labels: Tensor, dtype: torch.dtype | None) -> Callable[[], None]:
+def _their_step(
+    net: Any, images: Tensor, labels: Tensor, dtype: torch.dtype, compile: bool | str
+) -> Callable[[], None]:
     net = copy.deepcopy(net).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), 0.007, momentum=0.9, weight_decay=1e-4)
     inputs = images.contiguous(memory_format=torch.channels_last)
+    if compile:
+        net = torch.compile(net, backend="inductor" if compile is True else compile, dynamic=False)
 
     def step() -> None:
-        with torch.autocast(images.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = _logits(net(inputs))
         F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

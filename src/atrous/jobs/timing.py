@@ -21,6 +21,9 @@ import torch
 
 Run = Callable[[], Any]
 
+_PATIENCE = 2.0
+"""Seconds for the peak of a number format: one that the processor emulates has none worth waiting for."""
+
 _SETTLE = 0.1
 """Seconds before each turn: idle threads of the library before spin for a while, on the cores of the next one."""
 
@@ -35,6 +38,7 @@ class Candidate:
         gflop: of one run, counted on the plain form; 0 if it makes no sense.
         agreement: largest difference from the reference, over the reference's largest value; None where it is one.
         note: a remark for the table.
+        dtype: that it multiplies in, whose peak it is measured against.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Candidate:
     gflop: float = 0.0
     agreement: float | None = None
     note: str = ""
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass
@@ -56,7 +61,7 @@ class Row:
         ratio_low: lower quartile of that.
         ratio_high: upper quartile.
         gflop_per_second: of the plain form's operations.
-        peak_share: of the machine's own measured float32 matrix-product peak.
+        peak_share: of the machine's own measured matrix-product peak, in the number format that it multiplies in.
         memory_mb: peak of what one run holds beyond what was held before.
         agreement: see `Candidate`.
         note: a remark; for a skipped candidate, the reason.
@@ -122,15 +127,17 @@ def compare(
         for candidate in runnable[turn % len(runnable) :] + runnable[: turn % len(runnable)]:
             time.sleep(_SETTLE)
             times[candidate.name].append(_timed(candidate.run, device))
-    peak = matrix_peak(torch.float32, device or torch.device("cpu"))
+    dtypes = {torch.float32} | {candidate.dtype for candidate in runnable if candidate.gflop}
+    peaks = {dtype: matrix_peak(dtype, device or torch.device("cpu")) for dtype in dtypes}
     clock = "wall" if _clock(device) is time.perf_counter else "processor"
     rows = [
         candidate
         if isinstance(candidate, Row)
-        else _row(candidate, times[candidate.name], times[runnable[0].name], peak, memory[candidate.name])
+        else _row(candidate, times[candidate.name], times[runnable[0].name], peaks, memory[candidate.name])
         for candidate in candidates
     ]
-    return Result(what, {**setting, "rounds": rounds, "clock": clock, "float32_peak_gflops": round(peak, 1)}, rows)
+    measured = {f"{str(dtype).removeprefix('torch.')}_peak_gflops": round(peak, 1) for dtype, peak in peaks.items()}
+    return Result(what, {**setting, "rounds": rounds, "clock": clock, **dict(sorted(measured.items()))}, rows)
 
 
 def _timed(run: Run, device: torch.device | None) -> float:
@@ -151,7 +158,9 @@ def _clock(device: torch.device | None) -> Callable[[], float]:
     return time.process_time if on_cpu and torch.get_num_threads() == 1 else time.perf_counter
 
 
-def _row(candidate: Candidate, times: list[float], first: list[float], peak: float, memory: float) -> Row:
+def _row(
+    candidate: Candidate, times: list[float], first: list[float], peaks: dict[torch.dtype, float], memory: float
+) -> Row:
     ratios = [one / other for one, other in zip(times, first, strict=True)]
     seconds = statistics.median(times)
     low, _, high = _quartiles(times)
@@ -165,7 +174,7 @@ def _row(candidate: Candidate, times: list[float], first: list[float], peak: flo
         ratio_low,
         ratio_high,
         rate,
-        rate / peak,
+        rate / peaks.get(candidate.dtype, peaks[torch.float32]),
         memory,
         candidate.agreement,
         candidate.note,
@@ -183,8 +192,10 @@ def matrix_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> f
     """GFLOP/s of the best of several products of two square matrices: what the machine can do, at its best moment."""
     size = size if device.type == "cpu" else 4 * size
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    quickest = min(_timed(lambda: a @ b, device) for _ in range(6))
-    return 2 * size**3 / quickest / 1e9
+    times = [_timed(lambda: a @ b, device)]
+    while len(times) < 6 and sum(times) < _PATIENCE:
+        times.append(_timed(lambda: a @ b, device))
+    return 2 * size**3 / min(times) / 1e9
 
 
 def peak_memory(run: Run, device: torch.device | None = None) -> float:

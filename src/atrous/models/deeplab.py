@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -112,6 +112,7 @@ class DeepLabV3(nn.Module):
         self._frozen: Literal["no", "statistics", "all"] = "no"
         self._frozen_head = True
         self._frozen_form: FrozenForm | None = None
+        self._compiled: CompiledForm | None = None
         self._initialise_head()
         if weights:
             self.backbone.load_imagenet(stored.imagenet(backbone))
@@ -161,7 +162,8 @@ class DeepLabV3(nn.Module):
 
     def network(self, images: Tensor) -> Tensor:
         """Logits of images that are padded, or are not to be: B,3,H,W float to B,K,ceil(H / s),ceil(W / s) float."""
-        logits: Tensor = self._network(images.to(self.classifier.weight.dtype))
+        run = self._compiled if self.training and self._compiled else self._network
+        logits: Tensor = run(images.to(self.classifier.weight.dtype))
         return logits.float() if logits.dtype != torch.float64 else logits
 
     def _network(self, inputs: Tensor) -> Tensor:
@@ -189,6 +191,16 @@ class DeepLabV3(nn.Module):
             backend = "inductor" if compile is True else compile
             form._network = torch.compile(form._network, backend=backend, dynamic=False)  # type: ignore[method-assign]
         return form
+
+    def set_compile(self, compile: bool | str | Callable[..., Any]) -> None:
+        """Train by ``torch.compile``; evaluation, which meets many sizes, stays as it is.
+
+        Args:
+            compile: True for PyTorch's own backend, which on a CPU needs a C++ compiler; a backend or its name; False
+                for none. Meant for GPUs: on a CPU nothing is gained (``LOG.md``).
+        """
+        backend = "inductor" if compile is True else compile
+        self._compiled = CompiledForm(self, backend) if backend else None
 
     @property
     def _folds(self) -> bool:
@@ -256,6 +268,26 @@ class DeepLabV3(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.01)
         assert self.classifier.bias is not None
         nn.init.zeros_(self.classifier.bias)
+
+
+class CompiledForm:
+    """The network of a model in training, compiled at its first images; again where stride or what is frozen change."""
+
+    def __init__(self, model: DeepLabV3, backend: str | Callable[..., Any]) -> None:
+        self.run = torch.compile(model._network, backend=backend, dynamic=False)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """As ``DeepLabV3._network``."""
+        logits: Tensor = self.run(inputs)
+        return logits
+
+    def __deepcopy__(self, memo: Any) -> None:
+        """A copy of the model is not compiled until it is asked to be."""
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Nor is one that is stored."""
+        return type(None), ()
 
 
 def batch_norms_of(module: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
