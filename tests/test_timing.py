@@ -39,6 +39,13 @@ def test_peak_memory_sees_what_is_held_during_a_run() -> None:
         time.sleep(0.02)
 
     assert 150 < peak_memory(hold) < 400
+    # So it does where glibc has freed memory of its own to give, which was resident before the run.
+    torch.ones(7_000_000).add_(1)  # once freed, blocks of its size come from the heap
+    blocks = [torch.ones(7_000_000) for _ in range(20)]
+    pin = torch.ones(7_000_000)
+    del blocks
+    assert 150 < peak_memory(hold) < 400
+    del pin
 
 
 def test_the_peak_is_a_rate() -> None:

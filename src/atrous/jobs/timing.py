@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from atrous.engine.memory import hand_back
+
 Run = Callable[[], Any]
 
 _PATIENCE = 2.0
@@ -206,6 +208,7 @@ def peak_memory(run: Run, device: torch.device | None = None) -> float:
         held = torch.cuda.memory_allocated()
         run()
         return float(torch.cuda.max_memory_allocated() - held) / 1e6
+    hand_back()  # else what was freed before is taken again, and does not show
     before, most, done = _resident_mb(), 0.0, threading.Event()
 
     def sample() -> None:
