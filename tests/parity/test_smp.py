@@ -30,6 +30,10 @@ def test_the_whole_model(backbone: str, output_stride: int) -> None:
     found = drop_in(net, torch.float64)(image)
     assert found.shape == expected.shape and (found - expected).abs().max() < 1e-9 * expected.abs().max()
     fast = drop_in(net.float(), torch.float32)
+    with pytest.raises(ValueError, match="images are .96, 100. pixels, expected multiples of"):
+        fast(torch.randn(1, 3, 96, 100))
+    with pytest.raises(ValueError, match="expected B,3,H,W"):
+        fast(torch.randn(1, 4, 96, 96))
     for _ in range(3):  # weights are laid out for a size when it comes again
         found = fast(image.float())
         assert found.dtype == torch.float32 and (found - expected).abs().max() < 1e-4 * expected.abs().max()

@@ -168,9 +168,15 @@ class DropIn(nn.Module):
         """Normalised images, B,3,H,W float, to logits, B,K,H,W float32, or float64 from such a model.
 
         For ``smp``, H and W must be multiples of the output stride, as they must there.
+
+        Raises:
+            ValueError: if `images` is not B,3,H,W, or for ``smp`` of another size.
         """
+        stride, size = self.model.output_stride, images.shape[-2:]
+        if self.align_corners and any(side % stride for side in size):
+            raise ValueError(f"images are {tuple(size)} pixels, expected multiples of {stride}, as for theirs")
         logits = self.model.network(images)
-        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=self.align_corners)
+        return F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)
 
 
 def _home(key: str) -> str:

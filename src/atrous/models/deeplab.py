@@ -156,12 +156,16 @@ class DeepLabV3(nn.Module):
 
         The loss and the argmax in `atrous.ops.resize` take them from here.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-            raise ValueError(f"images have the shape {tuple(images.shape)}, expected B,3,H,W with no side of 0")
+        _check(images)
         return self.network(pad_to_grid(images, self.output_stride))
 
     def network(self, images: Tensor) -> Tensor:
-        """Logits of images that are padded, or are not to be: B,3,H,W float to B,K,ceil(H / s),ceil(W / s) float."""
+        """Logits of images that are padded, or are not to be: B,3,H,W float to B,K,ceil(H / s),ceil(W / s) float.
+
+        Raises:
+            ValueError: if `images` is not B,3,H,W.
+        """
+        _check(images)
         run = self._compiled if self.training and self._compiled else self._network
         logits: Tensor = run(images.to(self.classifier.weight.dtype))
         return logits.float() if logits.dtype != torch.float64 else logits
@@ -268,6 +272,11 @@ class DeepLabV3(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.01)
         assert self.classifier.bias is not None
         nn.init.zeros_(self.classifier.bias)
+
+
+def _check(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise ValueError(f"images have the shape {tuple(images.shape)}, expected B,3,H,W with no side of 0")
 
 
 class CompiledForm:
