@@ -64,7 +64,8 @@ class Compiled:
     @property
     def resident_warps(self) -> int:
         """Warps that a multiprocessor holds at a time, by registers alone."""
-        return REGISTERS_OF_A_MULTIPROCESSOR // (self.registers * 32 * self.warps) * self.warps
+        given = -(-self.registers // 8) * 8  # in eights
+        return REGISTERS_OF_A_MULTIPROCESSOR // (given * 32 * self.warps) * self.warps
 
 
 def main() -> None:

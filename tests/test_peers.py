@@ -97,6 +97,13 @@ def test_all_training_steps_are_compiled_or_none() -> None:
 def test_a_library_that_lacks_the_network_is_a_users_mistake() -> None:
     with pytest.raises(ValueError, match="torchvision has no DeepLabV3 with resnet18 at output stride 8"):
         Pair("resnet18", 8, "torchvision")
+    pytest.importorskip("segmentation_models_pytorch")
+    with pytest.raises(ValueError, match="segmentation_models_pytorch has no encoder 'timm/lcnet_050'"):
+        Pair("timm/lcnet_050", 16, "smp")
+    with pytest.raises(ValueError, match="size is 100, expected a multiple of 16"):
+        peers.infer(
+            backbone="resnet18", output_stride=16, size=100, batch=1, peers=["smp"], device=CPU, fp32=True
+        )  # fmt: skip
 
 
 def test_a_setting_without_its_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ def test_imagenet_weights_that_do_not_fit_are_named_together() -> None:
             {"depth": 18, "multi_grid": (1, 2, 4)},
             r"multi_grid is \(1, 2, 4\), expected 2 whole numbers .* block4 of resnet18",
         ),
-        ({"depth": 18, "stride_in": "middle"}, "stride_in is 'middle', expected 'first' or 'last'"),
+        ({"depth": 18, "stride_in": "middle"}, "stride_in is 'middle', expected one of first, last, first-dilated"),
     ],
 )
 def test_arguments_that_cannot_be(options: dict[str, object], message: str) -> None:

@@ -69,9 +69,12 @@ def test_one_thread_is_timed_by_the_processors_clock(monkeypatch: pytest.MonkeyP
 def test_a_share_is_of_the_peak_of_its_own_format(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = {torch.float32: 100.0, torch.bfloat16: 400.0}
     monkeypatch.setattr(timing, "matrix_peak", lambda dtype, _: peaks[dtype])
+    monkeypatch.setattr(timing, "native_dtype", lambda _: native)
     wide = Candidate("wide", lambda: time.sleep(0.01), gflop=1.0)
     half = Candidate("half", lambda: time.sleep(0.01), gflop=1.0, dtype=torch.bfloat16)
-    result = compare("sleep", {}, [wide, half], rounds=1)
-    for row, peak in zip(result.rows, (100.0, 400.0), strict=True):
-        assert row.peak_share == pytest.approx(row.gflop_per_second / peak)
-    assert result.setting["float32_peak_gflops"] == 100.0 and result.setting["bfloat16_peak_gflops"] == 400.0
+    for native, expected in ((torch.bfloat16, (100.0, 400.0)), (torch.float32, (100.0, 100.0))):
+        result = compare("sleep", {}, [wide, half], rounds=1)
+        for row, peak in zip(result.rows, expected, strict=True):
+            assert row.peak_share == pytest.approx(row.gflop_per_second / peak)
+        assert result.setting["float32_peak_gflops"] == 100.0
+        assert result.setting.get("bfloat16_peak_gflops") == (400.0 if native == torch.bfloat16 else None)

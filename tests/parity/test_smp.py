@@ -1,10 +1,14 @@
 """The same weights in segmentation_models_pytorch and here: the same numbers."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from atrous.models.convert import convert, drop_in, take_over
+from atrous.models.weights import ModelCard, load, save
 
 smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch, whose weights these are")
 
@@ -52,21 +56,25 @@ def test_keys_of_before_0_6_and_keys_of_others() -> None:
         convert({"stem.weight": torch.zeros(1)})
 
 
+def changed(how: Callable[[nn.Module], object]) -> nn.Module:
+    net = theirs("resnet18", 8)
+    how(net)
+    return net
+
+
+SHOWN = "DeepLabV3 is no DeepLabV3 with a ResNet that is known here: "
+HIDDEN = SHOWN + "what it gives for an image differs by"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"encoder_name": "resnext50_32x4d"},
-            "is no DeepLabV3 with a ResNet that is known here: size mismatch for .*layer1.0.conv1.weight: .*$",
-        ),
-        ({"encoder_name": "mobilenet_v2"}, "no DeepLabV3 with a ResNet that is known here: its stages have"),
-        ({"in_channels": 4}, "size mismatch for backbone.conv1.weight"),
-        (
-            {"decoder_atrous_rates": (3, 5, 7)},
-            r"rates \[3, 5, 7\] at output stride 8 are not those of whole rates at 16",
-        ),
-        ({"upsampling": 4}, "it upsamples by 4.0 at output stride 8"),
-        ({"activation": "sigmoid"}, "followed by Sigmoid"),
+        ({"encoder_name": "resnext50_32x4d"}, SHOWN + "size mismatch for .*layer1.0.conv1.weight: .*$"),
+        ({"encoder_name": "mobilenet_v2"}, SHOWN + "its stages have"),
+        ({"in_channels": 4}, SHOWN + "size mismatch for backbone.conv1.weight"),
+        ({"decoder_atrous_rates": (3, 5, 7)}, SHOWN + r"rates \[3, 5, 7\] at output stride 8 are not those of whole"),
+        ({"upsampling": 4}, SHOWN + "it gives .1, 2, 16, 20. for images of .1, 3, 32, 40."),
+        ({"activation": "sigmoid"}, HIDDEN),
     ],
 )
 def test_what_cannot_be_taken_over_is_named(options: dict[str, object], message: str) -> None:
@@ -74,6 +82,58 @@ def test_what_cannot_be_taken_over_is_named(options: dict[str, object], message:
     with pytest.raises(ValueError, match=message) as caught:
         drop_in(net)
     assert len(str(caught.value)) < 300
+
+
+# Nothing of this shows in a name or a shape.
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda net: setattr(net.encoder, "maxpool", nn.AvgPool2d(3, 2, 1)),
+        lambda net: setattr(net.encoder.conv1, "stride", (1, 1)),
+        lambda net: setattr(net.encoder, "relu", nn.Tanh()),
+        lambda net: [setattr(net.encoder.layer4[1].conv2, name, (2, 2)) for name in ("dilation", "padding")],
+        lambda net: net.segmentation_head.__setitem__(1, nn.Upsample(scale_factor=8, mode="bilinear")),
+    ],
+)
+def test_what_only_shows_when_it_runs_is_refused(how: Callable[[nn.Module], object]) -> None:
+    with pytest.raises(ValueError, match=SHOWN):
+        drop_in(changed(how))
+
+
+def test_another_epsilon_of_batch_norm_is_taken_over() -> None:
+    def widen(net: nn.Module) -> None:
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = 0.05
+
+    net, image = changed(widen), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(drop_in(net, torch.float32)(image), net(image), rtol=1e-4, atol=1e-4)
+
+
+def test_where_the_first_units_are_dilated_stays_with_the_dial_and_the_weights(tmp_path: Path) -> None:
+    net, image = theirs("resnet50", 16), torch.randn(1, 3, 65, 97)
+    ours, _ = take_over(net)
+    with torch.no_grad():
+        expected = net.segmentation_head[0](net.decoder(net.encoder(image)))
+        ours.output_stride = 8
+        ours.output_stride = 16
+        torch.testing.assert_close(ours.grid_logits(image), expected, rtol=1e-3, atol=1e-4)
+        names, palette = tuple(map(str, range(7))), ((0, 0, 0),) * 7
+        card = ModelCard(ours.arguments, names, palette, ours.mean, ours.std, output_stride=16)
+        save(ours, tmp_path / "net.safetensors", card)
+        again = load(tmp_path / "net.safetensors")[0].eval()
+        again.output_stride = 16
+        torch.testing.assert_close(again.grid_logits(image), expected, rtol=2e-2, atol=2e-2)  # stored as float16
+    assert not ours.training and net.training is False
+
+
+def test_wrapped_networks_are_taken_out_and_what_is_no_network_is_named() -> None:
+    net = theirs("resnet18", 16)
+    for wrapped in (nn.DataParallel(net), torch.compile(net, backend="eager")):
+        assert take_over(wrapped)[0].output_stride == 16
+    with pytest.raises(ValueError, match="expected a network, nn.Module, not OrderedDict"):
+        take_over(net.state_dict())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("backbone", ["resnet34", "resnet101", "resnet152"])

@@ -52,11 +52,15 @@ def skipped(peer: str) -> Row | None:
     return Row(peer, note=f"skipped: {', '.join(lacking)} not installed", skipped=True) if lacking else None
 
 
-def _library(output_stride: int) -> Library:
-    """The library whose network and weights an output stride is compared on."""
+def _library(output_stride: int, size: int) -> Library:
+    """The library whose network and weights an output stride is compared on, at images of a size that it takes."""
     library: Library = "torchvision" if output_stride == 8 else "smp"
     if row := skipped(library):
         raise ValueError(f"output stride {output_stride} is compared on {library}'s weights: {row.note}")
+    if library == "smp" and size % output_stride:
+        raise ValueError(
+            f"size is {size}, expected a multiple of {output_stride}, as segmentation_models_pytorch wants"
+        )
     return library
 
 
@@ -98,7 +102,10 @@ def _theirs(library: str, backbone: str, output_stride: int) -> Any:
     else:
         import segmentation_models_pytorch as smp
 
-        net = smp.DeepLabV3(backbone, encoder_weights=None, classes=CLASSES, encoder_output_stride=output_stride)
+        try:
+            net = smp.DeepLabV3(backbone, encoder_weights=None, classes=CLASSES, encoder_output_stride=output_stride)
+        except KeyError:
+            raise ValueError(f"segmentation_models_pytorch has no encoder {backbone!r}") from None
     for module in net.modules():  # statistics as of a trained network: activations neither vanish nor explode
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.0)
@@ -137,7 +144,7 @@ def infer(
         ValueError: for an unknown peer, or a network that the library cannot build.
     """
     rows = [row for peer in peers if (row := skipped(peer))]
-    library = _library(output_stride)
+    library = _library(output_stride, size)
     pair = Pair(backbone, output_stride, library).to(device)
     images = torch.randn(batch, 3, size, size, device=device)
     gflop = _gflop(lambda: pair.theirs(images))
@@ -263,7 +270,7 @@ def train(
 
     Arguments and errors are those of `infer`; `compile` is for all, as for `DeepLabV3.set_compile`.
     """
-    library = _library(output_stride)
+    library = _library(output_stride, size)
     pair = Pair(backbone, output_stride, library).to(device)
     images = torch.randn(batch, 3, size, size, device=device)
     labels = torch.randint(0, CLASSES, (batch, size, size), device=device)

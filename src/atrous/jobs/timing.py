@@ -20,11 +20,9 @@ from typing import Any
 import torch
 
 from atrous.engine.memory import hand_back
+from atrous.models.inference import native_dtype
 
 Run = Callable[[], Any]
-
-_PATIENCE = 2.0
-"""Seconds for the peak of a number format: one that the processor emulates has none worth waiting for."""
 
 _SETTLE = 0.1
 """Seconds before each turn: idle threads of the library before spin for a while, on the cores of the next one."""
@@ -63,7 +61,8 @@ class Row:
         ratio_low: lower quartile of that.
         ratio_high: upper quartile.
         gflop_per_second: of the plain form's operations.
-        peak_share: of the machine's own measured matrix-product peak, in the number format that it multiplies in.
+        peak_share: of the machine's own measured matrix-product peak, in the number format that it multiplies in, or
+            float32 where the processor has no units for that.
         memory_mb: peak of what one run holds beyond what was held before.
         agreement: see `Candidate`.
         note: a remark; for a skipped candidate, the reason.
@@ -129,8 +128,11 @@ def compare(
         for candidate in runnable[turn % len(runnable) :] + runnable[: turn % len(runnable)]:
             time.sleep(_SETTLE)
             times[candidate.name].append(_timed(candidate.run, device))
-    dtypes = {torch.float32} | {candidate.dtype for candidate in runnable if candidate.gflop}
-    peaks = {dtype: matrix_peak(dtype, device or torch.device("cpu")) for dtype in dtypes}
+    where = device or torch.device("cpu")
+    # A format that the processor emulates has no peak: what it is used for is measured against float32.
+    natively = {torch.float32, native_dtype(where)}
+    dtypes = {torch.float32} | {candidate.dtype for candidate in runnable if candidate.dtype in natively}
+    peaks = {dtype: matrix_peak(dtype, where) for dtype in dtypes}
     clock = "wall" if _clock(device) is time.perf_counter else "processor"
     rows = [
         candidate
@@ -194,10 +196,8 @@ def matrix_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> f
     """GFLOP/s of the best of several products of two square matrices: what the machine can do, at its best moment."""
     size = size if device.type == "cpu" else 4 * size
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    times = [_timed(lambda: a @ b, device)]
-    while len(times) < 6 and sum(times) < _PATIENCE:
-        times.append(_timed(lambda: a @ b, device))
-    return 2 * size**3 / min(times) / 1e9
+    quickest = min(_timed(lambda: a @ b, device) for _ in range(6))
+    return 2 * size**3 / quickest / 1e9
 
 
 def peak_memory(run: Run, device: torch.device | None = None) -> float:

@@ -5,12 +5,13 @@
     ours, _ = take_over(theirs)           # the network in our conventions, to go on with
 
 torchvision keeps ASPP rates (12, 24, 36) at output stride 8, which are ours, (6, 12, 18) given at 16.
-segmentation_models_pytorch keeps (12, 24, 36) at any stride, and dilates the first unit of an atrous stage, too
-(``docs/decisions/002-where-the-stride-sits.md``): `as_smp` places that unit as it does.
+segmentation_models_pytorch keeps (12, 24, 36) at any stride, and dilates the first unit of an atrous stage, too:
+``stride_in="first-dilated"`` (``docs/decisions/002-where-the-stride-sits.md``).
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from math import prod
@@ -22,10 +23,15 @@ from torch import Tensor, nn
 
 from atrous.models.aspp import ASPP
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.resnet import UNITS, Bottleneck, ResNet
+from atrous.models.resnet import UNITS, Bottleneck
 from atrous.ops.stride import Dial
 
 Library = Literal["torchvision", "smp"]
+
+AUXILIARY = "aux_classifier."
+
+ROUNDING = {torch.float64: 1e-9, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""By which two ways of computing one network may differ, of the norm of its logits; 1e-3 in float32."""
 
 # Prefix by prefix; the first that matches counts.
 _HOMES = {
@@ -63,54 +69,79 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: for a key that neither library's DeepLabV3 has.
     """
-    return {_home(key): value for key, value in state.items() if not key.startswith("aux_classifier.")}
-
-
-def as_smp(model: DeepLabV3) -> DeepLabV3:
-    """Dilate the first unit of every atrous stage, as segmentation_models_pytorch does; until the dial is set again."""
-    assert isinstance(model.backbone, ResNet)
-    for block in range(2, 5):
-        units = model.backbone.block(block)
-        stride = max(units[0].conv1.stride[0], units[0].conv2.stride[0])  # in a basic unit, the first carries it
-        units[0].place(stride, units[-1].rate, units[-1].rate)
-    return model
+    return {_home(key): value for key, value in state.items() if not key.startswith(AUXILIARY)}
 
 
 def take_over(theirs: nn.Module) -> tuple[DeepLabV3, Library]:
-    """Their network as ours, with its weights, in ``eval()``, and whose it was.
+    """Their network as ours, with a copy of its weights, in ``eval()``, and whose it was.
 
-    Depth, classes, rates and output stride are read off its layers. Images that are no multiple of the stride are
-    padded by ours, and logits upsampled by our convention; `DropIn` keeps theirs.
+    Depth, classes, rates and output stride are read off its layers, and both are run once on a small image. Ours pads
+    images to its grid, and upsamples logits by its own convention; `DropIn` keeps theirs. At another output stride
+    ours scales ASPP's rates, as the paper does; segmentation_models_pytorch does not.
 
     Args:
         theirs: ``torchvision.models.segmentation.deeplabv3_resnet50`` or ``101``, or
-            ``segmentation_models_pytorch.DeepLabV3`` with a ResNet from 18 to 152; on its device, in its dtype.
+            ``segmentation_models_pytorch.DeepLabV3`` with a ResNet from 18 to 152 for images of three channels; on its
+            device, in its dtype. One in ``DataParallel`` or ``torch.compile`` is taken out of it.
 
     Raises:
-        ValueError: for any other network.
+        ValueError: for any other network, or one that gives anything but logits at the size of the image.
     """
-    state = theirs.state_dict()
+    theirs = _bare(theirs)
+    weights = convert(theirs.state_dict())
     convs = {name: module for name, module in theirs.named_modules() if isinstance(module, nn.Conv2d)}
-    library: Library = "torchvision" if any(key.startswith("backbone.") for key in state) else "smp"
-    weights = convert(state)
+    library: Library = "torchvision" if any(name.startswith("backbone.") for name in convs) else "smp"
     output_stride = 4 * prod(conv.stride[0] for name, conv in convs.items() if ".downsample." in name)
     dilations = [conv.dilation[0] for name, conv in convs.items() if re.search(r"\.convs\.[123]\.0$", name)]
     rates = [rate * output_stride // 16 for rate in dilations]
     try:
         ours = DeepLabV3(
             f"resnet{_depth(weights)}", len(weights["classifier.weight"]), aspp_rates=rates, head_conv=True,
-            stride_in="first", output_stride=output_stride,
+            stride_in="first" if library == "torchvision" else "first-dilated", output_stride=output_stride,
         )  # fmt: skip
         ours.load_state_dict(weights)
     except (KeyError, RuntimeError, ValueError) as error:
         why = str(error).splitlines()[:2][-1].strip()  # of a hundred keys that do not fit, the first
-        raise ValueError(f"{type(theirs).__name__} is no DeepLabV3 with a ResNet that is known here: {why}") from error
+        raise _unknown(theirs, why) from error
     assert isinstance(ours.head, ASPP)
     if list(Dial(output_stride).aspp_rates(ours.head.rates)) != dilations:
-        raise ValueError(f"rates {dilations} at output stride {output_stride} are not those of whole rates at 16")
+        raise _unknown(theirs, f"rates {dilations} at output stride {output_stride} are not those of whole rates at 16")
+    for name, norm in theirs.named_modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not name.startswith(AUXILIARY):
+            ours.get_submodule(_home(f"{name}.").removesuffix(".")).eps = norm.eps  # type: ignore[assignment]
     first = next(theirs.parameters())
     ours = ours.to(first.device, first.dtype).eval()
-    return (as_smp(ours) if library == "smp" else ours), library
+    _compare(theirs, ours, library)
+    return ours, library
+
+
+def _bare(theirs: nn.Module) -> nn.Module:
+    if not isinstance(theirs, nn.Module):
+        raise ValueError(f"expected a network, nn.Module, not {type(theirs).__name__}")
+    wrapped = isinstance(theirs, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    inner = getattr(theirs, "module" if wrapped else "_orig_mod", theirs)
+    return inner if isinstance(inner, nn.Module) else theirs
+
+
+def _unknown(theirs: nn.Module, why: str) -> ValueError:
+    return ValueError(f"{type(theirs).__name__} is no DeepLabV3 with a ResNet that is known here: {why}")
+
+
+@torch.no_grad()
+def _compare(theirs: nn.Module, ours: DeepLabV3, library: Library) -> None:
+    """Run both once: layers may have been changed in ways that their weights do not show."""
+    weight = ours.classifier.weight
+    side = 4 * ours.output_stride
+    with torch.random.fork_rng(devices=[]):
+        images = torch.randn(1, 3, side, side + ours.output_stride).to(weight.device, weight.dtype)
+    out = copy.deepcopy(theirs).eval()(images)
+    expected = (out["out"] if isinstance(out, dict) else out).to(torch.promote_types(weight.dtype, torch.float32))
+    found = DropIn(ours, library)(images)
+    if found.shape != expected.shape:
+        raise _unknown(theirs, f"it gives {tuple(expected.shape)} for images of {tuple(images.shape)}")
+    error = float((found - expected).norm() / expected.norm())
+    if not error <= ROUNDING.get(weight.dtype, 1e-3):
+        raise _unknown(theirs, f"what it gives for an image differs by {error:.1e} from what these weights give in one")
 
 
 def _depth(weights: Mapping[str, Tensor]) -> int:
@@ -128,17 +159,16 @@ def drop_in(theirs: nn.Module, dtype: torch.dtype | None = None) -> DropIn:
 
     Args:
         theirs: see `take_over`.
-        dtype: as for `DeepLabV3.for_inference`; ``torch.float32`` for the same numbers to rounding.
+        dtype: as for `DeepLabV3.for_inference`: None is bfloat16 where the machine multiplies that, which rounds to two
+            or three digits; ``torch.float32`` gives the same numbers.
+
+    Returns:
+        A module: normalised images to logits, a tensor (torchvision's network gives a dict of it).
 
     Raises:
-        ValueError: as `take_over`, and for a network of segmentation_models_pytorch that gives anything but logits at
-            the size of the image.
+        ValueError: as `take_over`.
     """
     ours, library = take_over(theirs)
-    head = getattr(theirs, "segmentation_head", [None, None, None])
-    scale, activation = getattr(head[1], "scale_factor", None), getattr(head[2], "activation", None)
-    if library == "smp" and (scale != ours.output_stride or not isinstance(activation, nn.Identity)):
-        raise ValueError(f"it upsamples by {scale} at output stride {ours.output_stride}, followed by {activation}")
     return DropIn(ours.for_inference(dtype=dtype), library)
 
 
@@ -150,7 +180,7 @@ class DropIn(nn.Module):
     aligned ones. Weights trained in one of these ways do best in the same.
 
     Args:
-        model: with converted weights; a form ``for_inference`` is the fast one. Placed by `as_smp` for ``smp``.
+        model: with converted weights, from `take_over`; a form ``for_inference`` is the fast one.
         library: ``torchvision`` or ``smp``.
 
     Raises:
@@ -161,7 +191,7 @@ class DropIn(nn.Module):
         super().__init__()
         if library not in get_args(Library):
             raise ValueError(f"library is {library!r}, expected one of {', '.join(get_args(Library))}")
-        self.model = as_smp(model) if library == "smp" else model
+        self.model = model
         self.align_corners = library == "smp"
 
     def forward(self, images: Tensor) -> Tensor:
@@ -181,12 +211,16 @@ class DropIn(nn.Module):
 
 def _home(key: str) -> str:
     home = _moved(key, _HOMES)
-    rest = home.removeprefix("head.")
-    return home if rest == home else "head." + _moved(rest, _BRANCHES)
+    branch = home.removeprefix("head.")
+    if branch != home:
+        home = _moved(branch, _BRANCHES) and f"head.{_moved(branch, _BRANCHES)}"
+    if not home:
+        raise ValueError(
+            f"{key!r} is no key of a DeepLabV3 with a ResNet of torchvision or segmentation_models_pytorch"
+        )
+    return home
 
 
 def _moved(key: str, homes: Mapping[str, str]) -> str:
-    for theirs, ours in homes.items():
-        if key.startswith(theirs):
-            return ours + key.removeprefix(theirs)
-    raise ValueError(f"{key!r} is no key of a DeepLabV3 with a ResNet of torchvision or segmentation_models_pytorch")
+    """The key in its new home; nothing if it has none."""
+    return next((ours + key.removeprefix(theirs) for theirs, ours in homes.items() if key.startswith(theirs)), "")

@@ -42,7 +42,8 @@ class DeepLabV3(nn.Module):
         weights: None for random ones, or ``imagenet`` for the backbone's; those of whole models are named in
             `atrous.load`.
         stride_in: the unit that carries a block's stride, of our ResNets: ``first`` by default with ImageNet weights,
-            whose layout it is, ``last`` by default without, as in the paper.
+            whose layout it is, ``last`` by default without, as in the paper; ``first-dilated`` for weights of
+            segmentation_models_pytorch.
 
     Attributes:
         longest_side: in pixels, that evaluation and prediction bring pictures to before the network sees them; None for

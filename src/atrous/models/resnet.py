@@ -21,7 +21,7 @@ from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, 
 from atrous.ops.conv import AtrousConv2d, place
 from atrous.ops.stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
 
-StrideIn = Literal["first", "last"]
+StrideIn = Literal["first", "last", "first-dilated"]
 
 ROOT_STRIDE = 4
 LAST_BLOCKS = (4, 5, 6, 7)
@@ -121,7 +121,8 @@ class ResNet(Backbone):
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        stride_in: the unit of a block that carries its stride.
+        stride_in: the unit of a block that carries its stride; ``first-dilated``: the first, which takes the rate of
+            the others where it has lost its stride, as in segmentation_models_pytorch.
         multi_grid: unit rates of block4 and of every replica of it, one a unit (section 3.2.1); None for ones.
         last_block: 4, or up to 7 for the cascade (section 3.2).
         output_stride: 4 to 32, and to 256 with `last_block` 7.
@@ -143,7 +144,7 @@ class ResNet(Backbone):
         if depth not in UNITS:
             raise ValueError(f"there is no ResNet-{depth}; there are {', '.join(map(str, UNITS))}")
         if stride_in not in get_args(StrideIn):
-            raise ValueError(f"stride_in is {stride_in!r}, expected 'first' or 'last'")
+            raise ValueError(f"stride_in is {stride_in!r}, expected one of {', '.join(get_args(StrideIn))}")
         if last_block not in LAST_BLOCKS:
             raise ValueError(f"last_block is {last_block!r}, expected one of 4, 5, 6, 7")
         unit, counts = UNITS[depth]
@@ -179,8 +180,9 @@ class ResNet(Backbone):
     def _place_block(self, block: int, native: int, dial: Dial) -> int:
         """Place the units of one block that reads native stride `native`; the native stride that it writes."""
         units = self.block(block)
-        strided = 0 if self.stride_in == "first" else len(units) - 1
-        has_stride = block > 1 if self.stride_in == "first" else block < self.last_block
+        in_last = self.stride_in == "last"
+        strided = len(units) - 1 if in_last else 0
+        has_stride = block < self.last_block if in_last else block > 1
         after = native * 2 if has_stride else native
         grid = self.multi_grid if block >= 4 else (1,) * len(units)
         for i, unit in enumerate(units):
@@ -189,7 +191,7 @@ class ResNet(Backbone):
             stride, entry = dial.place(came, goes)
             # With multi-grid a block has one rate for all of its units (section 3.2.1); without it, the unit that
             # lost its stride keeps the rate of its input, which makes the dense network equal to the strided one.
-            if set(grid) != {1} and self.stride_in == "first":
+            if self.stride_in == "first-dilated" or (set(grid) != {1} and not in_last):
                 entry = dial.rate(goes)
             unit.place(stride, entry * grid[i], dial.rate(goes) * grid[i])
         return after

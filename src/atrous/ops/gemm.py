@@ -46,9 +46,12 @@ from atrous.ops.depthwise import (
     lacks_kernel,
 )
 from atrous.ops.phases import PHASES
-from atrous.ops.taps import GEMM, LIBRARY, WINDOW, Pass, fastest, library_forward, order, valid_share
+from atrous.ops.taps import GEMM, LIBRARY, WINDOW, Pass, fastest, is_recorded, library_forward, order, valid_share
 
 FORMS = ("library", "mirror", "window", "gemm", "phases", "triton")
+
+FULL_FORMS = ("gemm", "phases", "triton")
+"""Those that there are not for filters of one channel each."""
 
 SMALL = 10_000_000
 """Multiplications below which nothing is measured: the library is taken, whose calls are the fewest."""
@@ -72,7 +75,8 @@ def atrous_conv2d_fast(
         x: B,C,H,W floating point; channels-last is the fast order.
         weights: K,C,h,w each, or all C,1,h,w to keep channels apart; h and w odd, of the dtype and device of `x`.
         rates: the atrous rate of each, at least 1.
-        form: ``auto``, ``model`` or one of `FORMS`; None is what ``ATROUS_CONV`` says, or else `default_form`.
+        form: ``auto``, ``model`` or one of `FORMS`; None is what ``ATROUS_CONV`` says, or else `default_form`, and
+            ``auto`` for channels kept apart where that names a form which there is not for them.
 
     Returns:
         For each weight B,K,H,W, of the dtype of `x`, and of its memory order where that is one of the two.
@@ -82,8 +86,10 @@ def atrous_conv2d_fast(
     """
     # PyTorch 2.10 breaks the graph at a ContextVar; nothing is measured while one is made, in any case.
     default = "model" if torch.compiler.is_compiling() else _default.get()
-    form = form or os.environ.get("ATROUS_CONV") or default
     weights, rates, device = list(weights), list(rates), x.device.type
+    if form is None:
+        form = os.environ.get("ATROUS_CONV") or default
+        form = "auto" if form in FULL_FORMS and is_depthwise(x, weights) else form
     if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
@@ -127,7 +133,7 @@ def _check(x: Tensor, weights: list[Tensor], rates: list[int], form: str) -> Non
             raise ValueError(f"a weight must be K,{channels},h,w with odd h and w, not {tuple(weight.shape)}")
         if weight.dtype != x.dtype or weight.device != x.device:
             raise ValueError(f"a weight is {weight.dtype} on {weight.device}, x is {x.dtype} on {x.device}")
-    if form in ("gemm", "phases", "triton") and is_depthwise(x, weights):
+    if form in FULL_FORMS and is_depthwise(x, weights):
         raise ValueError(f"form {form!r} needs filters of all channels, not of one each")
     if form == "triton" and not _has_triton(x):
         raise ValueError(f"form 'triton' needs CUDA, Triton and half precision or tf32, not {x.dtype} on {x.device}")
@@ -140,7 +146,7 @@ def _is_plain(form: str, x: Tensor, weights: list[Tensor], rates: list[int]) -> 
     """Whether every pass is the library's: the operator is then left out, so that compilers see the convolution."""
     if x.numel() == 0 or not weights:
         return True
-    if form in ("auto", "model") and torch.compiler.is_exporting():
+    if form in ("auto", "model") and is_recorded():
         return True
     trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
     if trained and is_wrong_in_half(x, weights, rates):

@@ -26,7 +26,7 @@ from atrous.ops.conv import AtrousConv2d, same_padding
 from atrous.ops.depthwise import phases_win
 from atrous.ops.gemm import CHOICES, atrous_conv2d_fast, current_form, forward_form
 from atrous.ops.phases import by_phases
-from atrous.ops.taps import fastest
+from atrous.ops.taps import fastest, is_recorded
 from atrous.ops.winograd import Transformed
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -106,7 +106,7 @@ class PackedConv2d(AtrousConv2d):
         return self.padding[0], self.padding[-1]
 
     def _fuses(self, x: Tensor, other: Tensor | None) -> bool:
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or x.device.type != "cpu":
+        if torch.compiler.is_compiling() or is_recorded() or x.device.type != "cpu":
             return False
         if x.dtype != self.weight.dtype or x.dtype not in DTYPES or x.numel() == 0:
             return False

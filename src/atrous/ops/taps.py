@@ -58,6 +58,11 @@ def fastest(runs: dict[str, Callable[[], Any]], usual: str, wait: Callable[[], N
     return min(best, key=lambda name: best[name])
 
 
+def is_recorded() -> bool:
+    """Whether PyTorch records what is computed, to run it elsewhere: an export, or a trace of TorchScript."""
+    return torch.compiler.is_exporting() or bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]
+
+
 # Geometry -----------------------------------------------------------------------------------------------------------
 
 
