@@ -101,7 +101,7 @@ FLAGS = {
         "--preset", "--pretraining", "--seeds", "--set", "--workers", "-h", "-j",
     ],
     "bench": [
-        "--backbone", "--batch", "--device", "--fp32", "--help", "--json", "--out", "--output-stride", "--peers",
+        "--backbone", "--batch", "--compile", "--device", "--fp32", "--help", "--json", "--out", "--output-stride", "--peers",
         "--rounds", "--size", "-b", "-h",
     ],
 }  # fmt: skip
