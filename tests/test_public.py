@@ -101,8 +101,8 @@ FLAGS = {
         "--preset", "--pretraining", "--seeds", "--set", "--workers", "-h", "-j",
     ],
     "bench": [
-        "--backbone", "--batch", "--compile", "--device", "--fp32", "--help", "--json", "--out", "--output-stride", "--peers",
-        "--rounds", "--size", "-b", "-h",
+        "--backbone", "--batch", "--compile", "--device", "--fp32", "--help", "--json", "--out", "--output-stride",
+        "--peers", "--rounds", "--size", "-b", "-h",
     ],
 }  # fmt: skip
 """Every flag there is. A new one needs a better reason than a key of the recipe has."""
