@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atrous.jobs.timing import Candidate, Row
-from atrous.models.convert import DropIn, Library, take_over
-from atrous.models.deeplab import DeepLabV3
+from atrous.models.convert import DropIn, Library, logits_of, take_over
+from atrous.models.deeplab import DeepLabV3, compiled
 from atrous.ops.fused import upsampled_cross_entropy_sum
 from atrous.ops.resize import grid_size
 
@@ -149,7 +149,7 @@ def infer(
     images = torch.randn(batch, 3, size, size, device=device)
     gflop = _gflop(lambda: pair.theirs(images))
     with torch.inference_mode():
-        reference = _logits(pair.theirs(images))
+        reference = logits_of(pair.theirs(images))
     found: list[Candidate | Row] = list(_our_forms(pair, images, reference, gflop, fp32))
     for peer in peers:
         if not missing(peer):
@@ -202,7 +202,7 @@ def _library_forms(pair: Pair, images: Tensor, reference: Tensor, gflop: float, 
             with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16):
                 return net(inputs)
 
-        agreement = _differs(_logits(autocast()), reference)
+        agreement = _differs(logits_of(autocast()), reference)
         found.append(Candidate(f"{name} bf16 autocast", autocast, gflop, agreement, dtype=torch.bfloat16))
     return found
 
@@ -319,11 +319,11 @@ def _their_step(
     optimizer = torch.optim.SGD(net.parameters(), 0.007, momentum=0.9, weight_decay=1e-4)
     inputs = images.contiguous(memory_format=torch.channels_last)
     if compile:
-        net = torch.compile(net, backend="inductor" if compile is True else compile, dynamic=False)
+        net = compiled(net, compile)
 
     def step() -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            logits = _logits(net(inputs))
+            logits = logits_of(net(inputs))
         F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
@@ -339,11 +339,6 @@ def _gflop(run: Callable[[], Any]) -> float:
     return float(counter.get_total_flops()) / 1e9
 
 
-def _logits(out: Tensor | dict[str, Tensor]) -> Tensor:
-    """Of what a library's network gives."""
-    return out["out"] if isinstance(out, dict) else out
-
-
 def _differs(found: Tensor, reference: Tensor) -> float:
     return float((found.float() - reference.float()).abs().max() / reference.float().abs().max())
 
@@ -357,7 +352,7 @@ def _onnx(net: Any, images: Tensor) -> bytes:
             self.net = net
 
         def forward(self, x: Tensor) -> Tensor:
-            return _logits(self.net(x))
+            return logits_of(self.net(x))
 
     program = torch.onnx.export(Logits().eval(), (images,), dynamo=True, verbose=False)
     assert program is not None

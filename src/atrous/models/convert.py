@@ -134,14 +134,18 @@ def _compare(theirs: nn.Module, ours: DeepLabV3, library: Library) -> None:
     side = 4 * ours.output_stride
     with torch.random.fork_rng(devices=[]):
         images = torch.randn(1, 3, side, side + ours.output_stride).to(weight.device, weight.dtype)
-    out = copy.deepcopy(theirs).eval()(images)
-    expected = (out["out"] if isinstance(out, dict) else out).to(torch.promote_types(weight.dtype, torch.float32))
+    expected = logits_of(copy.deepcopy(theirs).eval()(images)).to(torch.promote_types(weight.dtype, torch.float32))
     found = DropIn(ours, library)(images)
     if found.shape != expected.shape:
         raise _unknown(theirs, f"it gives {tuple(expected.shape)} for images of {tuple(images.shape)}")
     error = float((found - expected).norm() / expected.norm())
     if not error <= ROUNDING.get(weight.dtype, 1e-3):
         raise _unknown(theirs, f"what it gives for an image differs by {error:.1e} from what these weights give in one")
+
+
+def logits_of(out: Tensor | dict[str, Tensor]) -> Tensor:
+    """Of what a library's network gives: torchvision's are in a dict."""
+    return out["out"] if isinstance(out, dict) else out
 
 
 def _depth(weights: Mapping[str, Tensor]) -> int:

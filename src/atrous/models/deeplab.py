@@ -193,8 +193,7 @@ class DeepLabV3(nn.Module):
         """
         form = inference_form(self, dtype, packed=not compile)
         if compile:
-            backend = "inductor" if compile is True else compile
-            form._network = torch.compile(form._network, backend=backend, dynamic=False)  # type: ignore[method-assign]
+            form._network = compiled(form._network, compile)  # type: ignore[method-assign]
         return form
 
     def set_compile(self, compile: bool | str | Callable[..., Any]) -> None:
@@ -204,8 +203,7 @@ class DeepLabV3(nn.Module):
             compile: True for PyTorch's own backend, which on a CPU needs a C++ compiler; a backend or its name; False
                 for none. Meant for GPUs: on a CPU nothing is gained (``LOG.md``).
         """
-        backend = "inductor" if compile is True else compile
-        self._compiled = CompiledForm(self, backend) if backend else None
+        self._compiled = CompiledForm(self, compile) if compile else None
 
     @property
     def _folds(self) -> bool:
@@ -280,11 +278,17 @@ def _check(images: Tensor) -> None:
         raise ValueError(f"images have the shape {tuple(images.shape)}, expected B,3,H,W with no side of 0")
 
 
+def compiled(run: Callable[..., Any], compile: bool | str | Callable[..., Any]) -> Any:
+    """By ``torch.compile``, for each size anew: in PyTorch's own backend for True, or in the one that is given."""
+    backend = "inductor" if isinstance(compile, bool) else compile
+    return torch.compile(run, backend=backend, dynamic=False)
+
+
 class CompiledForm:
     """The network of a model in training, compiled at its first images; again where stride or what is frozen change."""
 
-    def __init__(self, model: DeepLabV3, backend: str | Callable[..., Any]) -> None:
-        self.run = torch.compile(model._network, backend=backend, dynamic=False)
+    def __init__(self, model: DeepLabV3, compile: bool | str | Callable[..., Any]) -> None:
+        self.run = compiled(model._network, compile)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """As ``DeepLabV3._network``."""
