@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atrous.ops import gemm
-from atrous.ops.taps import valid_share
+from atrous.ops.conv_kernels import dispatch
+from atrous.ops.conv_kernels.tap_gemm import valid_share
 
 RATES = {33: (6, 12, 18), 65: (12, 24, 36)}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -116,7 +116,7 @@ def measure(
 def runner(
     task: str, form: str, x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]
 ) -> Callable[[], list[Tensor]]:
-    return lambda: gemm._run(task, form, x, gradients, weights, rates)
+    return lambda: dispatch._run(task, form, x, gradients, weights, rates)
 
 
 def agree(runs: dict[str, Callable[[], list[Tensor]]], tolerance: float) -> None:

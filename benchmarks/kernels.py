@@ -25,7 +25,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from atrous.ops import conv_triton, fused_triton
+from atrous.ops import upsampled_loss_triton
+from atrous.ops.conv_kernels import triton as conv_triton
 
 CAPABILITIES = (80, 90, 100)
 POINTERS = {
@@ -97,7 +98,7 @@ Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Inside, launches of our kernels are noted, not made."""
-    places = [(conv_triton, "_kernel"), (fused_triton, "_cells")]
+    places = [(conv_triton, "_kernel"), (upsampled_loss_triton, "_cells")]
     kernels = [getattr(module, name) for module, name in places]
     launches: list[Launch] = []
     for (module, name), kernel in zip(places, kernels, strict=True):
@@ -176,7 +177,7 @@ def _loss(classes: int, stride: int) -> Callable[[], object]:
     def call() -> object:
         logits = torch.zeros(1, classes, 5, 5).contiguous(memory_format=torch.channels_last)
         labels = torch.zeros(1, 4 * stride + 1, 4 * stride + 1, dtype=torch.uint8)
-        return fused_triton.cross_entropy(logits, labels, None, stride, 255, True)
+        return upsampled_loss_triton.cross_entropy(logits, labels, None, stride, 255, True)
 
     return call
 

@@ -1,4 +1,4 @@
-"""The fused loss and argmax of `atrous.ops.fused` against F.interpolate with F.cross_entropy, or with argmax.
+"""The fused loss and argmax of `atrous.ops.upsampled_loss` against F.interpolate with F.cross_entropy, or with argmax.
 
     python benchmarks/loss.py [--rounds 15] [--threads N] [--json benchmarks/loss_HARDWARE_DATE.json]
 
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atrous.ops.fused import upsampled_argmax, upsampled_cross_entropy_sum
+from atrous.ops.upsampled_loss import upsampled_argmax, upsampled_cross_entropy_sum
 
 # job: batch, classes, height, width of the pixels, output stride
 CASES: dict[str, tuple[str, int, int, int, int, int]] = {

@@ -17,9 +17,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from atrous.models.checkpointing import set_checkpointing
+from atrous.models.activation_checkpointing import set_checkpointing
 from atrous.models.deeplab import DeepLabV3
-from atrous.ops.fused import upsampled_cross_entropy_sum
+from atrous.ops.upsampled_loss import upsampled_cross_entropy_sum
 
 CLASSES = 21
 LINE = "{:12} {:>6} {:>6} {:>13} {:>12} {:>11}"

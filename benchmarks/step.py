@@ -47,11 +47,10 @@ CANDIDATES: dict[str, list[tuple[str, dict[str, Any]]]] = {
 
 
 def our_step(backbone: str, frozen: bool = False, layers: bool = False) -> Callable[[], Any]:
-    from atrous.engine.distributed import World
-    from atrous.engine.recipe import RECIPES
-    from atrous.engine.state import State
-    from atrous.models.deeplab import DeepLabV3
-    from atrous.ops.gemm import default_form
+    from atrous.evaluation.distributed import World
+    from atrous.ops.conv_kernels.dispatch import default_form
+    from atrous.training.recipes import RECIPES
+    from atrous.training.state import State
 
     recipe = replace(
         RECIPES["camvid-efficientnet_lite0"], backbone=backbone, weights=None, class_weights=None, ema=0.0,
@@ -60,7 +59,7 @@ def our_step(backbone: str, frozen: bool = False, layers: bool = False) -> Calla
     here = World(0, 1, torch.device("cpu"))
     state = State.build(recipe, 21, 255, here)
     if layers:
-        state.model.__class__ = type("Layers", (DeepLabV3,), {"_folds": False})
+        state.model.training_form = None
     images, labels = _inputs(backbone)
 
     def step() -> None:
@@ -101,7 +100,7 @@ def _inputs(backbone: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def work(pipe: Connection, backbone: str, threads: int, options: dict[str, Any]) -> None:
     """A candidate's process: two steps for each word that comes, the seconds of the second for an answer."""
-    from atrous.engine.memory import memory_kept
+    from atrous.ops.malloc import memory_kept
 
     torch.set_num_threads(threads)
     options = dict(options)
@@ -165,7 +164,7 @@ def main() -> None:
         parser.error("--rounds must be at least 2, for quartiles")
     rows = [row for backbone in found.backbones for row in compare(backbone, found.rounds, found.threads)]
     if found.json:
-        from atrous.jobs.timing import describe_machine
+        from benchmarks.timing import describe_machine
 
         machine = {**describe_machine(), "threads": found.threads}
         setting = {"batch": BATCH, "side": SIDE, "rounds": found.rounds, "dtype": "float32"}

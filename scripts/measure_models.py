@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from atrous.jobs.predict import Predictor
-from atrous.jobs.timing import Candidate, compare
 from atrous.models.weights import names
+from atrous.prediction.predictor import Predictor
+from benchmarks.timing import Candidate, compare
 
 STRIDES = (16, 8)
 TARGET = Path(__file__).parent.parent / "src" / "atrous" / "models" / "zoo" / "speed.json"

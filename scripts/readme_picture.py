@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from atrous.data.image import write_image
-from atrous.jobs.demo import SCENES, bundled
-from atrous.jobs.predict import Predictor
+from atrous.data.image_io import write_image
+from atrous.prediction.demo import SCENES, bundled
+from atrous.prediction.predictor import Predictor
 
 
 def main() -> None:

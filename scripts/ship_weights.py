@@ -10,10 +10,11 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from atrous.data.datasets import open_dataset
-from atrous.engine.evaluate import PAPER_SCALES, checked_longest_side, evaluate
-from atrous.engine.recipe import RECIPES, Recipe, differences, override
+from atrous.data.datasets.dataset import open_dataset
+from atrous.evaluation.evaluate import PAPER_SCALES, checked_longest_side, evaluate
 from atrous.models.weights import load, save
+from atrous.training.config import Recipe, differences, override
+from atrous.training.recipes import RECIPES
 
 SETTINGS: dict[str, tuple[int, tuple[float, ...], bool]] = {
     "output stride 16": (16, (1.0,), False),

@@ -80,7 +80,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny():  # noqa: ANN201
     """A recipe whose steps take a few hundredths of a second."""
-    from atrous.engine.recipe import Recipe
+    from atrous.training.config import Recipe
 
     return Recipe(
         backbone="timm/lcnet_050",
@@ -112,7 +112,7 @@ def longer(tiny):  # noqa: ANN001, ANN201
 @pytest.fixture(scope="session")
 def trained(longer, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ANN001
     """The folder of a finished run of `longer`. To be read only."""
-    from atrous.engine.train import train
+    from atrous.training.loop import train
 
     run = tmp_path_factory.mktemp("runs") / "longer"
     train(longer, tiny_data, run, workers=0, device="cpu")

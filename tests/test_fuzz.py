@@ -11,8 +11,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atrous import cli
-from atrous.engine.recipe import Recipe, load_recipe, override, parse_assignments
+from atrous.cli import parser
+from atrous.training.config import Recipe, override, parse_assignments
+from atrous.training.recipes import load_recipe
 from reliability import counted, record
 
 FUZZ = {
@@ -57,13 +58,13 @@ def harmless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ATROUS_DEBUG", raising=False)
     for name in ("run_demo", "run_bench", "run_reproduce", "run_models"):
-        monkeypatch.setattr(cli, name, lambda found: 0, raising=False)
+        monkeypatch.setattr(parser, name, lambda found: 0, raising=False)
 
 
 def check_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> int:
     """The status of a command line, once it is known to have said no more than it should."""
     try:
-        status = cli.main(words)
+        status = parser.main(words)
     except SystemExit as error:
         status = int(error.code or 0)
     out, said = capsys.readouterr()

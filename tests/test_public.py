@@ -10,7 +10,7 @@ import time
 import pytest
 
 import atrous
-from atrous import cli
+from atrous.cli import parser
 
 
 def test_all_is_sorted_and_every_name_is_there() -> None:
@@ -100,10 +100,6 @@ FLAGS = {
         "--backbone", "--data", "--device", "--dry-run", "--help", "--iterations", "--json", "--model", "--out",
         "--preset", "--pretraining", "--seeds", "--set", "--workers", "-h", "-j",
     ],
-    "bench": [
-        "--backbone", "--batch", "--compile", "--device", "--fp32", "--help", "--json", "--out", "--output-stride",
-        "--peers", "--rounds", "--size", "-b", "-h",
-    ],
 }  # fmt: skip
 """Every flag there is. A new one needs a better reason than a key of the recipe has."""
 
@@ -118,4 +114,4 @@ def flags(parser: argparse.ArgumentParser, path: str = "") -> dict[str, list[str
 
 
 def test_the_flags_are_these() -> None:
-    assert flags(cli._parser()) == FLAGS
+    assert flags(parser._parser()) == FLAGS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atrous.cli import _parser
+from atrous.cli.parser import _parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,7 +21,7 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    photograph = resources.files("atrous") / "jobs" / "assets" / "pavilion.jpg"
+    photograph = resources.files("atrous") / "prediction" / "assets" / "pavilion.jpg"
     (tmp_path / "street.jpg").write_bytes(photograph.read_bytes())
     exec(compile(block, "README.md", "exec"), {})
 

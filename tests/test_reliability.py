@@ -23,14 +23,14 @@ from typing import Any
 import pytest
 import torch
 
-from atrous.cli import main
-from atrous.data.datasets import open_dataset
+from atrous.cli.parser import main
+from atrous.data.datasets.dataset import open_dataset
 from atrous.data.transforms import Augment
-from atrous.engine import checkpoint
-from atrous.engine.distributed import World
-from atrous.engine.recipe import Recipe
-from atrous.engine.state import State
-from atrous.engine.train import Crops, _loader
+from atrous.evaluation.distributed import World
+from atrous.training import checkpoint
+from atrous.training.config import Recipe
+from atrous.training.loader import Crops, loader
+from atrous.training.state import State
 from forks import Forked, together
 from reliability import counted, record
 from states import final_state, same
@@ -265,8 +265,8 @@ def test_loaders_stopped_at_every_step_give_each_sample_once_an_epoch(
     seen: Counter[str] = Counter()
     for step in range(steps):  # each step from a loader of its own, as after a stop
         for rank in range(ranks):
-            loader = _loader(crops, recipe, step, workers, World(rank, ranks, torch.device("cpu")))
-            seen.update(next(iter(loader))[2])
+            batches = loader(crops, recipe, step, workers, World(rank, ranks, torch.device("cpu")))
+            seen.update(next(iter(batches))[2])
     # 19 steps of 6 are three epochs of 37 and three samples of the fourth.
     assert len(seen) == samples and sum(seen.values()) == steps * batch
     assert Counter(seen.values()) == {3: samples - 3, 4: 3}

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import atrous
-from atrous.engine.recipe import Recipe
+from atrous.training.config import Recipe
 from forks import Forked
 
 PACKAGE = Path(atrous.__file__).parent

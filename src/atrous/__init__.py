@@ -7,38 +7,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atrous.data.datasets import open_dataset
+    from atrous.data.datasets.dataset import open_dataset
     from atrous.data.labels import Labels
     from atrous.data.transforms import Augment
-    from atrous.engine.evaluate import evaluate
-    from atrous.engine.metrics import ConfusionMatrix
-    from atrous.engine.recipe import Recipe, load_recipe
-    from atrous.engine.train import train
-    from atrous.jobs.check import check
-    from atrous.jobs.predict import Predictor, Segmentation
+    from atrous.data.validate import check
+    from atrous.evaluation.evaluate import evaluate
+    from atrous.evaluation.metrics import ConfusionMatrix
     from atrous.models.deeplab import DeepLabV3
+    from atrous.models.output_stride import Dial
     from atrous.models.weights import ModelCard, load, save
-    from atrous.ops.stride import Dial
+    from atrous.prediction.predictor import Predictor, Segmentation
+    from atrous.training.config import Recipe
+    from atrous.training.loop import train
+    from atrous.training.recipes import load_recipe
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Augment": "data.transforms",
-    "ConfusionMatrix": "engine.metrics",
+    "ConfusionMatrix": "evaluation.metrics",
     "DeepLabV3": "models.deeplab",
-    "Dial": "ops.stride",
+    "Dial": "models.output_stride",
     "Labels": "data.labels",
     "ModelCard": "models.weights",
-    "Predictor": "jobs.predict",
-    "Recipe": "engine.recipe",
-    "Segmentation": "jobs.predict",
-    "check": "jobs.check",
-    "evaluate": "engine.evaluate",
+    "Predictor": "prediction.predictor",
+    "Recipe": "training.config",
+    "Segmentation": "prediction.predictor",
+    "check": "data.validate",
+    "evaluate": "evaluation.evaluate",
     "load": "models.weights",
-    "load_recipe": "engine.recipe",
-    "open_dataset": "data.datasets",
+    "load_recipe": "training.recipes",
+    "open_dataset": "data.datasets.dataset",
     "save": "models.weights",
-    "train": "engine.train",
+    "train": "training.loop",
 }
 
 __all__ = [

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from atrous.data.image import Pixels
+from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
 
 LEAST_SHARE = 0.001

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.datasets import Item, SegmentationDataset, open_dataset
-from atrous.data.image import read_size
+from atrous.data.datasets.dataset import Item, SegmentationDataset, open_dataset
+from atrous.data.image_io import read_size
 from atrous.data.labels import Labels
 
 Presence = npt.NDArray[np.bool_]

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atrous.data.image import IMAGENET
+from atrous.data.image_io import IMAGENET
 from atrous.data.labels import Colour
-from atrous.ops.resize import viewing_factor
+from atrous.data.resize import viewing_factor
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atrous.models.output_stride import Dial
 from atrous.ops.conv import AtrousConv2d, parallel
-from atrous.ops.stride import Dial
-from atrous.ops.taps import order
+from atrous.ops.conv_kernels.tap_gemm import order
 
 FILTERS = 256
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from atrous.models.aspp import ASPP
 from atrous.models.deeplab import DeepLabV3
+from atrous.models.output_stride import Dial
 from atrous.models.resnet import UNITS, Bottleneck
-from atrous.ops.stride import Dial
 
 Library = Literal["torchvision", "smp"]
 

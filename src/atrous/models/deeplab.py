@@ -12,13 +12,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from atrous.models import weights as stored
+from atrous.models.activation_checkpointing import set_checkpointing
 from atrous.models.aspp import ASPP, FILTERS, conv_bn_relu
-from atrous.models.backbone import Backbone, TimmBackbone
-from atrous.models.checkpointing import Checkpointed, set_checkpointing
-from atrous.models.frozen import FrozenForm
-from atrous.models.inference import inference_form
+from atrous.models.backbone import Backbone
+from atrous.models.imagenet import imagenet
+from atrous.models.inference import compiled, inference_form
 from atrous.models.resnet import UNITS, ResNet, StrideIn
+from atrous.models.timm_backbone import TimmBackbone
 from atrous.ops.resize import pad_to_grid, upsample
 
 Head = Literal["aspp", "cascade"]
@@ -48,6 +48,7 @@ class DeepLabV3(nn.Module):
     Attributes:
         longest_side: in pixels, that evaluation and prediction bring pictures to before the network sees them; None for
             pictures as they are, as in the paper. ``forward`` takes what it is given.
+        training_form: computes in ``train()`` what `plain_network` does; None for that itself (`atrous.training`).
 
     Raises:
         ValueError: for an argument that the network cannot take, with what it can.
@@ -112,11 +113,10 @@ class DeepLabV3(nn.Module):
         self._output_stride = output_stride
         self._frozen: Literal["no", "statistics", "all"] = "no"
         self._frozen_head = True
-        self._frozen_form: FrozenForm | None = None
-        self._compiled: CompiledForm | None = None
+        self.training_form: Callable[[Tensor], Tensor] | None = None
         self._initialise_head()
         if weights:
-            self.backbone.load_imagenet(stored.imagenet(backbone))
+            self.backbone.load_imagenet(imagenet(backbone))
 
     @property
     def output_stride(self) -> int:
@@ -132,7 +132,6 @@ class DeepLabV3(nn.Module):
         if isinstance(self.head, ASPP):
             self.head.set_output_stride(value)
         self._output_stride = value
-        self._frozen_form = None
 
     @property
     def mean(self) -> tuple[float, float, float]:
@@ -167,15 +166,12 @@ class DeepLabV3(nn.Module):
             ValueError: if `images` is not B,3,H,W.
         """
         _check(images)
-        run = self._compiled if self.training and self._compiled else self._network
+        run = self.training_form if self.training and self.training_form else self.plain_network
         logits: Tensor = run(images.to(self.classifier.weight.dtype))
         return logits.float() if logits.dtype != torch.float64 else logits
 
-    def _network(self, inputs: Tensor) -> Tensor:
-        """From padded images in the type of the weights to logits: what `for_inference` can compile."""
-        if self.training and self._frozen != "no" and self._folds:
-            self._frozen_form = self._frozen_form or FrozenForm(self)
-            return self._frozen_form(inputs)
+    def plain_network(self, inputs: Tensor) -> Tensor:
+        """From padded images in the type of the weights to logits, layer by layer: what other forms are made of."""
         logits: Tensor = self.classifier(self.head_conv(self.head(self.backbone(inputs).out)))
         return logits
 
@@ -193,23 +189,8 @@ class DeepLabV3(nn.Module):
         """
         form = inference_form(self, dtype, packed=not compile)
         if compile:
-            form._network = compiled(form._network, compile)  # type: ignore[method-assign]
+            form.plain_network = compiled(form.plain_network, compile)  # type: ignore[method-assign]
         return form
-
-    def set_compile(self, compile: bool | str | Callable[..., Any]) -> None:
-        """Train by ``torch.compile``; evaluation, which meets many sizes, stays as it is.
-
-        Args:
-            compile: True for PyTorch's own backend, which on a CPU needs a C++ compiler; a backend or its name; False
-                for none. Meant for GPUs: on a CPU nothing is gained (``LOG.md``).
-        """
-        self._compiled = CompiledForm(self, compile) if compile else None
-
-    @property
-    def _folds(self) -> bool:
-        """Whether a frozen batch norm can be computed in the convolution: what is computed anew would not find it."""
-        again = any(isinstance(module, Checkpointed) for module in self.backbone.modules())
-        return not again and not torch.compiler.is_compiling()
 
     def set_checkpointing(self, on: bool) -> None:
         """Train in less memory and more time: keep what enters each unit of the backbone, and compute the rest anew."""
@@ -229,7 +210,6 @@ class DeepLabV3(nn.Module):
         """Decay of the running statistics (section 4.1): 0.9997 is PyTorch's ``momentum=0.0003``."""
         for norm in self.batch_norms():
             norm.momentum = 1 - decay
-        self._frozen_form = None
 
     def freeze_batch_norm(self, *, affine: bool = True, head: bool = True) -> None:
         """Freeze batch norm, as in the second stage of section 4.1; `train` does not thaw it.
@@ -242,9 +222,14 @@ class DeepLabV3(nn.Module):
         self._frozen, self._frozen_head = "all" if affine else "statistics", head
         self._apply_freeze()
 
+    @property
+    def frozen(self) -> tuple[str, bool] | None:
+        """What of batch norm is frozen, ``statistics`` or ``all``, and whether in the head, too; None for nothing."""
+        return None if self._frozen == "no" else (self._frozen, self._frozen_head)
+
     def unfreeze_batch_norm(self) -> None:
         """Train batch norm again."""
-        self._frozen, self._frozen_form = "no", None
+        self._frozen = "no"
         for norm in self.batch_norms():
             norm.train(self.training)
             for parameter in norm.parameters():
@@ -276,32 +261,6 @@ class DeepLabV3(nn.Module):
 def _check(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"images have the shape {tuple(images.shape)}, expected B,3,H,W with no side of 0")
-
-
-def compiled(run: Callable[..., Any], compile: bool | str | Callable[..., Any]) -> Any:
-    """By ``torch.compile``, for each size anew: in PyTorch's own backend for True, or in the one that is given."""
-    backend = "inductor" if isinstance(compile, bool) else compile
-    return torch.compile(run, backend=backend, dynamic=False)
-
-
-class CompiledForm:
-    """The network of a model in training, compiled at its first images; again where stride or what is frozen change."""
-
-    def __init__(self, model: DeepLabV3, compile: bool | str | Callable[..., Any]) -> None:
-        self.run = compiled(model._network, compile)
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """As ``DeepLabV3._network``."""
-        logits: Tensor = self.run(inputs)
-        return logits
-
-    def __deepcopy__(self, memo: Any) -> None:
-        """A copy of the model is not compiled until it is asked to be."""
-        return None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Nor is one that is stored."""
-        return type(None), ()
 
 
 def batch_norms_of(module: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:

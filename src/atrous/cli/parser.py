@@ -1,0 +1,277 @@
+"""The command line: each subcommand calls one function of the package.
+
+A user's mistake is one line on standard error and exit status 2; a failure is 1; a run that a signal stopped, 128
+plus the signal's number. With ``--json`` the last line of standard output is one JSON object and nothing else is
+printed there. Nothing heavy is imported before it is known what was asked for, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from atrous.cli.commands import (
+    complain,
+    run_data_check,
+    run_demo,
+    run_eval,
+    run_label,
+    run_models,
+    run_predict,
+    run_reproduce,
+    run_submit_check,
+    run_submit_write,
+    run_train,
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line that name the nearest flag."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        _, found, words = message.partition("unrecognized arguments: ")
+        if found:
+            flag = (words.split() or [""])[0].split("=")[0]  # a word can be empty
+            near = difflib.get_close_matches(flag, list(self._option_string_actions), 1, 0.5)
+            message += f"; did you mean {near[0]}?" if near else ""
+        if "invalid choice: '" in message:
+            word = message.split("invalid choice: '")[1].split("'")[0]
+            choices = re.findall(r"[\w-]+", message.partition("(choose from ")[2])
+            near = difflib.get_close_matches(word, choices, 1, 0.5)
+            message += f"; did you mean {near[0]}?" if near else ""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # A subcommand's unknown flags come back to the top, which does not know their neighbours: report them below.
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            getattr(found, "parser", self).error(f"unrecognized arguments: {' '.join(rest)}")
+        return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line, by default the process's; the exit status."""
+    try:
+        found = _parser().parse_args(arguments)
+        status: int = found.run(found)
+        _flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return complain("interrupted", 130)
+    except Exception as error:  # told apart below; anything unforeseen goes on as it is
+        if os.environ.get("ATROUS_DEBUG"):
+            raise
+        status = _status_of(error)
+        if not status:
+            raise
+        return complain(_said(error), status)
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = "standard output"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter tries again when it ends
+        raise
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"  # without Python's [Errno 28]
+    return str(error)
+
+
+def _status_of(error: Exception) -> int:
+    """The exit status that an error stands for; 0 for one that nobody foresaw."""
+    if isinstance(
+        error,
+        ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError | PermissionError,
+    ):
+        return 2
+    if isinstance(error, FloatingPointError | OSError | MemoryError):
+        return 1
+    return int(getattr(error, "status", 0))
+
+
+def _parser() -> _Parser:
+    from atrous import __version__
+
+    parser = _Parser(prog="atrous", description="DeepLabv3: segment photographs, train, evaluate.")
+    parser.add_argument("--version", action="version", version=f"atrous {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    data = (_add_data, _add_label, _add_submit)
+    for add in (_add_demo, _add_predict, _add_train, _add_eval, _add_models, *data, _add_reproduce):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str, **options: Any) -> _Parser:
+    parser: _Parser = commands.add_parser(name, help=text, description=text, **options)
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    text = "segment the bundled photographs with the bundled weights, and write the overlays"
+    parser = _command(commands, "demo", run_demo, text)
+    parser.add_argument("--out", type=Path, default=Path("atrous-demo"), help="folder to write (default: %(default)s)")
+    _add_device(parser)
+    _add_json(parser)
+
+
+def _add_predict(commands: Any) -> None:
+    parser = _command(commands, "predict", run_predict, "segment photographs into masks and overlays")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a named model (see atrous models), a run folder or a weight file"
+    )
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="files, folders, globs")
+    parser.add_argument("--out", type=Path, required=True, help="folder for masks/ and overlays/")
+    parser.add_argument("--resume", action="store_true", help="leave files whose mask and overlay are there, made so")
+    text = "of the windows for large images (default: 1601, for those seen at above 16.8 megapixels)"
+    parser.add_argument("--window", type=int, metavar="SIDE", help=text)
+    _add_longest_side(parser)
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger images (default: 178956970)")
+    _add_inference(parser)
+    _add_device(parser)
+    _add_json(parser)
+
+
+def _add_train(commands: Any) -> None:
+    parser = _command(commands, "train", run_train, "train a model by a recipe")
+    text = "finetune, a named recipe, or a YAML file; of several, each starts from the weights of the one before"
+    parser.add_argument("recipes", metavar="RECIPE", nargs="+", help=text)
+    text = "a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH; for several recipes once, or once each"
+    parser.add_argument("--data", required=True, action="append", help=text)
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE); for several, the folder of them")
+    parser.add_argument("--resume", action="store_true", help="go on from the run folder's newest checkpoint")
+    parser.add_argument("--output-stride", type=int, help="of training")
+    parser.add_argument("-b", "--batch", type=int, help="images in a step, over all processes")
+    parser.add_argument("--accumulate", type=int, help="parts of a process's share of the batch")
+    parser.add_argument("--iterations", type=int, help="steps")
+    parser.add_argument("--lr", type=float, help="initial learning rate")
+    parser.add_argument("--weights", help="imagenet, none, or a model to start from")
+    parser.add_argument("--reset-head", action="store_true", help="start the classifier anew, for other classes")
+    parser.add_argument("--amp", choices=("off", "bf16", "fp16"), help="automatic mixed precision")
+    parser.add_argument("--ema", type=float, help="decay of the moving average of the weights; 0 for none")
+    parser.add_argument("--seed", type=int, help="of everything random")
+    parser.add_argument("-j", "--workers", type=int, default=1, help="processes that load data (default: %(default)s)")
+    parser.add_argument("--asynchronous", type=int, metavar="N", help="replicas that do not wait for each other (Ray)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
+                        help="any other key of the recipe; can be given many times")  # fmt: skip
+    _add_device(parser)
+    _add_json(parser)
+
+
+def _add_eval(commands: Any) -> None:
+    parser = _command(commands, "eval", run_eval, "score a model on a data set", aliases=["val"])
+    parser.add_argument(
+        "model", metavar="MODEL", help="a named model (see atrous models), a run folder or a weight file"
+    )
+    parser.add_argument("--data", required=True, help="a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH")
+    parser.add_argument("--split", default="val", help="(default: %(default)s)")
+    _add_longest_side(parser)
+    _add_inference(parser)
+    text = "the rows of Table 4: output stride 16 down to --output-stride (8), then --scales (the paper's), then flips"
+    parser.add_argument("--ladder", action="store_true", help=text)
+    _add_device(parser)
+    _add_json(parser)
+
+
+def _add_models(commands: Any) -> None:
+    parser = _command(commands, "models", run_models, "list the named weights, with classes, mIoU, size and licence")
+    _add_json(parser)
+
+
+def _add_data(commands: Any) -> None:
+    parser = _command(commands, "data", None, "look at a data set")
+    inner = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    check = _command(inner, "check", run_data_check, "is this data set sound?")
+    check.add_argument("data", metavar="DATA", help="a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH")
+    _add_json(check)
+
+
+def _add_label(commands: Any) -> None:
+    parser = _command(commands, "label", run_label, "a teacher's masks for photographs that have none, as a split")
+    text = "a named model (see atrous models), a run folder, a weight file, or a .tflite graph"
+    parser.add_argument("teacher", metavar="TEACHER", help=text)
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="files, folders, globs")
+    parser.add_argument("--data", type=Path, required=True, help="folder to add the split to; made if there is none")
+    parser.add_argument("--split", default="pseudo", help="(default: %(default)s)")
+    parser.add_argument("--confidence", type=float, default=0.6, help="ignore what is less sure (default: %(default)s)")
+    _add_inference(parser)
+    _add_device(parser)
+    _add_json(parser)
+
+
+def _add_submit(commands: Any) -> None:
+    parser = _command(commands, "submit", None, "files for the test servers of VOC and Cityscapes")
+    inner = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    write = _command(inner, "write", run_submit_write, "predict a split and pack what the server takes")
+    write.add_argument(
+        "model", metavar="MODEL", help="a named model (see atrous models), a run folder or a weight file"
+    )
+    write.add_argument("--out", type=Path, required=True, help="folder for the predictions and the archive")
+    write.add_argument("--competition", choices=("comp5", "comp6"), help="of VOC: only VOC's data, or any (default)")
+    check = _command(inner, "check", run_submit_check, "is this what the server takes?")
+    check.add_argument("archive", metavar="ARCHIVE", type=Path, help="a .zip, .tar or .tgz")
+    for command in (write, check):
+        command.add_argument("--data", required=True, help="voc:PATH or cityscapes:PATH")
+        command.add_argument("--split", default="test", help="(default: %(default)s)")
+    _add_inference(write)
+    _add_device(write)
+    for command in (write, check):
+        _add_json(command)
+
+
+def _add_reproduce(commands: Any) -> None:
+    parser = _command(commands, "reproduce", run_reproduce, "the paper's tables and figures, its numbers beside ours")
+    text = "table-1 to -6, table-8 to -12, figure-4, -6, -7, -8, ablation, ablation-pseudo; or list"
+    parser.add_argument("what", metavar="WHAT", type=str.lower, help=text)
+    text = "paper; camvid, a small faithful one; tiny, on generated data in minutes; streets for ablation, objects for "
+    text += "ablation-pseudo (default: %(default)s)"
+    parser.add_argument("--preset", default="paper", help=text)
+    parser.add_argument("--data", help="as of train; tiny makes its own")
+    parser.add_argument("--pretraining", metavar="DATA", help="for the row of Table 6 that is pretrained on COCO")
+    parser.add_argument("--model", help="evaluate this model in place of training one: tables 4, 6, 12, figures 6, 8")
+    parser.add_argument("--backbone", nargs="+", default=[], help="in place of the preset's; two for table-2")
+    parser.add_argument("--iterations", type=int, help="steps of each training")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each cell, for mean and spread (default: 1)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
+                        help="any other key of the base recipe, as of train")  # fmt: skip
+    parser.add_argument("-j", "--workers", type=int, default=1, help="processes that load data (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder of all runs and tables (default: reproduced/PRESET)")
+    parser.add_argument("--dry-run", action="store_true", help="stop after the plan and the estimate of the time")
+    _add_device(parser)
+    _add_json(parser)
+
+
+def _add_inference(parser: _Parser) -> None:
+    parser.add_argument("--output-stride", type=int, help="of the features (default: the model's)")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="average over these scales")
+    parser.add_argument("--flip", action="store_true", help="average over left-right flipped inputs, too")
+
+
+def _add_longest_side(parser: _Parser) -> None:
+    text = "bring images to this longest side for the model, 0 for as they are (default: the model's)"
+    parser.add_argument("--longest-side", type=int, metavar="PIXELS", help=text)
+
+
+def _add_device(parser: _Parser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+
+
+def _add_json(parser: _Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line of standard output")

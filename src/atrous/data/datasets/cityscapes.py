@@ -1,0 +1,54 @@
+"""Cityscapes as distributed: `leftImg8bit/SPLIT/CITY`, `gtFine/SPLIT/CITY`, `gtCoarse/SPLIT/CITY` (appendix C).
+
+| split | images | masks | |
+| --- | --- | --- | --- |
+| `train`, `val` | 2,975 and 500 | fine | |
+| `train_coarse`, `val_coarse` | the same | coarse | where there is `gtCoarse` |
+| `train_extra` | 19,998 more | coarse | where there is `gtCoarse` |
+| `test` | 1,525 | kept for the server | to be predicted |
+
+The paper's train_fine is `train`, its trainval_coarse is `train`, `val` and `train_extra` together. Masks are
+`*_labelIds.png`, read as 19 train ids; an id that is not in Cityscapes' table is an error.
+
+    dataset = open_dataset("cityscapes:PATH", "train_extra")
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from atrous.data.datasets.base import Layout, Listing, paired, subfolders
+from atrous.data.labels import CITYSCAPES, CITYSCAPES_TRAIN_IDS
+
+_PUBLISHED = "Cityscapes is published at https://www.cityscapes-dataset.com/downloads/ (leftImg8bit, gtFine, gtCoarse)"
+_COARSE = "_coarse"
+_ONLY_COARSE = "train_extra"
+
+
+def _find(root: Path) -> Path | None:
+    return root if (root / "leftImg8bit").is_dir() else None
+
+
+def _splits(root: Path) -> list[str]:
+    fine = subfolders(root / "leftImg8bit")
+    coarse = [name for name in subfolders(root / "gtCoarse") if name in fine and name != _ONLY_COARSE]
+    return [*fine, *(f"{name}{_COARSE}" for name in coarse)]
+
+
+def _list(root: Path, split: str) -> Listing:
+    folder = split.removesuffix(_COARSE)
+    kind = "gtFine" if folder == split != _ONLY_COARSE else "gtCoarse"
+    place, end, mask_end = root / "leftImg8bit" / folder, "_leftImg8bit.png", f"_{kind}_labelIds.png"
+    images = {path.name.removesuffix(end): path for path in sorted(place.glob(f"*/*{end}"))}
+    if split == "test":  # gtFine/test holds masks, in which every pixel is void
+        items, _ = paired(place, images, images, None, "")
+        why = "Cityscapes keeps the masks of its test split for its server"
+        return Listing(str(place), items, CITYSCAPES, unlabelled=why)
+    masks = {path.name.removesuffix(mask_end): path for path in (root / kind / folder).glob(f"*/*{mask_end}")}
+    items, problems = paired(place, images, images, masks, f"{kind}/{folder}", _PUBLISHED)
+    return Listing(str(place), items, CITYSCAPES, CITYSCAPES_TRAIN_IDS, tuple(problems))
+
+
+CITYSCAPES_LAYOUT = Layout(
+    "leftImg8bit/SPLIT/CITY/ and gtFine/SPLIT/CITY/ or gtCoarse/SPLIT/CITY/", _PUBLISHED, _find, _splits, _list
+)

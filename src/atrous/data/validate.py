@@ -1,0 +1,302 @@
+"""Is this data set sound: `atrous data check DATA`.
+
+Every file of every split is read to its end. Nothing stops at a bad one: what is wrong is collected, a line each, with
+counts, class shares and sizes, so that it is known before the first step of a training run (section 4.1).
+
+    report = check("camvid")
+    rich.print(render(report))
+"""
+
+import hashlib
+import itertools
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, splits
+from atrous.data.image_io import read_image
+from atrous.data.labels import Labels
+
+Size = tuple[int, int]
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often each class occurs.
+
+    Attributes:
+        pixels: int64 K, pixels of each class.
+        images: int64 K, images in which each class occurs.
+        ignored: pixels of the ignored id.
+    """
+
+    pixels: npt.NDArray[np.int64]
+    images: npt.NDArray[np.int64]
+    ignored: int
+
+    @property
+    def shares(self) -> npt.NDArray[np.float64]:
+        """Float K: the share of each class in the pixels that are not ignored; zeros if there are none."""
+        return self.pixels / max(1, int(self.pixels.sum()))
+
+    @property
+    def ignored_share(self) -> float:
+        """The share of ignored pixels in all."""
+        return self.ignored / max(1, int(self.pixels.sum()) + self.ignored)
+
+
+def class_counts(histograms: npt.NDArray[np.int64], labels: Labels) -> Counts:
+    """Sum int64 N,256 histograms of ids, one row an image, into counts per class; raises nothing, N may be 0."""
+    classes = histograms[:, : len(labels)]
+    return Counts(classes.sum(axis=0), (classes > 0).sum(axis=0), int(histograms[:, labels.ignore].sum()))
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """One split: `images` listed, `sound` of them readable with a fitting mask; sizes (width, height) by area.
+
+    `unlabelled` says why there are no masks to fit, if there are none; `left_out` how many images the layout's rule
+    leaves out, by reason.
+    """
+
+    images: int
+    sound: int
+    counts: Counts
+    sizes: dict[str, Size]
+    unlabelled: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found.
+
+    Attributes:
+        data: as it was asked for.
+        names: the classes.
+        splits: one report each.
+        problems: one line each; any of them makes the data set unfit to train on.
+        warnings: one line each, for what looks like a mistake.
+    """
+
+    data: str
+    names: tuple[str, ...]
+    splits: dict[str, SplitReport]
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: plain strings, numbers, lists and dicts; shares are 0..1 of the pixels not ignored."""
+        return {
+            "data": self.data,
+            "sound": not self.problems,
+            "classes": list(self.names),
+            "splits": {name: self._split_dict(split) for name, split in self.splits.items()},
+            "problems": list(self.problems),
+            "warnings": list(self.warnings),
+        }
+
+    def _split_dict(self, split: SplitReport) -> dict[str, Any]:
+        return {
+            "images": split.images,
+            "sound_images": split.sound,
+            "left_out": dict(split.left_out),
+            "unlabelled": split.unlabelled,
+            "sizes": {name: list(size) for name, size in split.sizes.items()},
+            "ignored_share": split.counts.ignored_share,
+            "class_pixels": dict(zip(self.names, split.counts.pixels.tolist(), strict=True)),
+            "class_shares": dict(zip(self.names, split.counts.shares.tolist(), strict=True)),
+            "class_images": dict(zip(self.names, split.counts.images.tolist(), strict=True)),
+        }
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one pair showed: its digest and size if the image was read, histogram if the mask was, or the problem."""
+
+    item: Item
+    digest: str = ""
+    size: Size | None = None
+    histogram: npt.NDArray[np.int64] | None = None
+    problem: str = ""
+
+
+def check(
+    data: str | Path, *, workers: int | None = None, progress: Callable[[str, int, int], None] | None = None
+) -> Report:
+    """Read every file of every split and say what is wrong.
+
+    Args:
+        data: as for `open_dataset`: `NAME:PATH` or a path.
+        workers: threads that decode; as many as processors, 8 at most, if not given.
+        progress: called with the split, the images done and their number.
+
+    Raises:
+        FileNotFoundError: if there is no such path.
+        ValueError: if there is no data set to read there: layout, `dataset.yaml`, no split at all.
+    """
+    names = [name for name in splits(data) if name != "trainval"]  # VOC's trainval repeats train and val
+    if not names:
+        raise ValueError(f"{data}: no splits; expected folders such as images/train and images/val")
+    listings: dict[str, Listing] = {}
+    seen: dict[str, list[_Seen]] = {}
+    problems: list[str] = []
+    warnings: list[str] = []
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        for name in names:
+            try:
+                listing = list_split(data, name)
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            listings[name] = listing
+            seen[name] = list(_examined(pool, name, listing, progress))
+            problems += [*listing.problems, *(one.problem for one in seen[name] if one.problem)]
+            warnings += listing.warnings
+    labels = next((listing.labels for listing in listings.values()), None)
+    if labels is None:
+        raise ValueError(problems[0])
+    reports = {name: _split_report(ones, listings[name]) for name, ones in seen.items()}
+    problems += _leaks(seen)
+    warnings += [*_repeats(seen), *_same_names(seen), *_absent(reports, labels)]
+    return Report(str(data), labels.names, reports, problems, warnings)
+
+
+def _examined(
+    pool: ThreadPoolExecutor, name: str, listing: Listing, progress: Callable[[str, int, int], None] | None
+) -> Iterator[_Seen]:
+    dataset = SegmentationDataset(listing.items, listing.labels, remap=listing.remap)
+    for done, one in enumerate(pool.map(lambda item: _examine(dataset, item), listing.items), start=1):
+        if progress:
+            progress(name, done, len(listing.items))
+        yield one
+
+
+def _examine(dataset: SegmentationDataset, item: Item) -> _Seen:
+    digest, size = "", None
+    try:
+        height, width = read_image(item.image).shape[:2]  # first, for it does not wait on what is no file
+        size = (width, height)
+        with item.image.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        ids = dataset.read_ids(item, (height, width))
+        return _Seen(item, digest, size, np.bincount(ids.ravel(), minlength=256))
+    except (ValueError, OSError) as error:
+        return _Seen(item, digest, size, problem=" ".join(str(error).split()))
+
+
+def _split_report(seen: list[_Seen], listing: Listing) -> SplitReport:
+    histograms = [one.histogram for one in seen if one.histogram is not None]
+    counts = class_counts(np.array(histograms, dtype=np.int64).reshape(-1, 256), listing.labels)
+    by_area = sorted((one.size for one in seen if one.size is not None), key=lambda size: (size[0] * size[1], size))
+    places = {"min": 0, "median": len(by_area) // 2, "max": -1}
+    sizes = {name: by_area[i] for name, i in places.items()} if by_area else {}
+    return SplitReport(len(seen), len(histograms), counts, sizes, listing.unlabelled, listing.left_out)
+
+
+def _pairs(seen: dict[str, list[_Seen]]) -> Iterator[tuple[str, str]]:
+    """Pairs of splits that should share nothing: VOC's trainaug holds its train, Cityscapes has masks of two kinds."""
+    shared = ({"train", "trainaug"}, {"train", "train_coarse"}, {"val", "val_coarse"})
+    return (pair for pair in itertools.combinations(seen, 2) if set(pair) not in shared)
+
+
+def _leaks(seen: dict[str, list[_Seen]]) -> list[str]:
+    lines = []
+    for first, second in _pairs(seen):
+        known = {one.digest: one.item.image for one in seen[first] if one.digest}
+        same = [(known[one.digest], one.item.image) for one in seen[second] if one.digest in known]
+        lines += [f"{a} and {b}: the same picture in {first} and {second}; expected none" for a, b in same[:_SHOWN]]
+        if len(same) > _SHOWN:
+            lines.append(f"{len(same) - _SHOWN} more pictures are the same in {first} and {second}; expected none")
+    return lines
+
+
+def _repeats(seen: dict[str, list[_Seen]]) -> list[str]:
+    lines = []
+    for name, ones in seen.items():
+        by_digest = defaultdict(list)
+        for one in ones:
+            if one.digest:
+                by_digest[one.digest].append(one.item.name)
+        repeated = [names for names in by_digest.values() if len(names) > 1]
+        if repeated:
+            lines.append(f"{name}: {len(repeated)} pictures occur more than once: {', '.join(repeated[0][:3])}")
+    return lines
+
+
+def _same_names(seen: dict[str, list[_Seen]]) -> list[str]:
+    lines = []
+    for first, second in _pairs(seen):
+        shared = sorted({one.item.name for one in seen[first]} & {one.item.name for one in seen[second]})
+        if shared:
+            shown = ", ".join(shared[:3])
+            lines.append(f"{first} and {second}: {len(shared)} pictures have the same name: {shown}")
+    return lines
+
+
+def _absent(reports: dict[str, SplitReport], labels: Labels) -> list[str]:
+    lines = []
+    for name, report in reports.items():
+        if report.unlabelled:
+            continue
+        if report.sound and not report.counts.pixels.any():
+            lines.append(f"{name}: every pixel is ignored; expected some of the {len(labels)} classes")
+        elif name.startswith("train"):
+            absent = [labels.names[i] for i in np.flatnonzero(report.counts.pixels == 0)]
+            lines += [f"{name}: no pixel of {', '.join(absent)}; expected every class"] if absent else []
+    return lines
+
+
+def render(report: Report) -> RenderableType:
+    """Tables of splits and classes, what is left out, then the problems and warnings, for rich's console."""
+    lines = [
+        escape(f"{name}: {count} more images left out: {reason}")
+        for name, split in report.splits.items()
+        for reason, count in split.left_out.items()
+    ]
+    lines += [f"[red]problem[/] {escape(line)}" for line in report.problems]
+    lines += [f"[yellow]warning[/] {escape(line)}" for line in report.warnings]
+    verdict = f"[red]{_counted(report.problems, 'problem')}[/]" if report.problems else "[green]sound[/]"
+    lines.append(f"{escape(report.data)}: {verdict}, {_counted(report.warnings, 'warning')}")
+    shown = [Text.from_markup(line, emoji=False) for line in lines]  # a name such as voc:V: holds the code of one
+    return Group(_split_table(report), _class_table(report), *shown)
+
+
+def _counted(lines: Sequence[str], what: str) -> str:
+    return f"{len(lines)} {what}{'' if len(lines) == 1 else 's'}"
+
+
+def _split_table(report: Report) -> Table:
+    table = Table("split", title="Splits")
+    for heading in ("images", "sound", "ignored", "smallest", "median", "largest"):
+        table.add_column(heading, justify="right")
+    for name, split in report.splits.items():
+        sizes = [f"{width}x{height}" for width, height in split.sizes.values()] or ["-"] * 3
+        ignored = "no masks" if split.unlabelled else f"{split.counts.ignored_share:.1%}"
+        table.add_row(escape(name), str(split.images), str(split.sound), ignored, *sizes)
+    return table
+
+
+def _class_table(report: Report) -> Table:
+    table = Table("id", "class", title="Classes: share of the pixels not ignored, megapixels, images")
+    labelled = {name: split.counts for name, split in report.splits.items() if not split.unlabelled}
+    for name in labelled:
+        for heading in (escape(name), "Mpx", "images"):
+            table.add_column(heading, justify="right")
+    for index, name in enumerate(report.names):
+        cells = [(c.shares[index], c.pixels[index], c.images[index]) for c in labelled.values()]
+        texts = (text for share, pixels, n in cells for text in (f"{share:.2%}", f"{pixels / 1e6:.2f}", str(n)))
+        table.add_row(str(index), escape(name), *texts)
+    return table

@@ -1,0 +1,24 @@
+"""What a training starts from: the weights of a model of ours, or of a graph of TF-Lite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from atrous.models.deeplab import DeepLabV3
+from atrous.models.tflite import is_tflite, load_tflite
+from atrous.models.weights import load_into
+
+
+def initialize(model: DeepLabV3, source: str | Path, *, reset_head: bool = False) -> None:
+    """Load the weights of `source` into a model that has been built, with the normalisation that they know.
+
+    Args:
+        model: receives them.
+        source: as for `atrous.load`; or a DeepLab graph of TF-Lite, see `atrous.models.tflite`.
+        reset_head: keep the model's own classifier, for other classes, and all of its head where theirs is another.
+
+    Raises:
+        ValueError: if they do not fit.
+        FileNotFoundError: if there is no such graph.
+    """
+    (load_tflite if is_tflite(source) else load_into)(model, source, reset_head=reset_head)

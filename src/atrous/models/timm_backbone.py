@@ -1,0 +1,285 @@
+"""The adapter that gives any convolutional network of timm the dial.
+
+The paper calls its framework general: it applies to any network. `TimmBackbone` takes that at its word. It runs the
+network once, without data, notes at which native stride each layer reads and writes, and then applies the one rule of
+section 3.1 to every layer. So it needs to know nothing about the network's family, and reaches strides that timm itself
+does not offer. Whether the result really has the stride asked for is checked, not assumed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, mismatch
+from atrous.models.output_stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
+from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d, place
+
+NARROWER: dict[str, tuple[str, dict[str, float]]] = {
+    "mobilenet_edgetpu_075": ("mobilenet_edgetpu_100", {"channel_multiplier": 0.75})
+}
+"""Networks that timm can build and does not name."""
+
+_PROBE = 256
+"""Side of the picture that is sent through a network to learn its strides: divisible by all of them."""
+
+
+class TimmBackbone(Backbone):
+    """A network of timm as features at any output stride.
+
+    Args:
+        name: timm's name, without a prefix.
+        multi_grid: unit rates of the last three units of the last stage, the network's "block4"; None for ones.
+        last_block: 4, or up to 7: the cascade of replicas of those three units (section 3.2), for networks whose last
+            stage is made of inverted residuals (EfficientNet, MobileNet and their like).
+        output_stride: up to the network's own, and to 8 times that with `last_block` 7.
+
+    Raises:
+        ValueError: if timm has no such network (the nearest names are given), cannot give its features, or the network
+            cannot take the stride, the multi-grid or the cascade.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        multi_grid: Sequence[int] | None = None,
+        last_block: int = 4,
+        output_stride: int = 16,
+    ) -> None:
+        super().__init__()
+        self.name = f"timm/{name}"
+        self.last_block = last_block
+        self.net = _create(name)
+        self.layers = _layers(name)
+        info = self.net.feature_info
+        self.channels = int(info.channels()[-1])
+        self.native_stride = int(info.reduction()[-1])
+        self.padding = _padding(name)
+        config = self.net.pretrained_cfg
+        self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
+        self.multi_grid = tuple(multi_grid) if multi_grid is not None else None
+        self.grid_units = _grid_units(self.layers, self.native_stride) if self._needs_units else ()
+        if self._needs_units:
+            check_unit_rates(self.multi_grid or (1, 1, 1), 3, f"the last stage of {self.name}")
+            if len(self.grid_units) < 3:
+                raise ValueError(
+                    f"multi_grid and the cascade need 3 units; the last stage of {self.name} has {len(self.grid_units)}"
+                )
+        self.cascade = nn.ModuleDict({f"block{block}": self._replica() for block in range(5, last_block + 1)})
+        self.set_output_stride(output_stride)
+
+    @property
+    def _needs_units(self) -> bool:
+        return self.last_block > 4 or set(self.multi_grid or (1,)) != {1}
+
+    @property
+    def reachable(self) -> tuple[int, ...]:  # noqa: D102
+        native = self.native_stride * 2 ** (self.last_block - 4)
+        name = self.name.removeprefix("timm/")
+        return tuple(s for s in OUTPUT_STRIDES if s <= native and _reaches(name, min(s, self.native_stride)))
+
+    def set_output_stride(self, output_stride: int) -> None:  # noqa: D102
+        dial = check_reachable(output_stride, self.reachable, self.name)
+        grid = self.multi_grid if self.multi_grid and set(self.multi_grid) != {1} else None
+        unit_rates = dict(zip(self.grid_units, grid, strict=True)) if grid else {}
+        _place_all(self.net, self.layers, dial, unit_rates)
+        native = self.native_stride
+        for block in self.cascade.values():
+            for i, unit in enumerate(block.children()):
+                rates = {"": grid[i]} if grid else {}
+                layers = {key: (native if i == 0 else native * 2, native * 2) for key in _spatial(unit)}
+                _place_all(unit, layers, dial, rates)
+            native *= 2
+
+    def forward(self, images: Tensor) -> Features:
+        """B,3,H,W float to features B,C,h,w, and those of every stage of the network, named by their module."""
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % self.padding, 0, -height % self.padding))
+        # What the padding added is cut off, so that feature j stays the one at pixel output_stride * j.
+        maps = [x[..., : _cells(height, images, x), : _cells(width, images, x)] for x in self.net(images)]
+        stages = dict(zip(self.net.feature_info.module_name(), maps, strict=True))
+        x = maps[-1]
+        for name, block in self.cascade.items():
+            x = block(x)
+            stages[name] = x
+        return Features(x, stages)
+
+    def load_imagenet(self, state: Mapping[str, Tensor]) -> None:  # noqa: D102
+        wanted = self.net.state_dict()
+        mismatch(wanted, {key: state[key] for key in state if key in wanted}, f"ImageNet weights for {self.name}")
+        self.net.load_state_dict({key: state[key] for key in wanted})
+        for block in self.cascade.values():
+            for unit, source in zip(block.children(), self.grid_units, strict=True):
+                copy_where_shapes_allow(self.net.get_submodule(source), unit)
+
+    def _replica(self) -> nn.Sequential:
+        units = [copy.deepcopy(self.net.get_submodule(name)) for name in self.grid_units]
+        for unit in units:
+            if not (hasattr(unit, "conv_pw") and hasattr(unit, "has_skip")):
+                raise ValueError(
+                    f"the cascade needs inverted residuals; the last stage of {self.name} has {type(unit).__name__}"
+                )
+        first = units[0]
+        first.conv_pw = nn.Conv2d(self.channels, first.conv_pw.out_channels, 1, bias=first.conv_pw.bias is not None)
+        nn.init.kaiming_normal_(first.conv_pw.weight, mode="fan_out")
+        first.has_skip = False  # its input has the channels of the whole stage, and its map may be smaller
+        return nn.Sequential(*units)
+
+
+def _cells(size: int, images: Tensor, features: Tensor) -> int:
+    stride = -(-images.shape[-1] // features.shape[-1])
+    return -(-size // stride)
+
+
+def _create(name: str, **options: Any) -> Any:
+    import timm
+
+    name, changes = NARROWER.get(name, (name, {}))
+    if name not in timm.list_models(name) and not timm.is_model(name.split(".")[0]):
+        near = [f"timm/{found}" for found in timm.list_models(f"*{name[:8]}*")[:5]]
+        raise ValueError(f"timm has no network {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
+    try:
+        net = timm.create_model(name, features_only=True, **changes, **options)
+    except (RuntimeError, AttributeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"timm cannot give the features of {name!r}: {error}") from error
+    for path, module in list(net.named_modules()):
+        stand_in = _stand_in(module)
+        if stand_in is not None:
+            parent, _, leaf = path.rpartition(".")
+            setattr(net.get_submodule(parent), leaf, stand_in)
+        if isinstance(module, nn.ReLU6):  # in place, it copies what it reads for its gradient: a map more, not one less
+            module.inplace = False
+    if changes:  # timm's has a rectifier here that the authors' network has not
+        net.blocks[0][0].bn1.act = nn.Identity()
+    return net
+
+
+def _stand_in(layer: nn.Module) -> nn.Module | None:
+    """For a layer that cannot be made atrous (means, even windows), or is slow at it, one that can; None to keep it."""
+    if isinstance(layer, nn.Conv2d) and _is_centred(layer):
+        return AtrousConv2d.over(layer)
+    if isinstance(layer, nn.Conv2d) and _pads_as_tensorflow(layer):
+        return AtrousConv2dSame.over(layer)
+    if not isinstance(layer, nn.Conv2d | nn.AvgPool2d | nn.MaxPool2d) or set(_sides(layer.stride)) == {1}:
+        return None
+    even = any(side % 2 == 0 for side in _sides(layer.kernel_size))
+    if isinstance(layer, nn.Conv2d):
+        return PatchConv2d(layer) if even and type(layer) is nn.Conv2d and layer.padding == (0, 0) else None
+    return AtrousPool2d(layer) if even or isinstance(layer, nn.AvgPool2d) else None
+
+
+def _pads_as_tensorflow(layer: nn.Conv2d) -> bool:
+    """Whether a layer is timm's "same" convolution, with one odd side, stride and rate."""
+    settings = (layer.kernel_size, layer.stride, layer.dilation)
+    square = all(len(set(_sides(setting))) == 1 for setting in settings)
+    return type(layer).__name__ == "Conv2dSame" and square and layer.kernel_size[0] % 2 == 1
+
+
+@lru_cache(maxsize=16)
+def _without_data(name: str) -> Any:
+    try:
+        with torch.device("meta"):
+            return _create(name).eval()
+    except ValueError:  # some networks look at the values of their tensors while they are built
+        return _create(name).eval().to("meta")
+
+
+def _is_centred(layer: nn.Conv2d) -> bool:
+    """Whether a layer is a plain convolution that the atrous one can stand in for: with a spatial, centred filter."""
+    if type(layer) is not nn.Conv2d or layer.kernel_size[0] != layer.kernel_size[1] or layer.padding_mode != "zeros":
+        return False
+    side, rate = layer.kernel_size[0], layer.dilation[0]
+    return side > 1 and side % 2 == 1 and layer.padding == (rate * (side // 2),) * 2 and layer.dilation == (rate, rate)
+
+
+def _twin(name: str) -> Any:
+    """The network without data, to look at its shapes."""
+    return copy.deepcopy(_without_data(name))
+
+
+def _spatial(net: nn.Module) -> dict[str, nn.Module]:
+    """The layers on which stride or rate have any effect."""
+    layers = {
+        name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.MaxPool2d | AtrousPool2d)
+    }
+    stood_in = {f"{name}.native" for name, layer in layers.items() if isinstance(layer, AtrousPool2d)}
+    return {name: layer for name, layer in layers.items() if name not in stood_in and not _is_pointwise(layer)}
+
+
+def _is_pointwise(layer: Any) -> bool:
+    return set(_sides(layer.kernel_size)) == {1} and set(_sides(layer.stride)) == {1}
+
+
+def _sides(value: Any) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+@lru_cache(maxsize=64)
+def _layers(name: str) -> dict[str, tuple[int, int]]:
+    """Native strides at which every spatial layer of a network reads and writes."""
+    net = _twin(name)
+    found: dict[str, tuple[int, int]] = {}
+
+    def note(path: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            found[path] = (_PROBE // inputs[0].shape[-1], _PROBE // output.shape[-1])
+
+        return hook
+
+    for path, layer in _spatial(net).items():
+        layer.register_forward_hook(note(path))
+    try:
+        net(torch.empty(1, 3, _PROBE, _PROBE, device="meta"))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"timm/{name} does not take images of {_PROBE}x{_PROBE} pixels: {error}") from error
+    return found
+
+
+@lru_cache(maxsize=64)
+def _padding(name: str) -> int:
+    """To what multiple images must be padded for a network to give features on the grid; 1 for centred convolutions."""
+    native = int(_twin(name).feature_info.reduction()[-1])
+    return 1 if _side(name, native, _PROBE + 1) == _PROBE // native + 1 else native
+
+
+@lru_cache(maxsize=256)
+def _reaches(name: str, output_stride: int) -> bool:
+    """Whether a network placed for `output_stride` gives features on its grid."""
+    multiple = _padding(name)
+    size = -(-(_PROBE + 1) // multiple) * multiple
+    return _side(name, output_stride, size) == -(-size // output_stride)
+
+
+def _side(name: str, output_stride: int, size: int) -> int:
+    """Side of the features of a square image, 0 if the network fails on it."""
+    net = _twin(name)
+    _place_all(net, _layers(name), Dial(output_stride), {})
+    try:
+        return int(net(torch.empty(1, 3, size, size, device="meta"))[-1].shape[-1])
+    except (RuntimeError, AssertionError, ValueError, TypeError):
+        return 0
+
+
+def _place_all(
+    net: nn.Module, layers: Mapping[str, tuple[int, int]], dial: Dial, unit_rates: Mapping[str, int]
+) -> None:
+    """Apply the dial to every layer, and the unit rates to those inside the units that have one."""
+    for path, (came, goes) in layers.items():
+        stride, rate = dial.place(came, goes)
+        for unit, unit_rate in unit_rates.items():
+            if path == unit or path.startswith(f"{unit}.") or not unit:
+                rate = dial.rate(goes) * unit_rate
+        place(net.get_submodule(path), stride, rate)
+
+
+def _grid_units(layers: Mapping[str, tuple[int, int]], native_stride: int) -> tuple[str, ...]:
+    """The last three units, by the name of their module, that hold a spatial layer on the network's coarsest map."""
+    units = dict.fromkeys(path.rpartition(".")[0] for path, (_, goes) in layers.items() if goes == native_stride)
+    return tuple(units)[-3:]

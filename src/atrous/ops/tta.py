@@ -1,0 +1,167 @@
+"""The mean of probabilities over scales and flips, a strip of pixels at a time (section 4.2, "Inference strategy").
+
+A view is what a network made of one scaled, perhaps mirrored form of an image: small logits. To bring them to the
+pixels of the image takes two bilinear interpolations, to the pixels of the scaled form and from there to the image's;
+in each direction both together are one matrix with four numbers in a row at most. So a strip of rows is a few small
+matrix products for each view, and nothing of the size of the image is held for a view, nor for a class unless
+probabilities are what is asked for.
+
+    views = [View(model.grid_logits(half), size), View(model.grid_logits(half.flip(-1)), size, flipped=True)]
+    classes = mean_argmax(views, (height, width), output_stride=16)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from atrous.ops.resize import grid_size
+from atrous.ops.tiled_upsample import TILE, TILE_GPU, compute_dtype
+
+LOG2E = 1.4426950408889634
+
+COLUMNS = 256
+"""Pixels that one product along the columns makes: a wider one multiplies more zeros, a narrower one is called more."""
+
+
+class View(NamedTuple):
+    """Logits of one form of an image.
+
+    Attributes:
+        logits: B,K,h,w float, on the grid of `size`: h = ceil((H - 1) / output_stride) + 1.
+        size: H, W of the picture that they were made of.
+        flipped: whether it was mirrored left to right.
+    """
+
+    logits: Tensor
+    size: tuple[int, int]
+    flipped: bool = False
+
+
+def mean_probabilities(views: Sequence[View], size: tuple[int, int], output_stride: int) -> Tensor:
+    """Mean over the views of the softmax of their logits, brought to `size`: B,K,H,W float32 (float64 for float64).
+
+    Equals ``resize(upsample(view.logits, view.size, output_stride), size).softmax(1)``, mirrored back, averaged.
+
+    Raises:
+        ValueError: if there is no view, or logits are not on the grid of their size.
+    """
+    _check(views, output_stride)
+    batch, classes = views[0].logits.shape[:2]
+    found = views[0].logits.new_empty(batch, classes, *size, dtype=compute_dtype(views[0].logits))
+    for rows, strip in _strips(views, size, output_stride):
+        found[:, :, rows] = strip.permute(1, 2, 0, 3)
+    return found
+
+
+def mean_argmax(views: Sequence[View], size: tuple[int, int], output_stride: int) -> Tensor:
+    """The class with the largest `mean_probabilities` of every pixel, B,H,W uint8; the first of equal ones.
+
+    Raises:
+        ValueError: as there, or if there are more classes than a byte can tell.
+    """
+    _check(views, output_stride)
+    batch, classes = views[0].logits.shape[:2]
+    if classes > 256:
+        raise ValueError(f"at most 256 classes fit in a byte, not {classes}")
+    found = torch.empty(batch, *size, dtype=torch.uint8, device=views[0].logits.device)
+    for rows, strip in _strips(views, size, output_stride):
+        found[:, rows] = _first_maximum(strip).transpose(0, 1)
+    return found
+
+
+def _check(views: Sequence[View], stride: int) -> None:
+    if not views:
+        raise ValueError("there is no view to average")
+    for view in views:
+        expected = tuple((grid_size(length, stride) - 1) // stride + 1 for length in view.size)
+        if view.logits.ndim != 4 or view.logits.shape[:2] != views[0].logits.shape[:2]:
+            raise ValueError(f"logits have the shapes {[tuple(v.logits.shape) for v in views]}, expected B,K,h,w each")
+        if tuple(view.logits.shape[-2:]) != expected:
+            raise ValueError(
+                f"logits of {view.size[0]}x{view.size[1]} pixels at output stride {stride} must be "
+                f"{expected[0]}x{expected[1]}, not {view.logits.shape[-2]}x{view.logits.shape[-1]}"
+            )
+
+
+def _strips(views: Sequence[View], size: tuple[int, int], stride: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of pixels and their mean probabilities, r,B,K,W, in a buffer that the next strip overwrites."""
+    (batch, classes), (height, width) = views[0].logits.shape[:2], size
+    budget = TILE if views[0].logits.device.type == "cpu" else TILE_GPU
+    count = max(1, min(height, budget // (batch * classes * width)))
+    enlarged = [_Enlarged(view, size, stride) for view in views]
+    total, tile = (enlarged[0].small.new_empty(count, batch, classes, width) for _ in range(2))
+    for top in range(0, height, count):
+        rows = slice(top, min(top + count, height))
+        strip, part = total[: rows.stop - top], tile[: rows.stop - top]
+        for i, view in enumerate(enlarged):
+            _softmax(view.rows(rows, strip if i == 0 else part))
+            if i:
+                strip += part
+        yield rows, strip.div_(len(views)) if len(views) > 1 else strip
+
+
+def _softmax(tile: Tensor) -> None:
+    """Along the third dimension, in place, of values in units of log 2: PyTorch's loop for powers of two is faster."""
+    tile -= tile.amax(2, keepdim=True)
+    tile.exp2_()
+    tile *= tile.sum(2, keepdim=True).reciprocal_()
+
+
+def _first_maximum(strip: Tensor) -> Tensor:
+    """Index of the maximum along the third dimension of r,n,K,W, whose values are replaced: a pass for each class."""
+    best, found = strip[:, :, 0].clone(), torch.zeros_like(strip[:, :, 0], dtype=torch.uint8)
+    for number in range(1, strip.shape[2]):
+        values = strip[:, :, number]
+        found.masked_fill_(values > best, number)
+        torch.maximum(best, values, out=best)
+    return found
+
+
+class _Enlarged:
+    """A view, and the two matrices that take it to the pixels of the image."""
+
+    def __init__(self, view: View, size: tuple[int, int], stride: int) -> None:
+        dtype = compute_dtype(view.logits)
+        batch, classes, h, w = view.logits.shape
+        small = view.logits.permute(2, 0, 1, 3).to(dtype, copy=True, memory_format=torch.contiguous_format)
+        self.small = small.mul_(LOG2E).view(h, batch * classes, w)
+        device = view.logits.device
+        self.down = _interpolation(size[0], view.size[0], h, stride).to(device, dtype)
+        across = _interpolation(size[1], view.size[1], w, stride)
+        self.across = (across.flip(0) if view.flipped else across).t().to(device, dtype).contiguous()
+
+    def rows(self, pixels: slice, out: Tensor) -> Tensor:
+        """Fill `out`, r,B,K,W, with the values of some rows of pixels."""
+        weights = self.down[pixels]
+        seen = weights.ne(0).any(0).nonzero()
+        used = slice(int(seen[0]), int(seen[-1]) + 1)
+        lines = (weights[:, used] @ self.small[used].flatten(1)).view(-1, self.small.shape[2])
+        flat = out.view(len(lines), -1)
+        for first in range(0, flat.shape[1], COLUMNS):
+            columns = slice(first, min(first + COLUMNS, flat.shape[1]))
+            torch.mm(lines[:, self._cells(columns)], self.across[self._cells(columns), columns], out=flat[:, columns])
+        return out
+
+    def _cells(self, columns: slice) -> slice:
+        """The features between which some columns of pixels lie."""
+        first, last = (self.across[:, edge].nonzero() for edge in (columns.start, columns.stop - 1))
+        low, high = min(int(first[0]), int(last[0])), max(int(first[-1]), int(last[-1]))
+        return slice(low, high + 1)
+
+
+def _interpolation(pixels: int, between: int, features: int, stride: int) -> Tensor:
+    """Weights, pixels by features, float64: from features to `between` pixels, and from these to `pixels`."""
+    step = (between - 1) / (pixels - 1) if pixels > 1 else 0.0
+    position = torch.arange(pixels, dtype=torch.float64) * step
+    lower = position.floor().clamp(max=max(between - 2, 0))
+    found = torch.zeros(pixels, features, dtype=torch.float64)
+    for pixel, share in ((lower, 1 - (position - lower)), (lower + 1, position - lower)):
+        cell = (pixel / stride).floor().clamp(max=max(features - 2, 0))
+        for feature, weight in ((cell, 1 - (pixel / stride - cell)), (cell + 1, pixel / stride - cell)):
+            index = feature.long().clamp(max=features - 1)[:, None]
+            found.scatter_add_(1, index, (share * weight)[:, None])
+    return found

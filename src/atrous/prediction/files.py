@@ -1,0 +1,225 @@
+"""Files, folders and globs in, masks and overlays out: what `atrous predict` does.
+
+A file that fails is noted, and the others are done; whatever stands under its name is whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from atrous.atomic import sweep
+from atrous.data.image_io import (
+    Pixels,
+    read_note,
+    read_size,
+    write_image,
+    write_mask,
+)
+from atrous.data.overlay import overlay
+from atrous.data.row_io import Strips, open_strips, write_mask_strips
+from atrous.prediction.predictor import Predictor, counts_of, shares_of
+from atrous.prediction.sliding_window import STRIP
+
+SUFFIXES = set(".avif .bmp .gif .heic .heif .jfif .jpe .jpeg .jpg .mpo .pgm .png .pnm .ppm .tif .tiff .webp".split())
+"""What is taken for a photograph in a folder; a file named outright is tried whatever its suffix."""
+
+
+OVERLAY_SIDE = 4096
+"""Longest side of the overlay of a picture that is read by rows: it is made smaller by a whole number."""
+
+
+@dataclass
+class Batch:
+    """What `predict_files` did.
+
+    Attributes:
+        areas: share of each class, by name, for each file that was segmented.
+        failures: why, for each file that was not.
+        skipped: files whose outputs were there already.
+    """
+
+    areas: dict[Path, dict[str, float]] = field(default_factory=dict)
+    failures: dict[Path, str] = field(default_factory=dict)
+    skipped: list[Path] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "files": {str(path): areas for path, areas in self.areas.items()},
+            "failures": {str(path): why for path, why in self.failures.items()},
+            "skipped": [str(path) for path in self.skipped],
+        }
+
+
+def predict_files(
+    predictor: Predictor,
+    sources: Sequence[str | Path],
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Callable[[Path, float], None] = lambda path, share: None,
+) -> Batch:
+    """Segment files, folders and globs into ``out/masks`` and ``out/overlays``.
+
+    A mask is a palette PNG of class ids at the size of its source, and so is an overlay, but for `OVERLAY_SIDE`. A file
+    that fails is noted, and the others are done. However the process ends, what stands there under its name is whole.
+
+    Args:
+        predictor: the model with its settings.
+        sources: files, folders, globs.
+        out: folder to write.
+        resume: leave a file whose mask and overlay are there, newer, and made by these settings of a file of its size.
+        progress: is told each file, and the share of it, 0 to 1, that is done.
+
+    Raises:
+        ValueError: if a source stands for no file at all, or two files would be written to one name.
+        FileNotFoundError: if a source does not exist.
+    """
+    batch, names = Batch(), output_names(find_photographs(sources))
+    _check_outputs(out, names)
+    sweep(out / "masks")
+    sweep(out / "overlays")
+    settings = predictor.settings()
+    for path, name in names.items():
+        progress(path, 0.0)
+        try:
+            size = read_size(path, max_pixels=predictor.max_pixels)
+            outputs = _Outputs(out / "masks" / name, out / "overlays" / name, f"{settings} {path.stat().st_size}")
+            if resume and outputs.are_done(path):
+                batch.skipped.append(path)
+            elif predictor.takes_whole(size):
+                batch.areas[path] = _segment(predictor, path, outputs)
+            else:
+                batch.areas[path] = _segment_by_rows(predictor, path, outputs, functools.partial(progress, path))
+        except (ValueError, FileNotFoundError) as error:
+            batch.failures[path] = str(error)
+        except (RuntimeError, MemoryError) as error:  # too large for the memory, above all
+            batch.failures[path] = f"{path}: {str(error).splitlines()[0] if str(error) else 'out of memory'}"
+        progress(path, 1.0)
+    return batch
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """The two files that are made of a photograph, and the note in the mask that says of what and how."""
+
+    mask: Path
+    overlay: Path
+    note: str
+
+    def are_done(self, source: Path) -> bool:
+        """Whether both are there, whole, and of this photograph and these settings."""
+        made = source.stat().st_mtime_ns
+        try:
+            read_size(self.overlay, max_pixels=sys.maxsize)
+            # The overlay is the last that is written: an older one is of another prediction.
+            in_order = made <= self.mask.stat().st_mtime_ns <= self.overlay.stat().st_mtime_ns
+            return in_order and read_note(self.mask) == self.note
+        except (ValueError, OSError):
+            return False
+
+    def make_folders(self) -> None:
+        for path in (self.mask, self.overlay):
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _segment(predictor: Predictor, path: Path, outputs: _Outputs) -> dict[str, float]:
+    """The areas by name."""
+    found = predictor(path)
+    outputs.make_folders()
+    write_mask(outputs.mask, found.mask, predictor.labels, outputs.note)
+    write_image(outputs.overlay, found.overlay())
+    return {found.names[i]: share for i, share in found.areas.items()}
+
+
+def _segment_by_rows(
+    predictor: Predictor, path: Path, outputs: _Outputs, progress: Callable[[float], None]
+) -> dict[str, float]:
+    picture, labels = open_strips(path, max_pixels=predictor.max_pixels), predictor.labels
+    smaller = -(-max(picture.size) // OVERLAY_SIDE)
+    counts, kept, top = np.zeros(256, dtype=np.int64), [], 0
+
+    def looked_at() -> Iterator[Pixels]:
+        nonlocal top
+        for rows in predictor.windows().classes(picture, progress):
+            counts[:] += counts_of(rows)
+            kept.append(rows[-top % smaller :: smaller, ::smaller].copy())
+            top += len(rows)
+            yield rows
+
+    outputs.make_folders()
+    write_mask_strips(outputs.mask, looked_at(), picture.size, labels, outputs.note)
+    write_image(outputs.overlay, overlay(_reduced(picture, smaller), np.concatenate(kept), labels))
+    return {labels.names[i]: share for i, share in shares_of(counts).items()}
+
+
+def _reduced(picture: Strips, by: int) -> Pixels:
+    """A picture made smaller by a whole number, each pixel the mean of those it stands for."""
+    height, width = (-(-side // by) for side in picture.size)
+    found, top = np.empty((height, width, 3), dtype=np.uint8), 0
+    for strip in picture.strips(-(-STRIP // by) * by):
+        rows = np.asarray(Image.fromarray(strip).reduce(by))
+        found[top : top + len(rows)] = rows
+        top += len(rows)
+    return found
+
+
+def _check_outputs(out: Path, names: dict[Path, str]) -> None:
+    """Refuse to write over a photograph, or into a folder that is a file."""
+    for folder in (out, out / "masks", out / "overlays"):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file, expected a folder to write into")
+    photographs = {os.path.realpath(path) for path in names}
+    for written in (out / folder / name for name in names.values() for folder in ("masks", "overlays")):
+        if os.path.realpath(written) in photographs:
+            raise ValueError(f"{written} is one of the photographs and would be overwritten")
+
+
+def find_photographs(sources: Iterable[str | Path]) -> list[Path]:
+    """The files that files, folders (not those below them) and globs stand for, each once, sorted within a source.
+
+    Raises:
+        ValueError, FileNotFoundError: if a folder or glob holds no photograph, if there is no such file or folder.
+    """
+    found: dict[Path, None] = {}
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            paths = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.is_dir())
+        elif os.path.lexists(path):
+            paths = [path]
+        elif glob.has_magic(str(source)):
+            paths = sorted(Path(p) for p in glob.glob(str(source), recursive=True) if not Path(p).is_dir())
+        else:
+            raise FileNotFoundError(f"there is no file or folder {str(source)!r}")
+        if not paths:
+            raise ValueError(f"{str(source)!r} holds no photograph (looked for {', '.join(sorted(SUFFIXES))})")
+        found |= dict.fromkeys(paths)
+    return list(found)
+
+
+def output_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """The file name, ``STEM.png``, for each path; where stems collide, ``STEM.SUFFIX.png``.
+
+    Raises:
+        ValueError: if even these collide.
+    """
+    stems = Counter(path.stem for path in paths)
+    names = {path: f"{path.stem if stems[path.stem] == 1 else path.name}.png" for path in paths}
+    taken: dict[str, Path] = {}
+    for path, name in names.items():
+        if name in taken:
+            raise ValueError(f"{taken[name]} and {path} would both be written to {name}; segment them into two folders")
+        taken[name] = path
+    return names

@@ -1,0 +1,300 @@
+"""Pictures too large for one pass: overlapping windows, put together where the network speaks, from strips to strips.
+
+    windows = Windows(model)
+    for rows in windows.classes(open_strips("city.tif"), progress=print):
+        ...                                             # uint8 h,W class ids, from top to bottom
+
+What comes out is meant to be what the whole picture in one pass would give:
+
+- a window begins on the grid of features (`atrous.ops.resize`), so its features are those of the whole picture, but
+  near its edges, where the network sees padding instead of the picture. `CONTEXT` pixels from there on they count;
+- windows are blended on that grid, as logits, and only then brought to pixels, by what does it for whole pictures;
+- the image-level features of ASPP (section 3.3) are the mean over the whole picture, taken in a pass of its own at
+  output stride 32: a window alone would see another mean, and neighbours would disagree.
+
+Memory holds one window's activations and, of the picture's whole width, a window's height of pixels and of logits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atrous.data.image_io import Normalization, Pixels, to_tensor
+from atrous.data.row_io import Strips
+from atrous.evaluation.evaluate import inference, predict_probabilities
+from atrous.models.aspp import ASPP
+from atrous.models.deeplab import DeepLabV3
+from atrous.ops.malloc import hand_back
+from atrous.ops.resize import grid_size
+from atrous.ops.upsampled_loss import upsampled_argmax
+
+WHOLE_PIXELS = 4097 * 4097
+"""Pictures of up to so many pixels are segmented in one pass, unless a window is asked for."""
+
+WINDOW = 1601
+"""Side of the windows unless another is asked for: so that 20,000 × 20,000 pixels take less than 1.5 GB."""
+
+CONTEXT = 352
+"""Pixels between a window's edge and the first place where it counts.
+
+The widest branch of ASPP reaches 18 × 16 = 288 pixels at every output stride, the backbone some more. With 256 pixels
+three to four times as many pixels near a seam change their class, with 448 under half of them (LOG.md)."""
+
+BLEND = 64
+"""Pixels over which one window fades into the next."""
+
+STRIP = 16
+"""Rows that are read at a time: what a reader of rows holds grows with them."""
+
+MARGIN = 64
+"""The same, for the mean over the whole picture, where a few features at an edge weigh little."""
+
+FIRST_PASS = 0.25
+"""Share of the time, for the progress told, that the image-level features take."""
+
+SAMPLE = 4
+"""Averaged probabilities are kept at every so many pixels, and interpolated between."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """One window along one axis.
+
+    Attributes:
+        start: first pixel.
+        stop: the pixel after the last.
+        first: first feature, of the whole picture's, for which the window counts.
+        last: the feature after the last of those.
+        weights: float32, for each of them; over all windows they add up to 1.
+    """
+
+    start: int
+    stop: int
+    first: int
+    last: int
+    weights: Tensor
+
+
+def spans(length: int, side: int, overlap: int, align: int, step: int) -> list[Span]:
+    """Cover an axis evenly with windows.
+
+    Args:
+        length: of the axis, in pixels.
+        side: of the windows.
+        overlap: of neighbours, at least, but for the aligning.
+        align: windows begin at multiples of it.
+        step: pixels from one feature to the next; divides `align`.
+    """
+    starts = [0]
+    if length > side:
+        count = math.ceil((length - overlap) / (side - overlap))
+        starts = [math.ceil((length - side) * i / (count - 1) / align) * align for i in range(count)]
+    stops = [min(start + side, length) for start in starts]
+    blend = min(BLEND, overlap // 4)
+    fades = [(after + stop - blend) / 2 for after, stop in zip(starts[1:], stops[:-1], strict=True)]
+    total = -(-(length - 1) // step) + 1
+    places = torch.arange(total) * step
+    # How far the fade into window i, from the one before, has come at each feature.
+    come = [torch.ones(total), *(((places - fade) / blend).clamp(0, 1) for fade in fades), torch.zeros(total)]
+    found = []
+    for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        weights = come[i] - come[i + 1]
+        counts = weights.nonzero().flatten()
+        first, last = int(counts[0]), int(counts[-1]) + 1
+        found.append(Span(start, stop, first, last, weights[first:last]))
+    return found
+
+
+class Windows:
+    """A model for pictures of any size.
+
+    Args:
+        model: in its inference form, on its device.
+        window: side of the windows, in pixels.
+        scales: as `atrous.evaluation.evaluate.predict_probabilities`.
+        flip: likewise.
+
+    Raises:
+        ValueError: if the window is too small for the model's output stride.
+    """
+
+    def __init__(
+        self, model: DeepLabV3, *, window: int = WINDOW, scales: Sequence[float] = (1.0,), flip: bool = False
+    ) -> None:
+        stride = model.output_stride
+        if window < 8 * stride:
+            raise ValueError(f"window is {window}, expected at least {8 * stride} at output stride {stride}")
+        self.model, self.scales, self.flip = model, tuple(scales), flip
+        self.averaged = self.scales != (1.0,) or flip
+        self.side = (window - 1) // stride * stride + 1
+        context = round(CONTEXT / min(1.0, *self.scales))  # at half the size the network sees twice as far
+        self.overlap = min(2 * context + BLEND, self.side // 2)
+        self.step = min(SAMPLE, stride) if self.averaged else stride
+        self.normalise = Normalization(model.mean, model.std)
+        self.device = next(model.parameters()).device
+
+    def classes(self, picture: Strips, progress: Callable[[float], None] = lambda share: None) -> Iterator[Pixels]:
+        """Class ids of a picture, as strips uint8 h,W from top to bottom.
+
+        Args:
+            picture: is read twice, if the model has image-level features.
+            progress: is told the share, 0 to 1, that is done.
+        """
+        (height, width), done = picture.size, 0
+        for band in self._bands(picture, progress):
+            rows = (band.shape[2] - 1) * self.step
+            rows = height - done if done + rows >= height - 1 else rows
+            yield upsampled_argmax(band, (rows, width), self.step)[0].cpu().numpy()
+            done += rows
+        hand_back()  # an overlay takes as much as a window
+
+    def _bands(self, picture: Strips, progress: Callable[[float], None]) -> Iterator[Tensor]:
+        """Features of the whole picture, 1,K,h,w, from top to bottom; a band begins with the last row before it."""
+        stride, size = self.model.output_stride, picture.size
+        downs, acrosses = (spans(length, self.side, self.overlap, stride, self.step) for length in size)
+        means = self._image_level(picture, lambda share: progress(FIRST_PASS * share))
+        begun, rows = FIRST_PASS if means else 0.0, _Rows(picture, self.side)
+        band, top = torch.zeros(1, self.model.num_classes, 0, acrosses[-1].last, device=self.device), 0
+        for i, down in enumerate(downs):
+            band = F.pad(band, (0, 0, 0, down.last - top - band.shape[2]))
+            pixels = rows.take(down.start, down.stop)
+            for j, across in enumerate(acrosses):
+                features = self._features(pixels[:, across.start : across.stop], means)
+                counted = band[:, :, down.first - top :, across.first : across.last]
+                counted += _weighted(features, down, across, self.step)
+                progress(begun + (1 - begun) * (i + (j + 1) / len(acrosses)) / len(downs))
+            hand_back()
+            final = downs[i + 1].first if i + 1 < len(downs) else down.last
+            yield band[:, :, : final - top]
+            band, top = band[:, :, final - top - 1 :], final - 1
+
+    def _features(self, pixels: Pixels, means: Sequence[Tensor]) -> Tensor:
+        """One window, uint8 h,W,3: 1,K,h',w' logits, or probabilities if they are averaged."""
+        with inference(self.model), _given(self.model, means):
+            found = self._run(pixels)
+        for axis in (2, 3) if self.averaged else ():
+            places = torch.arange(-(-(found.shape[axis] - 1) // self.step) + 1, device=self.device) * self.step
+            found = found.index_select(axis, places.clamp(max=found.shape[axis] - 1))
+        return found
+
+    def _run(self, pixels: Pixels) -> Tensor:
+        hand_back()
+        image = self.normalise(to_tensor(pixels)[None].to(self.device)).contiguous(memory_format=torch.channels_last)
+        if self.averaged:
+            return predict_probabilities(self.model, image, scales=self.scales, flip=self.flip, fit=False)
+        image = image.to(self.model.classifier.weight.dtype)  # as the model would, but without keeping both
+        return self.model.grid_logits(image)
+
+    def _image_level(self, picture: Strips, progress: Callable[[float], None]) -> list[Tensor]:
+        """What ASPP's image-level branch sees of the whole picture, 1,C,1,1, for each scale and flip; [] without it."""
+        if _pooling(self.model) is None:
+            return []
+        # As long as a network comes to 32, its features there are every second of those at 16: the mean is the same.
+        stride = 32 if 32 in self.model.backbone.reachable else self.model.output_stride
+        downs, acrosses = (_parts(length, self.side, stride) for length in picture.size)
+        rows, sums, counts = _Rows(picture, self.side), torch.zeros(()), torch.zeros(())
+        with inference(self.model, stride), _noted(self.model) as seen:
+            for i, down in enumerate(downs):
+                pixels = rows.take(down.start, down.stop)
+                for across in acrosses:
+                    seen.clear()
+                    self._run(pixels[:, across.start : across.stop])
+                    parts = [part[:, :, down.inner(part.shape[2])][..., across.inner(part.shape[3])] for part in seen]
+                    sums = sums + torch.stack([part.sum((-2, -1), keepdim=True) for part in parts])
+                    counts = counts + torch.tensor([part[0, 0].numel() for part in parts])
+                progress((i + 1) / len(downs))
+        return [total / count for total, count in zip(sums, counts.tolist(), strict=True)]
+
+
+def _weighted(features: Tensor, down: Span, across: Span, step: int) -> Tensor:
+    """The part of a window's features that counts, times how much it does."""
+    (top, left), weights = (down.start // step, across.start // step), torch.outer(down.weights, across.weights)
+    part = features[:, :, down.first - top : down.last - top, across.first - left : across.last - left]
+    return part * weights.to(features)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of an axis, pixels `first` to `last`, seen from `start` to `stop`; features are `align` pixels apart."""
+
+    start: int
+    first: int
+    last: int
+    stop: int
+    align: int
+
+    def inner(self, count: int) -> slice:
+        """Which of so many features, evenly spread from start to stop, are the part's."""
+        each = (count - 1) / max(1, grid_size(self.stop - self.start, self.align) - 1)
+        end = round((self.last - self.start) * each) if self.last < self.stop else count
+        return slice(round((self.first - self.start) * each), end)
+
+
+def _parts(length: int, side: int, align: int) -> list[_Part]:
+    """An axis cut into parts at multiples of `align`, each to be seen with `MARGIN` around it, `side` in all."""
+    margin = min(MARGIN, side // 8) // align * align
+    each = (side - 2 * margin) // align * align if length > side else length
+    firsts = range(0, length, each)
+    return [_Part(max(0, a - margin), a, min(a + each, length), min(a + each + margin, length), align) for a in firsts]
+
+
+def _pooling(model: DeepLabV3) -> nn.Module | None:
+    return model.head.image_pooling if isinstance(model.head, ASPP) else None
+
+
+@contextlib.contextmanager
+def _noted(model: DeepLabV3) -> Iterator[list[Tensor]]:
+    """The maps that the image-level branch takes the mean of, 1,C,h,w float32 each, in the order of its calls."""
+    seen: list[Tensor] = []
+    pooling = _pooling(model)
+    assert pooling is not None
+    handle = pooling.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float()))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def _given(model: DeepLabV3, means: Sequence[Tensor]) -> Iterator[None]:
+    """The image-level branch sees these means, one a call, instead of its map's."""
+    pooling, calls = _pooling(model), iter(means)
+    if pooling is None:
+        yield
+        return
+    handle = pooling.register_forward_pre_hook(
+        lambda module, inputs: (next(calls).to(inputs[0].dtype).expand_as(inputs[0]),)
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _Rows:
+    """The rows of a picture, taken from top to bottom; those that windows share are read once."""
+
+    def __init__(self, picture: Strips, most: int) -> None:
+        height, width = picture.size
+        self._strips = picture.strips(STRIP)
+        self._held = np.empty((min(most, height) + STRIP, width, 3), dtype=np.uint8)
+        self._top = self._bottom = 0
+
+    def take(self, start: int, stop: int) -> Pixels:
+        """Rows `start` to `stop`, uint8 h,W,3, to be used before the next call; neither goes back from call to call."""
+        for i in range(self._bottom - start):  # one by one: NumPy would copy what overlaps
+            self._held[i] = self._held[i + start - self._top]
+        self._top = start
+        while self._bottom < stop:
+            strip = next(self._strips)
+            self._held[self._bottom - start :][: len(strip)] = strip
+            self._bottom += len(strip)
+        return self._held[: stop - start]

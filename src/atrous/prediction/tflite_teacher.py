@@ -1,0 +1,180 @@
+"""Whatever can teach: a model of ours, or a trained TF-Lite graph of another make.
+
+A teacher gives every class a probability at every pixel of a photograph; `atrous.prediction.pseudo_label` writes masks
+from them.
+
+    teacher = open_teacher("deeplabv3_mnv2_pascal_quant.tflite", labels=VOC)
+    teacher.probabilities("cat.jpg")  # float32 21,H,W
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atrous.data.image_io import read_image
+from atrous.data.labels import Labels
+from atrous.data.transforms import resized
+from atrous.evaluation.evaluate import check_scales
+from atrous.models.tflite import check_graph
+from atrous.prediction.predictor import Predictor
+
+_GRAY = 127
+
+
+class Teacher(Protocol):
+    """What `open_teacher` gives."""
+
+    labels: Labels
+
+    def probabilities(self, source: Path, /) -> npt.NDArray[np.float32]:
+        """Probability of every class at every pixel of a photograph, K,H,W."""
+
+
+def open_teacher(
+    source: str | Path,
+    *,
+    labels: Labels | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    output_stride: int | None = None,
+    device: str | None = None,
+) -> Teacher:
+    """A teacher from a name, a run folder, a weight file, or a ``.tflite`` file.
+
+    Args:
+        source: of its weights.
+        labels: the classes of a TF-Lite graph, which holds no names; of our own models, those that it must have.
+        scales: average the probabilities over these scales; for a TF-Lite graph, of the longest side at its input's.
+        flip: and over left-right flipped inputs.
+        output_stride: of our own models; TF-Lite graphs have one of their own.
+        device: of our own models.
+
+    Raises:
+        ValueError: if there is no such thing, or it has other classes.
+    """
+    check_scales(scales)
+    if Path(source).suffix != ".tflite":
+        teacher = Predictor.load(source, scales=scales, flip=flip, output_stride=output_stride, device=device)
+        if labels and teacher.labels.names != labels.names:
+            raise ValueError(f"{source} has the classes {', '.join(teacher.labels.names)}; the data has others")
+        return teacher
+    if labels is None:
+        raise ValueError(f"{source} holds no names of classes; expected a dataset.yaml that has them")
+    return TFLiteTeacher(Path(source), labels, scales=scales, flip=flip)
+
+
+class TFLiteTeacher:
+    """A segmentation graph of TF-Lite, run by ai-edge-litert.
+
+    Its input is 1,S,S,3 uint8, its output K logits for a grid of pixels, or their argmax with the logits before it, as
+    in the DeepLab graphs that its authors publish. A photograph is scaled so that its longest side is S times the
+    scale; what does not fill the input is padded with gray, what exceeds it is seen in windows.
+
+    Args:
+        path: of the graph.
+        labels: its K classes.
+        scales: see `open_teacher`.
+        flip: likewise.
+
+    Raises:
+        ValueError: if ai-edge-litert is not there, or the graph is not as above.
+        FileNotFoundError: if there is no such file.
+    """
+
+    def __init__(self, path: Path, labels: Labels, *, scales: Sequence[float] = (1.0,), flip: bool = False) -> None:
+        check_graph(path)
+        self.labels, self.scales, self.flip = labels, tuple(scales), flip
+        self._graph, given = _interpreter(path)
+        self._input = given["index"]
+        self.side = int(given["shape"][1])
+        if list(given["shape"]) != [1, self.side, self.side, 3] or given["dtype"] is not np.uint8:
+            shape = given["dtype"].__name__, list(given["shape"])
+            raise ValueError(f"{path}: its input is {shape[0]} of shape {shape[1]}; expected uint8 of 1, S, S, 3")
+        self._logits = self._find_logits(path)
+
+    def probabilities(self, source: Path) -> npt.NDArray[np.float32]:
+        """Mean over scales and flips of the probability of every class, float32 K,H,W; errors as `read_image`."""
+        image = torch.from_numpy(read_image(source)).permute(2, 0, 1)
+        height, width = image.shape[1:]
+        total = torch.zeros(len(self.labels), height, width)
+        views = [(scale, flipped) for scale in self.scales for flipped in ((False, True) if self.flip else (False,))]
+        for scale, flipped in views:
+            factor = self.side * scale / max(height, width)
+            size = (max(1, round(height * factor)), max(1, round(width * factor)))
+            scaled = resized(image.flip(-1) if flipped else image, size)
+            logits = F.interpolate(self._by_windows(scaled)[None], (height, width), mode="bilinear")[0]
+            found = logits.softmax(0)
+            total += found.flip(-1) if flipped else found
+        array: npt.NDArray[np.float32] = (total / len(views)).numpy()
+        return array
+
+    def _by_windows(self, image: Tensor) -> Tensor:
+        """Logits of a photograph of any size, uint8 3,H,W to float K,H,W: the mean where windows overlap."""
+        height, width = image.shape[1:]
+        total, count = torch.zeros(len(self.labels), height, width), torch.zeros(height, width)
+        for top in _starts(height, self.side):
+            for left in _starts(width, self.side):
+                part = image[:, top : top + self.side, left : left + self.side]
+                high, wide = part.shape[1:]
+                total[:, top : top + high, left : left + wide] += self._window(part)
+                count[top : top + high, left : left + wide] += 1
+        return total / count
+
+    def _window(self, part: Tensor) -> Tensor:
+        page = np.full((1, self.side, self.side, 3), _GRAY, dtype=np.uint8)
+        high, wide = part.shape[1:]
+        page[0, :high, :wide] = part.permute(1, 2, 0).numpy()
+        self._graph.set_tensor(self._input, page)
+        self._graph.invoke()
+        raw = self._graph.get_tensor(self._logits["index"]).astype(np.float32)
+        scale, zero = self._logits["quantization"]
+        grid = torch.from_numpy((raw - zero) * scale if scale else raw).permute(0, 3, 1, 2)
+        # DeepLab's graphs put the first and the last feature on the first and the last pixel.
+        return F.interpolate(grid, (self.side, self.side), mode="bilinear", align_corners=True)[0, :, :high, :wide]
+
+    def _find_logits(self, path: Path) -> dict[str, Any]:
+        """The smallest tensor of K channels at the end of the graph: logits before they are resized and maximised."""
+        classes, found = len(self.labels), None
+        for tensor in reversed(self._graph.get_tensor_details()):
+            shape = list(tensor["shape"])
+            if len(shape) == 4 and shape[3] == classes and shape[1] == shape[2]:
+                if found is None or shape[1] <= found["shape"][1]:
+                    found = tensor
+            elif found is not None:
+                break
+        if found is None:
+            raise ValueError(f"{path}: no layer has {classes} channels, one for each class of the data")
+        return dict(found)
+
+
+def _interpreter(path: Path) -> tuple[Any, dict[str, Any]]:
+    litert = importlib.import_module("ai_edge_litert.interpreter")
+    # The usual delegate fuses layers away, and with them the logits; without it they can be read.
+    plain = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    try:
+        graph = litert.Interpreter(
+            str(path),
+            num_threads=torch.get_num_threads(),
+            experimental_preserve_all_tensors=True,
+            experimental_op_resolver_type=plain,
+        )
+        graph.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: cannot be read as a TF-Lite graph: {' '.join(str(error).split())}") from None
+    return graph, graph.get_input_details()[0]
+
+
+def _starts(length: int, side: int) -> Iterator[int]:
+    """Where windows of a side begin so that they cover a length, the last one ending with it."""
+    count = max(1, -(-length // side))
+    for i in range(count):
+        yield round(i * (length - side) / max(1, count - 1)) if count > 1 else 0

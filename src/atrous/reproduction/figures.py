@@ -1,0 +1,163 @@
+"""The paper's figures: how many weights of an atrous filter are valid (4), and grids of pictures (6, 7, 8)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from atrous.data.datasets.dataset import SegmentationDataset
+from atrous.data.image_io import Normalization, Pixels
+from atrous.data.overlay import overlay
+from atrous.evaluation.evaluate import inference, predict_classes
+from atrous.evaluation.metrics import ConfusionMatrix
+from atrous.models.deeplab import DeepLabV3
+
+MAP_SIDE = 65
+"""Of Figure 4's feature map."""
+
+COUNTS = (1, 2, 3, 4, 6, 9)
+"""How many of a 3×3 filter's weights can be valid at one place: products of 1, 2 or 3 each way."""
+
+FAILURES_SOUGHT = 50
+"""Images among which the failure of a figure's last row is looked for."""
+
+
+def valid_weights(rate: int, side: int = MAP_SIDE) -> dict[int, Fraction]:
+    """Share of a map's places at which so many weights of a 3×3 filter fall on the map (Figure 4), exactly.
+
+    Args:
+        rate: atrous rate.
+        side: of the square map.
+    """
+    reached = [sum(0 <= place + step * rate < side for step in (-1, 0, 1)) for place in range(side)]
+    shares = {count: Fraction(reached.count(count), side) for count in (1, 2, 3)}
+    found = dict.fromkeys(COUNTS, Fraction(0))
+    for down, share in shares.items():
+        for across, other in shares.items():
+            found[down * across] += share * other
+    return found
+
+
+def figure_4_csv(rates: Sequence[int] = range(1, 101)) -> str:
+    """The curves as CSV: rate, share of places with 1, 2, 3, 4, 6 and 9 valid weights, and their mean over 9."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["rate", *(f"{count} valid" for count in COUNTS), "mean valid of 9"])
+    for rate in rates:
+        shares = valid_weights(rate)
+        mean = sum(count * share for count, share in shares.items())
+        writer.writerow([rate, *(f"{float(share):.6f}" for share in shares.values()), f"{float(mean):.4f}"])
+    return text.getvalue()
+
+
+def figure_4_markdown(rates: Sequence[int] = (1, 6, 12, 18, 24, 32, 36, 48, 60, 64)) -> str:
+    """The curves at some rates, ASPP's among them."""
+    lines = [["rate", *(f"{count} valid" for count in COUNTS)], ["---"] * (1 + len(COUNTS))]
+    lines += [[str(rate), *(f"{float(share):.3f}" for share in valid_weights(rate).values())] for rate in rates]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return (
+        f"# Figure 4. Valid weights of a 3×3 filter on a {MAP_SIDE}×{MAP_SIDE} map\n\n"
+        f"Share of the places at which so many of the 9 weights fall on the map.\n\n{table}\n"
+    )
+
+
+def figure_4_plot(path: Path) -> None:
+    """The curves of 1, 4 and 9 valid weights, as in the paper; matplotlib's ImportError where there is none."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    axes = figure.subplots()
+    rates = range(1, 101)
+    for count, colour in ((1, "#2c5f8a"), (4, "#c0792b"), (9, "#4a8f4a")):
+        shares = [float(valid_weights(rate)[count]) for rate in rates]
+        name = f"{count} valid weight{'s' if count > 1 else ''}"
+        axes.plot(rates, shares, color=colour, label=name)
+    axes.set_xlabel("atrous rate")
+    axes.set_ylabel("normalised count")
+    axes.grid(color="#dddddd")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    partial = path.with_name(f".{path.name}.partial.png")
+    figure.savefig(partial, dpi=150)
+    partial.replace(path)
+
+
+def found_by(model: DeepLabV3, image: torch.Tensor, output_stride: int) -> Pixels:
+    """The classes that a model finds in a picture, uint8 3,H,W, as uint8 H,W."""
+    device = next(model.parameters()).device
+    with inference(model, output_stride):
+        ids = predict_classes(model, Normalization(model.mean, model.std)(image[None].to(device)))
+    array: Pixels = ids[0].cpu().numpy()
+    return array
+
+
+def spread_with_failure(
+    model: DeepLabV3, dataset: SegmentationDataset, output_stride: int, count: int = 5
+) -> list[int]:
+    """Indices spread over a data set, and last the image with the lowest mIoU among some, as Figure 6 has it."""
+    sought = np.linspace(0, len(dataset) - 1, min(FAILURES_SOUGHT, len(dataset))).astype(int).tolist()
+    scores: dict[int, float] = {}
+    for index in sought:
+        sample = dataset[index]
+        confusion = ConfusionMatrix(len(dataset.labels), ignore=dataset.labels.ignore)
+        confusion.update(torch.from_numpy(found_by(model, sample.image, output_stride)), sample.mask)
+        scores[index] = confusion.scores(dataset.labels.names).miou
+    worst = min(scores, key=lambda index: (scores[index] != scores[index], scores[index]))
+    others = [index for index in sought if index != worst]
+    places = np.linspace(0, len(others) - 1, min(count, len(others))).astype(int)
+    return [*dict.fromkeys(others[place] for place in places), worst]
+
+
+def holding(dataset: SegmentationDataset, classes: Sequence[str], count: int = 6) -> list[int]:
+    """Indices of the images that hold most of some classes, for Figure 7."""
+    ids = [dataset.labels.names.index(name) for name in classes]
+    shares = [float(np.isin(dataset[i].mask.numpy(), ids).mean()) for i in range(len(dataset))]
+    most = sorted(range(len(dataset)), key=lambda i: (-shares[i], i))
+    return [i for i in most[:count] if shares[i] > 0]
+
+
+def picture_grid(
+    models: dict[str, DeepLabV3], dataset: SegmentationDataset, indices: Sequence[int], output_stride: int
+) -> Image.Image:
+    """Rows of photo, truth and what each model finds, under their captions.
+
+    Args:
+        models: by caption.
+        dataset: that the photos are from.
+        indices: of the photos.
+        output_stride: of the predictions.
+    """
+    rows = [_row(models, dataset, index, output_stride) for index in indices]
+    width = max(row[0].shape[1] for row in rows)
+    captions = ["photo", "truth", *models]
+    size = max(12, width // 16)
+    head, gap = round(size * 1.8), max(2, width // 80)
+    height = sum(row[0].shape[0] + gap for row in rows)
+    sheet = Image.new("RGB", (len(captions) * (width + gap) - gap, head + height - gap), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=size)
+    for column, caption in enumerate(captions):
+        draw.text((column * (width + gap) + width // 2, head // 2), caption, fill="black", font=font, anchor="mm")
+    top = head
+    for row in rows:
+        for column, picture in enumerate(row):
+            sheet.paste(Image.fromarray(picture), (column * (width + gap) + (width - picture.shape[1]) // 2, top))
+        top += row[0].shape[0] + gap
+    return sheet
+
+
+def _row(
+    models: dict[str, DeepLabV3], dataset: SegmentationDataset, index: int, output_stride: int
+) -> list[np.ndarray[Any, Any]]:
+    sample = dataset[index]
+    photo = sample.image.permute(1, 2, 0).contiguous().numpy()
+    masks = [sample.mask.numpy(), *(found_by(model, sample.image, output_stride) for model in models.values())]
+    return [photo, *(np.asarray(overlay(photo, mask, dataset.labels, alpha=0.7, legend=False)) for mask in masks)]

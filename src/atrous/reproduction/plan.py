@@ -1,0 +1,336 @@
+"""From a table of the paper to the trainings that it needs, and their run folders.
+
+A training is named by a digest of its recipe, its data and what it starts from. So tables share what they have in
+common (Table 9's batch of 16 is Table 5's last row), a rerun finds what is finished, and another setting gets another
+folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from atrous.data.sampling import open_splits
+from atrous.evaluation.inference_settings import Setting
+from atrous.reproduction.specs import GRIDS, PRESETS, Cell, Grid, Preset, recipe_of
+from atrous.reproduction.toy_dataset import shapes
+from atrous.training import checkpoint
+from atrous.training.config import Recipe, override
+from atrous.training.recipes import RECIPES
+from atrous.training.stages import finished
+
+_CAMVID = (
+    "--data PATH: CamVid in SegNet's split as a folder with dataset.yaml "
+    "(http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/)"
+)
+PUBLISHED = {
+    "voc-resnet101": "--data voc:PATH: PASCAL VOC 2012 (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/) with the "
+    "masks of SBD (http://home.bharathh.info/pubs/codes/SBD/download.html)",
+    "cityscapes-resnet101": "--data cityscapes:PATH: leftImg8bit and gtFine of https://www.cityscapes-dataset.com",
+    "camvid-efficientnet_lite0": _CAMVID,
+    "camvid-mobilenetv2": _CAMVID,
+    "objects-mobilenetv2": "--data PATH: a folder with dataset.yaml, VOC's classes, masks in train and val, and the "
+    "split pseudo that `atrous label` wrote; with --set weights=deeplabv3_mnv2_pascal_quant.tflite where it lies",
+}  # fmt: skip
+"""Where the data of a recipe come from."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; see `atrous reproduce --help`."""
+
+    preset: str = "paper"
+    data: str | None = None
+    pretraining: str | None = None
+    model: str | None = None
+    backbones: Sequence[str] = ()
+    iterations: int | None = None
+    seeds: int = 1
+    out: Path | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    workers: int = 1
+    device: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where all is written."""
+        return self.out or Path("reproduced") / self.preset
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run folder.
+
+    Attributes:
+        name: of the folder.
+        recipe: whole, or None for a model that is given.
+        data: as for `open_dataset`.
+        run: folder.
+        settings: at which it is to be evaluated.
+        after: name of the training that it starts from.
+        replicas: of asynchronous training; 0 for synchronous.
+        model: that is given, in place of a training.
+    """
+
+    name: str
+    recipe: Recipe | None
+    data: str | None
+    run: Path
+    settings: tuple[Setting, ...] = ()
+    after: str | None = None
+    replicas: int = 0
+    model: str | None = None
+
+    def result(self, setting: Setting) -> Path:
+        """The file of one evaluation."""
+        return self.run / "results" / f"{setting.slug}.json"
+
+    @property
+    def missing(self) -> tuple[Setting, ...]:
+        """Settings that have not been evaluated."""
+        return tuple(setting for setting in self.settings if read_result(self.result(setting)) is None)
+
+    @property
+    def state(self) -> str:
+        """``finished``, ``trained``, ``at step N`` or ``not begun``."""
+        if not self.missing and (self.settings or self._trained):
+            return "finished"
+        if self._trained:
+            return "trained"
+        steps = checkpoint.steps(self.run)
+        return f"at step {steps[-1]}" if steps else "not begun"
+
+    @property
+    def _trained(self) -> bool:
+        return self.recipe is None or finished(self.run, self.recipe) is not None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a table needs.
+
+    Attributes:
+        what: the word for it.
+        grid: the table.
+        preset: what it stands on.
+        options: of the command.
+        base: what its cells change.
+        trainings: by name, each after the one that it starts from.
+        uses: for each cell, a training and a setting for each seed; empty for a cell that is left out.
+        notes: what is otherwise than in the paper.
+    """
+
+    what: str
+    grid: Grid
+    preset: Preset
+    options: Options
+    base: Recipe
+    trainings: dict[str, Training]
+    uses: tuple[tuple[tuple[str, Setting], ...], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def left(self) -> list[str]:
+        """Names of the trainings that are not finished."""
+        return [name for name, training in self.trainings.items() if training.state != "finished"]
+
+    def cells_of(self, name: str) -> str:
+        """The cells that a training serves, on one line."""
+        labels = [
+            f"{cell.label}{f', seed {i}' if self.options.seeds > 1 else ''}"
+            for cell, uses in zip(self.grid.cells, self.uses, strict=True)
+            for i, (training, _) in enumerate(uses)
+            if training == name
+        ]
+        return "; ".join(labels) or "the training before"
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """An evaluation's result, or None where there is none."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    except (OSError, ValueError):
+        return None
+
+
+def plan(what: str, options: Options, *, dry: bool = False) -> Plan:
+    """What `what` needs under `options`.
+
+    Args:
+        what: a key of `GRIDS`.
+        options: of the command.
+        dry: do without data where none is given.
+
+    Raises:
+        ValueError: if an option does not go with the table or the data.
+        FileNotFoundError: if the data are not there.
+    """
+    grid, preset = GRIDS[what], PRESETS[options.preset]
+    base, preset = _base(grid, preset, options)
+    data = _data(options, preset, grid, dry)
+    notes = [f"preset {options.preset}: {preset.about}"]
+    classes: tuple[str, ...] = ()
+    if data:
+        base, classes = _fitted(base, data, notes)
+        _check_splits(grid, data)
+        preset = preset if set(preset.hard) <= set(classes) else replace(preset, hard="auto")
+    if options.model:
+        return _plan_model(what, grid, preset, options, base, data, notes)
+    maker = _Maker(options, base, preset, data, len(classes))
+    uses = tuple(
+        tuple(maker.use(cell, seed) for seed in range(options.seeds)) for cell in _planned(grid, options, notes)
+    )
+    uses += ((),) * (len(grid.cells) - len(uses))
+    return Plan(what, grid, preset, options, base, maker.trainings, uses, tuple(notes))
+
+
+def _planned(grid: Grid, options: Options, notes: list[str]) -> list[Cell]:
+    """The cells that can be run here; those that cannot are the last of their table."""
+    cells = [cell for cell in grid.cells if options.pretraining or not cell.other_data]
+    if len(cells) < len(grid.cells):
+        notes.append("the row pretrained on COCO needs --pretraining coco:PATH and is left out")
+    cores = os.cpu_count() or 1
+    if any(cell.replicas > cores for cell in cells):
+        notes.append(f"this machine has {cores} cores; what needs more replicas is left out")
+    return [cell for cell in cells if cell.replicas <= cores]
+
+
+def _base(grid: Grid, preset: Preset, options: Options) -> tuple[Recipe, Preset]:
+    base = override(preset.base(grid), options.values)
+    named = tuple(options.backbones)
+    if len(named) > 2:
+        raise ValueError(f"--backbone takes 1 or 2 networks, found {len(named)}: {', '.join(named)}")
+    if named:
+        depths = {cell.depth for cell in grid.cells}
+        if len(named) == 1 and {50, 101} <= depths:
+            raise ValueError("this table compares two networks: --backbone SHALLOW DEEP")
+        preset = replace(preset, backbones=(named[0], named[-1]))
+        base = replace(base, backbone=named[-1])
+    if options.iterations:
+        base = override(base, {"iterations": options.iterations})
+    # One validation, after the last step: what is kept is the last weights, not the best on the images that count.
+    return replace(base, val_every=base.iterations), preset
+
+
+def _data(options: Options, preset: Preset, grid: Grid, dry: bool) -> str | None:
+    if options.data:
+        return options.data
+    if options.preset == "tiny":
+        return str(shapes(options.folder / "shapes"))
+    if dry:
+        return None
+    source = PUBLISHED[preset.recipe or grid.paper_recipe]
+    raise ValueError(f"preset {options.preset} has no data of its own; {source}")
+
+
+def _fitted(base: Recipe, data: str, notes: list[str]) -> tuple[Recipe, tuple[str, ...]]:
+    """The base with what goes with the data, and their classes; ValueError if a split is missing."""
+    try:
+        names = [open_splits(data, split).labels.names for split in (base.train_split, base.val_split) if split][0]
+    except ValueError as error:
+        if "no split" in str(error):
+            raise ValueError(f"{error}; --set train_split=NAME and val_split=NAME choose others") from error
+        raise
+    if base.class_weights and len(base.class_weights) != len(names):
+        notes.append(
+            f"no class weights: the preset's are for {len(base.class_weights)} classes, the data have {len(names)}"
+        )
+        base = replace(base, class_weights=None)
+    return base, names
+
+
+def _check_splits(grid: Grid, data: str) -> None:
+    """ValueError if a split is missing that a cell names, and not only the base."""
+    if grid.preset:
+        for split in sorted({str(cell.changes["train_split"]) for cell in grid.cells if "train_split" in cell.changes}):
+            open_splits(data, split)
+
+
+def _plan_model(
+    what: str, grid: Grid, preset: Preset, options: Options, base: Recipe, data: str | None, notes: list[str]
+) -> Plan:
+    """Evaluations of a model that is given, for the tables that need one model alone."""
+    assert options.model
+    cells = [cell for cell in grid.cells if not cell.other_data]
+    if not grid.of_one_model:
+        one = ", ".join(name for name, other in GRIDS.items() if other.of_one_model)
+        raise ValueError(f"{what} compares trainings, and --model is one model; it goes with {one}")
+    digest = _digest({"model": options.model, "data": data})
+    run = options.folder / "models" / f"{Path(options.model).name}-{digest}"
+    settings = tuple(cell.setting for cell in cells if cell.setting)
+    given = Training(run.name, None, data, run, settings, model=options.model)
+    uses: tuple[tuple[tuple[str, Setting], ...], ...] = tuple(((given.name, setting),) for setting in settings)
+    uses += ((),) * (len(grid.cells) - len(cells))
+    notes = [*notes[1:], f"the model {options.model} as it is, on {data}"]
+    return Plan(what, grid, preset, replace(options, seeds=1), base, {given.name: given}, uses, tuple(notes))
+
+
+_DEFAULTS = Recipe()
+
+
+class _Maker:
+    """Trainings of cells, each once, with the settings that all cells want of it."""
+
+    def __init__(self, options: Options, base: Recipe, preset: Preset, data: str | None, classes: int) -> None:
+        self.options, self.base, self.preset, self.data, self.classes = options, base, preset, data, classes
+        self.trainings: dict[str, Training] = {}
+
+    def use(self, cell: Cell, seed: int) -> tuple[str, Setting]:
+        """The training of a cell with a seed, and the setting of its evaluation."""
+        base = replace(self.base, seed=self.base.seed + seed)
+        after = None
+        if cell.other_data:
+            after = self._add(self._pretraining(base), self.options.pretraining, None, None)
+        elif cell.before is not None:
+            before = replace(cell, changes=cell.before)
+            after = self._add(recipe_of(before, base, self.preset), self.data, None, None)
+        recipe = recipe_of(cell, base, self.preset)
+        setting = cell.setting or Setting(recipe.output_stride)
+        return self._add(recipe, self.data, after, setting, cell.replicas), setting
+
+    def _pretraining(self, base: Recipe) -> Recipe:
+        if self.preset.recipe is not None:
+            return replace(base, class_weights=None)
+        coco = RECIPES["coco-resnet101"]
+        return replace(base, train_split=coco.train_split, val_split=coco.val_split)
+
+    def _add(
+        self, recipe: Recipe, data: str | None, after: str | None, setting: Setting | None, replicas: int = 0
+    ) -> str:
+        if after:
+            reset = self.options.pretraining is not None and self._other_classes(after)
+            recipe = replace(recipe, weights=str(self._folder(after)), reset_head=reset)
+        name = _name(recipe, data, after, replicas)
+        there = self.trainings.get(name) or Training(name, recipe, data, self._folder(name), (), after, replicas)
+        if setting and setting not in there.settings:
+            there = replace(there, settings=(*there.settings, setting))
+        self.trainings[name] = there
+        return name
+
+    def _other_classes(self, after: str) -> bool:
+        there = self.trainings[after]
+        if not there.data or there.data == self.data or there.recipe is None:
+            return False
+        return len(open_splits(there.data, there.recipe.train_split).labels) != self.classes
+
+    def _folder(self, name: str) -> Path:
+        return self.options.folder / "runs" / name
+
+
+def _name(recipe: Recipe, data: str | None, after: str | None, replicas: int) -> str:
+    # What differs from the defaults, so that a key that recipes get one day renames nothing.
+    told = replace(recipe, weights=None if after else recipe.weights)
+    changed = {key: value for key, value in asdict(told).items() if value != getattr(_DEFAULTS, key)}
+    digest = _digest({"recipe": changed, "data": data, "after": after, "replicas": replicas})
+    backbone = recipe.backbone.rpartition("/")[2].removeprefix("tf_")
+    return f"{backbone}-{recipe.head}-os{recipe.output_stride}-b{recipe.batch}-s{recipe.seed}-{digest}"
+
+
+def _digest(words: Any) -> str:
+    return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,367 @@
+"""The paper's tables and figures as data: what each cell changes, how it is evaluated, what the paper reports.
+
+Cells are declared in the paper's own numbers, over a base recipe; a preset says which base, which networks stand for
+ResNet-50 and ResNet-101, and how large its crop and its batch are beside the paper's 513 and 16.
+
+    GRIDS["table-5"].cells[0].changes, GRIDS["table-5"].cells[0].paper
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any, Literal
+
+from atrous.data.sampling import VOC_HARD_CLASSES
+from atrous.evaluation.evaluate import PAPER_SCALES
+from atrous.evaluation.inference_settings import Setting
+from atrous.training.config import Recipe
+from atrous.training.recipes import RECIPES
+
+PAPER_CROP, PAPER_BATCH = 513, 16
+HARD = "hard"
+"""In a cell's changes: the preset's hard classes."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table.
+
+    Attributes:
+        at: its place: column heads of the table to values.
+        paper: mIoU in percent, or None for a cell that the paper does not have.
+        changes: keys of the recipe, in the paper's numbers.
+        setting: of the evaluation, or None for the training's output stride.
+        depth: 50 or 101, or 0 for the preset's own backbone.
+        replicas: of asynchronous training (appendix B).
+        relative_time: that the paper reports beside the mIoU.
+        before: changes of the training that this one starts from (figure 7).
+        other_data: the training before it is on other data, COCO (Table 6's last row).
+    """
+
+    at: Mapping[str, str]
+    paper: float | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    setting: Setting | None = None
+    depth: int = 0
+    replicas: int = 0
+    relative_time: float | None = None
+    before: Mapping[str, Any] | None = None
+    other_data: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its place on one line."""
+        return ", ".join(
+            f"{head} {value}".strip() if value != "✓" else head for head, value in self.at.items() if value
+        )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table, or a figure of pictures.
+
+    Attributes:
+        title: as in the paper, shortened.
+        cells: in the order of the table.
+        paper_recipe: what preset ``paper`` starts from.
+        ordered: whether the paper draws something from the order of its numbers.
+        preset: the only one that it goes with, or None. Its cells are then that preset's recipe and what is changed in
+            it, so that each is to be read beside the first.
+    """
+
+    title: str
+    cells: tuple[Cell, ...]
+    paper_recipe: str = "voc-resnet101"
+    ordered: bool = True
+    preset: str | None = None
+
+    @property
+    def heads(self) -> list[str]:
+        """The columns that place a cell."""
+        return list(self.cells[0].at)
+
+    @property
+    def of_one_model(self) -> bool:
+        """Whether its cells, but those of other data, evaluate one training."""
+        return all(
+            cell.setting and cell.before is None and cell.changes == self.cells[0].changes
+            for cell in self.cells
+            if not cell.other_data
+        )
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What the cells stand on.
+
+    Attributes:
+        recipe: named; None for the grid's own.
+        changes: keys over it.
+        backbones: those for ResNet-50 and ResNet-101.
+        about: for the tables.
+        hard: classes to bootstrap on; ``auto`` takes those of lowest IoU.
+    """
+
+    recipe: str | None
+    changes: Mapping[str, Any]
+    backbones: tuple[str, str]
+    about: str
+    hard: tuple[str, ...] | Literal["auto"] = "auto"
+
+    def base(self, grid: Grid) -> Recipe:
+        """The recipe that a grid's cells change."""
+        return replace(RECIPES[self.recipe or grid.paper_recipe], **self.changes)
+
+
+_LITE = ("timm/tf_efficientnet_lite0", "timm/tf_efficientnet_lite2")
+_LAST_STAGE = (
+    "EfficientNet-Lite0 and 2 in place of ResNet-50 and 101, the last three units of their last stages as block4"
+)
+
+PRESETS = {
+    "paper": Preset(None, {}, ("resnet50", "resnet101"), "the paper's setting", VOC_HARD_CLASSES),
+    # The paper's networks see pictures as they are, and so must those that are compared.
+    "camvid": Preset(
+        "camvid-efficientnet_lite0", {"longest_side": None, "scales": (0.75, 2.0)}, _LITE,
+        f"the CamVid recipe, pictures as they are; {_LAST_STAGE}",
+    ),
+    "streets": Preset("camvid-mobilenetv2", {}, _LITE, "the recipe that finetune follows from, as for CamVid"),
+    "objects": Preset(
+        "objects-mobilenetv2", {}, _LITE, "VOC's classes from few labelled photographs and many pseudo-labelled ones"
+    ),
+    "tiny": Preset(
+        "folder-efficientnet_lite0",
+        {
+            "crop": 65, "batch": 8, "iterations": 150, "warmup": 5, "lr": 2e-3, "ema": 0.0, "batch_norm_decay": 0.9,
+            "photometric": 0.0, "scales": (0.8, 1.6),
+        },
+        _LITE,
+        f"generated shapes, crops of 65: shows the machinery, not the paper's effects; {_LAST_STAGE}",
+        ("wheel",),
+    ),
+}  # fmt: skip
+
+_CASCADE: dict[str, Any] = {"head": "cascade", "last_block": 7, "multi_grid": (1, 1, 1)}
+_ASPP: dict[str, Any] = {"head": "aspp", "multi_grid": (1, 2, 4), "aspp_rates": (6, 12, 18), "image_pooling": False}
+_THREE_SCALES = (0.75, 1.0, 1.25)
+_TICK = {True: "✓", False: ""}
+
+
+def _ladder(
+    paper: Sequence[float], changes: Mapping[str, Any] = {}, scales: tuple[float, ...] = PAPER_SCALES
+) -> tuple[Cell, ...]:
+    """The four rows that Tables 4, 6 and 12 share."""
+    rows = (Setting(16), Setting(8), Setting(8, scales), Setting(8, scales, True))
+    return tuple(
+        Cell({"OS": str(row.output_stride), **row.ticks}, value, changes, row)
+        for value, row in zip(paper, rows, strict=True)
+    )
+
+
+def _table_1() -> tuple[Cell, ...]:
+    paper = {8: 75.18, 16: 73.88, 32: 70.06, 64: 59.99, 128: 42.34, 256: 20.29}
+    return tuple(
+        Cell({"output_stride": str(stride)}, value, {**_CASCADE, "output_stride": stride}, depth=50)
+        for stride, value in paper.items()
+    )
+
+
+def _table_2() -> tuple[Cell, ...]:
+    paper = {50: (64.81, 72.14, 74.29, 73.88), 101: (68.39, 73.21, 75.34, 75.76)}
+    return tuple(
+        Cell(
+            {"Network": f"ResNet-{depth}", "last block": f"block{block}"},
+            paper[depth][block - 4],
+            {**_CASCADE, "last_block": block},
+            depth=depth,
+        )
+        for depth, block in product(paper, range(4, 8))
+    )
+
+
+def _table_3() -> tuple[Cell, ...]:
+    paper = {
+        (1, 1, 1): (68.39, 73.21, 75.34, 75.76),
+        (1, 2, 1): (70.23, 75.67, 76.09, 76.66),
+        (1, 2, 3): (73.14, 75.78, 75.96, 76.11),
+        (1, 2, 4): (73.45, 75.74, 75.85, 76.02),
+        (2, 2, 2): (71.45, 74.30, 74.70, 74.62),
+    }
+    return tuple(
+        Cell(
+            {"Multi-Grid": str(grid), "last block": f"block{block}"},
+            paper[grid][block - 4],
+            {**_CASCADE, "last_block": block, "multi_grid": grid},
+        )
+        for grid, block in product(paper, range(4, 8))
+    )
+
+
+def _table_5() -> tuple[Cell, ...]:
+    rows = (
+        ((1, 1, 1), (6, 12, 18), False, 75.36),
+        ((1, 2, 1), (6, 12, 18), False, 75.93),
+        ((1, 2, 4), (6, 12, 18), False, 76.58),
+        ((1, 2, 4), (6, 12, 18, 24), False, 76.46),
+        ((1, 2, 4), (6, 12, 18), True, 77.21),
+    )
+    return tuple(
+        Cell(
+            {"Multi-Grid": str(grid), "ASPP": str(rates), "Image Pooling": _TICK[pooling]},
+            value,
+            {**_ASPP, "multi_grid": grid, "aspp_rates": rates, "image_pooling": pooling},
+        )
+        for grid, rates, pooling, value in rows
+    )
+
+
+def _table_6() -> tuple[Cell, ...]:
+    rows = [replace(cell, at={**cell.at, "COCO": ""}) for cell in _ladder((77.21, 78.51, 79.45, 79.77))]
+    coco = replace(rows[-1], at={**rows[-1].at, "COCO": "✓"}, paper=82.70, changes={"lr": 0.0001}, other_data=True)
+    return (*rows, coco)
+
+
+def _table_8() -> tuple[Cell, ...]:
+    # The paper's last row has a small crop and no upsampled logits; its text speaks of the crop alone, so that is here,
+    # too, without a number of the paper's.
+    rows = ((513, True, True, 77.21), (513, True, False, 75.95), (513, False, True, 76.01),
+            (321, False, True, 67.22), (321, True, True, None))  # fmt: skip
+    return tuple(
+        Cell(
+            {"Crop Size": str(crop), "UL": _TICK[upsampled], "BN": _TICK[trained]},
+            value,
+            {"crop": crop, "upsample_logits": upsampled, "batch_norm": "train" if trained else "freeze"},
+        )
+        for crop, upsampled, trained, value in rows
+    )
+
+
+def _table_9() -> tuple[Cell, ...]:
+    paper = {4: 64.43, 8: 75.76, 12: 76.49, 16: 77.21}
+    cells = [Cell({"batch size": str(size), "in parts": "1"}, value, {"batch": size}) for size, value in paper.items()]
+    # Accumulated parts make the gradient of a batch of 16, with batch norm's statistics of 4.
+    return (*cells, Cell({"batch size": "16", "in parts": "4"}, None, {"batch": 16, "accumulate": 4}))
+
+
+def _table_10() -> tuple[Cell, ...]:
+    paper = {16: (74.45, 77.21, 75.90), 8: (75.62, 78.51, 75.75)}
+    batches = {8: 6, 16: 16, 32: 24}
+    return tuple(
+        Cell(
+            {"train output_stride": str(train), "eval output_stride": str(found)},
+            value,
+            {"output_stride": train, "batch": batches[train]},
+            Setting(found),
+        )
+        for found in paper
+        for train, value in zip(batches, paper[found], strict=True)
+    )
+
+
+def _table_11() -> tuple[Cell, ...]:
+    paper = {1: (77.21, 1.0), 2: (77.15, 0.5), 4: (76.79, 0.25), 8: (77.02, 0.13), 16: (77.18, 0.06), 32: (76.69, 0.03)}
+    return tuple(
+        Cell({"num replicas": str(count)}, value, replicas=count, relative_time=time)
+        for count, (value, time) in paper.items()
+    )
+
+
+# Section 4.3's last stage, on the official train alone, so that val shows what was learnt.
+_SECOND_STAGE: dict[str, Any] = {"train_split": "train", "output_stride": 8, "batch_norm": "freeze", "lr": 0.001}
+
+# Not the paper's: what a recipe for few images gains by each of its parts, and by what it leaves out.
+_PARTS: dict[str, dict[str, Any]] = {
+    "the recipe": {},
+    "no moving average of the weights": {"ema": 0.0},
+    "no weights of classes": {"class_weights": None},
+    "no photometric changes": {"photometric": 0.0},
+    "new layers at the rate of the old": {"head_lr_factor": 1.0},
+    "pictures as they are": {"longest_side": None, "scales": (0.75, 2.0)},
+    "the backbone's batch norm trained, too": {"batch_norm": "train"},
+    "with ClassMix, half of the crops": {"class_mix": 0.5},
+    "with repeat-factor sampling, classes in under 30% of the images": {"balance": 0.3},
+    "from nothing": {"weights": None, "reset_head": False, "batch_norm": "train"},
+}
+_PSEUDO: dict[str, dict[str, Any]] = {
+    "the recipe": {},
+    "the labelled images alone": {"train_split": "train"},
+    "the pseudo-labelled images alone": {"train_split": "pseudo"},
+    "no repeat-factor sampling": {"balance": 0.0},
+    "no moving average of the weights": {"ema": 0.0},
+    "no photometric changes": {"photometric": 0.0},
+    "all of batch norm trained": {"batch_norm": "train"},
+    "with ClassMix, half of the crops": {"class_mix": 0.5},
+}
+
+
+def _ablation(parts: Mapping[str, Mapping[str, Any]]) -> tuple[Cell, ...]:
+    return tuple(Cell({"": name}, changes=changes) for name, changes in parts.items())
+
+
+GRIDS = {
+    "table-1": Grid("Going deeper with atrous convolution: ResNet-50 with block7, several output strides", _table_1()),
+    "table-2": Grid("ResNet-50 and ResNet-101 with more blocks in cascade, output stride 16", _table_2()),
+    "table-3": Grid("Multi-grid in ResNet-101 with more blocks in cascade, output stride 16", _table_3()),
+    "table-4": Grid(
+        "Inference strategy on val: block7, MG (1, 2, 1)",
+        _ladder((76.66, 78.05, 78.93, 79.35), {**_CASCADE, "multi_grid": (1, 2, 1)}),
+    ),
+    "table-5": Grid("ASPP with multi-grid and image-level features, output stride 16", _table_5()),
+    "table-6": Grid("Inference strategy on val: MG (1, 2, 4), ASPP (6, 12, 18), image pooling", _table_6()),
+    "table-8": Grid("Hyper-parameters of training, output stride 16", _table_8()),
+    "table-9": Grid("Batch size, output stride 16", _table_9()),
+    "table-10": Grid("Output stride in training and in evaluation", _table_10()),
+    "table-11": Grid("Asynchronous training", _table_11(), ordered=False),
+    "table-12": Grid(
+        "Inference strategy on Cityscapes val, trained on train_fine",
+        _ladder((77.23, 77.82, 79.06, 79.30), scales=_THREE_SCALES),
+        "cityscapes-resnet101",
+    ),
+    "figure-6": Grid("Photo, truth, prediction on val, a failure last", (Cell({"model": "best"}, setting=Setting(8)),)),
+    "figure-7": Grid(
+        "Before and after bootstrapping on the images of hard classes",
+        (
+            Cell({"bootstrapping": "without"}, None, _SECOND_STAGE, before={}),
+            Cell({"bootstrapping": "with"}, None, {**_SECOND_STAGE, "bootstrap": HARD}, before={}),
+        ),
+    ),
+    "figure-8": Grid(
+        "Photo, truth and prediction on Cityscapes val",
+        (Cell({"model": "best"}, setting=Setting(8)),),
+        "cityscapes-resnet101",
+    ),
+    "ablation": Grid(
+        "What each part of a recipe for few images brings", _ablation(_PARTS), ordered=False, preset="streets"
+    ),
+    "ablation-pseudo": Grid(
+        "What pseudo-labels bring, and the other parts of their recipe", _ablation(_PSEUDO), ordered=False,
+        preset="objects",
+    ),
+}  # fmt: skip
+"""By the word that `atrous reproduce` takes."""
+
+
+def recipe_of(cell: Cell, base: Recipe, preset: Preset) -> Recipe:
+    """A cell's recipe: its changes over the base, crop and batch in the base's proportion to the paper's."""
+    changes = dict(cell.changes)
+    if "crop" in changes:
+        changes["crop"] = scaled_crop(base.crop, changes["crop"])
+    if "batch" in changes:
+        parts = changes.get("accumulate", 1)
+        changes["batch"] = max(1, round(changes["batch"] * base.batch / PAPER_BATCH / parts)) * parts
+    if "lr" in changes:
+        changes["lr"] = changes["lr"] * (base.lr / Recipe().lr)
+    if changes.get("bootstrap") == HARD:
+        changes["bootstrap"] = preset.hard
+    if cell.depth:
+        changes["backbone"] = preset.backbones[cell.depth == 101]
+    return replace(base, **changes)
+
+
+def scaled_crop(base: int | tuple[int, int], paper: int) -> int | tuple[int, int]:
+    """The crop that is to the base's as the paper's is to 513, on the grid of output stride 16."""
+    if isinstance(base, int):
+        return round((base * paper / PAPER_CROP - 1) / 16) * 16 + 1
+    return tuple(round((side * paper / PAPER_CROP - 1) / 16) * 16 + 1 for side in base)  # type: ignore[return-value]

@@ -1,0 +1,239 @@
+"""A recipe for a data set of one's own, chosen from what the data holds, with the reasons.
+
+    recipe, reasons = finetune("my-data")
+
+Everything starts from the recipe that gave the best results on a few hundred images (CamVid), and what depends on the
+data follows from it: the weights to start from from the names of the classes, the crop from the size of the pictures,
+the steps from their number, the weights of the classes from their shares of the pixels, the sampling from their shares
+of the images.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from atrous.data.datasets.dataset import splits
+from atrous.data.image_io import read_size
+from atrous.data.sampling import open_splits, pixel_counts
+from atrous.models.tflite import is_tflite
+from atrous.models.weights import read_card, resolve
+from atrous.training.config import Recipe, override
+from atrous.training.recipes import RECIPES
+
+BASE, BASE_IMAGENET = "camvid-mobilenetv2", "camvid-efficientnet_lite0"
+"""The recipes that the others follow from, tuned on `_TUNED` images: from weights that segment, and from ImageNet's."""
+ANYTHING, STREETS = "objects-mobilenetv2", "camvid-mobilenet_edgetpu_075"
+"""The carried weights to start from: they know everyday photographs, and streets."""
+
+_TUNED = 367
+_ROADS = frozenset("road street lane pavement sidewalk kerb curb".split())
+_STREET = _ROADS.union(
+    "building wall fence pole sign light vegetation tree sky terrain car truck bus vehicle motorcycle bicycle bike "
+    "pedestrian person rider bicyclist cyclist".split()
+)
+_FROM_THE_GROUND = frozenset("sky pole sign light sidewalk pavement kerb curb pedestrian person rider".split())
+"""What is not seen from the air, where roads and buildings are, too."""
+_SMALL, _ENLARGED, _ENLARGEMENT = 600, 840, 1.75
+"""Pictures whose longer side is less than the first are enlarged, up to the second: at output stride 16, thin things in
+them are smaller than a feature. CamVid's gain 4 points by it (LOG.md), at the same price of a training step."""
+_LARGE, _REDUCED = 2000, 1280
+"""Pictures whose longer side is more than the first are made smaller: a crop of one shows too little of it."""
+_LEAST = 257
+"""Pixels that the shorter side must keep for that."""
+_RARE = 0.1
+_LARGEST_CROP = 513
+_SMALLEST_CROP = 65
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the choice rests on.
+
+    Attributes:
+        names: of the K classes.
+        pixels: of each class in each image, N,K.
+        short_side: median of the shorter sides, in pixels.
+        long_side: median of the longer sides.
+        splits: that are there.
+    """
+
+    names: tuple[str, ...]
+    pixels: npt.NDArray[np.int64]
+    short_side: int
+    long_side: int
+    splits: tuple[str, ...]
+
+
+def finetune(data: str | Path, weights: str | None = None) -> tuple[Recipe, list[str]]:
+    """The recipe for a data set, and a line for each choice: what was chosen, and from what.
+
+    Args:
+        data: as for `open_dataset`.
+        weights: to start from: ``imagenet``, ``none``, or as for `atrous.models.weights.load`; None for those that the
+            package carries and that suit the classes.
+
+    Raises:
+        ValueError: if there is no split to train on; and as `open_dataset`, `pixel_counts` and `resolve`.
+        FileNotFoundError: likewise.
+    """
+    there = tuple(splits(data))
+    split = next((name for name in ("trainaug", "train") if name in there), there[0] if len(there) == 1 else None)
+    if split is None:
+        raise ValueError(f"{data} has the splits {', '.join(there)}; expected one named train")
+    dataset = open_splits(data, split)
+    sizes = np.sort([read_size(item.image) for item in dataset.items])
+    short, long = (int(side) for side in np.median(sizes, axis=0))
+    survey = Survey(dataset.labels.names, pixel_counts(dataset), short, long, there)
+    return choose(survey, split, weights)
+
+
+def choose(survey: Survey, train_split: str = "train", weights: str | None = None) -> tuple[Recipe, list[str]]:
+    """The recipe for what a survey found, with the reasons."""
+    base, why = _start(survey, weights)
+    images = len(survey.pixels)
+    longest, scales = _seen(survey)
+    enlarged = longest is not None and longest > survey.long_side
+    seen = f", {survey.short_side * longest // survey.long_side} as seen" if longest else ""
+    crop = _crop(survey.short_side if enlarged or longest is None else survey.short_side * longest / survey.long_side)
+    least = 400 if base.weights in (None, "imagenet") else 200
+    iterations = int(np.clip(round(base.iterations * (images / _TUNED) ** 0.5, -2), least, 30_000))
+    weighted = class_weights(survey.pixels.sum(axis=0))
+    rare = _rare(survey)
+    recipe = replace(
+        base,
+        train_split=train_split,
+        val_split="val" if "val" in survey.splits and train_split != "val" else None,
+        crop=(crop, crop),
+        scales=scales,
+        longest_side=longest,
+        iterations=iterations,
+        warmup=min(base.warmup, iterations // 20),
+        lr=base.lr if images >= 100 else 0.6 * base.lr,
+        ema=round(1 - (1 - base.ema) * base.iterations / iterations, 4),
+        class_weights=weighted,
+        balance=_RARE if rare else 0.0,
+        val_every=max(1, iterations // 12),
+    )
+    reasons = [
+        why,
+        _reason_for_size(survey, longest),
+        f"crop {crop}, scales {scales[0]} to {scales[1]}: "
+        + (
+            f"as for the pictures of {survey.long_side} pixels, so that a step costs no more"
+            if enlarged
+            else f"the shorter side of the pictures is {survey.short_side} (median{seen}), and a crop larger than the "
+            "picture would be padding"
+        ),
+        f"{iterations} steps of {recipe.batch}: {images} images, {iterations * recipe.batch / images:.0f} epochs",
+        f"lr {recipe.lr:g} with {recipe.optimizer}, {recipe.head_lr_factor:g} times that for the new layers"
+        + ("" if images >= 100 else ": fewer than 100 images, so a smaller one"),
+        _reason_for_weights(survey, weighted),
+        f"images of {_listed(rare)} come more often: each is in fewer than {_RARE:.0%} of the images"
+        if rare
+        else f"no image comes more often than another: every class is in at least {_RARE:.0%} of the images",
+        f"validation on val every {recipe.val_every} steps; the best weights are kept"
+        if recipe.val_split
+        else "no split named val, so nothing is validated and the last weights are kept",
+    ]
+    return recipe, reasons
+
+
+def _start(survey: Survey, weights: str | None) -> tuple[Recipe, str]:
+    """The recipe that the choice follows from, with the weights to start from, and why these."""
+    if weights == "imagenet":
+        return RECIPES[BASE_IMAGENET], "starts from ImageNet, as asked for, or since it knows another network"
+    if weights == "none":
+        return replace(RECIPES[BASE_IMAGENET], weights=None), "starts from nothing, as asked for"
+    if weights is None:
+        street = [name for name in survey.names if _words(name) & _STREET]
+        seen = frozenset[str]().union(*(_words(name) for name in street))
+        streets = 2 * len(street) >= len(survey.names) and bool(seen & _ROADS and seen & _FROM_THE_GROUND)
+        weights = STREETS if streets else ANYTHING
+        licence = read_card(resolve(weights)).licence
+        known = f"{len(street)} of {len(survey.names)} classes are a street's" if streets else "everyday photographs"
+        why = f"starts from {weights}: {known} ({licence}; --weights imagenet starts from ImageNet)"
+    else:
+        why = f"starts from {weights}, as asked for"
+    if is_tflite(weights):
+        raise ValueError(
+            f"finetune cannot start from {weights}: batch norm is folded in a TF-Lite graph, which asks for another "
+            "recipe: objects-mobilenetv2 and camvid-mobilenet_edgetpu_075 are such"
+        )
+    told = read_card(resolve(weights)).arguments
+    same = ("backbone", "head", "multi_grid", "aspp_pointwise", "image_pooling")
+    kept = {key: told[key] for key in same if key in told}
+    if told.get("last_block") != (7 if told.get("head") == "cascade" else 4):
+        kept["last_block"] = told.get("last_block")
+    kept["aspp_rates"] = told.get("aspp_rates") or list(RECIPES[BASE].aspp_rates)
+    return override(replace(RECIPES[BASE], weights=weights), kept), why
+
+
+def _words(name: str) -> set[str]:
+    """Of a class's name, in lower case, plurals as singulars: ``TrafficSigns`` is traffic and sign."""
+    parts = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    return {*parts, *(part.removesuffix("s") for part in parts)}
+
+
+def class_weights(pixels: Sequence[int] | npt.NDArray[np.int64]) -> tuple[float, ...] | None:
+    """Weights of the loss by the square root of median-frequency balancing (Eigen and Fergus 2015), or None.
+
+    The square root, because the whole of it costs more on the common classes than the rare ones gain. None where no
+    class has four times the pixels of another.
+
+    Args:
+        pixels: of each class, K. A class without any has weight 1.
+    """
+    counts = np.asarray(pixels, dtype=np.float64)
+    present = counts[counts > 0]
+    if len(present) < 2 or present.max() < 4 * present.min():
+        return None
+    weights = np.sqrt(np.median(present) / np.where(counts > 0, counts, np.median(present))).clip(0.3, 4.0)
+    return tuple(round(float(weight), 2) for weight in weights)
+
+
+def _seen(survey: Survey) -> tuple[int | None, tuple[float, float]]:
+    """The longest side that the network sees pictures at, None for as they are, and the range of scales about it."""
+    if survey.long_side < _SMALL:
+        return min(_ENLARGED, round(_ENLARGEMENT * survey.long_side)), (0.43, 1.14)
+    if survey.long_side > _LARGE and survey.short_side * _REDUCED > _LEAST * survey.long_side:
+        return _REDUCED, (0.75, 2.0)
+    return None, (0.5, 2.0) if survey.short_side >= 1.5 * _crop(survey.short_side) else (0.75, 2.0)
+
+
+def _crop(short_side: float) -> int:
+    """A crop of 16 k + 1 pixels within the picture."""
+    return int(np.clip((short_side - 1) // 16 * 16 + 1, _SMALLEST_CROP, _LARGEST_CROP))
+
+
+def _reason_for_size(survey: Survey, longest: int | None) -> str:
+    if longest is None:
+        return f"pictures as they are: their longer side is {survey.long_side} (median)"
+    why = "thin things would be lost" if longest > survey.long_side else "a crop would show too little of them"
+    return f"pictures are brought to a longest side of {longest}, now {survey.long_side} (median): {why}"
+
+
+def _rare(survey: Survey) -> list[str]:
+    share = (survey.pixels > 0).mean(axis=0)
+    return [name for name, value in zip(survey.names, share, strict=True) if 0 < value < _RARE]
+
+
+def _reason_for_weights(survey: Survey, weights: tuple[float, ...] | None) -> str:
+    if weights is None:
+        return "no weights of classes: none has four times the pixels of another"
+    total = survey.pixels.sum(axis=0)
+    order = [int(i) for i in np.argsort(total) if total[i]]
+    least, most = order[0], order[-1]
+    return (
+        f"classes weighted from {min(weights)} to {max(weights)}: {survey.names[most]} has "
+        f"{total[most] / total.sum():.1%} of the pixels, {survey.names[least]} {total[least] / total.sum():.2%}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

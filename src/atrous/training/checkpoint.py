@@ -1,0 +1,149 @@
+"""Save and resume everything, so that a killed run goes on as if nothing had happened.
+
+A checkpoint is a folder ``checkpoints/step-N`` with ``state.pt`` (tensors and plain values; read with
+``weights_only``) and ``manifest.json`` (its SHA-256). It is written under another name beside its target, flushed to
+disk, then renamed; ``last`` points to it afterwards. Whatever moment a process dies at, the newest whole checkpoint
+is found. The best weights are no checkpoint: they lie in ``best`` and are never pushed out.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atrous.atomic import flush, write_text
+
+STATE, MANIFEST, POINTER, LOCK = "state.pt", "manifest.json", "last", ".lock"
+
+
+# A file that was made to do harm stumbles in many ways.
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError)
+
+
+@contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Hold a run's folder against a second process; the system lets go when this one ends, however it ends.
+
+    Args:
+        run: the run's folder, made if there is none.
+
+    Raises:
+        ValueError: if another process holds it, or it is no folder.
+    """
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"{run} is a file, expected a folder to write a run into")
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / LOCK, "a", encoding="utf-8") as file:
+        try:
+            # Not flock: children that load data would hold it on for some seconds after this process was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # any other: a file system without locks
+                why = f"{run} is being written by another process; wait for it, or name another --out"
+                raise ValueError(why) from error
+        yield
+
+
+def save(run: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
+    """Write a checkpoint, whole or not at all, point to it, and remove all but the newest `keep`.
+
+    A whole one of the same step is left as it is: a run's state is a function of its step.
+
+    Args:
+        run: the run's folder.
+        step: steps done.
+        state: tensors and plain values in dicts and lists.
+        keep: checkpoints to keep.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    target, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
+    for interrupted in folder.glob(".step-*.partial"):
+        shutil.rmtree(interrupted, ignore_errors=True)
+    if not is_whole(target):
+        _write_whole(state, step, partial, target)
+    write_text(run / POINTER, f"checkpoints/{target.name}\n")
+    # Those of later steps are not whole, or the run would have gone on from there; they push nothing out.
+    for old in [other for other in steps(run) if other <= step][:-keep]:
+        shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
+    return target
+
+
+def _write_whole(state: dict[str, Any], step: int, partial: Path, target: Path) -> None:
+    partial.mkdir()
+    try:
+        _write(state, partial / STATE)
+        manifest = {"step": step, "files": {STATE: _sha256(partial / STATE)}}
+        (partial / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        for file in (partial / STATE, partial / MANIFEST, partial):
+            flush(file)
+        shutil.rmtree(target, ignore_errors=True)  # it is there, but not whole
+        os.replace(partial, target)
+        flush(target.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # PyTorch's writer knows no other, whatever the disk said
+        raise OSError(f"{path} could not be written; is the disk full? ({str(error).splitlines()[0]})") from error
+
+
+def load_newest(run: Path) -> dict[str, Any] | None:
+    """The state of the newest checkpoint that is whole, or None if a run has none.
+
+    Raises:
+        ValueError: if it holds anything but tensors and plain values, none of which is run.
+    """
+    for step in reversed(steps(run)):
+        folder = run / "checkpoints" / f"step-{step}"
+        if is_whole(folder):
+            return _read(folder / STATE)
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} holds no state of a run, and nothing of it was used: {why}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds {type(state).__name__}, expected the state of a run")
+    return state
+
+
+def steps(run: Path) -> list[int]:
+    """Steps of the checkpoints in a run's folder, whole or not, in order."""
+    found = (path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*"))
+    return sorted(int(name) for name in found if name.isdecimal())
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint's files are those of its manifest."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return STATE in files and all(_sha256(folder / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

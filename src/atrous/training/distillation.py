@@ -1,0 +1,53 @@
+"""Distillation: a trained model teaches another of the same classes while that one trains on its labels.
+
+The recipe's `teacher` asks for it; the paper has none. Masks by a teacher for photographs without labels are another
+way to the same end: see `atrous.prediction.pseudo_label`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from atrous.models.deeplab import DeepLabV3
+from atrous.models.weights import load
+from atrous.training.config import Recipe
+
+
+class Teaching:
+    """Distillation (Hinton et al. 2015): the student also learns the teacher's softened probabilities, at the grid.
+
+    The teacher is no part of the model: it is neither saved nor trained, and sees the crops that the student sees.
+
+    Raises:
+        ValueError: if the teacher has other classes than the student, or another normalisation.
+    """
+
+    def __init__(self, recipe: Recipe, student: DeepLabV3) -> None:
+        assert recipe.teacher
+        teacher, card = load(recipe.teacher, output_stride=student.output_stride)
+        if teacher.num_classes != student.num_classes:
+            raise ValueError(f"teacher {recipe.teacher} has {teacher.num_classes} classes, not {student.num_classes}")
+        if (card.mean, card.std) != (tuple(student.mean), tuple(student.std)):
+            raise ValueError(f"teacher {recipe.teacher} normalises images in another way than {recipe.backbone}")
+        self.model: DeepLabV3 | None = teacher
+        self.ready: DeepLabV3 | None = None
+        self.share, self.temperature = recipe.teacher_weight, recipe.teacher_temperature
+
+    def mixed(self, loss: Tensor, logits: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+        """The loss summed over pixels, a part of it replaced by the divergence from the teacher.
+
+        Args:
+            loss: summed over the valid pixels.
+            logits: B,K,h,w of the student.
+            inputs: B,3,H,W normalised.
+            weight: what a sum over these images is divided by.
+        """
+        if self.ready is None:
+            assert self.model
+            self.ready, self.model = self.model.to(inputs.device).for_inference(), None
+        with torch.no_grad():
+            target = torch.log_softmax(self.ready.grid_logits(inputs).float() / self.temperature, 1)
+        found = torch.log_softmax(logits.float() / self.temperature, 1)
+        divergence = (target.exp() * (target - found)).sum(1).mean() * self.temperature**2
+        return (1 - self.share) * loss + self.share * divergence * weight.to(loss.dtype)

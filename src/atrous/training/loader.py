@@ -1,0 +1,182 @@
+"""What a training reads: a checked data set, how often each image of it comes, and crops of it in batches.
+
+Everything random is a function of seed, epoch and index, whatever process makes it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from atrous.data.datasets.dataset import Sample, SegmentationDataset
+from atrous.data.image_io import Normalization
+from atrous.data.sampling import Presence, bootstrap_factors, open_splits, pixel_counts, repeat_factors, repeated
+from atrous.data.transforms import Augment, class_mix
+from atrous.evaluation.distributed import Place, Stream, World, generator
+from atrous.models.deeplab import DeepLabV3
+from atrous.models.tflite import is_tflite
+from atrous.models.weights import read_card, resolve
+from atrous.training.config import Recipe
+from atrous.training.interrupts import is_out_of_memory
+
+
+class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
+    """Augmented crops, each a function of seed, epoch and index, whatever process makes it."""
+
+    def __init__(self, dataset: SegmentationDataset, augment: Augment, seed: int, class_mix: float = 0.0) -> None:
+        self.dataset, self.augment, self.seed, self.class_mix = dataset, augment, seed, class_mix
+
+    def __getitem__(self, place: Place) -> tuple[Tensor, Tensor, str] | Exception:
+        """Image uint8 3,h,w, mask uint8 h,w and name of one sample in one epoch; or what is wrong with its files."""
+        epoch, index = place
+        try:
+            sample = self.dataset[index]
+            image, mask = self._drawn(sample, generator(self.seed, epoch, index))
+        except (ValueError, OSError, MemoryError) as error:  # raised in a worker it would come wrapped in a traceback
+            return error
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return MemoryError(str(error).splitlines()[0])
+        return image, mask, sample.name
+
+    def _drawn(self, sample: Sample, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        pair = self.augment(sample.image, sample.mask, draws)
+        if not self.class_mix or torch.rand((), generator=draws) >= self.class_mix:
+            return pair
+        other = self.dataset[int(torch.randint(len(self.dataset), (), generator=draws))]
+        over = self.augment(other.image, other.mask, draws)
+        return class_mix(pair, over, draws, self.augment.ignore)
+
+
+def open_data(recipe: Recipe, data: str | Path) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """What a recipe trains on, and what it validates on, if anything.
+
+    Raises:
+        ValueError: if a split is not there, or the classes do not go with the recipe or with each other.
+    """
+    dataset = open_splits(data, recipe.train_split)
+    classes = len(dataset.labels)
+    if recipe.class_weights and len(recipe.class_weights) != classes:
+        raise ValueError(f"class_weights has {len(recipe.class_weights)} values, the data {classes} classes")
+    if recipe.teacher and (taught := read_card(resolve(recipe.teacher)).names) != dataset.labels.names:
+        raise ValueError(f"teacher {recipe.teacher} knows the classes {', '.join(taught)}; the data has others")
+    held_out = open_splits(data, recipe.val_split) if recipe.val_split else None
+    if held_out and held_out.labels != dataset.labels:
+        raise ValueError(f"the splits {recipe.train_split} and {recipe.val_split} of {data} have different classes")
+    return dataset, held_out
+
+
+def sampled(dataset: SegmentationDataset, presence: Presence, recipe: Recipe) -> SegmentationDataset:
+    """With the images of hard and of rare classes as often as the recipe asks for."""
+    factors = np.ones(len(dataset))
+    if recipe.bootstrap:
+        classes = hardest_classes(recipe) if recipe.bootstrap == "auto" else recipe.bootstrap
+        factors = bootstrap_factors(presence, dataset.labels, classes, recipe.bootstrap_times)
+    if recipe.balance:
+        factors = np.maximum(factors, repeat_factors(presence, recipe.balance))
+    return repeated(dataset, factors, seed=recipe.seed)
+
+
+def hardest_classes(recipe: Recipe, count: int = 5) -> tuple[str, ...]:
+    """The classes of lowest IoU in the last validation of the model that a recipe starts from.
+
+    Raises:
+        ValueError: if it starts from none, or from one without IoU by class.
+    """
+    if recipe.weights in (None, "imagenet"):
+        raise ValueError("bootstrap is auto, expected weights of a run, whose hardest classes are taken")
+    assert recipe.weights
+    measured = {} if is_tflite(recipe.weights) else read_card(resolve(recipe.weights)).metrics
+    by_class = measured.get("val", {}).get("iou")
+    if not by_class:
+        raise ValueError(f"bootstrap is auto, but {recipe.weights} has no IoU by class; name the classes")
+    scored = {name: iou for name, iou in by_class.items() if iou is not None}
+    return tuple(sorted(scored, key=scored.__getitem__)[:count])
+
+
+def check_masks(dataset: SegmentationDataset, *, labelled: bool = True) -> Presence:
+    """Read every mask, and the size of its image, before the first step: a bad one is found now and not after hours.
+
+    Args:
+        dataset: of the run.
+        labelled: refuse a data set in which no pixel has a class.
+
+    Returns:
+        Which image holds which class, N,K.
+
+    Raises:
+        ValueError: for an id out of range (file, value, count), sizes that differ, a file that cannot be read.
+    """
+    presence = pixel_counts(dataset) > 0
+    if labelled and not presence.any():
+        raise ValueError(
+            f"none of the {len(set(dataset.items))} masks has a pixel that is not ignored; there is nothing to train on"
+        )
+    return presence
+
+
+def crops_of(dataset: SegmentationDataset, recipe: Recipe, model: DeepLabV3) -> Crops:
+    """A data set as crops for a model, augmented as the recipe asks for."""
+    augment = Augment(
+        crop=recipe.crop,
+        scales=recipe.scales,
+        flip=recipe.flip,
+        fill=Normalization(model.mean, model.std).fill,
+        ignore=dataset.labels.ignore,
+        photometric=recipe.photometric,
+        longest_side=recipe.longest_side,
+    )
+    return Crops(dataset, augment, recipe.seed, recipe.class_mix)
+
+
+def loader(crops: Crops, recipe: Recipe, start: int, workers: int, here: World) -> DataLoader[Any]:
+    """This process's share of the crops, part by part, from step `start` to the last."""
+    stream = Stream(
+        len(crops.dataset),
+        seed=recipe.seed,
+        batch=recipe.batch,
+        parts=recipe.accumulate,
+        start=start,
+        stop=recipe.iterations,
+        rank=here.rank,
+        size=here.size,
+    )
+    return DataLoader(
+        crops,
+        batch_sampler=stream,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=_ignore_interrupts,
+        pin_memory=here.device.type == "cuda",
+        generator=torch.Generator(),  # leaves the global random state, which checkpoints hold, alone
+        timeout=0,  # any other, and PyTorch looks for dead workers only when it is over, not every 5 s
+    )
+
+
+Part = tuple[Tensor, Tensor, list[str]]
+"""Images uint8 B,3,h,w, masks uint8 B,h,w and names."""
+
+
+def collate(samples: list[tuple[Tensor, Tensor, str] | Exception]) -> Part | Exception:
+    """Samples as one part of a batch; or the first of them that could not be read."""
+    whole = [sample for sample in samples if not isinstance(sample, Exception)]
+    for sample in samples:
+        if isinstance(sample, Exception):
+            return sample
+    images, masks, names = zip(*whole, strict=True)
+    return torch.stack(images), torch.stack(masks), list(names)
+
+
+def _ignore_interrupts(_: int) -> None:
+    # A signal sent to the group is the training process's to act on. SIGTERM stays deadly: it is how that one ends us.
+    torch.set_num_threads(1)
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,130 @@
+"""What a run keeps in its folder, and says of itself: its recipe, its data, the card of its weights, its first line."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from atrous.atomic import write_text
+from atrous.data.datasets.dataset import SegmentationDataset
+from atrous.evaluation.distributed import World
+from atrous.evaluation.evaluate import Evaluation
+from atrous.models.output_stride import Dial
+from atrous.models.weights import ModelCard
+from atrous.ops.resize import grid_size
+from atrous.training import checkpoint
+from atrous.training.config import Recipe, differences
+from atrous.training.recipes import load_recipe
+from atrous.training.state import State, loses_scale
+
+
+def describe(dataset: SegmentationDataset) -> dict[str, Any]:
+    """What a checkpoint keeps of its data, to tell other data from it."""
+    names = hashlib.sha256("\n".join(dataset.names).encode()).hexdigest()
+    return {"classes": list(dataset.labels.names), "images": len(dataset), "names": names}
+
+
+def saved_state(run: Path, dataset: SegmentationDataset) -> dict[str, Any] | None:
+    """The newest checkpoint, if it is of this data."""
+    saved = checkpoint.load_newest(run)
+    if saved is None and checkpoint.steps(run):
+        raise ValueError(f"{run} has checkpoints, but none is whole; start anew with another --out")
+    here = describe(dataset)
+    for key, there in (saved or {}).get("data", {}).items():
+        if there != here[key]:
+            what = "other images" if key == "names" else f"{key} {here[key]}, expected {there}"
+            raise ValueError(f"{run} was started on other data: {what}")
+    return saved
+
+
+def claim(run: Path, recipe: Recipe, resume: bool, here: World) -> None:
+    """Make the run's folder ours, or refuse to write over another run."""
+    written = run / "recipe.yaml"
+    if checkpoint.steps(run):
+        if not resume:
+            raise ValueError(
+                f"{run} holds a run at step {checkpoint.steps(run)[-1]}; add --resume, or name another --out"
+            )
+        changed = differences(load_recipe(written), recipe) if written.exists() else []
+        if changed:
+            raise ValueError(f"{run} was started with another recipe (there, here): {'; '.join(changed)}")
+    if here.first:
+        run.mkdir(parents=True, exist_ok=True)
+        write_text(written, recipe.to_yaml())
+
+
+_FOLDED = (
+    "Warning: the batch norm of the weights that this starts from is folded into their convolutions; trained, it "
+    "scales every map anew, and much of what they know may be lost (--set batch_norm=head keeps it)\n"
+)
+
+
+def _of_small_crop(recipe: Recipe) -> str:
+    """A warning where no atrous branch of ASPP can learn more than its centre (section 3.3, Figure 4).
+
+    Branches that a model's weights bring have learnt it already; they warn of a crop within one output stride.
+    """
+    if recipe.head != "aspp" or not recipe.aspp_rates:
+        return ""
+    stride, (height, width) = recipe.output_stride, recipe.crop_size
+    rows, columns = (grid_size(side, stride) // stride + 1 for side in (height, width))
+    rate = min(Dial(stride).aspp_rates(recipe.aspp_rates))
+    if max(rows, columns) > (rate if recipe.weights in (None, "imagenet") else 2):
+        return ""
+    return (
+        f"Warning: crops of {height}x{width} pixels are maps of {rows}x{columns} at output stride {stride}, where the "
+        f"least rate of ASPP is {rate}: its 3x3 convolutions see their centre alone (a larger crop shows them more)\n"
+    )
+
+
+def headline_of(
+    recipe: Recipe,
+    data: str | Path,
+    run: Path,
+    state: State,
+    dataset: SegmentationDataset,
+    held_out: SegmentationDataset | None,
+) -> str:
+    """What is about to be trained, on what, as one line; a warning before it, where there is one."""
+    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    going = f"going on at step {state.step}" if state.step else "starting"
+    schedule = f", of a schedule of {recipe.poly_iterations}" if recipe.poly_iterations else ""
+    return (
+        f"{_FOLDED if loses_scale(recipe, state.model) else ''}{'' if state.step else _of_small_crop(recipe)}"
+        f"{recipe.backbone}, output stride {recipe.output_stride}, {parameters / 1e6:.1f} M parameters; "
+        f"{len(dataset)} images to train on, {len(held_out) if held_out else 0} to validate on, from {data}; "
+        f"{going}, {recipe.iterations} steps of {recipe.batch}{schedule}; run folder {run}"
+    )
+
+
+def card_of(
+    recipe: Recipe, state: State, dataset: SegmentationDataset, data: str | Path, found: Evaluation | None
+) -> ModelCard:
+    """What the weights of a run say of themselves."""
+    model, labels = state.evaluated, dataset.labels
+    metrics: dict[str, Any] = {}
+    if found:
+        scores = found.scores.as_dict()
+        means = {name: scores[name] for name, _ in found.scores}
+        metrics["val"] = {
+            **means,
+            "iou": scores["iou"],
+            "output_stride": found.output_stride,
+            "images": found.images,
+            "step": state.step,
+        }
+    return ModelCard(
+        arguments=model.arguments,
+        names=labels.names,
+        palette=labels.palette,
+        mean=model.mean,
+        std=model.std,
+        output_stride=recipe.output_stride,
+        longest_side=recipe.longest_side,
+        ignore=labels.ignore,
+        metrics=metrics,
+        data=f"{Path(str(data)).name}, split {recipe.train_split}, {len(dataset)} images",
+        recipe=asdict(recipe),
+    )

@@ -1,0 +1,360 @@
+"""All that changes during a run: model, optimizer, moving average; how a step is taken, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from atrous.atomic import write_text
+from atrous.data.image_io import Normalization
+from atrous.evaluation.distributed import World, synchronise_batch_norm
+from atrous.models.deeplab import DeepLabV3, batch_norms_of
+from atrous.models.initialize import initialize
+from atrous.models.resnet import StrideIn
+from atrous.models.tflite import is_tflite
+from atrous.models.weights import MODEL_FILE, ModelCard, read_card, resolve, save
+from atrous.ops.resize import cross_entropy_sum, label_weight
+from atrous.ops.upsampled_loss import upsampled_cross_entropy_sum
+from atrous.training import checkpoint
+from atrous.training.compile import set_compile
+from atrous.training.config import Recipe
+from atrous.training.distillation import Teaching
+from atrous.training.ema import MovingAverage
+from atrous.training.frozen_bn import fold_frozen
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_LEAST_SCALE = 2.0**-14
+"""Of the loss in fp16: after 30 steps in a row without a finite gradient, none is to be expected."""
+
+
+class Objective(nn.Module):
+    """The loss as a module, so that data-parallel training wraps all of it: uint8 images and labels to a scalar."""
+
+    class_weights: Tensor | None
+
+    def __init__(self, model: DeepLabV3, recipe: Recipe, ignore: int) -> None:
+        super().__init__()
+        self.model = model
+        self.teaching = Teaching(recipe, model) if recipe.teacher else None
+        self.normalise = Normalization(model.mean, model.std)
+        self.amp = PRECISIONS.get(recipe.amp)
+        self.upsampled, self.ignore = recipe.upsample_logits, ignore
+        weights = torch.tensor(recipe.class_weights) if recipe.class_weights else None
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy summed over the valid pixels of B,3,H,W uint8 images with B,H,W uint8 labels."""
+        model = self.model
+        inputs = self.normalise(images).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, self.amp, enabled=self.amp is not None):
+            logits = model.grid_logits(inputs)
+        loss = self._against_truth(logits, labels)
+        return self.teaching.mixed(loss, logits, inputs, self.weight(labels)) if self.teaching else loss
+
+    def _against_truth(self, logits: Tensor, labels: Tensor) -> Tensor:
+        stride = self.model.output_stride
+        if self.upsampled:
+            return upsampled_cross_entropy_sum(logits, labels, stride, self.class_weights, ignore=self.ignore)
+        return cross_entropy_sum(
+            logits, labels, stride, upsampled=False, class_weights=self.class_weights, ignore=self.ignore
+        )
+
+    def weight(self, labels: Tensor) -> Tensor:
+        """What the sum is to be divided by."""
+        return label_weight(
+            labels,
+            self.model.output_stride,
+            upsampled=self.upsampled,
+            class_weights=self.class_weights,
+            ignore=self.ignore,
+        )
+
+
+@dataclass
+class State:
+    """All that changes during a run, and so all that a checkpoint holds."""
+
+    recipe: Recipe
+    model: DeepLabV3
+    objective: Objective
+    parallel: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: MovingAverage | None
+    step: int = 0
+    best: float | None = None
+    validated: int = 0
+
+    @classmethod
+    def build(
+        cls, recipe: Recipe, num_classes: int, ignore: int, here: World, saved: dict[str, Any] | None = None
+    ) -> State:
+        """At the start of a run, or as it was `saved`."""
+        torch.manual_seed(recipe.seed)
+        stride_in = (saved or {}).get("stride_in")
+        built = build_model(recipe, num_classes, blank=saved is not None, stride_in=stride_in)
+        if saved and "normalization" in saved:
+            # Not the backbone's own, where the weights that the run began with had another.
+            built.backbone.mean, built.backbone.std = saved["normalization"]
+        model: nn.Module = built.to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        average = MovingAverage(model, recipe.ema) if recipe.ema else None
+        if here.size > 1:
+            model = synchronise_batch_norm(model, here.device)
+        assert isinstance(model, DeepLabV3)
+        model.train()
+        if recipe.compile:
+            set_compile(model, recipe.compile)
+        else:
+            fold_frozen(model)
+        objective = Objective(model, recipe, ignore).to(here.device)
+        parallel = _data_parallel(objective) if here.size > 1 else objective
+        optimizer = build_optimizer(recipe, model)
+        scaler = torch.amp.GradScaler(here.device.type, enabled=recipe.amp == "fp16")
+        state = cls(recipe, model, objective, parallel, optimizer, scaler, average)
+        if saved:
+            state.restore(saved)
+        return state
+
+    @property
+    def evaluated(self) -> DeepLabV3:
+        """The model that is validated and kept: the average, where there is one."""
+        if self.average is None:
+            return self.model
+        assert isinstance(self.average.model, DeepLabV3)
+        return self.average.model
+
+    def take_step(self, parts: list[tuple[Tensor, Tensor, list[str]]], lr: float, here: World) -> float:
+        """One step of the optimizer over the batch of all processes; its mean loss.
+
+        Raises:
+            FloatingPointError: if loss or gradient are not finite; nothing has changed but batch norm's statistics.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["factor"]
+        weight = here.sum(sum((self.objective.weight(labels) for _, labels, _ in parts), _zero()).to(here.device))
+        weight = torch.where(weight > 0, weight, 1.0)  # without a valid pixel in the whole batch the sum is 0 as well
+        losses = []
+        for i, (images, labels, _) in enumerate(parts):
+            with self._last_part_syncs(i == len(parts) - 1):
+                images, labels = images.to(here.device, non_blocking=True), labels.to(here.device, non_blocking=True)
+                loss = self.parallel(images, labels)
+                # Data-parallel training takes the mean of the processes' gradients; the sum is wanted.
+                self.scaler.scale(loss * (here.size / weight).float()).backward()
+            losses.append(loss.detach().double())
+        mean = float(here.sum(torch.stack(losses).sum()) / weight)
+        if not math.isfinite(mean):
+            culprits = [names for loss, (*_, names) in zip(losses, parts, strict=True) if not loss.isfinite()]
+            self._refuse(f"the loss is {mean}", culprits, here)
+        if why := self._bad_gradient():
+            self._refuse(why, [names for *_, names in parts], here)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.average:
+            self.average.update(self.model, self.step + 1)
+        return mean
+
+    def _bad_gradient(self) -> str:
+        """What is wrong with the gradients, or nothing."""
+        if self.scaler.is_enabled():  # it leaves such a step out by itself, and scales the next loss by less
+            scale = self.scaler.get_scale()
+            return f"no gradient was finite at any scale of the loss down to {scale:g}" if scale < _LEAST_SCALE else ""
+        named = {key: p.grad for key, p in self.model.named_parameters() if p.grad is not None}
+        bad = _not_finite(named)
+        return f"the loss is finite, but not the gradient of {_some(bad)}" if bad else ""
+
+    def _refuse(self, why: str, culprits: list[list[str]], here: World) -> NoReturn:
+        self.optimizer.zero_grad()
+        names = ", ".join(here.gather([name for part in culprits for name in part]))
+        raise FloatingPointError(f"{why} at step {self.step}; the step is not taken. The batch: {names}")
+
+    def _last_part_syncs(self, last: bool) -> AbstractContextManager[Any]:
+        if isinstance(self.parallel, DistributedDataParallel) and not last:
+            return self.parallel.no_sync()
+        return nullcontext()
+
+    def keep(self, run: Path, card: ModelCard, here: World) -> None:
+        """Write the model's weights, for use, to ``run/best``."""
+        if here.first:
+            folder = run / "best"
+            folder.mkdir(parents=True, exist_ok=True)
+            save(self.evaluated, folder / MODEL_FILE, card)
+            write_text(folder / "model.json", card.to_json() + "\n")
+
+    def must_validate(self, held_out: object) -> bool:
+        """Whether there is something to validate on, this step asks for it, and it has not been done."""
+        asked = self.step % self.recipe.val_every == 0 or self.step == self.recipe.iterations
+        return bool(held_out) and asked and self.step > 0 and self.validated != self.step
+
+    def note(self, score: float) -> bool:
+        """Note a validation; whether it is the best so far: anything is better than none, and than no number."""
+        self.validated = self.step
+        better = self.best is None or self.best != self.best or score > self.best
+        self.best = score if better else self.best
+        return better
+
+    def save(self, run: Path, here: World, data: dict[str, Any]) -> None:
+        """Write a checkpoint, with a description of the data that the run is on.
+
+        Raises:
+            FloatingPointError: if anything that it would hold is not finite; the one before stays the newest.
+        """
+        self._check_finite()
+        if here.first:
+            checkpoint.save(run, self.step, {**self._to_save(), "data": data})
+        here.wait()
+
+    def _check_finite(self) -> None:
+        held = {**self.model.state_dict()}
+        held |= {f"average.{key}": value for key, value in self.average.state_dict().items()} if self.average else {}
+        for entry, moments in self.optimizer.state_dict()["state"].items():
+            held |= {f"optimizer.{entry}.{key}": value for key, value in moments.items() if torch.is_tensor(value)}
+        if bad := _not_finite(held):
+            raise FloatingPointError(
+                f"after step {self.step} there is NaN or infinity in {_some(bad)}; "
+                "nothing is saved, and the checkpoint before is as it was"
+            )
+
+    def _to_save(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "stride_in": self.model.arguments.get("stride_in"),
+            "normalization": (self.model.mean, self.model.std),
+            "best": self.best,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take everything from a checkpoint.
+
+        Raises:
+            ValueError: if it is not of this recipe's model and optimizer.
+        """
+        try:
+            self.step, self.best = saved["step"], saved["best"]
+            self.model.load_state_dict(saved["model"])
+            if self.average:
+                self.average.load_state_dict(saved["average"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scaler.load_state_dict(saved["scaler"])
+            torch.set_rng_state(saved["random"])
+            if torch.cuda.is_available() and len(saved["random_cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(saved["random_cuda"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"the checkpoint does not go with this recipe and this version: {what}") from error
+
+
+def build_model(
+    recipe: Recipe, num_classes: int, *, blank: bool = False, stride_in: StrideIn | None = None
+) -> DeepLabV3:
+    """The recipe's model, with the weights that it starts from.
+
+    Args:
+        recipe: of the run.
+        num_classes: of the data.
+        blank: leave the weights out, for they are about to be loaded from a checkpoint.
+        stride_in: as that checkpoint has it, so that the weights it started from need not be there any more.
+    """
+    source = recipe.weights if recipe.weights not in (None, "imagenet") else None
+    stride_in = stride_in or recipe.stride_in or ("first" if recipe.weights == "imagenet" else None)
+    if source and not stride_in and not is_tflite(source):
+        stride_in = read_card(resolve(source)).arguments.get("stride_in")
+    model = DeepLabV3(
+        recipe.backbone,
+        num_classes,
+        head=recipe.head,
+        last_block=recipe.last_block,
+        multi_grid=recipe.multi_grid,
+        aspp_rates=recipe.aspp_rates,
+        aspp_pointwise=recipe.aspp_pointwise,
+        image_pooling=recipe.image_pooling,
+        output_stride=recipe.output_stride,
+        weights="imagenet" if recipe.weights == "imagenet" and not blank else None,
+        stride_in=stride_in,
+    )
+    if source and not blank:
+        initialize(model, source, reset_head=recipe.reset_head)
+    model.longest_side = recipe.longest_side
+    model.set_batch_norm_decay(recipe.batch_norm_decay)
+    model.set_checkpointing(recipe.checkpointing)
+    if recipe.batch_norm != "train":
+        model.freeze_batch_norm(affine=recipe.batch_norm == "freeze", head=recipe.batch_norm != "head")
+    return model
+
+
+def loses_scale(recipe: Recipe, model: DeepLabV3) -> bool:
+    """Whether training the backbone's batch norm takes from weights the scale of their maps.
+
+    Where it has been folded away, its statistics are 0 and 1 and say nothing of the maps. With a batch's own in their
+    place the first step is that of another network (``docs/results.md``, the ablation).
+
+    Args:
+        recipe: of the run.
+        model: as it starts.
+    """
+    if recipe.weights in (None, "imagenet") or recipe.batch_norm != "train":
+        return False
+    norms = list(batch_norms_of(model.backbone))
+    means = [norm.running_mean for norm in norms if norm.running_mean is not None]
+    variances = [norm.running_var for norm in norms if norm.running_var is not None]
+    return bool(means) and not any(bool(mean.any()) for mean in means) and all(bool(v.eq(1).all()) for v in variances)
+
+
+def build_optimizer(recipe: Recipe, model: DeepLabV3) -> torch.optim.Optimizer:
+    """SGD with momentum (section 4.1) or AdamW, with the new layers' larger rate where the recipe has one."""
+    new = {id(parameter) for parameter in model.head_parameters()}
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in new, parameter.ndim > 1 or recipe.decay_all), []).append(parameter)
+    settings: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            "factor": recipe.head_lr_factor if in_head else 1.0,
+            "weight_decay": recipe.weight_decay if decayed else 0.0,
+        }
+        for (in_head, decayed), parameters in groups.items()
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(settings, lr=recipe.lr, fused=True)
+    return torch.optim.SGD(settings, lr=recipe.lr, momentum=recipe.momentum, fused=True)
+
+
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.float64)
+
+
+def _data_parallel(objective: Objective) -> DistributedDataParallel:
+    # PyTorch is renaming the option, and warns of the old name where it knows the new one.
+    known = inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {option: False}
+    return DistributedDataParallel(objective, **options)
+
+
+def _not_finite(named: Mapping[str, Tensor]) -> list[str]:
+    floats = {key: value for key, value in named.items() if value.is_floating_point() and value.numel()}
+    # A sum is quick, and finite only if all of its terms are; but it overflows before they do.
+    sums = [value.sum().double() for value in floats.values()]
+    if not sums or bool(torch.stack(sums).isfinite().all()):
+        return []
+    return [key for key, value in floats.items() if not bool(value.isfinite().all())]
+
+
+def _some(keys: list[str]) -> str:
+    return f"{', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"

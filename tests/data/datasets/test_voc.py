@@ -1,0 +1,106 @@
+"""VOC 2012 and SBD as they are distributed, made small, and every way in which they can be incomplete."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from atrous.data.datasets.dataset import list_split, open_dataset, splits
+from atrous.data.image_io import write_mask
+from atrous.data.labels import VOC
+from atrous.data.validate import check
+
+
+def put_image(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (4, 6, 3)).astype(np.uint8)).save(path)
+
+
+def put_voc(home: Path) -> None:
+    sets = home / "ImageSets" / "Segmentation"
+    sets.mkdir(parents=True)
+    for split, names in {"train": "ab", "val": "c", "trainval": "abc", "test": "z"}.items():
+        (sets / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+    for seed, name in enumerate("abc"):
+        put_image(home / "JPEGImages" / f"{name}.jpg", seed)
+        (home / "SegmentationClass").mkdir(exist_ok=True)
+        mask = np.full((4, 6), 15, dtype=np.uint8)
+        mask[0] = 255
+        write_mask(home / "SegmentationClass" / f"{name}.png", mask, VOC)
+
+
+def put_sbd(root: Path) -> None:
+    scipy_io = pytest.importorskip("scipy.io")
+    (root / "cls").mkdir(parents=True)
+    for name in "acxy":
+        mask = np.full((4, 6), 3, dtype=np.uint8)
+        scipy_io.savemat(root / "cls" / f"{name}.mat", {"GTcls": {"Boundaries": 0, "Segmentation": mask}})
+        put_image(root / "img" / f"{name}.jpg")
+    (root / "train.txt").write_text("a\nx\n")
+    (root / "val.txt").write_text("c\ny\n")
+
+
+@pytest.mark.parametrize("inner", ["", "VOC2012", "VOCdevkit/VOC2012"])
+def test_voc_at_any_of_its_roots(tmp_path: Path, inner: str) -> None:
+    put_voc(tmp_path / inner)
+    assert splits(tmp_path) == ["train", "trainval", "val"]
+    dataset = open_dataset(tmp_path, "trainval")
+    assert dataset.names == ["a", "b", "c"] and dataset.labels is VOC
+    assert dataset[0].mask.unique().tolist() == [15, 255]
+    assert open_dataset(f"voc:{tmp_path}", "val").names == ["c"]
+    with pytest.raises(ValueError, match="no split 'trainaug'; the splits there are train, trainval, val; VOC 2012 is"):
+        open_dataset(f"voc:{tmp_path}", "trainaug")
+
+
+def test_trainaug_from_converted_masks(tmp_path: Path) -> None:
+    home = tmp_path / "VOC2012"
+    put_voc(home)
+    put_image(home / "JPEGImages" / "x.jpg")
+    for name in "abx":
+        (home / "SegmentationClassAug").mkdir(exist_ok=True)
+        Image.fromarray(np.full((4, 6), 7, np.uint8)).save(home / "SegmentationClassAug" / f"{name}.png")
+    (home / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("b\nx\n")
+    dataset = open_dataset(f"voc:{tmp_path}", "trainaug")
+    assert dataset.names == ["b", "x"] and dataset[0].mask[0, 0] == 7
+    lines = "/JPEGImages/x.jpg /SegmentationClassAug/x.png\n\n/JPEGImages/a.jpg /SegmentationClassAug/a.png\n"
+    (home / "ImageSets" / "Segmentation" / "trainaug.txt").write_text(lines)
+    assert open_dataset(f"voc:{tmp_path}", "trainaug").names == ["x", "a"]
+    (home / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("a\nnowhere\n")
+    with pytest.raises(ValueError, match=r"trainaug\.txt: 1 of 2 names have no image: nowhere; VOC 2012 is published"):
+        open_dataset(f"voc:{tmp_path}", "trainaug")
+
+
+@pytest.mark.parametrize("place", ["benchmark_RELEASE/dataset", "VOCdevkit/SBD", "VOCdevkit/VOC2012/sbd"])
+def test_trainaug_from_sbd_as_distributed(tmp_path: Path, place: str) -> None:
+    put_voc(tmp_path / "VOCdevkit" / "VOC2012")
+    put_sbd(tmp_path / place)
+    dataset = open_dataset(f"voc:{tmp_path}", "trainaug")
+    assert dataset.names == ["a", "b", "x", "y"], "SBD and VOC's train, less VOC's val"
+    assert [int(sample.mask[1, 1]) for sample in dataset] == [15, 15, 3, 3], "VOC's own masks where there are any"
+
+
+def test_broken_sbd_masks_are_named(tmp_path: Path) -> None:
+    put_voc(tmp_path)
+    put_sbd(tmp_path / "SBD")
+    (tmp_path / "SBD" / "cls" / "x.mat").write_bytes(b"not MATLAB's")
+    with pytest.raises(ValueError, match=r"x\.mat: .*expected a MATLAB file"):
+        open_dataset(f"voc:{tmp_path}", "trainaug")[2]
+
+
+def test_the_test_split_is_there_to_be_predicted(tmp_path: Path) -> None:
+    put_voc(tmp_path)
+    assert "test" not in splits(tmp_path), "its name is listed, but its image is not there"
+    put_image(tmp_path / "JPEGImages" / "z.jpg", seed=9)
+    assert splits(tmp_path) == ["train", "trainval", "val", "test"]
+    listing = list_split(tmp_path, "test")
+    assert [(item.name, item.mask) for item in listing.items] == [("z", None)] and not listing.problems
+    with pytest.raises(
+        ValueError, match=r"test\.txt: no masks, for VOC keeps the masks of its test split for its server"
+    ):
+        open_dataset(tmp_path, "test")
+    report = check(tmp_path)
+    assert report.problems == [] and report.splits["test"].unlabelled
+    assert not [line for line in report.warnings if line.startswith("test")]
+    (tmp_path / "ImageSets" / "Segmentation" / "test.txt").write_text("z\nlost\n")
+    assert "1 of 2 names have no image: lost; VOC 2012" in list_split(tmp_path, "test").problems[0]

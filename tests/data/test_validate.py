@@ -1,0 +1,175 @@
+"""Every fault that a data set can have, put into a small one, is found, and nothing else is."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from atrous.data.labels import VOC
+from atrous.data.validate import check, class_counts, render
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def put(root: Path, split: str, name: str, *, seed: int, size: tuple[int, int] = (6, 4), mask: int | None = 1) -> None:
+    for kind in ("images", "masks"):
+        (root / kind / split).mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(root / "images" / split / f"{name}.png")
+    if mask is not None:
+        ids = np.zeros((size[1], size[0]), dtype=np.uint8)
+        ids[0], ids[1, :3] = mask, 255
+        Image.fromarray(ids).save(root / "masks" / split / f"{name}.png")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "dataset.yaml").write_text("names: [sky, road]\n")
+    put(tmp_path, "train", "a", seed=1)
+    put(tmp_path, "train", "b", seed=2, size=(8, 4), mask=0)
+    put(tmp_path, "val", "c", seed=3)
+    return tmp_path
+
+
+def shown(root: Path) -> str:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render(check(root)))
+    return console.export_text()
+
+
+def test_a_sound_set_is_counted(root: Path) -> None:
+    report = check(str(root))
+    assert report.problems == [] and report.warnings == []
+    train = report.splits["train"]
+    assert (train.images, train.sound) == (2, 2)
+    assert train.sizes == {"min": (6, 4), "median": (8, 4), "max": (8, 4)}
+    assert train.counts.pixels.tolist() == [15 + 29, 6] and train.counts.images.tolist() == [2, 1]
+    assert train.counts.shares.tolist() == pytest.approx([44 / 50, 6 / 50])
+    assert train.counts.ignored == 6 and train.counts.ignored_share == pytest.approx(6 / 56)
+    found = json.loads(json.dumps(report.as_dict()))
+    assert found["sound"] and found["classes"] == ["sky", "road"] and found["splits"]["val"]["images"] == 1
+    assert found["splits"]["train"]["class_images"] == {"sky": 2, "road": 1}
+    assert "sound, 0 warnings" in shown(root)
+
+
+def test_every_fault_is_found_and_none_stops_the_rest(root: Path) -> None:
+    put(root, "train", "range", seed=4, mask=9)
+    put(root, "train", "size", seed=5)
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(root / "masks" / "train" / "size.png")
+    put(root, "train", "cut", seed=6, size=(40, 40))
+    whole = (root / "images" / "train" / "cut.png").read_bytes()
+    (root / "images" / "train" / "cut.png").write_bytes(whole[:300])
+    put(root, "train", "lone", seed=7, mask=None)
+    put(root, "val", "leak", seed=1)
+    put(root, "val", "d", seed=8)
+    (root / "masks" / "val" / "d.png").write_bytes(b"nothing")
+    (root / "images" / "test").mkdir()
+    report = check(root)
+    for part in (
+        "range.png: mask has id 9 (6 pixels)",
+        "size.png: mask of 5x4; expected 6x4",
+        "train/cut.png: ",
+        "1 of 6 images have no mask in masks/train, of the same stem: lone",
+        "masks/val/d.png: not an image",
+        "train/a.png and " + str(root / "images/val/leak.png") + ": the same picture in train and val",
+        "images/test: no images",
+    ):
+        assert sum(part in line for line in report.problems) == 1, part
+    assert len(report.problems) == 7 and all("\n" not in line for line in report.problems)
+    assert report.splits["train"].sound == 2 and report.splits["train"].images == 5
+    assert not report.as_dict()["sound"] and "7 problems" in shown(root)
+
+
+def test_likely_mistakes_are_warned_of(root: Path) -> None:
+    (root / "dataset.yaml").write_text("names: [sky, road, '[bold]car']\n")
+    put(root, "train", "again", seed=1)
+    put(root, "val", "b", seed=9, mask=2)
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(root / "masks" / "val" / "orphan.png")
+    report = check(root)
+    assert report.problems == []
+    for part in (
+        "train: 1 pictures occur more than once: a, again",
+        "train and val: 1 pictures have the same name: b",
+        "train: no pixel of [bold]car",
+        "1 masks have no image: orphan",
+    ):
+        assert sum(part in line for line in report.warnings) == 1, part
+    assert len(report.warnings) == 4 and "[bold]car" in shown(root)
+
+
+def test_a_split_of_ignored_pixels_is_warned_of(root: Path) -> None:
+    Image.fromarray(np.full((4, 6), 255, np.uint8)).save(root / "masks" / "val" / "c.png")
+    assert check(root).warnings == ["val: every pixel is ignored; expected some of the 2 classes"]
+
+
+def test_vocs_trainaug_may_contain_its_train(tmp_path: Path) -> None:
+    sets = tmp_path / "ImageSets" / "Segmentation"
+    sets.mkdir(parents=True)
+    for folder in ("JPEGImages", "SegmentationClass", "SegmentationClassAug"):
+        (tmp_path / folder).mkdir()
+    for split, names in {"train": "a", "val": "b", "trainval": "ab", "trainaug": "ac"}.items():
+        (sets / f"{split}.txt").write_text("\n".join(names))
+    for seed, name in enumerate("abc"):
+        pixels = np.random.default_rng(seed).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "JPEGImages" / f"{name}.jpg")
+        for folder in ("SegmentationClass", "SegmentationClassAug"):
+            Image.fromarray(np.full((4, 6), 15, np.uint8)).save(tmp_path / folder / f"{name}.png")
+    report = check(f"voc:{tmp_path}")
+    assert report.problems == [] and list(report.splits) == ["train", "trainaug", "val"]
+    (sets / "trainaug.txt").write_text("a\nb\n")
+    assert ["same picture in trainaug and val" in line for line in check(tmp_path).problems] == [True]
+
+
+def test_what_cannot_be_checked_at_all(root: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        check(root / "nowhere")
+    (root / "dataset.yaml").write_text("names: 3")
+    with pytest.raises(ValueError, match=r"dataset\.yaml: names is int 3"):
+        check(root)
+    empty = root / "empty"
+    empty.mkdir()
+    (empty / "dataset.yaml").write_text("names: [sky]")
+    with pytest.raises(ValueError, match="no splits"):
+        check(empty)
+
+
+def test_class_counts_of_nothing() -> None:
+    counts = class_counts(np.zeros((0, 256), dtype=np.int64), VOC)
+    assert counts.shares.tolist() == [0.0] * 21 and counts.ignored_share == 0
+
+
+def test_progress_is_told(root: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    check(root, workers=1, progress=lambda *step: told.append(step))
+    assert told == [("train", 1, 2), ("train", 2, 2), ("val", 1, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["camvid", "objects"])
+def test_shared_data_is_sound(name: str) -> None:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"no {name} beside the repository, in shared/data")
+    assert check(SHARED / name).problems == []
+
+
+def test_a_pipe_among_the_images_is_named_and_not_waited_for(tiny_data: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    (data / "images" / "val" / "val0.png").unlink()
+    os.mkfifo(data / "images" / "val" / "val0.png")
+    assert any("val0.png: not a file" in line for line in check(data).problems)
+    (data / "dataset.yaml").unlink()
+    os.mkfifo(data / "dataset.yaml")
+    with pytest.raises(ValueError, match=r"not a file; expected a dataset.yaml|layout not recognised"):
+        check(data)
+
+
+def test_a_path_that_is_named_like_an_emoji_is_shown_as_it_is(tiny_data: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(tiny_data, tmp_path / "a:v:b")
+    console = Console(record=True, width=200)
+    console.print(render(check(f"folder:{data}")))
+    assert "a:v:b: sound" in console.export_text()

@@ -1,0 +1,198 @@
+"""The order of samples is complete and resumable; two processes over gloo do what one does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ranks
+from atrous.evaluation.distributed import Stream, World, generator, pick_device, world
+from forks import together
+
+SAMPLES, BATCH = 37, 5
+STEPS = 3 * SAMPLES // BATCH + 1
+
+
+def places(**options: Any) -> list[tuple[int, int]]:
+    stream = Stream(SAMPLES, seed=3, **{"batch": BATCH, "stop": STEPS, **options})
+    return [place for part in stream for place in part]
+
+
+def each_once_an_epoch(found: list[tuple[int, int]]) -> bool:
+    counts = Counter(found)
+    return all(counts[epoch, index] == 1 for epoch in range(3) for index in range(SAMPLES))
+
+
+def test_stopped_at_every_step_each_sample_comes_once_an_epoch() -> None:
+    whole = places()
+    assert each_once_an_epoch(whole)
+    for stop in range(STEPS + 1):
+        assert places(stop=stop) + places(start=stop) == whole
+
+
+def test_stopped_again_and_again() -> None:
+    found = [place for step in range(STEPS) for place in places(start=step, stop=step + 1)]
+    assert found == places()
+
+
+@pytest.mark.parametrize(("batch", "size", "parts"), [(6, 1, 2), (6, 2, 1), (6, 3, 2), (12, 2, 3), (4, 2, 2)])
+def test_ranks_and_parts_share_out_the_batch_of_one_process(batch: int, size: int, parts: int) -> None:
+    steps = 3 * SAMPLES // batch + 1
+    options = {"seed": 3, "batch": batch, "stop": steps}
+    one = list(Stream(SAMPLES, **options))
+    ranks = [list(Stream(SAMPLES, **options, parts=parts, rank=rank, size=size)) for rank in range(size)]
+    assert all(len(part) == batch // size // parts for found in ranks for part in found)
+    together = [
+        [place for found in ranks for part in found[step * parts : (step + 1) * parts] for place in part]
+        for step in range(steps)
+    ]
+    assert together == one
+    assert each_once_an_epoch([place for step in together for place in step])
+
+
+def test_two_ranks_stopped_at_every_step_lose_nothing() -> None:
+    whole = Counter(places(batch=4))
+    for stop in range(STEPS + 1):
+        found: Counter[tuple[int, int]] = Counter()
+        for rank in range(2):
+            found.update(places(batch=4, rank=rank, size=2, stop=stop))
+            found.update(places(batch=4, rank=rank, size=2, start=stop))
+        assert found == whole
+
+
+def test_the_length_is_the_number_of_parts() -> None:
+    stream = Stream(SAMPLES, seed=0, batch=6, parts=3, start=4, stop=10)
+    assert len(stream) == 18 == len(list(stream))
+
+
+def test_a_data_set_smaller_than_the_batch() -> None:
+    found = [place for part in Stream(3, seed=0, batch=8, stop=3) for place in part]
+    assert Counter(found) == {(epoch, index): 1 for epoch in range(8) for index in range(3)}
+
+
+def test_epochs_and_seeds_differ_and_repeat() -> None:
+    def orders(seed: int) -> list[tuple[int, ...]]:
+        found = [place for part in Stream(50, seed=seed, batch=50, stop=3) for place in part]
+        return [tuple(index for epoch, index in found if epoch == e) for e in range(3)]
+
+    assert orders(1) == orders(1)
+    assert len({*orders(1), *orders(2)}) == 6
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch is 6, expected a multiple of 2 processes times 2 accumulated parts"):
+        Stream(10, seed=0, batch=6, parts=2, size=2, stop=1)
+
+
+def test_a_generator_is_a_function_of_all_its_numbers() -> None:
+    def draw(*words: int) -> tuple[float, ...]:
+        return tuple(torch.rand(4, generator=generator(*words)).tolist())
+
+    words = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 10, 1), (0, 1, 1), (0, 1, 10), (1,), (11, 1), (1, 11)]
+    assert len({draw(*word) for word in words}) == len(words)
+    assert draw(4, 5, 6) == draw(4, 5, 6)
+
+
+def test_alone_a_world_of_one() -> None:
+    with world("cpu") as here:
+        assert (here.rank, here.size, here.first, here.device) == (0, 1, True, torch.device("cpu"))
+        value = torch.tensor([1.5, 2.0])
+        assert torch.equal(here.sum(value), value) and here.any(15) == 15
+        here.wait()
+    assert not World(1, 2, torch.device("cpu")).first
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("mps", "device 'mps' is not supported"), ("gpu", "no device 'gpu'"), ("cuda:99", "device"), ("", "no device ''")],
+)
+def test_a_device_that_there_is_not(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pick_device(name)
+
+
+@pytest.fixture(scope="module")
+def processes(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
+    """What one process found alone, and what each of two found together."""
+    folder = tmp_path_factory.mktemp("gloo")
+    hook = ("steps_of_ranks", str(tiny_data), str(folder / "two"))
+    jobs = together([], folder, 2, [[hook]] * 2)
+    try:
+        ranks.main(tiny_data, folder / "one")
+        statuses = [job.status() for job in jobs]
+    finally:
+        for job in jobs:
+            job.process.kill()
+    assert statuses == [0, 0], [job.output for job in jobs]
+    one, first, second = (torch.load(folder / name, weights_only=True) for name in ("one-0", "two-0", "two-1"))
+    return one, first, second
+
+
+CASES = ["plain", "frozen, in parts", "one rank empty"]
+
+
+def norm(gradient: dict[str, torch.Tensor]) -> float:
+    return float(torch.stack([value.double().square().sum() for value in gradient.values()]).sum().sqrt())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_of_two_is_that_of_one(case: str, processes: tuple[Any, Any, Any]) -> None:
+    one, first, second = (found[case] for found in processes)
+    assert one["gradient"].keys() == first["gradient"].keys()
+    difference = {key: value - first["gradient"][key] for key, value in one["gradient"].items()}
+    assert norm(one["gradient"]) > 0.01
+    assert norm(difference) <= 1e-6 * norm(one["gradient"])
+    assert all(torch.equal(value, second["gradient"][key]) for key, value in first["gradient"].items())
+    assert one["loss"] == pytest.approx(first["loss"], rel=1e-6) and first["loss"] == second["loss"]
+
+
+@pytest.mark.parametrize("case", ["plain", "one rank empty", "empty"])
+def test_the_statistics_of_batch_norm_are_those_of_the_whole_batch(case: str, processes: tuple[Any, Any, Any]) -> None:
+    one, first, second = (found[case]["buffers"] for found in processes)
+    assert len(one) > 40
+    for key, value in one.items():
+        torch.testing.assert_close(first[key], value, rtol=1e-6, atol=1e-9)
+        assert torch.equal(first[key], second[key])
+    assert [found["kinds"] for found in processes] == [False, True, True]
+
+
+def test_batch_norm_keeps_its_precision_far_from_zero(processes: tuple[Any, Any, Any]) -> None:
+    one, first, second = processes
+    together = torch.cat([first["offset"], second["offset"]])
+    torch.testing.assert_close(together, one["offset"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(first["offset variance"], one["offset variance"], rtol=1e-3, atol=0)
+
+
+def test_metrics_are_reduced_exactly(processes: tuple[Any, Any, Any]) -> None:
+    one, first, second = (found["scores"] for found in processes)
+    assert one == first == second
+    assert one["images"] == 4 and one["miou"] > 0
+
+
+def test_two_processes_without_a_valid_pixel(processes: tuple[Any, Any, Any]) -> None:
+    for found in processes:
+        assert found["empty"]["loss"] == 0.0
+        assert norm(found["empty"]["gradient"]) == 0.0
+
+
+def test_mixed_precision_on_two_processes(processes: tuple[Any, Any, Any]) -> None:
+    one, first, second = (found["bf16"] for found in processes)
+    assert one["loss"] == pytest.approx(first["loss"], rel=2e-2) and first["loss"] == second["loss"]
+    assert norm(first["gradient"]) == pytest.approx(norm(one["gradient"]), rel=0.2)
+
+
+def test_the_average_of_two_is_that_of_one(processes: tuple[Any, Any, Any]) -> None:
+    one, first, second = (found["average"] for found in processes)
+    assert one.keys() == first.keys()
+    for key, value in one.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(first[key], value, rtol=1e-6, atol=1e-6)
+            assert torch.equal(first[key], second[key])
+
+
+def test_one_process_asked_to_stop_stops_all(processes: tuple[Any, Any, Any]) -> None:
+    assert [found["any"] for found in processes] == [0, 15, 15]

@@ -1,0 +1,216 @@
+"""Evaluation against a plain loop: argmax, averages over scales and flips, one matrix over images of all sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import confusion_matrix, jaccard_score
+
+from atrous.data.datasets.dataset import SegmentationDataset, open_dataset
+from atrous.data.image_io import IMAGENET
+from atrous.evaluation.evaluate import (
+    as_seen,
+    checked_longest_side,
+    evaluate,
+    inference,
+    predict_classes,
+    predict_probabilities,
+)
+from atrous.models.deeplab import DeepLabV3
+
+
+@pytest.fixture(scope="module")
+def model(tiny_data) -> DeepLabV3:
+    """Random weights, with statistics and a classifier that tell the classes apart on some pixels."""
+    torch.manual_seed(0)
+    model = DeepLabV3("resnet18", 4, aspp_rates=(1,), image_pooling=False)
+    data = open_dataset(tiny_data, "train")
+    model.set_batch_norm_decay(0.5)
+    with torch.no_grad():
+        for i in range(4):
+            model(IMAGENET(data[i].image[None]))
+        model.classifier.weight.normal_(std=0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def val(tiny_data) -> SegmentationDataset:
+    return open_dataset(tiny_data, "val")
+
+
+def scaled(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    return F.interpolate(images, (height, width), mode="bilinear", align_corners=True)
+
+
+@torch.no_grad()
+def by_hand(model: DeepLabV3, images: torch.Tensor, scales: tuple[float, ...], flip: bool) -> torch.Tensor:
+    """Section 4.2 in a plain loop: `model(x)` is all that it uses."""
+    height, width = images.shape[-2:]
+    found = []
+    for scale in scales:
+        x = scaled(images, round((height - 1) * scale) + 1, round((width - 1) * scale) + 1)
+        found.append(scaled(model(x), height, width).softmax(1))
+        if flip:
+            found.append(scaled(model(x.flip(3)), height, width).softmax(1).flip(3))
+    return torch.stack(found).double().mean(0)
+
+
+def test_scales_and_flip_are_the_mean_of_the_softmax(model, val) -> None:
+    images = IMAGENET(val[0].image[None])
+    for scales, flip in [((1.0,), False), ((1.0,), True), ((0.5, 0.75, 1.25), False), ((0.5, 1.0, 1.75), True)]:
+        with inference(model):
+            found = predict_probabilities(model, images, scales=scales, flip=flip)
+            classes = predict_classes(model, images, scales=scales, flip=flip)
+        expected = by_hand(model, images, scales, flip)
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.sum(1), torch.ones_like(found[:, 0]), rtol=0, atol=1e-5)
+        top = expected.topk(2, 1).values
+        clear = top[:, 0] - top[:, 1] > 1e-4
+        assert clear.float().mean() > 0.9
+        assert classes.dtype == torch.uint8
+        assert torch.equal(classes[clear].long(), expected.argmax(1)[clear])
+
+
+def test_the_scales_make_a_difference(model, val) -> None:
+    images = IMAGENET(val[0].image[None])
+    plain, several, flipped = (
+        by_hand(model, images, scales, flip) for scales, flip in [((1.0,), False), ((0.5, 1.5), False), ((1.0,), True)]
+    )
+    assert (plain - several).abs().max() > 0.01 and (plain - flipped).abs().max() > 0.01
+
+
+def test_a_batch_is_its_images_one_by_one(model, val) -> None:
+    images = IMAGENET(torch.stack([val[0].image, val[0].image.flip(1)]))
+    with inference(model):
+        together = predict_probabilities(model, images, scales=(0.75, 1.0), flip=True)
+        single = predict_probabilities(model, images[1:], scales=(0.75, 1.0), flip=True)
+    torch.testing.assert_close(together[1:], single, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scales", [(), (0.0,), (-1.0,), (1.0, float("nan")), (float("inf"),)])
+def test_scales_that_are_none(model, val, scales) -> None:
+    with pytest.raises(ValueError, match="scales are .*, expected numbers from 0.05 to 16"):
+        evaluate(model, val, scales=scales)
+
+
+@pytest.mark.parametrize(("scales", "flip"), [((1.0,), False), ((0.75, 1.25), True)])
+def test_the_scores_are_scikit_learns_over_all_images_of_all_sizes(model, val, scales, flip) -> None:
+    sizes = {tuple(val[i].mask.shape) for i in range(len(val))}
+    assert len(sizes) == len(val) == 4
+    truth, prediction = [], []
+    for i in range(len(val)):
+        sample = val[i]
+        ids = by_hand(model, IMAGENET(sample.image[None]), scales, flip).argmax(1)[0].numpy()
+        valid = sample.mask.numpy() != 255
+        truth.append(sample.mask.numpy()[valid])
+        prediction.append(ids[valid])
+    t, p = np.concatenate(truth), np.concatenate(prediction)
+    found = evaluate(model, val, scales=scales, flip=flip)
+    matrix = confusion_matrix(t, p, labels=range(4))
+    assert (matrix.sum(0) > 0).sum() > 1  # a model that says one thing only would test little
+    assert found.images == 4
+    # A tie between two classes may fall either way by a rounding.
+    assert found.scores.pixel_accuracy == pytest.approx(np.mean(t == p), abs=5e-4)
+    assert found.scores.miou == pytest.approx(jaccard_score(t, p, average="macro"), abs=5e-4)
+    assert (found.scales, found.flip) == (scales, flip)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_model_is_left_as_it_was_found(model, val, mode) -> None:
+    model.train(mode)
+    model.output_stride = 16
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = evaluate(model, val, output_stride=8)
+    assert found.output_stride == 8
+    assert model.training is mode and model.output_stride == 16
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model.eval()
+
+
+def test_the_model_is_left_as_it_was_found_after_an_error(model) -> None:
+    model.train()
+    with pytest.raises(RuntimeError, match="on purpose"), inference(model, 8):
+        assert not model.training and model.output_stride == 8
+        raise RuntimeError("on purpose")
+    assert model.training and model.output_stride == 16
+    with pytest.raises(ValueError, match="output"), inference(model, 12):
+        pass
+    assert model.training and model.output_stride == 16
+    model.eval()
+
+
+def test_the_output_stride_is_the_one_asked_for(model, val) -> None:
+    at = {stride: evaluate(model, val, output_stride=stride) for stride in (8, 16)}
+    model.output_stride = 8
+    assert evaluate(model, val).scores == at[8].scores
+    model.output_stride = 16
+    assert evaluate(model, val).scores == at[16].scores != at[8].scores
+
+
+def test_other_classes_are_refused_with_both_counts(val) -> None:
+    with pytest.raises(ValueError, match="the data has 4 classes, the model 7"):
+        evaluate(DeepLabV3("resnet18", 7), val)
+
+
+def test_progress_counts_every_image(model, val) -> None:
+    done: list[int] = []
+    evaluate(model, val, progress=done.append)
+    assert done == [1, 2, 3, 4]
+
+
+def test_json_has_what_the_command_line_promises(model, val) -> None:
+    found = evaluate(model, val).as_dict()
+    assert {"miou", "iou", "pixel_accuracy", "images", "seconds", "output_stride", "left_out"} <= found.keys()
+    assert list(found["iou"]) == ["ground", "red", "green", "blue"] and 0 <= found["miou"] <= 1
+
+
+def test_pictures_are_brought_to_the_models_longest_side(model, val) -> None:
+    images = IMAGENET(val[0].image[None])
+    longest = max(images.shape[-2:])
+    side = longest + longest // 2
+    factor = (side - 1) / (longest - 1)
+    try:
+        for scales, flip in [((1.0,), False), ((0.5, 1.0), True)]:
+            model.longest_side = None
+            with inference(model):
+                expected = predict_probabilities(model, images, scales=[factor * scale for scale in scales], flip=flip)
+            model.longest_side = side
+            with inference(model):
+                found = predict_probabilities(model, images, scales=scales, flip=flip)
+                classes = predict_classes(model, images, scales=scales, flip=flip)
+                as_they_are = predict_probabilities(model, images, scales=scales, flip=flip, fit=False)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+            assert (classes == found.argmax(1)).all()
+            assert (as_they_are - expected).abs().max() > 1e-3
+        assert evaluate(model, val).as_dict()["longest_side"] == side
+    finally:
+        model.longest_side = None
+
+
+def test_a_large_picture_is_made_smaller_with_all_its_pixels(model, val, monkeypatch) -> None:
+    small = val[0].image
+    height, width = small.shape[1:]
+    # Each pixel becomes 5×5, and the corners' are cut so that the corners' centres stay in the corners.
+    large = small.repeat_interleave(5, 1).repeat_interleave(5, 2)[:, 2:-2, 2:-2].contiguous()
+    noise = (torch.arange(large.shape[2]) % 5 == 0) * torch.tensor([[[60]], [[-60]], [[60]]])
+    noisy = (large.int() + noise - noise.float().mean(-1, keepdim=True).int()).clamp(0, 255).byte()
+    monkeypatch.setattr(model, "longest_side", max(height, width))
+    with inference(model):
+        expected = predict_probabilities(model, IMAGENET(small[None]))
+        for image, close in ((large, 0.02), (noisy, 0.15)):
+            seen = as_seen(model, image, (1.0,))
+            assert seen.shape == small.shape and (image is noisy or (seen.int() - small.int()).abs().max() <= 1)
+            found = predict_probabilities(model, IMAGENET(seen[None]), size=(large.shape[1], large.shape[2]))
+            assert (found[..., 2::5, 2::5].mean() - 0.25).abs() < 1e-6 and found.shape[-2:] == large.shape[1:]
+            assert (found[..., ::5, ::5] - expected).abs().mean() < close
+    assert as_seen(model, large, (0.5, 3.0)) is large, "its largest view is more than half of it"
+
+
+@pytest.mark.parametrize("pixels", [-1, 1 << 17])
+def test_a_longest_side_that_is_none(pixels: int) -> None:
+    with pytest.raises(ValueError, match=f"longest side is {pixels}, expected 1 to 65536 pixels, or 0"):
+        checked_longest_side(pixels)
+    assert checked_longest_side(0) is None and checked_longest_side(840) == 840

@@ -1,0 +1,152 @@
+"""The inference form computes what the model computes."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from atrous.models.deeplab import DeepLabV3
+from atrous.models.inference import fold_batch_norm, native_dtype
+from atrous.ops.conv_kernels.onednn import fuses
+from atrous.ops.packed_conv import PackedConv2d
+
+
+def shaken(backbone: str, **options: object) -> DeepLabV3:
+    """A model whose batch norms are far from the identity, with logits of some size."""
+    torch.manual_seed(0)
+    model = DeepLabV3(backbone, 5, **options)  # type: ignore[arg-type]
+    for norm in model.batch_norms():
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.2)
+    nn.init.normal_(model.classifier.weight, std=0.1)
+    model.train()
+    for _ in range(3):  # statistics of its own activations
+        model.set_batch_norm_decay(0.3)
+        with torch.no_grad():
+            model(torch.randn(4, 3, 65, 65))
+    return model.eval()
+
+
+BACKBONES = ["resnet18", "resnet50", "timm/tf_efficientnet_lite0", "timm/convnext_atto", "timm/densenet121"]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_logits_are_the_same_and_the_dial_stays(backbone: str) -> None:
+    model = shaken(backbone).double()  # random layers multiply rounding: in double precision none of it shows
+    form = model.for_inference(dtype=torch.float64)
+    image = torch.randn(1, 3, 97, 70, dtype=torch.float64)
+    for stride in (16, 8):
+        model.output_stride = form.output_stride = stride
+        with torch.inference_mode():
+            expected, found = model(image), form(image)
+        assert (found - expected).abs().max() < 1e-9 * expected.abs().max()
+
+
+def test_the_compiled_form_computes_the_same_at_every_stride() -> None:
+    model = shaken("resnet18", aspp_rates=(1, 2))
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    form = model.for_inference(dtype=torch.float32, compile=backend)  # type: ignore[arg-type]
+    image = torch.randn(1, 3, 65, 49)
+    for stride in (16, 8):
+        model.output_stride = form.output_stride = stride
+        with torch.inference_mode():
+            expected, found = model(image), form(image)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert len(graphs) == 2, "one whole graph for each stride: nothing broke it"
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "timm/tf_efficientnet_lite0"])
+def test_no_batch_norm_is_left(backbone: str) -> None:
+    model = shaken(backbone)
+    count = len(list(model.batch_norms()))
+    form = model.for_inference(dtype=torch.float32)
+    assert not list(form.batch_norms()) and not form.training
+    assert len(list(model.batch_norms())) == count, "the model itself is left alone"
+    assert not any(parameter.requires_grad for parameter in form.parameters())
+
+
+def test_a_batch_norm_before_its_convolution_stays() -> None:
+    model = shaken("timm/densenet121")  # its layers normalise first
+    total = len(list(model.batch_norms()))
+    folded = fold_batch_norm(model)
+    assert 0 < folded < total and len(list(model.batch_norms())) == total - folded
+
+
+def test_bf16_takes_and_gives_float32_and_rounds_as_autocast_does() -> None:
+    model = shaken("resnet18")
+    form = model.for_inference(dtype=torch.bfloat16)
+    image = torch.randn(1, 3, 65, 65)
+    with torch.inference_mode():
+        expected, found = model(image), form(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            usual = model(image)
+    assert found.dtype == torch.float32 and form.classifier.weight.dtype == torch.bfloat16
+    assert (found - expected).abs().mean() < 2 * (usual - expected).abs().mean()
+
+
+def test_the_format_is_one_that_the_machine_multiplies() -> None:
+    assert native_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+
+
+FUSED = ["resnet18", "resnet50", "timm/tf_efficientnet_lite0", "timm/mobilenetv3_large_100", "timm/resnet18d",
+         "timm/densenet121"]  # fmt: skip
+
+
+@pytest.mark.parametrize("backbone", FUSED)
+def test_float32_is_no_less_exact_with_what_follows_in_the_convolutions(backbone: str) -> None:
+    model = shaken(backbone)
+    form = model.for_inference(dtype=torch.float32)
+    image = torch.randn(1, 3, 97, 70)
+    for stride in (16, 8):
+        model.output_stride = form.output_stride = stride
+        with torch.inference_mode():
+            usual = model(image)
+            exact = copy.deepcopy(model).double()(image.double())
+            found = [form(image) for _ in range(3)]  # weights are laid out when a size comes again
+        scale = exact.abs().max()
+        allowed = 4 * (usual - exact).abs().max() + 2e-6 * scale
+        assert all((y - exact).abs().max() < allowed for y in found)
+
+
+@pytest.mark.parametrize(("backbone", "options"), [
+    ("resnet18", {}), ("resnet50", {"stride_in": "first"}), ("resnet50", {"stride_in": "last"}),
+    ("resnet18", {"head": "cascade", "last_block": 6, "multi_grid": (1, 2)}),
+])  # fmt: skip
+def test_the_stages_are_not_written_over(backbone: str, options: dict[str, object]) -> None:
+    model = shaken(backbone, **options)
+    form = model.for_inference(dtype=torch.float32)
+    image = torch.randn(1, 3, 65, 65)
+    with torch.inference_mode():
+        expected, found = model.backbone(image).stages, form.backbone(image).stages
+    assert expected.keys() == found.keys()
+    for name, stage in expected.items():
+        torch.testing.assert_close(found[name], stage, rtol=1e-3, atol=1e-4 * float(stage.abs().max()))
+
+
+@pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")
+def test_every_convolution_holds_its_rectifier() -> None:
+    form = shaken("resnet50", head_conv=True).for_inference(dtype=torch.float32)
+    left = [type(m) for m in form.modules() if isinstance(m, nn.Conv2d) and not isinstance(m, PackedConv2d)]
+    assert not left
+    lite = shaken("timm/tf_efficientnet_lite0").for_inference(dtype=torch.float32)
+    alone = [m for m in lite.modules() if isinstance(m, nn.ReLU6)]
+    assert len(alone) == sum(isinstance(m, PackedConv2d) and isinstance(m.activation, nn.ReLU6) for m in lite.modules())
+
+
+@pytest.mark.filterwarnings("ignore")  # of tracing itself
+@pytest.mark.parametrize("name", ["resnet18", "timm/lcnet_050"])
+def test_the_form_can_be_traced(name: str) -> None:
+    torch.manual_seed(0)
+    form = DeepLabV3(name, 3, aspp_rates=(2,)).eval().for_inference(dtype=torch.float32)
+    images = torch.randn(1, 3, 49, 33)
+    with torch.no_grad():
+        for _ in range(2):
+            expected = form(images)  # laid out for this size
+        traced = torch.jit.trace(form, images)
+        torch.testing.assert_close(traced(images), expected, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,129 @@
+"""The dial on networks of timm, of which this package knows nothing."""
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from atrous.models.backbone import Features, mismatch
+from atrous.models.timm_backbone import TimmBackbone
+
+FAMILIES = [
+    "tf_efficientnet_lite0",  # "same" padding in its forward
+    "resnet18d",  # means in its shortcuts
+    "regnety_002",
+    "convnext_atto",  # patches, and no batch norm
+    "densenet121",  # pooling between its stages
+    "mobilenetv4_conv_small",
+    "vgg11_bn",  # pooling with even windows
+]
+GLOBAL = {"regnety_002"}  # squeeze-and-excitation: its mean is over the map, which changes with the stride
+
+
+def features(net: TimmBackbone, images: Tensor) -> dict[int, Tensor]:
+    found = {}
+    with torch.no_grad():
+        for stride in net.reachable:
+            net.set_output_stride(stride)
+            found[stride] = net(images).out
+    return found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_atrous_consistency(name: str) -> None:
+    torch.manual_seed(0)
+    net = TimmBackbone(name).eval()
+    assert net.reachable == (4, 8, 16, 32)
+    found = features(net, torch.randn(1, 3, 97, 129))
+    for stride in (4, 8, 16):
+        assert found[stride].shape[-2:] == (96 // stride + 1, 128 // stride + 1)
+        ours, theirs = found[stride][..., ::2, ::2], found[2 * stride]
+        scale = theirs.abs().max()
+        assert scale > 0
+        tolerance = 0.1 if name in GLOBAL else 1e-4
+        assert (ours - theirs).abs().max() < tolerance * scale
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18"])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_features_are_timms_where_timm_has_them(name: str, stride: int) -> None:
+    theirs = timm.create_model(name, features_only=True, output_stride=stride).eval()
+    ours = TimmBackbone(name, output_stride=stride).eval()
+    ours.net.load_state_dict(theirs.state_dict())
+    image = torch.randn(1, 3, 97, 129)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(image).out, theirs(image)[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_stages_are_named_and_the_dial_keeps_the_parameters() -> None:
+    net = TimmBackbone("tf_efficientnet_lite0").eval()
+    parameters = list(net.parameters())
+    keys = list(net.state_dict())
+    for stride in net.reachable:
+        net.set_output_stride(stride)
+    assert keys == list(net.state_dict())
+    assert all(a is b for a, b in zip(parameters, net.parameters(), strict=True))
+    with torch.no_grad():
+        found = net(torch.zeros(1, 3, 33, 33))
+    assert isinstance(found, Features)
+    assert list(found.stages) == ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "blocks.6"]
+    assert found.out is found.stages["blocks.6"] and found.out.shape[1] == net.channels == 320
+    assert net.mean == (0.5, 0.5, 0.5) and net.std == (0.5, 0.5, 0.5)
+
+
+def depthwise_rates(module: nn.Module) -> list[int]:
+    return [layer.dilation[0] for name, layer in module.named_modules() if name.endswith("conv_dw")]  # type: ignore[union-attr, index]
+
+
+def test_multi_grid_on_the_last_three_units() -> None:
+    net = TimmBackbone("tf_efficientnet_lite0", multi_grid=(1, 2, 4))
+    assert net.grid_units == ("blocks.5.2", "blocks.5.3", "blocks.6.0")
+    assert depthwise_rates(net.net)[-5:] == [1, 2, 2, 4, 8]
+    net.set_output_stride(8)
+    assert depthwise_rates(net.net)[-5:] == [2, 4, 4, 8, 16]
+
+
+def test_cascade_of_replicas_to_256() -> None:
+    net = TimmBackbone("tf_efficientnet_lite0", last_block=7).eval()
+    assert net.reachable == (4, 8, 16, 32, 64, 128, 256)
+    net.set_output_stride(16)
+    assert [depthwise_rates(block) for block in net.cascade.children()] == [[2, 4, 4], [4, 8, 8], [8, 16, 16]]
+    net = TimmBackbone("mobilenetv2_035", last_block=7).eval()  # a smaller one, for the maps at 4 are large
+    assert net.reachable[-1] == 256
+    found = features(net, torch.randn(1, 3, 257, 257))
+    for stride in net.reachable[:-1]:
+        ours, theirs = found[stride][..., ::2, ::2], found[2 * stride]
+        assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+def test_replicas_start_from_block4_and_the_packaged_weights() -> None:
+    from atrous.models.imagenet import imagenet
+
+    net = TimmBackbone("tf_efficientnet_lite0", last_block=5)
+    net.load_imagenet(imagenet("timm/tf_efficientnet_lite0"))
+    units = list(net.cascade["block5"].children())
+    for unit, name in zip(units, net.grid_units, strict=True):
+        ours, source = unit.state_dict(), net.net.get_submodule(name).state_dict()
+        own = {key for key in ours if ours[key].shape != source[key].shape}
+        assert own == ({"conv_pw.weight"} if unit is units[0] else set())
+        assert all(torch.equal(ours[key], source[key]) for key in ours.keys() - own)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("tf_efficientnet_lite", {}, "timm has no network 'tf_efficientnet_lite'; it has timm/tf_efficientnet"),
+        ("vit_tiny_patch16_224", {}, "does not take images of 256x256 pixels|cannot reach output_stride 16"),
+        ("hrnet_w18_small", {"output_stride": 8}, "cannot reach output_stride 8; it can reach 32"),
+        ("resnet18", {"last_block": 5}, "the cascade needs inverted residuals"),
+        ("tf_efficientnet_lite0", {"multi_grid": (1, 2)}, "expected 3 whole numbers"),
+        ("tf_efficientnet_lite0", {"output_stride": 64}, "cannot reach output_stride 64; it can reach 4, 8, 16, 32"),
+    ],
+)
+def test_what_a_network_cannot_do_is_said(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TimmBackbone(name, **options)  # type: ignore[arg-type]
+
+
+def test_mismatch_is_silent_when_all_fits() -> None:
+    mismatch({"a": torch.zeros(2)}, {"a": torch.ones(2)}, "these")

@@ -1,0 +1,338 @@
+"""The fast forms of atrous convolution: each against equation 1 in float64, the operator, and the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atrous.ops.conv import atrous_conv2d
+from atrous.ops.conv_kernels import autotune, dispatch, tap_gemm
+from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast
+
+FORMS = ["library", "mirror", "window", "gemm", "phases"]
+
+
+def sample(
+    size: tuple[int, ...],
+    count: int = 1,
+    side: int = 3,
+    filters: int = 4,
+    dtype: torch.dtype = torch.float64,
+    channels_last: bool = True,
+) -> tuple[Tensor, list[Tensor]]:
+    """Leaves that ask for gradients: a map and weights."""
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(size, dtype=dtype).to(memory_format=order)
+    weights = [torch.randn(filters + n, size[1], side, side, dtype=dtype).to(memory_format=order) for n in range(count)]
+    return x.requires_grad_(), [weight.requires_grad_() for weight in weights]
+
+
+def reference(x: Tensor, weights: list[Tensor], rates: list[int], upstream: list[Tensor]) -> list[list[Tensor]]:
+    """Equation 1 in float64: outputs, and gradients of the map and the weights."""
+    x, weights = x.detach().double().requires_grad_(), [w.detach().double().requires_grad_() for w in weights]
+    outputs = [atrous_conv2d(x, w, rate) for w, rate in zip(weights, rates, strict=True)]
+    return [outputs, list(torch.autograd.grad(outputs, [x, *weights], [u.double() for u in upstream]))]
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.detach().double(), expected.detach()
+    return float((found - expected).norm() / expected.norm())
+
+
+# Odd and even sizes, one row, one pixel, batch 1 and more, rates at the edge of the map and beyond it.
+SHAPES = [
+    ((1, 3, 7, 7), [2]),
+    ((2, 3, 9, 6), [1, 3, 5]),
+    ((3, 2, 1, 5), [4, 2]),
+    ((1, 1, 1, 1), [1]),
+    ((2, 5, 8, 13), [7, 8, 40]),
+]
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("side", [1, 3, 5])
+@pytest.mark.parametrize(("size", "rates"), SHAPES)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_equation_1(
+    form: str, size: tuple[int, ...], rates: list[int], side: int, channels_last: bool
+) -> None:
+    x, weights = sample(size, len(rates), side, channels_last=channels_last)
+    found = atrous_conv2d_fast(x, weights, rates, form)
+    upstream = [torch.randn_like(y) for y in found]
+    outputs, gradients = reference(x, weights, rates, upstream)
+    torch.testing.assert_close(found, outputs)
+    torch.testing.assert_close(list(torch.autograd.grad(found, [x, *weights], upstream)), gradients)
+    assert all(y.is_contiguous(memory_format=tap_gemm.order(x)) for y in found)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_maps_of_one_image_are_joined_channels_last(form: str) -> None:
+    """A batch of 1 may have any stride, and PyTorch takes such maps for contiguous when it joins them."""
+    x, weights = sample((1, 3, 7, 9), 2)
+    joined = torch.cat(atrous_conv2d_fast(x.detach(), [w.detach() for w in weights], [2, 6], form), 1)
+    assert joined.is_contiguous(memory_format=torch.channels_last) and not joined.is_contiguous()
+
+
+@pytest.mark.parametrize("form", ["window", "gemm", "phases"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_error_against_float64_is_that_of_the_library(dtype: torch.dtype, form: str) -> None:
+    x, weights = sample((2, 96, 17, 15), 2, filters=40, dtype=dtype)
+    rates = [6, 12]
+    library = atrous_conv2d_fast(x, weights, rates, "library")
+    found = atrous_conv2d_fast(x, weights, rates, form)
+    upstream = [torch.randn_like(y) for y in found]
+    expected = sum(reference(x, weights, rates, upstream), [])
+    theirs = [*library, *torch.autograd.grad(library, [x, *weights], upstream)]
+    ours = [*found, *torch.autograd.grad(found, [x, *weights], upstream)]
+    for mine, other, true in zip(ours, theirs, expected, strict=True):
+        assert mine.dtype == dtype
+        assert relative(mine, true) < 2 * relative(other, true) + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("form", ["library", "mirror", "window"])
+@pytest.mark.parametrize(("size", "rates"), [((1, 4, 7, 9), [2]), ((2, 3, 6, 5), [1, 3, 9]), ((3, 2, 1, 1), [2])])
+@pytest.mark.parametrize("side", [3, 5])
+def test_channels_kept_apart(side: int, size: tuple[int, ...], rates: list[int], form: str) -> None:
+    x, _ = sample(size)
+    weights = [torch.randn(size[1], 1, side, side, dtype=torch.float64, requires_grad=True) for _ in rates]
+    found = atrous_conv2d_fast(x, weights, rates, form)
+    upstream = [torch.randn_like(y) for y in found]
+    full = [torch.diag_embed(w[:, 0].permute(1, 2, 0)).permute(2, 3, 0, 1) for w in weights]  # C,C,h,w, mostly zeros
+    outputs = [atrous_conv2d(x, w, rate) for w, rate in zip(full, rates, strict=True)]
+    torch.testing.assert_close(found, outputs)
+    ours, theirs = (torch.autograd.grad(ys, [x, *weights], upstream) for ys in (found, outputs))
+    torch.testing.assert_close(ours, theirs)
+
+    def run(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        return tuple(atrous_conv2d_fast(x, weights, rates, form))
+
+    assert torch.autograd.gradcheck(run, (x, *weights), fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, (x, *weights), fast_mode=True)
+
+
+@pytest.mark.parametrize("form", ["mirror", "window", "gemm", "phases"])
+def test_first_and_second_derivatives(form: str) -> None:
+    x, weights = sample((2, 2, 4, 5), 2, filters=2)
+
+    def run(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        return tuple(atrous_conv2d_fast(x, weights, [1, 3], form))
+
+    assert torch.autograd.gradcheck(run, (x, *weights))
+    assert torch.autograd.gradgradcheck(run, (x, *weights), fast_mode=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_what_is_asked_for_is_differentiated(form: str) -> None:
+    x, (first, second) = sample((1, 3, 6, 6), 2)
+    outputs = atrous_conv2d_fast(x.detach(), [first, second.detach()], [2, 3], form)
+    outputs[0].sum().backward()  # The second output takes no part.
+    assert x.grad is None and second.grad is None and first.grad is not None
+    expected = torch.autograd.grad(atrous_conv2d(x.detach(), first, 2).sum(), first)[0]
+    torch.testing.assert_close(first.grad, expected)
+    frozen = atrous_conv2d_fast(x, [first.detach(), second.detach()], [2, 3], form)
+    torch.testing.assert_close(
+        torch.autograd.grad(frozen[1].sum(), x), torch.autograd.grad(atrous_conv2d(x, second, 3).sum(), x)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck's own.
+@pytest.mark.parametrize("form", ["window", "gemm", "phases"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_operator_keeps_the_rules(form: str, channels_last: bool) -> None:
+    x, weights = sample((2, 3, 5, 6), 2, channels_last=channels_last)
+    torch.library.opcheck(dispatch._convs, (x, weights, [2, 3], form))
+    gradients = [torch.randn(2, 4, 5, 6).double(), torch.randn(2, 5, 5, 6).double()]
+    torch.library.opcheck(dispatch._convs_backward, (gradients, x, weights, [2, 3], form, True, True))
+
+
+@pytest.mark.parametrize("form", ["window", "model"])
+def test_compile_goes_through(form: str) -> None:
+    x, weights = sample((1, 3, 9, 9), 2, dtype=torch.float32)
+
+    def run(x: Tensor, weights: list[Tensor]) -> Tensor:
+        return torch.cat(atrous_conv2d_fast(x.relu(), weights, [2, 4], form), 1).square().mean()
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(run(x, weights), [x, *weights])
+    torch.testing.assert_close(torch.autograd.grad(compiled(x, weights), [x, *weights]), expected)
+
+
+class Pyramid(torch.nn.Module):
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.weight, self.form = torch.nn.Parameter(torch.randn(4, 3, 3, 3)), form
+
+    def forward(self, x: Tensor) -> Tensor:
+        return atrous_conv2d_fast(x, [self.weight], [3], self.form)[0]
+
+
+@pytest.mark.parametrize(("form", "operator"), [("window", "atrous.convs"), ("auto", "aten.conv2d")])
+def test_export_goes_through(form: str, operator: str) -> None:
+    model, x = Pyramid(form), torch.randn(2, 3, 8, 9)
+    sides = {2: torch.export.Dim("height", min=5, max=64), 3: torch.export.Dim("width", min=5, max=64)}
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", max=16), **sides},))
+    assert any(operator in str(node.target) for node in exported.graph.nodes)
+    other = torch.randn(3, 3, 11, 6)
+    torch.testing.assert_close(exported.module()(other), model(other))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_autocast_casts_as_the_library_does(form: str) -> None:
+    x, weights = sample((1, 8, 9, 9), dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = atrous_conv2d_fast(x, weights, [3], form)
+        expected = F.conv2d(x, weights[0], padding=3, dilation=3)
+    assert found.dtype == torch.bfloat16
+    assert relative(found, expected.double()) < 1e-2
+    found.float().sum().backward()
+    assert x.grad is not None and x.grad.dtype == torch.float32 and weights[0].grad is not None
+
+
+def test_blocks_of_rows_and_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weights = sample((3, 2, 9, 7), 2)
+    expected = atrous_conv2d_fast(x, weights, [2, 5], "gemm")
+    upstream = [torch.randn_like(y) for y in expected]
+    gradients = torch.autograd.grad(expected, [x, *weights], upstream)
+    for block in (1, 2000, 12_000):
+        monkeypatch.setattr(tap_gemm, "BLOCK", block)
+        found = atrous_conv2d_fast(x, weights, [2, 5], "gemm")
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad(found, [x, *weights], upstream), gradients)
+
+
+# Figure 4: what is left of a 3×3 filter on 65×65, and only its centre at the size of the map.
+@pytest.mark.parametrize(("rate", "share"), [(1, 0.98), (12, 0.769), (36, 0.398), (64, 0.118), (65, 1 / 9)])
+def test_valid_share_is_figure_4(rate: int, share: float) -> None:
+    assert tap_gemm.valid_share(65, 65, 3, rate) == pytest.approx(share, abs=1e-3)
+    ones = torch.nn.functional.conv2d(torch.ones(1, 1, 65, 65), torch.ones(1, 1, 3, 3), padding=rate, dilation=rate)
+    assert tap_gemm.valid_share(65, 65, 3, rate) == pytest.approx(float(ones.mean()) / 9)
+
+
+@pytest.mark.parametrize(
+    ("length", "side", "rate"), [(9, 3, 2), (9, 3, 5), (9, 3, 9), (10, 5, 3), (1, 3, 1), (4, 7, 1)]
+)
+def test_bands_cover_the_map_once_with_the_taps_that_read_it(length: int, side: int, rate: int) -> None:
+    covered = []
+    for stretch, seen in tap_gemm.bands(length, side, rate):
+        covered += range(stretch.start, stretch.stop)
+        for place in range(stretch.start, stretch.stop):
+            shifts = [rate * (tap - side // 2) for tap in range(side)]
+            assert [t for t, s in enumerate(shifts) if 0 <= place - s < length] == list(range(seen.start, seen.stop))
+    assert covered == list(range(length))
+
+
+# The choice ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Measurements, of which ``window`` wins every one; an empty memory, and no shape is too small to be measured."""
+    measured: list[str] = []
+
+    def fastest(runs: dict[str, Callable[[], object]], usual: str, wait: object) -> str:
+        for run in runs.values():
+            run()
+        measured.append(" ".join(runs))
+        return "window"
+
+    monkeypatch.setattr(dispatch, "CHOICES", {})
+    monkeypatch.setattr(dispatch, "SMALL", 0)
+    monkeypatch.setattr(dispatch, "fastest", fastest)
+    return measured
+
+
+def test_a_shape_is_measured_once_for_each_pass(counted: list[str]) -> None:
+    for batch in (2, 2, 3):  # 3 shares the choice of 2.
+        x, weights = sample((batch, 3, 9, 9))
+        atrous_conv2d_fast(x, weights, [2])[0].sum().backward()
+    assert len(counted) == 3 and set(dispatch.CHOICES.values()) == {"window"}
+    assert counted == ["library window gemm"] * 3
+    x, weights = sample((2, 3, 9, 9))
+    atrous_conv2d_fast(x.detach(), [weights[0].detach()], [7])
+    assert counted[3:] == ["library window"]  # Half the taps are outside: computing them all cannot win.
+    x, weights = sample((2, 3, 9, 9), dtype=torch.bfloat16)
+    atrous_conv2d_fast(x, weights, [2])[0].sum().backward()
+    assert counted[4:] == ["library window gemm phases"] * 2 + ["library window gemm"]
+
+
+def test_nothing_is_measured_while_tracing_or_deterministic(counted: list[str]) -> None:
+    x, weights = sample((1, 3, 9, 9))
+    torch.compile(lambda x: atrous_conv2d_fast(x, weights, [3])[0].sum(), backend="aot_eager")(x).backward()
+    torch.use_deterministic_algorithms(True)
+    try:
+        atrous_conv2d_fast(x, weights, [3])[0].sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not counted
+
+
+def test_environment_forces_a_form(counted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weights = sample((1, 3, 9, 9))
+    monkeypatch.setenv("ATROUS_CONV", "gemm")
+    assert "convs" in str(atrous_conv2d_fast(x, weights, [3])[0].grad_fn)
+    apart = torch.randn(3, 1, 3, 3)  # for which there is no such form
+    torch.testing.assert_close(
+        atrous_conv2d_fast(x.detach().float(), [apart], [3])[0],
+        F.conv2d(x.detach().float(), apart, padding=3, dilation=3, groups=3),
+    )
+    counted.clear()
+    monkeypatch.setenv("ATROUS_CONV", "library")
+    assert "Convolution" in str(atrous_conv2d_fast(x, weights, [3])[0].grad_fn)
+    assert not counted
+    monkeypatch.setenv("ATROUS_CONV", "fast")
+    with pytest.raises(ValueError, match="form is 'fast', expected one of library, mirror, window"):
+        atrous_conv2d_fast(x, weights, [3])
+
+
+def test_the_model_takes_the_library_for_little_work() -> None:
+    x, weights = sample((1, 3, 9, 9))
+    assert {dispatch._model(task, x, weights, [3]) for task in ("forward", "input", "weight")} == {"library"}
+    x, weights = sample((1, 256, 33, 33), filters=64, dtype=torch.float32)
+    assert dispatch._model("weight", x, weights, [12]) == "window"
+    x, apart = torch.randn(1, 512, 33, 33), [torch.randn(512, 1, 5, 5)]
+    assert [dispatch._model(t, x, apart, [2]) for t in ("forward", "input", "weight")] == [
+        "library",
+        "mirror",
+        "window",
+    ]
+
+
+def test_fastest_asks_for_a_clear_win() -> None:
+    clock = [0.0]
+
+    def takes(seconds: float) -> Callable[[], None]:
+        return lambda: clock.__setitem__(0, clock[0] + seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("perf_counter", "thread_time"):
+            patch.setattr(autotune.time, name, lambda: clock[0])
+        assert tap_gemm.fastest({"usual": takes(1.0), "other": takes(0.97)}, "usual") == "usual"
+        assert tap_gemm.fastest({"usual": takes(1.0), "other": takes(0.5)}, "usual") == "other"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.ones(3, 9, 9)}, "x must be B,C,H,W"),
+        ({"x": torch.ones(1, 2, 9, 9)}, "a weight must be K,2,h,w"),
+        ({"x": torch.ones(1, 3, 9, 9).double()}, "a weight is torch.float32"),
+        ({"weights": [torch.ones(4, 3, 2, 3)]}, "with odd h and w"),
+        ({"rates": [0]}, "expected one rate of at least 1"),
+        ({"rates": [1, 2]}, "expected one rate of at least 1 for each of 1 weights"),
+        ({"form": "triton"}, "needs CUDA"),
+        ({"weights": [torch.ones(3, 1, 3, 3)], "form": "gemm"}, "needs filters of all channels"),
+    ],
+)
+def test_what_does_not_fit_is_named(change: dict[str, object], message: str) -> None:
+    arguments = {"x": torch.ones(1, 3, 9, 9), "weights": [torch.ones(4, 3, 3, 3)], "rates": [1], **change}
+    with pytest.raises(ValueError, match=message):
+        atrous_conv2d_fast(**arguments)  # type: ignore[arg-type]
+
+
+def test_an_empty_batch_and_no_branch() -> None:
+    assert atrous_conv2d_fast(torch.ones(0, 3, 9, 9), [torch.ones(4, 3, 3, 3)], [2])[0].shape == (0, 4, 9, 9)
+    assert atrous_conv2d_fast(torch.ones(1, 3, 9, 9), [], []) == []

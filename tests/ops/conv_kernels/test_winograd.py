@@ -1,0 +1,201 @@
+"""Minimal filtering: exact forms, every size and rate, and an error that stays near that of the convolution."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atrous.ops import packed_conv
+from atrous.ops.conv_kernels import dispatch, winograd
+from atrous.ops.conv_kernels.dispatch import default_form
+from atrous.ops.conv_kernels.winograd import ONE, THREE, TILES, TWO, Form, Transformed, strips
+from atrous.ops.packed_conv import PackedConv2d
+
+works = pytest.mark.skipif(not winograd.works(), reason="oneDNN's operators cannot be had here")
+
+FACTOR = 8
+"""Times the error of the convolution itself that is allowed; `winograd.TILES` says 5.5 for the largest tile."""
+
+
+@pytest.mark.parametrize("form", [*TILES, ONE, TWO, THREE])
+def test_a_form_is_the_filter_in_exact_arithmetic(form: Form) -> None:
+    inputs = len(form.inputs[0])
+    for place, tap, output in itertools.product(range(inputs), range(3), range(form.length)):
+        terms = (
+            Fraction(form.outputs[output][p]) * Fraction(form.weights[p][tap]) * Fraction(form.inputs[p][place])
+            for p in range(form.products)
+        )
+        assert sum(terms) == (place - form.before == output + tap - 1)
+    assert form.products == {1: 1, 2: 3 if form is TWO else 4, 3: 5, 4: 6}[form.length]
+
+
+@pytest.mark.parametrize("points", [(0, 1), (0, 1, -1, 2, -2, 3)])
+def test_other_points_make_forms_too(points: tuple[int, ...]) -> None:
+    test_form = winograd.toom_cook(points)
+    for place, tap, output in itertools.product(range(len(points) + 1), range(3), range(len(points) - 1)):
+        terms = zip(test_form.outputs[output], test_form.weights, test_form.inputs, strict=True)
+        assert sum(a * g[tap] * b[place] for a, g, b in terms) == (place == output + tap)
+
+
+@pytest.mark.parametrize(("length", "rate"), [(1, 1), (2, 1), (33, 1), (33, 2), (33, 6), (33, 12), (33, 18), (5, 40)])
+def test_every_place_is_written_once_from_its_own_phase(length: int, rate: int) -> None:
+    written = []
+    for strip in strips(length, rate):
+        for read, gives in zip(strip.inputs, strip.outputs, strict=True):
+            phases = {place % rate for place in (*read, *gives) if place >= 0}
+            assert len(phases) == 1
+            written += [place for place in gives if place >= 0]
+    assert sorted(written) == list(range(length))
+
+
+def test_the_number_of_products() -> None:
+    # 17 and 16 pixels a phase in 9 tiles of four; 12 phases of three; 9 phases of two and 15 of one.
+    counts = {rate: sum(map(winograd._count, strips(33, rate))) for rate in (2, 12, 24, 33)}
+    assert counts == {2: 9 * 6, 12: 12 * 5, 24: 9 * 3 + 15, 33: 33}
+    assert winograd.share(33, 33, 33) == 1
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+
+
+def errors(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int) -> tuple[float, float]:
+    """Of the form and of the convolution, root of the mean square."""
+    exact = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=rate, dilation=rate)
+    layer = Transformed(weight, bias, x.shape, rate)
+    found, usual = layer(x), F.conv2d(x, weight, bias, padding=rate, dilation=rate)
+    assert found.shape == exact.shape and found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, layer(x)), "the same again"
+    return tuple(float((y - exact).square().mean().sqrt()) for y in (found, usual))  # type: ignore[return-value]
+
+
+@works
+@pytest.mark.parametrize("rate", [1, 2, 4, 6, 12, 18, 40])
+@pytest.mark.parametrize("size", [(33, 33), (24, 17), (1, 1), (3, 40)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_it_is_the_convolution(batch: int, size: tuple[int, int], rate: int) -> None:
+    torch.manual_seed(rate)
+    x, weight, bias = draw(batch, 64, *size), torch.randn(48, 64, 3, 3) / 24, torch.randn(48)
+    found, usual = errors(x, weight, bias, rate)
+    # A single pixel has hardly any rounding; a unit in the last place of numbers near 1 is let pass.
+    assert found <= FACTOR * usual + 1e-7
+
+
+@works
+@pytest.mark.parametrize("tile", TILES)
+def test_the_error_of_each_tile(monkeypatch: pytest.MonkeyPatch, tile: Form) -> None:
+    monkeypatch.setattr(winograd, "TILES", (tile,))
+    strips.cache_clear()
+    torch.manual_seed(tile.length)
+    try:
+        found, usual = errors(draw(1, 128, 21, 22).relu(), torch.randn(32, 128, 3, 3) / 34, None, 2)
+    finally:
+        monkeypatch.undo()
+        strips.cache_clear()
+    assert found <= {2: 3, 3: 6, 4: FACTOR}[tile.length] * usual
+
+
+@works
+def test_blocks_of_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = draw(2, 16, 21, 13), torch.randn(32, 16, 3, 3) / 12
+    whole = Transformed(weight, None, x.shape, 2)
+    monkeypatch.setattr(winograd, "BLOCK", whole.regions[0].products * 16 * 7)
+    parts = Transformed(weight, None, x.shape, 2)
+    assert len(parts.regions[0].sums) > 3
+    torch.testing.assert_close(parts(x), whole(x), rtol=1e-5, atol=1e-5)
+
+
+# In the layer -------------------------------------------------------------------------------------------------------
+
+
+def layer(rate: int, channels: int = 128, **options: int) -> PackedConv2d:
+    native = nn.Conv2d(channels, channels, 3, padding=rate, dilation=rate, **options)
+    return PackedConv2d(native, nn.ReLU()).requires_grad_(False)
+
+
+def kind(conv: PackedConv2d) -> type:
+    return type(conv._layout[1])
+
+
+@works
+@pytest.mark.parametrize("rate", [1, 2])
+def test_forced_the_layer_adds_and_rectifies(monkeypatch: pytest.MonkeyPatch, rate: int) -> None:
+    monkeypatch.setenv("ATROUS_WINOGRAD", "always")
+    conv, x, other = layer(rate, 16), draw(2, 16, 9, 14), draw(2, 16, 9, 14)
+    kept = other.clone()
+    plain = F.conv2d(x, conv.weight, conv.bias, padding=rate, dilation=rate)
+    with torch.inference_mode():
+        for expected in (type(None), Transformed, Transformed):  # the first of a size goes the plain way
+            torch.testing.assert_close(conv(x), plain.relu(), rtol=1e-4, atol=1e-5)
+            assert kind(conv) is expected
+        torch.testing.assert_close(conv(x, other), (plain + other).relu(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(conv(x, other, keep=False), (plain + kept).relu(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(other, kept)
+
+
+@works
+def test_the_choice_is_measured_once_a_shape_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[set[str]] = []
+
+    def choose(runs: dict[str, object], usual: str) -> str:
+        asked.append(set(runs))
+        return "winograd" if len(asked) == 1 else usual
+
+    monkeypatch.delenv("ATROUS_CONV", raising=False)
+    monkeypatch.delenv("ATROUS_WINOGRAD", raising=False)
+    monkeypatch.setattr(packed_conv, "fastest", choose)
+    monkeypatch.setattr(packed_conv, "CHOICES", {})
+    first, twin, x = layer(1), layer(1), draw(1, 128, 17, 17)
+    with torch.inference_mode():
+        for conv in (first, twin, first):
+            conv(x), conv(x)
+            assert kind(conv) is Transformed
+        assert asked == [{"library", "winograd"}]
+        larger = draw(1, 128, 19, 17)
+        first(larger), first(larger)
+    assert len(asked) == 2 and kind(first) is Tensor
+
+
+@works
+@pytest.mark.parametrize(
+    "way", ["never", "model", "library", "deterministic", "bfloat16", "strided", "grouped", "narrow"]
+)
+def test_where_it_is_not_taken(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    def fail(*_: object) -> str:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(packed_conv, "fastest", fail)
+    monkeypatch.setenv("ATROUS_WINOGRAD", "never" if way == "never" else "auto")
+    conv = {"strided": layer(1, stride=2), "grouped": layer(1, groups=2), "narrow": layer(1, 64)}.get(way, layer(1))
+    x = draw(1, conv.in_channels, 17, 17)
+    if way == "bfloat16":
+        conv, x = conv.bfloat16(), x.bfloat16()
+    torch.use_deterministic_algorithms(way == "deterministic")
+    try:
+        with torch.inference_mode(), default_form(way if way in dispatch.FORMS or way == "model" else "auto"):
+            conv(x), conv(x)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    # Without instructions for bfloat16 a processor's library has no packed form of it, either.
+    assert kind(conv) is (Tensor if packed_conv.fuses(x.dtype, nn.ReLU) else type(None))
+
+
+def test_another_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATROUS_WINOGRAD", "sometimes")
+    with pytest.raises(ValueError, match="'sometimes', expected one of auto, always, never"):
+        winograd.setting()
+
+
+def test_operators_that_are_missing_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> Tensor:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(Transformed, "__call__", missing)
+    assert not winograd.works.__wrapped__()
+    monkeypatch.setattr(Transformed, "__call__", lambda self, x: x.new_zeros(len(x), 32, *x.shape[2:]))
+    assert not winograd.works.__wrapped__()

@@ -1,0 +1,194 @@
+"""Which trainings a table needs, which of them tables share, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from atrous.evaluation.inference_settings import Setting
+from atrous.reproduction.estimate import flops, measured_rate, seconds_left, training_seconds, work_left, work_of_a_step
+from atrous.reproduction.plan import Options, Training, plan
+from atrous.training.stages import mark_finished
+
+
+@pytest.fixture
+def options(tiny_data: Path, tmp_path: Path) -> Options:
+    return Options("tiny", data=str(tiny_data), out=tmp_path / "out", iterations=4)
+
+
+def test_a_training_is_done_once_for_all_cells_and_settings(options: Options) -> None:
+    ten = plan("table-10", options)
+    assert len(ten.trainings) == 3 and len(ten.uses) == 6
+    assert [sorted(row.output_stride for row in training.settings) for training in ten.trainings.values()] == [
+        [8, 16]
+    ] * 3
+    six = plan("table-6", options)
+    assert len(six.trainings) == 1 and len(next(iter(six.trainings.values())).settings) == 4
+
+
+def test_tables_share_what_they_have_in_common(options: Options) -> None:
+    eight, nine, ten = (plan(what, options).trainings for what in ("table-8", "table-9", "table-10"))
+    shared = eight.keys() & nine.keys() & ten.keys()
+    assert len(shared) == 1
+    (name,) = shared
+    assert (nine[name].recipe, nine[name].run) == (ten[name].recipe, ten[name].run)
+
+
+def test_seeds_data_and_recipe_each_give_another_folder(options: Options, tiny_data: Path) -> None:
+    def folders(changed: Options) -> set[Path]:
+        return {training.run for training in plan("table-9", changed).trainings.values()}
+
+    plain = folders(options)
+    assert len(folders(replace(options, seeds=3))) == 3 * len(plain) and plain < folders(replace(options, seeds=3))
+    assert plain == folders(replace(options, workers=5, device="cpu"))
+    others = [
+        replace(options, iterations=5),
+        replace(options, values={"lr": 0.5}),
+        replace(options, data=f"folder:{tiny_data}"),
+    ]
+    assert all(not plain & folders(other) for other in others)
+
+
+def test_bootstrapping_goes_on_from_one_training(options: Options) -> None:
+    found = list(plan("figure-7", options).trainings.values())
+    first, without, with_ = found
+    assert first.after is None and without.after == with_.after == first.name
+    assert without.recipe and with_.recipe and first.recipe
+    assert without.recipe.weights == str(first.run) and with_.recipe == replace(without.recipe, bootstrap="auto")
+    assert first.recipe.val_split == "val"  # its scores by class are what auto goes by
+
+
+def test_hard_classes_are_the_presets_where_the_data_have_them(options: Options, tmp_path: Path) -> None:
+    def chosen(options: Options) -> object:
+        last = list(plan("figure-7", options, dry=True).trainings.values())[-1]
+        return last.recipe and last.recipe.bootstrap
+
+    assert chosen(replace(options, data=None, out=tmp_path)) == ("wheel",)
+    assert chosen(options) == "auto" and chosen(replace(options, preset="camvid")) == "auto"
+    assert chosen(Options("paper")) == ("bicycle", "chair", "diningtable", "pottedplant", "sofa")
+
+
+def test_coco_is_left_out_or_comes_first(options: Options, make_data, tmp_path: Path) -> None:
+    without = plan("table-6", options)
+    assert without.uses[4] == () and any("--pretraining" in note for note in without.notes)
+    assert options.data
+    found = plan("table-6", replace(options, pretraining=f"folder:{options.data}"))
+    _, pretraining, after = found.trainings.values()
+    assert (
+        after.after == pretraining.name and pretraining.settings == () and pretraining.data == f"folder:{options.data}"
+    )
+    assert after.recipe and pretraining.recipe and not after.recipe.reset_head
+    assert after.recipe.lr == pytest.approx(pretraining.recipe.lr / 70)
+    assert found.uses[4] == ((after.name, Setting(8, (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True)),)
+
+
+def test_replicas_are_as_many_as_the_machine_has_cores(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    found = plan("table-11", options)
+    assert [training.replicas for training in found.trainings.values()] == [1, 2, 4]
+    assert [len(uses) for uses in found.uses] == [1, 1, 1, 0, 0, 0] and any("5 cores" in note for note in found.notes)
+
+
+def test_what_is_kept_is_the_last_weights(options: Options) -> None:
+    for training in plan("table-9", options).trainings.values():
+        assert training.recipe and training.recipe.val_every == training.recipe.iterations == 4
+
+
+def test_class_weights_of_other_classes_are_left_out(tiny_data: Path, tmp_path: Path) -> None:
+    found = plan("table-9", Options("camvid", data=str(tiny_data), out=tmp_path))
+    assert found.base.class_weights is None and any("class weights" in note for note in found.notes)
+
+
+def test_backbones(options: Options) -> None:
+    one = plan("table-1", replace(options, backbones=("timm/lcnet_050",), values={"weights": None}))
+    assert {training.recipe.backbone for training in one.trainings.values() if training.recipe} == {"timm/lcnet_050"}
+    two = plan("table-2", replace(options, backbones=("resnet18", "resnet34"))).trainings.values()
+    assert [training.recipe.backbone for training in two if training.recipe] == ["resnet18"] * 4 + ["resnet34"] * 4
+    with pytest.raises(ValueError, match="compares two networks"):
+        plan("table-2", replace(options, backbones=("resnet18",)))
+    with pytest.raises(ValueError, match="takes 1 or 2 networks, found 3"):
+        plan("table-2", replace(options, backbones=("a", "b", "c")))
+
+
+def test_a_model_in_place_of_a_training(options: Options) -> None:
+    found = plan("table-4", replace(options, model="runs/x", seeds=3))
+    (training,) = found.trainings.values()
+    assert training.recipe is None and len(training.settings) == 4 and len(found.uses[0]) == 1
+    with pytest.raises(
+        ValueError, match="table-5 compares trainings.*it goes with table-4, table-6, table-12, figure-6"
+    ):
+        plan("table-5", replace(options, model="runs/x"))
+
+
+def test_without_data_there_is_a_plan_but_no_run(tmp_path: Path) -> None:
+    options = Options("paper", out=tmp_path)
+    assert len(plan("table-5", options, dry=True).trainings) == 5
+    with pytest.raises(ValueError, match="no data of its own; --data voc:PATH: PASCAL VOC 2012 .*SBD"):
+        plan("table-5", options)
+    with pytest.raises(ValueError, match="cityscapes:PATH.*cityscapes-dataset.com"):
+        plan("table-12", options)
+
+
+def test_a_split_that_is_not_there_says_how_to_choose_another(tiny_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no split 'trainaug'.*--set train_split=NAME"):
+        plan("table-5", Options("paper", data=str(tiny_data), out=tmp_path))
+
+
+def test_a_training_knows_how_far_it_is(options: Options) -> None:
+    training = next(iter(plan("table-9", options).trainings.values()))
+    assert training.recipe and training.state == "not begun"
+    (training.run / "checkpoints" / "step-3").mkdir(parents=True)
+    assert training.state == "at step 3"
+    (training.run / "recipe.yaml").write_text(training.recipe.to_yaml())
+    mark_finished(training.run, 0.5, keep_checkpoints=False)
+    assert training.state == "trained" and not (training.run / "checkpoints").exists()
+    path = training.result(training.settings[0])
+    path.parent.mkdir()
+    path.write_text("{ half a file")
+    assert training.state == "trained"
+    path.write_text('{"miou": 0.5}')
+    assert training.state == "finished"
+
+
+# Estimates.
+
+
+def test_multiplications_are_those_of_the_layers() -> None:
+    recipe = plan("table-1", Options("paper"), dry=True).base
+    aspp = replace(recipe, backbone="resnet50", multi_grid=None)
+    # Halving the stride makes block4 and ASPP four times as large, and block3 stays: 8 against 16.
+    at = {stride: flops(aspp, (257, 257), stride) for stride in (8, 16, 32)}
+    assert 2 < at[8] / at[16] < 4 and 1 < at[16] / at[32] < 4
+    bare = replace(aspp, head="cascade", last_block=4, aspp_rates=(6,), image_pooling=False)
+    # torchvision's ResNet-50 has 4.09 GMAC on 224x224 at stride 32, 2 operations each.
+    assert flops(bare, (224, 224), 32) == pytest.approx(2 * 4.09e9, rel=0.08)
+
+
+def test_work_left_shrinks_as_steps_are_done(options: Options) -> None:
+    training = next(iter(plan("table-9", options).trainings.values()))
+    assert training.recipe
+    whole = work_left(training)
+    (training.run / "checkpoints" / "step-3").mkdir(parents=True)
+    assert whole - work_left(training) == pytest.approx(3 * work_of_a_step(training.recipe))
+    assert seconds_left([training], work_left(training) / 7) == {training.name: pytest.approx(7)}
+
+
+def test_the_rate_is_that_of_finished_runs(options: Options) -> None:
+    training = next(iter(plan("table-9", options).trainings.values()))
+    assert training.recipe and measured_rate([training]) is None
+    training.run.mkdir(parents=True)
+    (training.run / "recipe.yaml").write_text(training.recipe.to_yaml())
+    # 2 steps at 4 a second, then, resumed, 2 more at 8: images, of which a step has `batch`.
+    batch = training.recipe.batch
+    (training.run / "log.csv").write_text(
+        f"step,loss,lr,images_per_second,memory_mb,miou\n2,1,1,{4 * batch},9,\n4,1,1,{8 * batch},9,\n4,,,,,0.5\n"
+    )
+    mark_finished(training.run, 0.5)
+    assert training_seconds(training.run, batch) == pytest.approx(2 / 4 + 2 / 8)
+    assert measured_rate([training]) == pytest.approx(4 * work_of_a_step(training.recipe) / 0.75)
+
+
+def test_a_model_that_is_given_has_no_estimate(tmp_path: Path) -> None:
+    assert work_left(Training("x", None, None, tmp_path)) == 0

@@ -1,0 +1,186 @@
+"""The recipe that is chosen for a data set: what follows from what, and that it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from atrous.cli.parser import main
+from atrous.models.deeplab import DeepLabV3
+from atrous.models.weights import ModelCard, cards, save
+from atrous.training.autoconfig import ANYTHING, BASE, BASE_IMAGENET, STREETS, Survey, choose, class_weights, finetune
+from atrous.training.config import Recipe
+from atrous.training.loop import train
+from atrous.training.recipes import RECIPES
+from atrous.training.state import build_model
+
+CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
+
+
+def survey(
+    images: int = 367, side: int = 360, pixels: tuple[int, ...] = (500, 300), long_side: int | None = None
+) -> Survey:
+    names = tuple("abcdefgh"[: len(pixels)])
+    return Survey(names, np.tile(np.array(pixels), (images, 1)), side, long_side or side * 4 // 3, ("train", "val"))
+
+
+def test_on_camvid_it_is_the_tuned_recipe() -> None:
+    if not CAMVID.is_dir():
+        pytest.skip(f"CamVid is not at {CAMVID}")
+    for weights, base in (("imagenet", BASE_IMAGENET), (ANYTHING, BASE)):
+        recipe, _ = finetune(CAMVID, weights)
+        tuned = RECIPES[base]
+        np.testing.assert_allclose(recipe.class_weights or (), tuned.class_weights or (), rtol=0.16)
+        assert replace(recipe, class_weights=tuned.class_weights, val_every=tuned.val_every) == tuned
+    assert finetune(CAMVID)[0].weights == STREETS
+
+
+@pytest.mark.parametrize(
+    ("names", "start"),
+    [
+        (("background", "leaf", "stem"), ANYTHING),
+        (("unlabeled", "Road", "sidewalk", "Traffic_Signs", "vegetation"), STREETS),
+        (("asphaltRoad", "otherVehicle", "TrafficLights"), STREETS),
+        (("person", "car", "bicycle", "sofa"), ANYTHING),  # nothing that is driven on: not of a street
+        (("road", "house", "field", "water", "forest"), ANYTHING),  # from the air
+        (("building", "road", "tree", "water"), ANYTHING),
+    ],
+)
+def test_it_starts_from_the_weights_that_know_the_classes(names: tuple[str, ...], start: str) -> None:
+    pixels = np.full((50, len(names)), 100)
+    recipe, reasons = choose(Survey(names, pixels, 360, 480, ("train", "val")))
+    _, card = cards()[start]
+    assert recipe.weights == start and recipe.backbone == card.arguments["backbone"] and recipe.reset_head
+    assert recipe.aspp_rates == (6, 12, 18), "atrous branches, whether the start has them or not"
+    assert reasons[0].startswith(f"starts from {start}") and card.licence in reasons[0]
+    build_model(recipe, len(names))
+
+
+def test_it_starts_from_what_is_asked_for() -> None:
+    assert choose(survey(), weights="imagenet")[0].backbone == RECIPES[BASE_IMAGENET].backbone
+    recipe, reasons = choose(survey(), weights="camvid-efficientnet_lite0")
+    assert (recipe.backbone, recipe.weights) == ("timm/tf_efficientnet_lite0", "camvid-efficientnet_lite0")
+    assert reasons[0] == "starts from camvid-efficientnet_lite0, as asked for"
+    nothing, reasons = choose(survey(), weights="none")
+    assert nothing.weights is None and reasons[0] == "starts from nothing, as asked for"
+    with pytest.raises(ValueError, match="no weight file, run folder or named model 'camvid-light'; did you mean"):
+        choose(survey(), weights="camvid-light")
+    with pytest.raises(ValueError, match=r"finetune cannot start from x\.tflite: .*: objects-mobilenetv2 and"):
+        choose(survey(), weights="x.tflite")
+
+
+def test_it_takes_the_shape_of_a_run_that_it_starts_from(tmp_path: Path) -> None:
+    shapes: list[dict[str, Any]] = [
+        {"last_block": 5, "aspp_rates": (3, 6)}, {"head": "cascade"}, {"multi_grid": (1, 2), "image_pooling": False},
+    ]  # fmt: skip
+    for i, shape in enumerate(shapes):
+        model = DeepLabV3("resnet18", 3, **shape)
+        card = ModelCard(model.arguments, ("a", "b", "c"), ((0, 0, 0),) * 3, model.mean, model.std)
+        save(model, path := tmp_path / f"{i}.safetensors", card)
+        recipe, _ = choose(survey(), weights=str(path))
+        build_model(recipe, 2)
+        assert recipe.backbone == "resnet18" and recipe.aspp_rates == shape.get("aspp_rates", (6, 12, 18))
+
+
+@pytest.mark.parametrize(
+    ("flags", "weights", "backbone"),
+    [
+        ("", ANYTHING, "timm/mobilenetv2_100"),
+        ("--weights imagenet", "imagenet", "timm/tf_efficientnet_lite0"),
+        ("--weights none", None, "timm/tf_efficientnet_lite0"),
+        ("--set weights=null", None, "timm/tf_efficientnet_lite0"),
+        ("--set backbone=resnet101", "imagenet", "resnet101"),
+        ("--set backbone=resnet101 --weights none", None, "resnet101"),
+        ("--set backbone=timm/mobilenet_edgetpu_075", STREETS, "timm/mobilenet_edgetpu_075"),
+        ("--set head=cascade", "imagenet", "timm/tf_efficientnet_lite0"),
+        (f"--weights {STREETS}", STREETS, "timm/mobilenet_edgetpu_075"),
+    ],
+)
+def test_the_flags_stand_over_what_it_starts_from(
+    flags: str, weights: str | None, backbone: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Recipe] = []
+    monkeypatch.setattr("atrous.training.loop.train", lambda recipe, *_, **__: seen.append(recipe))
+    assert main(["train", "finetune", "--data", str(tiny_data), "--out", str(tmp_path), *flags.split()]) == 0
+    assert (seen[0].weights, seen[0].backbone) == (weights, backbone)
+
+
+def test_a_run_goes_on_with_what_was_chosen_for_it(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Recipe] = []
+    monkeypatch.setattr("atrous.training.loop.train", lambda recipe, *_, **__: seen.append(recipe))
+    before = replace(RECIPES["folder-efficientnet_lite0"], weights="runs/gone", iterations=7)
+    (tmp_path / "recipe.yaml").write_text(before.to_yaml())
+    assert main(["train", "finetune", "--data", str(tiny_data), "--out", str(tmp_path), "--resume"]) == 0
+    assert seen == [before] and "what was chosen before, in" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("side", "crop", "scales"),
+    [(360, 353, (0.43, 1.14)), (1024, 513, (0.5, 2.0)), (513, 513, (0.75, 2.0)), (512, 497, (0.75, 2.0)),
+     (20, 65, (0.43, 1.14)), (3000, 513, (0.75, 2.0))],
+)  # fmt: skip
+def test_the_crop_fits_the_pictures(side: int, crop: int, scales: tuple[float, float]) -> None:
+    recipe, _ = choose(survey(side=side))
+    assert recipe.crop == (crop, crop) and recipe.scales == scales
+
+
+@pytest.mark.parametrize(
+    ("long_side", "seen", "why"),
+    [(480, 840, "now 480 (median): thin things"), (100, 175, "thin things"), (600, None, "as they are"),
+     (2000, None, "as they are"), (4000, 1280, "a crop would show too little")],
+)  # fmt: skip
+def test_small_pictures_are_enlarged_and_large_ones_made_smaller(long_side: int, seen: int | None, why: str) -> None:
+    recipe, reasons = choose(survey(side=long_side * 3 // 4, long_side=long_side))
+    assert recipe.longest_side == seen and why in reasons[1]
+    wide, why_wide = choose(survey(side=1100, long_side=5000))
+    assert wide.crop == (273, 273) and "1100 (median, 281 as seen)" in why_wide[2]
+    strip, _ = choose(survey(side=100, long_side=3000))
+    assert strip.longest_side is None and strip.crop == (97, 97), "made smaller, nothing of it would be left"
+
+
+@pytest.mark.parametrize(
+    ("images", "steps"), [(1, 400), (10, 400), (92, 1200), (367, 2400), (1468, 4800), (10**6, 30_000)]
+)
+def test_steps_grow_with_the_root_of_the_images(images: int, steps: int) -> None:
+    recipe, _ = choose(survey(images=images), weights="imagenet")
+    assert recipe.iterations == steps
+    assert recipe.ema == pytest.approx(1 - 4.8 / steps, abs=1e-4) and recipe.warmup <= steps // 20
+    assert recipe.lr == pytest.approx(5e-4 if images >= 100 else 3e-4)
+
+
+def test_weights_are_the_root_of_median_frequency_balancing() -> None:
+    # Shares 1/21, 4/21, 16/21: the median is 4.
+    assert class_weights((100, 400, 1600)) == (2.0, 1.0, 0.5)
+    assert class_weights((100, 399)) is None and class_weights((7, 0)) is None
+    assert class_weights((1, 0, 10**6, 10**3)) == (4.0, 1.0, 0.3, 1.0)
+
+
+def test_rare_classes_come_more_often() -> None:
+    pixels = np.full((100, 2), 50)
+    pixels[9:, 1] = 0
+    rare, why = choose(Survey(("sky", "kite"), pixels, 360, 480, ("train",)))
+    assert rare.balance == 0.1 and any("kite" in line for line in why)
+    pixels[:10, 1] = 50
+    assert choose(Survey(("sky", "kite"), pixels, 360, 480, ("train",)))[0].balance == 0
+    assert rare.val_split is None and any("no split named val" in line for line in why)
+
+
+def test_splits_it_can_train_on(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    only, _ = finetune(make_data(tmp_path / "only", {"everything": 3}))
+    assert (only.train_split, only.val_split) == ("everything", None)
+    with pytest.raises(ValueError, match=r"splits one, two; expected one named train"):
+        finetune(make_data(tmp_path / "two", {"one": 3, "two": 3}))
+
+
+def test_what_it_chooses_trains(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", {"train": 6, "val": 3}, sizes=[(70, 90), (90, 70)])
+    recipe, _ = finetune(data)
+    quick = replace(recipe, iterations=2, batch=2, val_every=2, warmup=0, ema=0.5)
+    assert train(quick, data, tmp_path / "run", workers=0, device="cpu") is not None

@@ -1,0 +1,149 @@
+"""Frozen batch norm inside the convolutions: the same logits, gradients and statistics as beside them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from atrous import DeepLabV3
+from atrous.training.frozen_bn import FoldedForm, fold_frozen
+
+FROZEN = [{"affine": True}, {"affine": False}, {"affine": False, "head": False}]
+
+
+def model_of(backbone: str, **options: Any) -> DeepLabV3:
+    """In float64, with batch norm that does something."""
+    torch.manual_seed(0)
+    model = DeepLabV3(backbone, 4, **options).double()
+    for norm in model.batch_norms():
+        assert norm.running_mean is not None and norm.running_var is not None
+        nn.init.normal_(norm.running_mean, std=0.2)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.normal_(norm.weight, 1, 0.2)
+        nn.init.normal_(norm.bias, std=0.2)
+    nn.init.normal_(model.classifier.weight)
+    fold_frozen(model)
+    return model.train()
+
+
+def form_of(model: DeepLabV3) -> FoldedForm:
+    assert isinstance(model.training_form, FoldedForm)
+    return model.training_form
+
+
+def stepped(model: DeepLabV3, side: int = 33) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    images = torch.randn(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    logits = model(images)
+    logits.square().mean().backward()
+    return logits.detach(), {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+
+
+def plainly(model: DeepLabV3) -> DeepLabV3:
+    """The same model computing its batch norms as layers."""
+    return copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("options", FROZEN, ids=str)
+@pytest.mark.parametrize("backbone", ["resnet18", "timm/mobilenetv2_035"])
+def test_logits_gradients_and_statistics_are_those_of_the_layers(backbone: str, options: dict[str, bool]) -> None:
+    model = model_of(backbone)
+    model.freeze_batch_norm(**options)
+    layers = plainly(model)
+    norms = [norm for norm in model.batch_norms() if not norm.training]
+    read: list[int] = []
+    form_of(model).current()
+    for norm in norms:
+        norm.register_forward_hook(lambda *_: read.append(1))
+    (logits, found), (wanted_logits, wanted) = stepped(model), stepped(layers)
+    assert norms and not read  # no frozen one was computed as a layer
+    torch.testing.assert_close(logits, wanted_logits, rtol=1e-9, atol=1e-9)
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9, msg=key)
+    for key, value in layers.state_dict().items():  # the running statistics of those that are trained, too
+        torch.testing.assert_close(model.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("backbone", ["timm/mixnet_s", "timm/resnetblur18"])
+def test_what_follows_no_convolution_stays_a_frozen_layer(backbone: str) -> None:
+    # mixnet normalises what several convolutions have given together; resnetblur has buffers that no state dict holds.
+    model = model_of(backbone, output_stride=32)
+    model.freeze_batch_norm()
+    buffers = {key: value.clone() for key, value in model.named_buffers()}
+    layers = plainly(model)
+    torch.testing.assert_close(stepped(model)[0], stepped(layers)[0], rtol=1e-9, atol=1e-9)
+    assert all(torch.equal(value, buffers[key]) for key, value in model.named_buffers())
+
+
+def test_synchronised_batch_norm_is_folded_too() -> None:
+    model = model_of("resnet18")
+    wanted = copy.deepcopy(model)
+    fold_frozen(wanted)
+    wanted.freeze_batch_norm()
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.freeze_batch_norm()
+    found = stepped(model)[0]
+    frozen = form_of(model).frozen
+    assert frozen is not None and len(frozen.pairs) == len(list(model.batch_norms()))
+    torch.testing.assert_close(found, stepped(wanted)[0], rtol=1e-9, atol=1e-9)
+
+
+def test_the_decay_and_the_modes_of_what_still_learns_are_followed() -> None:
+    model = model_of("resnet18")
+    model.freeze_batch_norm(affine=False, head=False)
+    layers = plainly(model)
+    for one in (model, layers):
+        stepped(one)
+        one.set_batch_norm_decay(0.5)
+        stepped(one)
+        one.head.eval()
+        stepped(one)
+    for key, value in layers.named_buffers():
+        torch.testing.assert_close(dict(model.named_buffers())[key], value)
+
+
+def test_it_follows_the_dial_new_weights_and_another_freezing() -> None:
+    model = model_of("resnet18")
+    model.freeze_batch_norm()
+    at_16 = stepped(model)[0]
+    model.output_stride = 8
+    torch.testing.assert_close(stepped(model)[0], stepped(plainly(model))[0], rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        model.backbone.get_parameter("conv1.weight").mul_(0.5)
+    torch.testing.assert_close(stepped(model)[0], stepped(plainly(model))[0], rtol=1e-9, atol=1e-9)
+    model.freeze_batch_norm(affine=False, head=False)
+    torch.testing.assert_close(stepped(model)[0], stepped(plainly(model))[0], rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(at_16, stepped(model)[0])
+    model.unfreeze_batch_norm()
+    stepped(model)
+    assert form_of(model).frozen is None and all(norm.training for norm in model.batch_norms())
+
+
+def test_the_state_dict_and_a_copy_know_nothing_of_it() -> None:
+    model = model_of("timm/mobilenetv2_035")
+    keys = list(model.state_dict())
+    model.freeze_batch_norm()
+    stepped(model)
+    assert list(model.state_dict()) == keys and copy.deepcopy(model).training_form is None
+    twin = copy.deepcopy(model)
+    fold_frozen(twin)
+    with torch.no_grad():
+        twin.classifier.weight.zero_()
+    assert not torch.equal(stepped(twin)[0], stepped(model)[0])
+
+
+def test_checkpointing_computes_the_layers_and_the_same() -> None:
+    model = model_of("resnet18")
+    model.freeze_batch_norm()
+    twin = copy.deepcopy(model)
+    fold_frozen(twin)
+    wanted = stepped(twin)
+    model.set_checkpointing(True)
+    found = stepped(model)
+    assert form_of(model).frozen is None
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[1], wanted[1], rtol=1e-7, atol=1e-9)
