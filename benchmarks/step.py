@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -164,6 +165,7 @@ def main() -> None:
         parser.error("--rounds must be at least 2, for quartiles")
     rows = [row for backbone in found.backbones for row in compare(backbone, found.rounds, found.threads)]
     if found.json:
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, it knows its own folder only
         from benchmarks.timing import describe_machine
 
         machine = {**describe_machine(), "threads": found.threads}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ import torch
 
 from atrous.models.weights import names
 from atrous.prediction.predictor import Predictor
-from benchmarks.timing import Candidate, compare
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.timing import Candidate, compare  # noqa: E402
 
 STRIDES = (16, 8)
-TARGET = Path(__file__).parent.parent / "src" / "atrous" / "models" / "zoo" / "speed.json"
+TARGET = ROOT / "src" / "atrous" / "models" / "zoo" / "speed.json"
 
 
 def main() -> None:

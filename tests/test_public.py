@@ -43,7 +43,7 @@ HEAVY = {"torch", "torchvision", "timm", "matplotlib", "tensorboard", "numpy", "
     ("code", "loaded"),
     [
         ("import atrous", set()),
-        ("from atrous.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass", set()),
+        ("from atrous.cli.parser import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass", set()),
         ("from atrous import load_recipe", {"yaml"}),
         ("from atrous import DeepLabV3, Predictor, evaluate, train", {"torch", "numpy", "PIL", "rich", "yaml"}),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from atrous.cli.parser import _parser
+from benchmarks.__main__ import parser as benchmarks_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,13 +30,17 @@ def test_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def commands() -> list[str]:
     lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
     return [
-        part.split("  #")[0].strip() for line in lines for part in line.split("&&") if part.strip().startswith("atrous")
-    ]
+        part.split("  #")[0].strip() for line in lines for part in line.split("&&")
+        if part.strip().startswith(("atrous", "python -m benchmarks"))
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_parse(command: str) -> None:
-    assert _parser().parse_args(shlex.split(command)[1:]).run is not None
+    if command.startswith("python"):
+        assert benchmarks_parser().parse_args(shlex.split(command)[3:]).what
+    else:
+        assert _parser().parse_args(shlex.split(command)[1:]).run is not None
 
 
 def test_files_named_are_there() -> None:
