@@ -334,6 +334,24 @@ def _training(network: tuple[str, int, int], device: torch.device, **changes: An
     return state, [(images, labels, ["noise"] * batch)]
 
 
+def repeat(args: argparse.Namespace, device: torch.device, report: Report) -> None:
+    """Whether the same steps give the same bits twice, with cuDNN left to choose and held to what is deterministic."""
+    networks = {"resnet50": ("resnet50", 257, 8), "lite0": ("timm/tf_efficientnet_lite0", 353, 8)}
+    if args.quick:
+        networks = {"resnet18": ("resnet18", 65, 2)}
+    for name, network in networks.items():
+        for deterministic in (False, True):
+            with report.step(f"repeat {name}, deterministic {deterministic}"):
+                torch.backends.cudnn.deterministic = deterministic
+                runs = []
+                for _ in range(3):
+                    state, parts = _training(network, device, amp="bf16", multi_grid=None)
+                    losses = [state.take_step(parts, 1e-3, _world(device)) for _ in range(6)]
+                    runs.append((losses, [p.detach().clone() for p in state.model.parameters()]))
+                same = all(torch.equal(a, b) for other in runs[1:] for a, b in zip(runs[0][1], other[1], strict=True))
+                report.add(f"repeat {name}, deterministic {deterministic}", same_bits=same, losses=[r[0][-1] for r in runs])
+
+
 # Fast ---------------------------------------------------------------------------------------------------------------
 
 
@@ -547,7 +565,7 @@ def tables(args: argparse.Namespace, device: torch.device, report: Report) -> No
     from atrous.jobs.queue import Queue
 
     steps = 4 if args.quick else args.iterations
-    values: dict[str, Any] = {"amp": args.amp, "save_every": 10**6, "warmup": min(50, steps // 4)}
+    values: dict[str, Any] = {"amp": args.amp, "val_split": None, "photometric": 0.0, "save_every": 10**6, "warmup": min(50, steps // 4)}
     trainings: dict[str, Training] = {}
     cells: dict[str, list[str]] = {}
     for seed in range(args.seeds):
@@ -601,7 +619,7 @@ def _rate(run: Path) -> float:
     return statistics.median(found) if found else 0.0
 
 
-PARTS = {"right": right, "fast": fast, "tables": tables}
+PARTS = {"right": right, "repeat": repeat, "fast": fast, "tables": tables}
 
 
 def main() -> None:
