@@ -10,6 +10,7 @@ tensor, turned the way a person sees it. A mask is uint8 H,W of class ids as sto
 """
 
 import contextlib
+import functools
 import os
 import stat
 import struct
@@ -32,6 +33,7 @@ from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, ids_of_colours, vo
 
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
+Colours = tuple[float, float, float]
 Source = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
 
 MAX_PIXELS = 178_956_970
@@ -71,15 +73,22 @@ class Normalization:
         """Turn uint8 ...,3,H,W into float32 of the same shape, on the same device; ValueError for anything else."""
         if image.dtype != torch.uint8 or image.ndim < 3 or image.shape[-3] != 3:
             raise ValueError(f"normalising {image.dtype} of shape {tuple(image.shape)}; expected uint8 ...,3,H,W")
-        scale = torch.tensor([255 * part for part in self.std], device=image.device).view(3, 1, 1)
-        shift = torch.tensor([m / s for m, s in zip(self.mean, self.std, strict=True)], device=image.device)
-        return image.float().div_(scale).sub_(shift.view(3, 1, 1))
+        scale, shift = _scale_and_shift(self.mean, self.std, image.device)
+        return image.float().div_(scale).sub_(shift)
 
     @property
     def fill(self) -> Colour:
         """The mean pixel in 0..255: padding that normalises to about zero."""
         red, green, blue = (round(255 * part) for part in self.mean)
         return red, green, blue
+
+
+@functools.cache
+def _scale_and_shift(mean: Colours, std: Colours, device: torch.device) -> tuple[Tensor, Tensor]:
+    # Kept: a tensor made from a list on a GPU waits for the GPU.
+    with torch.inference_mode(False):
+        scale = torch.tensor([255 * part for part in std], device=device).view(3, 1, 1)
+        return scale, torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device).view(3, 1, 1)
 
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

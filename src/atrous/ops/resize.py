@@ -113,7 +113,9 @@ def label_weight(
     """
     if not upsampled:
         labels = downsample_labels(labels, output_stride, ignore)
-    valid = labels[labels != ignore].long()
+    counted = labels != ignore
     if class_weights is None:
-        return torch.tensor(valid.numel(), dtype=torch.float64, device=labels.device)
-    return class_weights[valid].double().sum()
+        return counted.sum(dtype=torch.float64)
+    # No shape depends on the labels here, so that a GPU is not waited for.
+    weights = class_weights.double()[labels.long().clamp_(0, len(class_weights) - 1)]
+    return torch.where(counted, weights, 0.0).sum()

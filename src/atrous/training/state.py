@@ -140,12 +140,15 @@ class State:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
-        weight = here.sum(sum((self.objective.weight(labels) for _, labels, _ in parts), _zero()).to(here.device))
+        parts = [
+            (images.to(here.device, non_blocking=True), labels.to(here.device, non_blocking=True), names)
+            for images, labels, names in parts
+        ]
+        weight = here.sum(torch.stack([self.objective.weight(labels) for _, labels, _ in parts]).sum())
         weight = torch.where(weight > 0, weight, 1.0)  # without a valid pixel in the whole batch the sum is 0 as well
         losses = []
         for i, (images, labels, _) in enumerate(parts):
             with self._last_part_syncs(i == len(parts) - 1):
-                images, labels = images.to(here.device, non_blocking=True), labels.to(here.device, non_blocking=True)
                 loss = self.parallel(images, labels)
                 # Data-parallel training takes the mean of the processes' gradients; the sum is wanted.
                 self.scaler.scale(loss * (here.size / weight).float()).backward()
@@ -335,10 +338,6 @@ def build_optimizer(recipe: Recipe, model: DeepLabV3) -> torch.optim.Optimizer:
     return torch.optim.SGD(settings, lr=recipe.lr, momentum=recipe.momentum, fused=True)
 
 
-def _zero() -> Tensor:
-    return torch.zeros((), dtype=torch.float64)
-
-
 def _data_parallel(objective: Objective) -> DistributedDataParallel:
     # PyTorch is renaming the option, and warns of the old name where it knows the new one.
     known = inspect.signature(DistributedDataParallel).parameters
@@ -349,9 +348,13 @@ def _data_parallel(objective: Objective) -> DistributedDataParallel:
 
 def _not_finite(named: Mapping[str, Tensor]) -> list[str]:
     floats = {key: value for key, value in named.items() if value.is_floating_point() and value.numel()}
-    # A sum is quick, and finite only if all of its terms are; but it overflows before they do.
-    sums = [value.sum().double() for value in floats.values()]
-    if not sums or bool(torch.stack(sums).isfinite().all()):
+    if not floats:
+        return []
+    # A sum is quick, and finite only if all of its terms are; but it overflows before they do. On a GPU, where each
+    # call costs more than its work, the norms of all are one call.
+    on_gpu = all(value.is_cuda for value in floats.values())
+    sums = torch._foreach_norm(list(floats.values())) if on_gpu else [value.sum() for value in floats.values()]
+    if bool(torch.stack([total.double() for total in sums]).isfinite().all()):
         return []
     return [key for key, value in floats.items() if not bool(value.isfinite().all())]
 
