@@ -305,7 +305,7 @@ def _our_step(
 
     def step() -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            logits = model.grid_logits(inputs)
+            logits = model.low_resolution_logits(inputs)
         loss = upsampled_cross_entropy_sum(logits, truth, model.output_stride) / truth.numel()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -159,7 +159,7 @@ def right_network(args: argparse.Namespace, device: torch.device, report: Report
 
 def right_loss(args: argparse.Namespace, device: torch.device, report: Report) -> None:
     """The loss on upsampled logits, by its kernel and by tiles, against PyTorch in float64."""
-    from atrous.ops import fused
+    from atrous.ops import upsampled_loss as fused
 
     shapes = [(2, 11, 97, 129, 16), (1, 21, 65, 65, 8), (3, 2, 33, 50, 32), (1, 150, 65, 49, 16)]
     for batch, classes, height, width, stride in shapes[: 2 if args.quick else None]:
@@ -201,8 +201,8 @@ def _plain_loss(logits: Tensor, labels: Tensor, stride: int, weights: Tensor) ->
 
 def right_argmax(args: argparse.Namespace, device: torch.device, report: Report) -> None:
     """The class of each pixel, in one view and in several, against PyTorch: the share of pixels that differ."""
-    from atrous.ops.fused import upsampled_argmax
-    from atrous.ops.views import View, mean_argmax, mean_probabilities
+    from atrous.ops.upsampled_loss import upsampled_argmax
+    from atrous.ops.tta import View, mean_argmax, mean_probabilities
 
     logits = torch.randn(2, 21, 9, 13) * 3
     large = F.interpolate(logits.double(), (129, 193), mode="bilinear", align_corners=True)[..., :120, :190]
@@ -220,7 +220,7 @@ def right_argmax(args: argparse.Namespace, device: torch.device, report: Report)
 
 def right_conv(args: argparse.Namespace, device: torch.device, report: Report) -> None:
     """Every form of atrous convolution, forward and both gradients, against float64 on the CPU."""
-    from atrous.ops.gemm import FORMS, FULL_FORMS, atrous_conv2d_fast
+    from atrous.ops.conv_kernels.dispatch import FORMS, FULL_FORMS, atrous_conv2d_fast
 
     for depthwise in (False, True):
         channels, filters, size = (64, 48, 17) if args.quick else (256, 128, 33)
@@ -258,15 +258,17 @@ def _conv_passes(
     if run:
         outputs = run(x, weights, rates)
     else:
-        outputs = [
-            F.conv2d(x, w, dilation=r, padding=r, groups=groups) for w, r in zip(weights, rates, strict=True)
-        ]
+        outputs = [F.conv2d(x, w, dilation=r, padding=r, groups=groups) for w, r in zip(weights, rates, strict=True)]
     total = sum((y * up.to(y)).sum() for y, up in zip(outputs, ups, strict=True))
     assert isinstance(total, Tensor)
     total.backward()
     gradients = [w.grad for w in weights]
     assert x.grad is not None
-    return torch.cat([y.flatten() for y in outputs]), x.grad, torch.cat([g.flatten() for g in gradients if g is not None])
+    return (
+        torch.cat([y.flatten() for y in outputs]),
+        x.grad,
+        torch.cat([g.flatten() for g in gradients if g is not None]),
+    )
 
 
 def right_inference(args: argparse.Namespace, device: torch.device, report: Report) -> None:
@@ -278,7 +280,7 @@ def right_inference(args: argparse.Namespace, device: torch.device, report: Repo
     for name in ("objects-mobilenetv2", "camvid-efficientnet_lite0")[: 1 if args.quick else None]:
         model, _ = atrous.load(name)
         model.eval()
-        from atrous.data.image import Normalization
+        from atrous.data.image_io import Normalization
 
         x = Normalization(model.mean, model.std)(photo)[None]
         with torch.inference_mode():
@@ -287,7 +289,9 @@ def right_inference(args: argparse.Namespace, device: torch.device, report: Repo
                 "float32": {"dtype": torch.float32}, "default": {}, "float16": {"dtype": torch.float16},
                 "compiled": {"compile": True},
             }.items():  # fmt: skip
-                if (form == "float16" and device.type == "cpu") or (form == "compiled" and (args.quick or "lite0" in name)):
+                if (form == "float16" and device.type == "cpu") or (
+                    form == "compiled" and (args.quick or "lite0" in name)
+                ):
                     continue
                 with report.step(f"{name} {form}"):
                     there = copy.deepcopy(model).to(device).for_inference(**options)
@@ -307,19 +311,21 @@ def right_training(args: argparse.Namespace, device: torch.device, report: Repor
             state, parts = _training(("resnet18", 97, 4), where, batch_norm=batch_norm)
             losses[where.type] = [state.take_step(parts, 1e-3, _world(where)) for _ in range(3)]
         gap = max(abs(a / b - 1) for a, b in zip(losses[device.type], losses["cpu"], strict=True))
-        report.add(f"losses of three steps, batch norm {batch_norm}", cpu=losses["cpu"], here=losses[device.type], gap=gap)
+        report.add(
+            f"losses of three steps, batch norm {batch_norm}", cpu=losses["cpu"], here=losses[device.type], gap=gap
+        )
 
 
 def _world(device: torch.device) -> Any:
-    from atrous.engine.distributed import World
+    from atrous.evaluation.distributed import DistributedContext
 
-    return World(0, 1, device)
+    return DistributedContext(0, 1, device)
 
 
 def _training(network: tuple[str, int, int], device: torch.device, **changes: Any) -> tuple[Any, Any]:
     """A state of `atrous train` and a batch of noise: backbone, crop, images."""
-    from atrous.engine.recipe import Recipe
-    from atrous.engine.state import State
+    from atrous.training.config import Recipe
+    from atrous.training.state import State
 
     backbone, size, batch = network
     recipe = replace(Recipe(), **{"backbone": backbone, "weights": None, "batch": batch, "crop": size, **changes})
@@ -349,7 +355,9 @@ def repeat(args: argparse.Namespace, device: torch.device, report: Report) -> No
                     losses = [state.take_step(parts, 1e-3, _world(device)) for _ in range(6)]
                     runs.append((losses, [p.detach().clone() for p in state.model.parameters()]))
                 same = all(torch.equal(a, b) for other in runs[1:] for a, b in zip(runs[0][1], other[1], strict=True))
-                report.add(f"repeat {name}, deterministic {deterministic}", same_bits=same, losses=[r[0][-1] for r in runs])
+                report.add(
+                    f"repeat {name}, deterministic {deterministic}", same_bits=same, losses=[r[0][-1] for r in runs]
+                )
 
 
 # Fast ---------------------------------------------------------------------------------------------------------------
@@ -368,7 +376,7 @@ def _memory(device: torch.device) -> float:
 
 
 def fast_steps(args: argparse.Namespace, device: torch.device, report: Report) -> None:
-    """Section 4.1's step, ResNet-101, 16 crops of 513: ours as `atrous train` takes it, and the peers' as users write it."""
+    """Section 4.1's step, ResNet-101, 16 crops of 513: that of `atrous train`, and the peers' as users write it."""
     backbone, size, batch = ("resnet18", 65, 2) if args.quick else ("resnet101", 513, 16)
     repeats = 1 if args.quick else 8
     for stride in (16, 8):
@@ -469,7 +477,7 @@ def fast_settings(args: argparse.Namespace, device: torch.device, report: Report
 
 def fast_loss(args: argparse.Namespace, device: torch.device, report: Report) -> None:
     """The loss and its gradient, ours by its kernel and by tiles, and PyTorch's, plain and compiled."""
-    from atrous.ops import fused
+    from atrous.ops import upsampled_loss as fused
 
     batch, size = (1, 65) if args.quick else (16, 513)
     for stride in (16, 8):
@@ -486,13 +494,15 @@ def fast_loss(args: argparse.Namespace, device: torch.device, report: Report) ->
             return fused.upsampled_cross_entropy_sum(logits, small, stride)
 
         runs: dict[str, Callable[[], Any]] = {
-            "ours": lambda: torch.autograd.grad(ours(), logits),
-            "plain": lambda: torch.autograd.grad(plain(), logits),
+            "ours": lambda logits=logits, ours=ours: torch.autograd.grad(ours(), logits),
+            "plain": lambda logits=logits, plain=plain: torch.autograd.grad(plain(), logits),
         }
         if not args.quick:
-            runs["tiles"] = lambda: fused._cross_entropy_by_tiles(logits.detach(), small, None, stride, 255, True)
+            runs["tiles"] = lambda logits=logits, small=small, stride=stride: fused._cross_entropy_by_tiles(
+                logits.detach(), small, None, stride, 255, True
+            )
             compiled = torch.compile(plain)
-            runs["compiled"] = lambda: torch.autograd.grad(compiled(), logits)
+            runs["compiled"] = lambda logits=logits, compiled=compiled: torch.autograd.grad(compiled(), logits)
         for name, run in runs.items():
             with report.step(f"loss {name} at {stride}"):
                 if device.type == "cuda":
@@ -524,11 +534,13 @@ def fast_infer(args: argparse.Namespace, device: torch.device, report: Report) -
                 x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
                 with report.step(f"infer {name} {form} batch {batch}"):
                     net = build()
-                    from atrous.ops.gemm import default_form
+                    from atrous.ops.conv_kernels.dispatch import default_form
 
                     with torch.inference_mode(), default_form("auto" if form == "ours, auto" else "model"):
                         spent = seconds(lambda net=net, x=x: net(x), device, 2 if args.quick else 15, 3)
-                    report.add(f"infer {name} {form} batch {batch}", milliseconds=spent * 1e3, per_image=spent * 1e3 / batch)
+                    report.add(
+                        f"infer {name} {form} batch {batch}", milliseconds=spent * 1e3, per_image=spent * 1e3 / batch
+                    )
 
 
 def fast_profile(args: argparse.Namespace, device: torch.device, report: Report) -> None:
@@ -559,13 +571,19 @@ def fast_profile(args: argparse.Namespace, device: torch.device, report: Report)
 
 def tables(args: argparse.Namespace, device: torch.device, report: Report) -> None:
     """The cells of the paper's tables on CamVid, several at once, until they are done or the time is over."""
-    from atrous.engine.recipe import Recipe
-    from atrous.jobs.cells import Worker
-    from atrous.jobs.plan import Options, Training, plan
-    from atrous.jobs.queue import Queue
+    from atrous.training.config import Recipe
+    from atrous.reproduction.worker import Worker
+    from atrous.reproduction.plan import Options, Training, plan
+    from atrous.reproduction.scheduler import Queue
 
     steps = 4 if args.quick else args.iterations
-    values: dict[str, Any] = {"amp": args.amp, "val_split": None, "photometric": 0.0, "save_every": 10**6, "warmup": min(50, steps // 4)}
+    values: dict[str, Any] = {
+        "amp": args.amp,
+        "val_split": None,
+        "photometric": 0.0,
+        "save_every": 10**6,
+        "warmup": min(50, steps // 4),
+    }
     trainings: dict[str, Training] = {}
     cells: dict[str, list[str]] = {}
     for seed in range(args.seeds):
@@ -591,10 +609,13 @@ def tables(args: argparse.Namespace, device: torch.device, report: Report) -> No
             began[training.name] = time.monotonic()
             return
         recipe = training.recipe or Recipe()
-        results = {s.slug: json.loads(training.result(s).read_text()) for s in training.settings if training.result(s).exists()}
+        results = {
+            s.slug: json.loads(training.result(s).read_text()) for s in training.settings if training.result(s).exists()
+        }
         miou = {slug: round(100 * found["miou"], 2) for slug, found in results.items()}
         report.add(
-            training.name, images_per_second=_rate(training.run), kind=kind, why=why, cells=cells[training.name], miou=miou, seed=recipe.seed,
+            training.name, images_per_second=_rate(training.run), kind=kind, why=why, cells=cells[training.name],
+            miou=miou, seed=recipe.seed,
             seconds=time.monotonic() - began.get(training.name, started), at=time.monotonic() - started,
         )  # fmt: skip
 

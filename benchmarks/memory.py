@@ -60,7 +60,7 @@ def step_memory(backbone: str, stride: int, batch: int, size: int, checkpointing
             for _ in range(2):
                 tracker.reset_mod_stats()
                 with torch.autocast("cpu", torch.bfloat16):
-                    logits = model.grid_logits(images)
+                    logits = model.low_resolution_logits(images)
                 loss = upsampled_cross_entropy_sum(logits, labels, stride) / labels.numel()
                 loss.backward()
                 optimizer.step()

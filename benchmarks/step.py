@@ -48,7 +48,7 @@ CANDIDATES: dict[str, list[tuple[str, dict[str, Any]]]] = {
 
 
 def our_step(backbone: str, frozen: bool = False, layers: bool = False) -> Callable[[], Any]:
-    from atrous.evaluation.distributed import World
+    from atrous.evaluation.distributed import DistributedContext
     from atrous.ops.conv_kernels.dispatch import default_form
     from atrous.training.recipes import RECIPES
     from atrous.training.state import State
@@ -57,7 +57,7 @@ def our_step(backbone: str, frozen: bool = False, layers: bool = False) -> Calla
         RECIPES["camvid-efficientnet_lite0"], backbone=backbone, weights=None, class_weights=None, ema=0.0,
         batch=BATCH[backbone], batch_norm="statistics" if frozen else "train",
     )  # fmt: skip
-    here = World(0, 1, torch.device("cpu"))
+    here = DistributedContext(0, 1, torch.device("cpu"))
     state = State.build(recipe, 21, 255, here)
     if layers:
         state.model.training_form = None

@@ -26,7 +26,7 @@ import torch
 from atrous.cli.parser import main
 from atrous.data.datasets.dataset import open_dataset
 from atrous.data.transforms import Augment
-from atrous.evaluation.distributed import World
+from atrous.evaluation.distributed import DistributedContext
 from atrous.training import checkpoint
 from atrous.training.config import Recipe
 from atrous.training.loader import Crops, loader
@@ -245,7 +245,7 @@ def test_the_run_that_it_started_from_need_not_be_there_any_more(
 
 def test_a_checkpoint_of_another_version_is_one_line(tiny: Recipe) -> None:
     with pytest.raises(ValueError, match="does not go with this recipe and this version: KeyError: 'step'"):
-        State.build(tiny, 4, 255, World(0, 1, torch.device("cpu")), {"model": {}})
+        State.build(tiny, 4, 255, DistributedContext(0, 1, torch.device("cpu")), {"model": {}})
 
 
 # Samples.
@@ -265,7 +265,7 @@ def test_loaders_stopped_at_every_step_give_each_sample_once_an_epoch(
     seen: Counter[str] = Counter()
     for step in range(steps):  # each step from a loader of its own, as after a stop
         for rank in range(ranks):
-            batches = loader(crops, recipe, step, workers, World(rank, ranks, torch.device("cpu")))
+            batches = loader(crops, recipe, step, workers, DistributedContext(rank, ranks, torch.device("cpu")))
             seen.update(next(iter(batches))[2])
     # 19 steps of 6 are three epochs of 37 and three samples of the fourth.
     assert len(seen) == samples and sum(seen.values()) == steps * batch

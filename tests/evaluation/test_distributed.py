@@ -10,7 +10,13 @@ import pytest
 import torch
 
 import ranks
-from atrous.evaluation.distributed import Stream, World, generator, pick_device, world
+from atrous.evaluation.distributed import (
+    DistributedContext,
+    ResumableBatchSampler,
+    distributed_context,
+    generator,
+    pick_device,
+)
 from forks import together
 
 SAMPLES, BATCH = 37, 5
@@ -18,7 +24,7 @@ STEPS = 3 * SAMPLES // BATCH + 1
 
 
 def places(**options: Any) -> list[tuple[int, int]]:
-    stream = Stream(SAMPLES, seed=3, **{"batch": BATCH, "stop": STEPS, **options})
+    stream = ResumableBatchSampler(SAMPLES, seed=3, **{"batch": BATCH, "stop": STEPS, **options})
     return [place for part in stream for place in part]
 
 
@@ -43,8 +49,8 @@ def test_stopped_again_and_again() -> None:
 def test_ranks_and_parts_share_out_the_batch_of_one_process(batch: int, size: int, parts: int) -> None:
     steps = 3 * SAMPLES // batch + 1
     options = {"seed": 3, "batch": batch, "stop": steps}
-    one = list(Stream(SAMPLES, **options))
-    ranks = [list(Stream(SAMPLES, **options, parts=parts, rank=rank, size=size)) for rank in range(size)]
+    one = list(ResumableBatchSampler(SAMPLES, **options))
+    ranks = [list(ResumableBatchSampler(SAMPLES, **options, parts=parts, rank=rank, size=size)) for rank in range(size)]
     assert all(len(part) == batch // size // parts for found in ranks for part in found)
     together = [
         [place for found in ranks for part in found[step * parts : (step + 1) * parts] for place in part]
@@ -65,18 +71,18 @@ def test_two_ranks_stopped_at_every_step_lose_nothing() -> None:
 
 
 def test_the_length_is_the_number_of_parts() -> None:
-    stream = Stream(SAMPLES, seed=0, batch=6, parts=3, start=4, stop=10)
+    stream = ResumableBatchSampler(SAMPLES, seed=0, batch=6, parts=3, start=4, stop=10)
     assert len(stream) == 18 == len(list(stream))
 
 
 def test_a_data_set_smaller_than_the_batch() -> None:
-    found = [place for part in Stream(3, seed=0, batch=8, stop=3) for place in part]
+    found = [place for part in ResumableBatchSampler(3, seed=0, batch=8, stop=3) for place in part]
     assert Counter(found) == {(epoch, index): 1 for epoch in range(8) for index in range(3)}
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
     def orders(seed: int) -> list[tuple[int, ...]]:
-        found = [place for part in Stream(50, seed=seed, batch=50, stop=3) for place in part]
+        found = [place for part in ResumableBatchSampler(50, seed=seed, batch=50, stop=3) for place in part]
         return [tuple(index for epoch, index in found if epoch == e) for e in range(3)]
 
     assert orders(1) == orders(1)
@@ -85,7 +91,7 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     with pytest.raises(ValueError, match="batch is 6, expected a multiple of 2 processes times 2 accumulated parts"):
-        Stream(10, seed=0, batch=6, parts=2, size=2, stop=1)
+        ResumableBatchSampler(10, seed=0, batch=6, parts=2, size=2, stop=1)
 
 
 def test_a_generator_is_a_function_of_all_its_numbers() -> None:
@@ -98,12 +104,12 @@ def test_a_generator_is_a_function_of_all_its_numbers() -> None:
 
 
 def test_alone_a_world_of_one() -> None:
-    with world("cpu") as here:
-        assert (here.rank, here.size, here.first, here.device) == (0, 1, True, torch.device("cpu"))
+    with distributed_context("cpu") as ctx:
+        assert (ctx.rank, ctx.size, ctx.first, ctx.device) == (0, 1, True, torch.device("cpu"))
         value = torch.tensor([1.5, 2.0])
-        assert torch.equal(here.sum(value), value) and here.any(15) == 15
-        here.wait()
-    assert not World(1, 2, torch.device("cpu")).first
+        assert torch.equal(ctx.sum(value), value) and ctx.any(15) == 15
+        ctx.wait()
+    assert not DistributedContext(1, 2, torch.device("cpu")).first
 
 
 @pytest.mark.parametrize(

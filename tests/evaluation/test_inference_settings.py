@@ -55,8 +55,8 @@ def test_every_row_is_what_evaluate_finds(model, val) -> None:
 
 def test_nothing_is_computed_twice(model, val, monkeypatch) -> None:
     runs: list[int] = []
-    inner = DeepLabV3.grid_logits
-    monkeypatch.setattr(DeepLabV3, "grid_logits", lambda self, x: runs.append(x.shape[0]) or inner(self, x))
+    inner = DeepLabV3.low_resolution_logits
+    monkeypatch.setattr(DeepLabV3, "low_resolution_logits", lambda self, x: runs.append(x.shape[0]) or inner(self, x))
     ladder(model, val, rungs(8, SCALES))
     # One pass at 16; at 8 one for each scale and, flipped, once more: not 1 + 1 + 3 + 6.
     assert len(runs) == len(val) * (1 + 2 * len(SCALES)) and set(runs) == {1}

@@ -258,8 +258,8 @@ def steps_with_empty(out: str, steps: int) -> None:
     torch.set_default_dtype(torch.float64)
     recipe = Recipe(backbone="timm/lcnet_050", multi_grid=None, aspp_rates=(1,), weights=None, batch_norm_decay=0.9)
     generator = torch.Generator().manual_seed(5)
-    with world("cpu") as here:
-        state = State.build(recipe, 4, 255, here)
+    with world("cpu") as ctx:
+        state = State.build(recipe, 4, 255, ctx)
         normalise = state.objective.normalise
         state.objective.normalise = lambda pixels: normalise(pixels).double()  # type: ignore[assignment]
         losses = []
@@ -269,11 +269,11 @@ def steps_with_empty(out: str, steps: int) -> None:
             labels[torch.rand(4, generator=generator) < 0.2] = 255
             labels[2:] = 255 if step % 10 == 3 else labels[2:]
             labels = torch.full_like(labels, 255) if step % 50 == 7 else labels
-            mine = slice(here.rank * 4 // here.size, (here.rank + 1) * 4 // here.size)
+            mine = slice(ctx.rank * 4 // ctx.size, (ctx.rank + 1) * 4 // ctx.size)
             parts = [(images[mine], labels[mine], [f"{step}"] * 4)]
-            losses.append(state.take_step(parts, 0.001, here))
+            losses.append(state.take_step(parts, 0.001, ctx))
             state.step += 1
-        torch.save({"losses": losses, "model": state.model.state_dict()}, f"{out}-{here.size}-{here.rank}")
+        torch.save({"losses": losses, "model": state.model.state_dict()}, f"{out}-{ctx.size}-{ctx.rank}")
     torch.set_default_dtype(torch.float32)
 
 

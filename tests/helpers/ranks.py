@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from atrous.data.datasets.dataset import open_dataset
-from atrous.evaluation.distributed import SynchronisedBatchNorm, World, world
+from atrous.evaluation.distributed import DistributedContext, SynchronisedBatchNorm, world
 from atrous.evaluation.evaluate import evaluate
 from atrous.ops.conv_kernels.dispatch import default_form
 from atrous.training.config import Recipe
@@ -27,31 +27,31 @@ def main(data: Path, out: Path) -> None:
     labels[0, :20] = 255
     labels[3] = 255  # uneven counts, and an image without any
     empty = torch.full_like(labels, 255)
-    with world("cpu") as here, default_form("model"):
+    with world("cpu") as ctx, default_form("model"):
         found: dict[str, Any] = {}
         # In float64, for a rounding in float32 moves some rectifiers across their kink.
         torch.set_default_dtype(torch.float64)
-        found["plain"], state = step(here, RECIPE, images, labels)
+        found["plain"], state = step(ctx, RECIPE, images, labels)
         found["kinds"] = {type(norm).__name__ for norm in state.model.batch_norms()} == {"SynchronisedBatchNorm"}
         found["average"] = state.evaluated.state_dict()
-        found["frozen, in parts"], _ = step(here, replace(RECIPE, batch_norm="freeze"), images, labels, parts=2)
-        found["one rank empty"], _ = step(here, RECIPE, images, torch.cat([labels[:2], empty[:2]]))
-        found["empty"], _ = step(here, RECIPE, images, empty)
+        found["frozen, in parts"], _ = step(ctx, replace(RECIPE, batch_norm="freeze"), images, labels, parts=2)
+        found["one rank empty"], _ = step(ctx, RECIPE, images, torch.cat([labels[:2], empty[:2]]))
+        found["empty"], _ = step(ctx, RECIPE, images, empty)
         torch.set_default_dtype(torch.float32)
-        found["bf16"], _ = step(here, replace(RECIPE, amp="bf16"), images, labels)
-        model = State.build(RECIPE, 4, 255, here).model
-        evaluation = evaluate(model, open_dataset(data, "val"), world=here)
+        found["bf16"], _ = step(ctx, replace(RECIPE, amp="bf16"), images, labels)
+        model = State.build(RECIPE, 4, 255, ctx).model
+        evaluation = evaluate(model, open_dataset(data, "val"), ctx=ctx)
         found["scores"] = {**evaluation.scores.as_dict(), "images": evaluation.images}
-        found["offset"], found["offset variance"] = far_from_zero(here, generator)
-        found["any"] = here.any(15 if here.rank else 0)
-        torch.save(found, f"{out}-{here.rank}")
+        found["offset"], found["offset variance"] = far_from_zero(ctx, generator)
+        found["any"] = ctx.any(15 if ctx.rank else 0)
+        torch.save(found, f"{out}-{ctx.rank}")
 
 
 def step(
-    here: World, recipe: Recipe, images: torch.Tensor, labels: torch.Tensor, parts: int = 1
+    ctx: DistributedContext, recipe: Recipe, images: torch.Tensor, labels: torch.Tensor, parts: int = 1
 ) -> tuple[dict[str, Any], State]:
     """Loss, gradient and batch-norm statistics of one step on this process's share of the images."""
-    state = State.build(recipe, 4, 255, here)
+    state = State.build(recipe, 4, 255, ctx)
     gradient: dict[str, torch.Tensor] = {}
 
     def note(*_: Any) -> None:
@@ -61,21 +61,21 @@ def step(
     state.optimizer.register_step_pre_hook(note)
     normalise = state.objective.normalise
     state.objective.normalise = lambda pixels: normalise(pixels).to(torch.get_default_dtype())
-    share = len(images) // here.size
-    mine = slice(here.rank * share, (here.rank + 1) * share)
+    share = len(images) // ctx.size
+    mine = slice(ctx.rank * share, (ctx.rank + 1) * share)
     pairs = zip(images[mine].chunk(parts), labels[mine].chunk(parts), strict=True)
-    loss = state.take_step([(part, truth, ["x"] * len(part)) for part, truth in pairs], recipe.lr, here)
+    loss = state.take_step([(part, truth, ["x"] * len(part)) for part, truth in pairs], recipe.lr, ctx)
     statistics = {key: value for key, value in state.model.named_buffers() if "running" in key}
     return {"loss": loss, "gradient": gradient, "buffers": statistics}, state
 
 
-def far_from_zero(here: World, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def far_from_zero(ctx: DistributedContext, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Batch norm of a batch whose mean is far above its deviation."""
     x = torch.randn(4, 3, 9, 9, generator=generator) * 0.1 + 100
     norm = torch.nn.BatchNorm2d(3, momentum=1.0)
-    if here.size > 1:
+    if ctx.size > 1:
         norm = SynchronisedBatchNorm(norm)
-        x = x.chunk(here.size)[here.rank]
+        x = x.chunk(ctx.size)[ctx.rank]
     y = norm(x).detach()
     assert norm.running_var is not None
     return y, norm.running_var

@@ -84,7 +84,7 @@ def test_a_batch_of_one_trains(head: str, size: int) -> None:
 def test_cascade_goes_to_block7_and_256_by_default() -> None:
     model = DeepLabV3("resnet18", 5, head="cascade", output_stride=256).eval()
     with torch.no_grad():
-        assert model.grid_logits(torch.zeros(1, 3, 513, 513)).shape == (1, 5, 3, 3)
+        assert model.low_resolution_logits(torch.zeros(1, 3, 513, 513)).shape == (1, 5, 3, 3)
         assert model(torch.zeros(1, 3, 100, 100)).shape == (1, 5, 100, 100)
     assert isinstance(model.head, nn.Identity)
 

@@ -320,7 +320,7 @@ def test_the_published_pascal_graph_gives_its_own_classes() -> None:
     load_tflite(model, PASCAL)
     theirs = _run(graph, page, (1, 33, 33, 21))
     with torch.inference_mode():
-        ours = model.grid_logits(_normalised(model, page))
+        ours = model.low_resolution_logits(_normalised(model, page))
     # Theirs are rounded to bytes after every layer.
     assert (ours.argmax(1) == theirs.argmax(1)).float().mean() > 0.98
     assert (ours - theirs).pow(2).mean().sqrt() < 0.1 * theirs.std()

@@ -118,13 +118,15 @@ def test_where_the_first_units_are_dilated_stays_with_the_dial_and_the_weights(t
         expected = net.segmentation_head[0](net.decoder(net.encoder(image)))
         ours.output_stride = 8
         ours.output_stride = 16
-        torch.testing.assert_close(ours.grid_logits(image), expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(ours.low_resolution_logits(image), expected, rtol=1e-3, atol=1e-4)
         names, palette = tuple(map(str, range(7))), ((0, 0, 0),) * 7
         card = ModelCard(ours.arguments, names, palette, ours.mean, ours.std, output_stride=16)
         save(ours, tmp_path / "net.safetensors", card)
         again = load(tmp_path / "net.safetensors")[0].eval()
         again.output_stride = 16
-        torch.testing.assert_close(again.grid_logits(image), expected, rtol=2e-2, atol=2e-2)  # stored as float16
+        torch.testing.assert_close(
+            again.low_resolution_logits(image), expected, rtol=2e-2, atol=2e-2
+        )  # stored as float16
     assert not ours.training and net.training is False
 
 

@@ -50,11 +50,13 @@ class Tiny(nn.Module):
         self.classifier = nn.Conv2d(8, 5, 1)
         self.eval()
         with torch.no_grad():  # so that every class has its share
-            seen = self.grid_logits(torch.from_numpy(picture(300, 300) / 127.5 - 1).permute(2, 0, 1).float()[None])
+            seen = self.low_resolution_logits(
+                torch.from_numpy(picture(300, 300) / 127.5 - 1).permute(2, 0, 1).float()[None]
+            )
             assert self.classifier.bias is not None
             self.classifier.bias -= seen.mean((0, 2, 3))
 
-    def grid_logits(self, images: Tensor) -> Tensor:
+    def low_resolution_logits(self, images: Tensor) -> Tensor:
         return self.classifier(self.head(self.backbone(pad_to_grid(images, 8))))
 
 
@@ -71,7 +73,7 @@ def whole(windows: Windows, image: np.ndarray) -> np.ndarray:
         tensor = windows.normalise(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])
         if windows.averaged:
             return predict_classes(windows.model, tensor, scales=windows.scales, flip=windows.flip)[0].numpy()
-        return upsampled_argmax(windows.model.grid_logits(tensor), image.shape[:2], 8)[0].numpy()
+        return upsampled_argmax(windows.model.low_resolution_logits(tensor), image.shape[:2], 8)[0].numpy()
 
 
 def by_windows(windows: Windows, image: np.ndarray) -> np.ndarray:

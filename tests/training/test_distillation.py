@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from atrous.evaluation.distributed import World
+from atrous.evaluation.distributed import DistributedContext
 from atrous.training.config import Recipe
 from atrous.training.loop import train
 from atrous.training.state import State
 
-HERE = World(0, 1, torch.device("cpu"))
+HERE = DistributedContext(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -38,9 +38,11 @@ def test_the_loss_is_the_weighted_sum_of_both(taught: Recipe) -> None:
     loss = objective(images, labels)
     assert objective.teaching is not None and objective.teaching.ready is not None
     inputs = objective.normalise(images)
-    logits = state.model.grid_logits(inputs)
+    logits = state.model.low_resolution_logits(inputs)
     with torch.no_grad():
-        target = objective.teaching.ready.grid_logits(inputs.contiguous(memory_format=torch.channels_last)).float()
+        target = objective.teaching.ready.low_resolution_logits(
+            inputs.contiguous(memory_format=torch.channels_last)
+        ).float()
     plain = F.cross_entropy(state.model(inputs), labels.long(), ignore_index=255, reduction="sum")
     pixels = (labels != 255).sum()
     divergence = (

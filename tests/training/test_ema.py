@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from atrous.training.ema import MovingAverage
+from atrous.training.ema import ExponentialMovingAverage
 
 
 def network() -> nn.Module:
@@ -24,7 +24,7 @@ def wander(model: nn.Module) -> None:
 @pytest.mark.parametrize("decay", [0.3, 0.998])
 def test_it_is_the_recursion_with_a_decay_that_rises(decay: float) -> None:
     model = network()
-    average = MovingAverage(model, decay)
+    average = ExponentialMovingAverage(model, decay)
     expected = {key: value.double() for key, value in copy.deepcopy(model.state_dict()).items()}
     for step in range(1, 30):
         wander(model)
@@ -42,7 +42,7 @@ def test_the_first_weights_are_soon_forgotten() -> None:
     model = network()
     with torch.no_grad():
         model[0].weight.fill_(1000.0)
-    average = MovingAverage(model, 0.9999)
+    average = ExponentialMovingAverage(model, 0.9999)
     with torch.no_grad():
         model[0].weight.fill_(1.0)
     for step in range(1, 100):
@@ -52,7 +52,7 @@ def test_the_first_weights_are_soon_forgotten() -> None:
 
 def test_it_neither_trains_nor_follows_by_itself() -> None:
     model = network().train()
-    average = MovingAverage(model, 0.9)
+    average = ExponentialMovingAverage(model, 0.9)
     before = copy.deepcopy(average.state_dict())
     wander(model)
     assert not average.model.training and model.training
@@ -63,7 +63,7 @@ def test_it_neither_trains_nor_follows_by_itself() -> None:
 
 def test_it_is_saved_and_restored() -> None:
     model = network()
-    one, two = MovingAverage(model, 0.9), MovingAverage(network(), 0.9)
+    one, two = ExponentialMovingAverage(model, 0.9), ExponentialMovingAverage(network(), 0.9)
     wander(model)
     one.update(model, 1)
     two.load_state_dict(copy.deepcopy(one.state_dict()))

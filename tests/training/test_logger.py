@@ -14,7 +14,7 @@ from atrous.data.datasets.dataset import open_dataset
 from atrous.evaluation.evaluate import Evaluation
 from atrous.evaluation.metrics import Scores
 from atrous.models.deeplab import DeepLabV3
-from atrous.training.logger import COLUMNS, Report, peak_memory_mb, predictions_picture
+from atrous.training.logger import COLUMNS, RunLogger, peak_memory_mb, predictions_picture
 
 SCORES = Scores(("a", "b"), (0.5, 0.7), (0.6, 0.8), 0.6, 0.7, 0.75)
 FOUND = Evaluation(SCORES, 4, 2.0, 16, (1.0,), False)
@@ -25,8 +25,8 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def report(run: Path, start: int = 0, **options) -> Report:
-    return Report(run, **{"iterations": 40, "start": start, "batch": 4, "log_every": 10, **options})
+def report(run: Path, start: int = 0, **options) -> RunLogger:
+    return RunLogger(run, **{"iterations": 40, "start": start, "batch": 4, "log_every": 10, **options})
 
 
 def test_rows_hold_the_mean_loss_since_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

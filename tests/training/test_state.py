@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 
 from atrous.data.image_io import IMAGENET
-from atrous.evaluation.distributed import World
+from atrous.evaluation.distributed import DistributedContext
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import ModelCard, save
 from atrous.training import checkpoint
 from atrous.training.config import Recipe
 from atrous.training.state import State, build_model, build_optimizer, loses_scale
 
-HERE = World(0, 1, torch.device("cpu"))
+HERE = DistributedContext(0, 1, torch.device("cpu"))
 Part = tuple[torch.Tensor, torch.Tensor, list[str]]
 
 

@@ -80,7 +80,7 @@ class SplitReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class DataReport:
     """What `check` found.
 
     Attributes:
@@ -135,7 +135,7 @@ class _Seen:
 
 def check(
     data: str | Path, *, workers: int | None = None, progress: Callable[[str, int, int], None] | None = None
-) -> Report:
+) -> DataReport:
     """Read every file of every split and say what is wrong.
 
     Args:
@@ -171,7 +171,7 @@ def check(
     reports = {name: _split_report(ones, listings[name]) for name, ones in seen.items()}
     problems += _leaks(seen)
     warnings += [*_repeats(seen), *_same_names(seen), *_absent(reports, labels)]
-    return Report(str(data), labels.names, reports, problems, warnings)
+    return DataReport(str(data), labels.names, reports, problems, warnings)
 
 
 def _examined(
@@ -259,7 +259,7 @@ def _absent(reports: dict[str, SplitReport], labels: Labels) -> list[str]:
     return lines
 
 
-def render(report: Report) -> RenderableType:
+def render(report: DataReport) -> RenderableType:
     """Tables of splits and classes, what is left out, then the problems and warnings, for rich's console."""
     lines = [
         escape(f"{name}: {count} more images left out: {reason}")
@@ -278,7 +278,7 @@ def _counted(lines: Sequence[str], what: str) -> str:
     return f"{len(lines)} {what}{'' if len(lines) == 1 else 's'}"
 
 
-def _split_table(report: Report) -> Table:
+def _split_table(report: DataReport) -> Table:
     table = Table("split", title="Splits")
     for heading in ("images", "sound", "ignored", "smallest", "median", "largest"):
         table.add_column(heading, justify="right")
@@ -289,7 +289,7 @@ def _split_table(report: Report) -> Table:
     return table
 
 
-def _class_table(report: Report) -> Table:
+def _class_table(report: DataReport) -> Table:
     table = Table("id", "class", title="Classes: share of the pixels not ignored, megapixels, images")
     labelled = {name: split.counts for name, split in report.splits.items() if not split.unlabelled}
     for name in labelled:

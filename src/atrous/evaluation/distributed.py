@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedContext:
     """This process among all.
 
     Attributes:
@@ -78,7 +78,7 @@ class World:
 
 
 @contextmanager
-def world(device: str | None = None) -> Iterator[World]:
+def distributed_context(device: str | None = None) -> Iterator[DistributedContext]:
     """The world that ``torchrun`` set up, or one of this process alone.
 
     Args:
@@ -90,13 +90,13 @@ def world(device: str | None = None) -> Iterator[World]:
     rank, size, local = (int(os.environ.get(key, default)) for key, default in _ENVIRONMENT.items())
     chosen = pick_device(device, local if size > 1 else None)
     if size == 1:
-        yield World(0, 1, chosen)
+        yield DistributedContext(0, 1, chosen)
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     _meet("nccl" if chosen.type == "cuda" else "gloo", rank, size)
     try:
-        yield World(rank, size, chosen)
+        yield DistributedContext(rank, size, chosen)
     finally:
         dist.destroy_process_group()
 
@@ -143,16 +143,16 @@ def pick_device(device: str | None, local_rank: int | None = None) -> torch.devi
     return chosen
 
 
-Place = tuple[int, int]
+EpochIndex = tuple[int, int]
 """Epoch and index of one sample."""
 
 
-class Stream:
+class ResumableBatchSampler:
     """The order of training: an endless sequence of permutations of the data set, each a function of seed and epoch.
 
     Step ``s`` takes positions ``s * batch`` to ``(s + 1) * batch``; a process takes its share of them. So every
     sample comes once an epoch, whatever the batch, the number of processes and the step at which a run was stopped.
-    Iterating gives one list of `Place` for each part of each step.
+    Iterating gives one list of `EpochIndex` for each part of each step.
 
     Args:
         samples: in the data set.
@@ -191,7 +191,7 @@ class Stream:
     def __len__(self) -> int:
         return (self.stop - self.start) * self.parts
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[EpochIndex]]:
         epoch, order = -1, torch.empty(0)
         for step in range(self.start, self.stop):
             for part in range(self.parts):

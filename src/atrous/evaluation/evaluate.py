@@ -16,7 +16,7 @@ from torch import Tensor
 
 from atrous.data.image_io import Normalization
 from atrous.data.resize import shrunk, viewing_factor
-from atrous.evaluation.distributed import World
+from atrous.evaluation.distributed import DistributedContext
 from atrous.evaluation.metrics import ConfusionMatrix, Scores
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.output_stride import LONGEST_SIDE
@@ -75,7 +75,7 @@ def evaluate(
     output_stride: int | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    world: World | None = None,
+    ctx: DistributedContext | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
     """Count one confusion matrix over a data set, at the size of each image.
@@ -86,7 +86,7 @@ def evaluate(
         output_stride: of the evaluation, or None for the model's.
         scales: of the inputs.
         flip: average left-right flipped inputs in.
-        world: processes that share the work; None for this one alone.
+        ctx: processes that share the work; None for this one alone.
         progress: called with the number of images that this process has done.
 
     Returns:
@@ -98,7 +98,7 @@ def evaluate(
     if len(dataset.labels) != model.num_classes:
         raise ValueError(f"the data has {len(dataset.labels)} classes, the model {model.num_classes}")
     check_scales(scales)
-    rank, size = (world.rank, world.size) if world else (0, 1)
+    rank, size = (ctx.rank, ctx.size) if ctx else (0, 1)
     device = next(model.parameters()).device
     normalise = Normalization(model.mean, model.std)
     confusion = ConfusionMatrix(model.num_classes, ignore=dataset.labels.ignore)
@@ -110,8 +110,8 @@ def evaluate(
             found = predict_classes(model, image, scales=scales, flip=flip, size=_size(sample.image))
             confusion.update(found[0].cpu(), sample.mask)
             progress(done)
-        if world:
-            confusion.counts = world.sum(confusion.counts.to(device)).cpu()
+        if ctx:
+            confusion.counts = ctx.sum(confusion.counts.to(device)).cpu()
         stride = model.output_stride
     seconds = time.perf_counter() - started
     scores = confusion.scores(dataset.labels.names)
@@ -129,7 +129,7 @@ def predict_classes(
     """The class of every pixel, B,H,W uint8; arguments and errors are those of `predict_probabilities`."""
     size = size or _size(images)
     if tuple(scales) == (1.0,) and not flip and size == _size(images) and viewing_factor(size, model.longest_side) == 1:
-        return upsampled_argmax(model.grid_logits(images), size, model.output_stride)
+        return upsampled_argmax(model.low_resolution_logits(images), size, model.output_stride)
     return mean_argmax(_views(model, images, scales, flip, size), size, model.output_stride)
 
 
@@ -195,7 +195,7 @@ def _view(
     """Small logits of one scale, flipped or not."""
     seen = _scaled(size, scale * viewing_factor(size, model.longest_side if fit else None))
     scaled = resize(images, seen)
-    return View(model.grid_logits(scaled.flip(-1) if flipped else scaled), seen, flipped)
+    return View(model.low_resolution_logits(scaled.flip(-1) if flipped else scaled), seen, flipped)
 
 
 def _size(images: Tensor) -> tuple[int, int]:

@@ -149,9 +149,9 @@ class DeepLabV3(nn.Module):
         Raises:
             ValueError: if `images` is not B,3,H,W.
         """
-        return upsample(self.grid_logits(images), (images.shape[-2], images.shape[-1]), self.output_stride)
+        return upsample(self.low_resolution_logits(images), (images.shape[-2], images.shape[-1]), self.output_stride)
 
-    def grid_logits(self, images: Tensor) -> Tensor:
+    def low_resolution_logits(self, images: Tensor) -> Tensor:
         """Logits before they are upsampled: B,K,h,w float, feature ``j`` on pixel ``output_stride * j``.
 
         The loss and the argmax in `atrous.ops.resize` take them from here.

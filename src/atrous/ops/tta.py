@@ -6,7 +6,8 @@ in each direction both together are one matrix with four numbers in a row at mos
 matrix products for each view, and nothing of the size of the image is held for a view, nor for a class unless
 probabilities are what is asked for.
 
-    views = [View(model.grid_logits(half), size), View(model.grid_logits(half.flip(-1)), size, flipped=True)]
+    one, other = model.low_resolution_logits(half), model.low_resolution_logits(half.flip(-1))
+    views = [View(one, size), View(other, size, flipped=True)]
     classes = mean_argmax(views, (height, width), output_stride=16)
 """
 

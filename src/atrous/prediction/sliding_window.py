@@ -191,7 +191,7 @@ class Windows:
         if self.averaged:
             return predict_probabilities(self.model, image, scales=self.scales, flip=self.flip, fit=False)
         image = image.to(self.model.classifier.weight.dtype)  # as the model would, but without keeping both
-        return self.model.grid_logits(image)
+        return self.model.low_resolution_logits(image)
 
     def _image_level(self, picture: Strips, progress: Callable[[float], None]) -> list[Tensor]:
         """What ASPP's image-level branch sees of the whole picture, 1,C,1,1, for each scale and flip; [] without it."""

@@ -82,7 +82,7 @@ def flops(recipe: Recipe, size: tuple[int, int], output_stride: int) -> float:
     model = _without_data(*parts, recipe.aspp_pointwise, recipe.image_pooling, recipe.output_stride)
     model.output_stride = output_stride
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.grid_logits(torch.empty(1, 3, *size, device="meta"))
+        model.low_resolution_logits(torch.empty(1, 3, *size, device="meta"))
     return float(counter.get_total_flops())
 
 
@@ -145,15 +145,15 @@ def probed_rate(recipe: Recipe, device: str | None) -> float:
     from atrous.evaluation.distributed import world
     from atrous.training.state import State
 
-    with world(device) as here:
-        batch = recipe.batch if here.device.type == "cuda" else min(2, recipe.batch)
+    with world(device) as ctx:
+        batch = recipe.batch if ctx.device.type == "cuda" else min(2, recipe.batch)
         tried = replace(recipe, weights=None, batch=batch, accumulate=1, class_weights=None, ema=0.0)
-        state = State.build(tried, 21, 255, here)
+        state = State.build(tried, 21, 255, ctx)
         crop = recipe.crop_size
         images = torch.randint(0, 256, (batch, 3, *crop), dtype=torch.uint8)
         labels = torch.randint(0, 21, (batch, *crop), dtype=torch.uint8)
         for _ in range(2):
             started = time.perf_counter()
-            state.take_step([(images, labels, [])], recipe.lr, here)
+            state.take_step([(images, labels, [])], recipe.lr, ctx)
             spent = time.perf_counter() - started
     return work_of_a_step(tried) / spent

@@ -14,7 +14,7 @@ from atrous.models.weights import load
 from atrous.training.config import Recipe
 
 
-class Teaching:
+class Distillation:
     """Distillation (Hinton et al. 2015): the student also learns the teacher's softened probabilities, at the grid.
 
     The teacher is no part of the model: it is neither saved nor trained, and sees the crops that the student sees.
@@ -47,7 +47,7 @@ class Teaching:
             assert self.model
             self.ready, self.model = self.model.to(inputs.device).for_inference(), None
         with torch.no_grad():
-            target = torch.log_softmax(self.ready.grid_logits(inputs).float() / self.temperature, 1)
+            target = torch.log_softmax(self.ready.low_resolution_logits(inputs).float() / self.temperature, 1)
         found = torch.log_softmax(logits.float() / self.temperature, 1)
         divergence = (target.exp() * (target - found)).sum(1).mean() * self.temperature**2
         return (1 - self.share) * loss + self.share * divergence * weight.to(loss.dtype)

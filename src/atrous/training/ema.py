@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class MovingAverage:
+class ExponentialMovingAverage:
     """Weights and batch-norm statistics averaged over the steps.
 
     The decay starts low and rises to `decay`, so that the first, random weights are soon forgotten.

@@ -19,7 +19,7 @@ from atrous.data.datasets.dataset import Sample, SegmentationDataset
 from atrous.data.image_io import Normalization
 from atrous.data.sampling import Presence, bootstrap_factors, open_splits, pixel_counts, repeat_factors, repeated
 from atrous.data.transforms import Augment, class_mix
-from atrous.evaluation.distributed import Place, Stream, World, generator
+from atrous.evaluation.distributed import DistributedContext, EpochIndex, ResumableBatchSampler, generator
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import read_card, resolve
@@ -33,7 +33,7 @@ class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
     def __init__(self, dataset: SegmentationDataset, augment: Augment, seed: int, class_mix: float = 0.0) -> None:
         self.dataset, self.augment, self.seed, self.class_mix = dataset, augment, seed, class_mix
 
-    def __getitem__(self, place: Place) -> tuple[Tensor, Tensor, str] | Exception:
+    def __getitem__(self, place: EpochIndex) -> tuple[Tensor, Tensor, str] | Exception:
         """Image uint8 3,h,w, mask uint8 h,w and name of one sample in one epoch; or what is wrong with its files."""
         epoch, index = place
         try:
@@ -137,17 +137,17 @@ def crops_of(dataset: SegmentationDataset, recipe: Recipe, model: DeepLabV3) -> 
     return Crops(dataset, augment, recipe.seed, recipe.class_mix)
 
 
-def loader(crops: Crops, recipe: Recipe, start: int, workers: int, here: World) -> DataLoader[Any]:
+def loader(crops: Crops, recipe: Recipe, start: int, workers: int, ctx: DistributedContext) -> DataLoader[Any]:
     """This process's share of the crops, part by part, from step `start` to the last."""
-    stream = Stream(
+    stream = ResumableBatchSampler(
         len(crops.dataset),
         seed=recipe.seed,
         batch=recipe.batch,
         parts=recipe.accumulate,
         start=start,
         stop=recipe.iterations,
-        rank=here.rank,
-        size=here.size,
+        rank=ctx.rank,
+        size=ctx.size,
     )
     return DataLoader(
         crops,
@@ -155,7 +155,7 @@ def loader(crops: Crops, recipe: Recipe, start: int, workers: int, here: World) 
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=_ignore_interrupts,
-        pin_memory=here.device.type == "cuda",
+        pin_memory=ctx.device.type == "cuda",
         generator=torch.Generator(),  # leaves the global random state, which checkpoints hold, alone
         timeout=0,  # any other, and PyTorch looks for dead workers only when it is over, not every 5 s
     )

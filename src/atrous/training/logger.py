@@ -32,7 +32,7 @@ PLAIN_LINES = 60
 PICTURES = 4
 
 
-class Report:
+class RunLogger:
     """The account of one run; silent on all processes but the first.
 
     Args:

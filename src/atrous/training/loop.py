@@ -13,7 +13,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from atrous.data.datasets.dataset import SegmentationDataset
-from atrous.evaluation.distributed import World, world
+from atrous.evaluation.distributed import DistributedContext, distributed_context
 from atrous.evaluation.evaluate import evaluate
 from atrous.models.output_stride import check_reachable
 from atrous.ops.conv_kernels.dispatch import default_form
@@ -22,7 +22,7 @@ from atrous.training import checkpoint
 from atrous.training.config import Recipe
 from atrous.training.interrupts import Signals, dead_loader, explained, is_dead_loader
 from atrous.training.loader import Part, check_masks, crops_of, loader, open_data, sampled
-from atrous.training.logger import Report
+from atrous.training.logger import RunLogger
 from atrous.training.run_folder import card_of, claim, describe, headline_of, saved_state
 from atrous.training.state import State
 
@@ -56,23 +56,25 @@ def train(
         FloatingPointError: if loss or gradients are not finite; the step is not taken.
         MemoryError: if a step needs more memory than there is.
     """
-    with world(device) as here, Signals() as signals, default_form("model"), ExitStack() as claimed:
-        claimed.enter_context(memory_kept(here.device))
+    with distributed_context(device) as ctx, Signals() as signals, default_form("model"), ExitStack() as claimed:
+        claimed.enter_context(memory_kept(ctx.device))
         with signals.starting():
             dataset, held_out = open_data(recipe, data)
             dataset = sampled(dataset, check_masks(dataset), recipe)
-            claimed.enter_context(checkpoint.lock(run) if here.first else nullcontext())
-            claim(run, recipe, resume, here)
+            claimed.enter_context(checkpoint.lock(run) if ctx.first else nullcontext())
+            claim(run, recipe, resume, ctx)
             saved = saved_state(run, dataset) if resume else None
-            state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, here, saved)
-            here.agree(state.step, f"the processes find {run} at different steps; all must see the same folder")
+            state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
+            ctx.agree(state.step, f"the processes find {run} at different steps; all must see the same folder")
             if held_out:
                 check_masks(held_out, labelled=False)
                 stride = recipe.val_output_stride or recipe.output_stride
                 check_reachable(stride, state.model.backbone.reachable, "val")
             crops = crops_of(dataset, recipe, state.model)
-            batches = iter(loader(crops, recipe, state.step, workers, here))
-        report = Report(run, iterations=recipe.iterations, start=state.step, batch=recipe.batch, silent=not here.first)
+            batches = iter(loader(crops, recipe, state.step, workers, ctx))
+        report = RunLogger(
+            run, iterations=recipe.iterations, start=state.step, batch=recipe.batch, silent=not ctx.first
+        )
         headline = headline_of(recipe, data, run, state, dataset, held_out)
         with explained(recipe, run, lambda: state.step), report.running(headline):
             # A run that was stopped while it validated begins with that.
@@ -82,40 +84,40 @@ def train(
                         state.evaluated,
                         held_out,
                         output_stride=recipe.val_output_stride,
-                        world=here,
+                        ctx=ctx,
                         progress=lambda _: signals.leave(state.step),
                     )
                     better = state.note(found.scores.miou)
                     if better:
-                        state.keep(run, card_of(recipe, state, dataset, data, found), here)
+                        state.keep(run, card_of(recipe, state, dataset, data, found), ctx)
                     report.validated(state.step, found, better)
                     report.picture(state.step, state.evaluated, held_out)
                     continue
                 lr = recipe.lr_at(state.step)
-                parts = [_next_part(batches, state, run, dataset, here) for _ in range(recipe.accumulate)]
-                loss = state.take_step(parts, lr, here)
+                parts = [_next_part(batches, state, run, dataset, ctx) for _ in range(recipe.accumulate)]
+                loss = state.take_step(parts, lr, ctx)
                 state.step += 1
                 report.step(state.step, loss, lr)
-                stop, last = here.any(signals.received), state.step == recipe.iterations
+                stop, last = ctx.any(signals.received), state.step == recipe.iterations
                 if stop or last or state.step % recipe.save_every == 0 or state.must_validate(held_out):
-                    state.save(run, here, describe(dataset))
+                    state.save(run, ctx, describe(dataset))
                 if stop and (not last or held_out):
                     signals.leave(state.step, stop)
             if not held_out:
-                state.keep(run, card_of(recipe, state, dataset, data, None), here)
+                state.keep(run, card_of(recipe, state, dataset, data, None), ctx)
         return state.best
 
 
 def _next_part(
-    batches: Iterator[Part | Exception], state: State, run: Path, dataset: SegmentationDataset, here: World
+    batches: Iterator[Part | Exception], state: State, run: Path, dataset: SegmentationDataset, ctx: DistributedContext
 ) -> Part:
     try:
         part = next(batches)
     except (RuntimeError, OSError, EOFError) as error:  # what is wrong with a file is returned, not raised
         if isinstance(error, RuntimeError) and not is_dead_loader(error):
             raise
-        if here.size == 1:
-            state.save(run, here, describe(dataset))
+        if ctx.size == 1:
+            state.save(run, ctx, describe(dataset))
         raise dead_loader(error, state.step, "--resume goes on") from error
     if isinstance(part, Exception):
         raise part

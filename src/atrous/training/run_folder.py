@@ -9,7 +9,7 @@ from typing import Any
 
 from atrous.atomic import write_text
 from atrous.data.datasets.dataset import SegmentationDataset
-from atrous.evaluation.distributed import World
+from atrous.evaluation.distributed import DistributedContext
 from atrous.evaluation.evaluate import Evaluation
 from atrous.models.output_stride import Dial
 from atrous.models.weights import ModelCard
@@ -31,15 +31,15 @@ def saved_state(run: Path, dataset: SegmentationDataset) -> dict[str, Any] | Non
     saved = checkpoint.load_newest(run)
     if saved is None and checkpoint.steps(run):
         raise ValueError(f"{run} has checkpoints, but none is whole; start anew with another --out")
-    here = describe(dataset)
+    ctx = describe(dataset)
     for key, there in (saved or {}).get("data", {}).items():
-        if there != here[key]:
-            what = "other images" if key == "names" else f"{key} {here[key]}, expected {there}"
+        if there != ctx[key]:
+            what = "other images" if key == "names" else f"{key} {ctx[key]}, expected {there}"
             raise ValueError(f"{run} was started on other data: {what}")
     return saved
 
 
-def claim(run: Path, recipe: Recipe, resume: bool, here: World) -> None:
+def claim(run: Path, recipe: Recipe, resume: bool, ctx: DistributedContext) -> None:
     """Make the run's folder ours, or refuse to write over another run."""
     written = run / "recipe.yaml"
     if checkpoint.steps(run):
@@ -50,7 +50,7 @@ def claim(run: Path, recipe: Recipe, resume: bool, here: World) -> None:
         changed = differences(load_recipe(written), recipe) if written.exists() else []
         if changed:
             raise ValueError(f"{run} was started with another recipe (there, here): {'; '.join(changed)}")
-    if here.first:
+    if ctx.first:
         run.mkdir(parents=True, exist_ok=True)
         write_text(written, recipe.to_yaml())
 

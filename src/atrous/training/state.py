@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from atrous.atomic import write_text
 from atrous.data.image_io import Normalization
-from atrous.evaluation.distributed import World, synchronise_batch_norm
+from atrous.evaluation.distributed import DistributedContext, synchronise_batch_norm
 from atrous.models.deeplab import DeepLabV3, batch_norms_of
 from atrous.models.initialize import initialize
 from atrous.models.resnet import StrideIn
@@ -27,8 +27,8 @@ from atrous.ops.upsampled_loss import upsampled_cross_entropy_sum
 from atrous.training import checkpoint
 from atrous.training.compile import set_compile
 from atrous.training.config import Recipe
-from atrous.training.distillation import Teaching
-from atrous.training.ema import MovingAverage
+from atrous.training.distillation import Distillation
+from atrous.training.ema import ExponentialMovingAverage
 from atrous.training.frozen_bn import fold_frozen
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,7 +44,7 @@ class Objective(nn.Module):
     def __init__(self, model: DeepLabV3, recipe: Recipe, ignore: int) -> None:
         super().__init__()
         self.model = model
-        self.teaching = Teaching(recipe, model) if recipe.teacher else None
+        self.teaching = Distillation(recipe, model) if recipe.teacher else None
         self.normalise = Normalization(model.mean, model.std)
         self.amp = PRECISIONS.get(recipe.amp)
         self.upsampled, self.ignore = recipe.upsample_logits, ignore
@@ -56,7 +56,7 @@ class Objective(nn.Module):
         model = self.model
         inputs = self.normalise(images).contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, self.amp, enabled=self.amp is not None):
-            logits = model.grid_logits(inputs)
+            logits = model.low_resolution_logits(inputs)
         loss = self._against_truth(logits, labels)
         return self.teaching.mixed(loss, logits, inputs, self.weight(labels)) if self.teaching else loss
 
@@ -89,14 +89,19 @@ class State:
     parallel: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    average: MovingAverage | None
+    average: ExponentialMovingAverage | None
     step: int = 0
     best: float | None = None
     validated: int = 0
 
     @classmethod
     def build(
-        cls, recipe: Recipe, num_classes: int, ignore: int, here: World, saved: dict[str, Any] | None = None
+        cls,
+        recipe: Recipe,
+        num_classes: int,
+        ignore: int,
+        ctx: DistributedContext,
+        saved: dict[str, Any] | None = None,
     ) -> State:
         """At the start of a run, or as it was `saved`."""
         torch.manual_seed(recipe.seed)
@@ -105,20 +110,20 @@ class State:
         if saved and "normalization" in saved:
             # Not the backbone's own, where the weights that the run began with had another.
             built.backbone.mean, built.backbone.std = saved["normalization"]
-        model: nn.Module = built.to(here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        average = MovingAverage(model, recipe.ema) if recipe.ema else None
-        if here.size > 1:
-            model = synchronise_batch_norm(model, here.device)
+        model: nn.Module = built.to(ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        average = ExponentialMovingAverage(model, recipe.ema) if recipe.ema else None
+        if ctx.size > 1:
+            model = synchronise_batch_norm(model, ctx.device)
         assert isinstance(model, DeepLabV3)
         model.train()
         if recipe.compile:
             set_compile(model, recipe.compile)
         else:
             fold_frozen(model)
-        objective = Objective(model, recipe, ignore).to(here.device)
-        parallel = _data_parallel(objective) if here.size > 1 else objective
+        objective = Objective(model, recipe, ignore).to(ctx.device)
+        parallel = _data_parallel(objective) if ctx.size > 1 else objective
         optimizer = build_optimizer(recipe, model)
-        scaler = torch.amp.GradScaler(here.device.type, enabled=recipe.amp == "fp16")
+        scaler = torch.amp.GradScaler(ctx.device.type, enabled=recipe.amp == "fp16")
         state = cls(recipe, model, objective, parallel, optimizer, scaler, average)
         if saved:
             state.restore(saved)
@@ -132,7 +137,7 @@ class State:
         assert isinstance(self.average.model, DeepLabV3)
         return self.average.model
 
-    def take_step(self, parts: list[tuple[Tensor, Tensor, list[str]]], lr: float, here: World) -> float:
+    def take_step(self, parts: list[tuple[Tensor, Tensor, list[str]]], lr: float, ctx: DistributedContext) -> float:
         """One step of the optimizer over the batch of all processes; its mean loss.
 
         Raises:
@@ -141,24 +146,24 @@ class State:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         parts = [
-            (images.to(here.device, non_blocking=True), labels.to(here.device, non_blocking=True), names)
+            (images.to(ctx.device, non_blocking=True), labels.to(ctx.device, non_blocking=True), names)
             for images, labels, names in parts
         ]
-        weight = here.sum(torch.stack([self.objective.weight(labels) for _, labels, _ in parts]).sum())
+        weight = ctx.sum(torch.stack([self.objective.weight(labels) for _, labels, _ in parts]).sum())
         weight = torch.where(weight > 0, weight, 1.0)  # without a valid pixel in the whole batch the sum is 0 as well
         losses = []
         for i, (images, labels, _) in enumerate(parts):
             with self._last_part_syncs(i == len(parts) - 1):
                 loss = self.parallel(images, labels)
                 # Data-parallel training takes the mean of the processes' gradients; the sum is wanted.
-                self.scaler.scale(loss * (here.size / weight).float()).backward()
+                self.scaler.scale(loss * (ctx.size / weight).float()).backward()
             losses.append(loss.detach().double())
-        mean = float(here.sum(torch.stack(losses).sum()) / weight)
+        mean = float(ctx.sum(torch.stack(losses).sum()) / weight)
         if not math.isfinite(mean):
             culprits = [names for loss, (*_, names) in zip(losses, parts, strict=True) if not loss.isfinite()]
-            self._refuse(f"the loss is {mean}", culprits, here)
+            self._refuse(f"the loss is {mean}", culprits, ctx)
         if why := self._bad_gradient():
-            self._refuse(why, [names for *_, names in parts], here)
+            self._refuse(why, [names for *_, names in parts], ctx)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -175,9 +180,9 @@ class State:
         bad = _not_finite(named)
         return f"the loss is finite, but not the gradient of {_some(bad)}" if bad else ""
 
-    def _refuse(self, why: str, culprits: list[list[str]], here: World) -> NoReturn:
+    def _refuse(self, why: str, culprits: list[list[str]], ctx: DistributedContext) -> NoReturn:
         self.optimizer.zero_grad()
-        names = ", ".join(here.gather([name for part in culprits for name in part]))
+        names = ", ".join(ctx.gather([name for part in culprits for name in part]))
         raise FloatingPointError(f"{why} at step {self.step}; the step is not taken. The batch: {names}")
 
     def _last_part_syncs(self, last: bool) -> AbstractContextManager[Any]:
@@ -185,9 +190,9 @@ class State:
             return self.parallel.no_sync()
         return nullcontext()
 
-    def keep(self, run: Path, card: ModelCard, here: World) -> None:
+    def keep(self, run: Path, card: ModelCard, ctx: DistributedContext) -> None:
         """Write the model's weights, for use, to ``run/best``."""
-        if here.first:
+        if ctx.first:
             folder = run / "best"
             folder.mkdir(parents=True, exist_ok=True)
             save(self.evaluated, folder / MODEL_FILE, card)
@@ -205,16 +210,16 @@ class State:
         self.best = score if better else self.best
         return better
 
-    def save(self, run: Path, here: World, data: dict[str, Any]) -> None:
+    def save(self, run: Path, ctx: DistributedContext, data: dict[str, Any]) -> None:
         """Write a checkpoint, with a description of the data that the run is on.
 
         Raises:
             FloatingPointError: if anything that it would hold is not finite; the one before stays the newest.
         """
         self._check_finite()
-        if here.first:
+        if ctx.first:
             checkpoint.save(run, self.step, {**self._to_save(), "data": data})
-        here.wait()
+        ctx.wait()
 
     def _check_finite(self) -> None:
         held = {**self.model.state_dict()}

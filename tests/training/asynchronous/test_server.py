@@ -20,7 +20,7 @@ import torch
 
 from atrous.cli.parser import main
 from atrous.data.datasets.dataset import open_dataset
-from atrous.evaluation.distributed import World
+from atrous.evaluation.distributed import DistributedContext
 from atrous.models.weights import load
 from atrous.training import checkpoint
 from atrous.training.asynchronous.replica import Push, Replica
@@ -33,7 +33,7 @@ from atrous.training.lr_schedule import poly
 from atrous.training.state import State
 from reliability import counted, record
 
-CPU = World(0, 1, torch.device("cpu"))
+CPU = DistributedContext(0, 1, torch.device("cpu"))
 
 
 def server_of(recipe: Recipe, saved: dict[str, Any] | None = None) -> Server:

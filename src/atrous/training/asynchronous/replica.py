@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from atrous.data.datasets.dataset import SegmentationDataset
-from atrous.evaluation.distributed import Stream, World, generator
+from atrous.evaluation.distributed import DistributedContext, ResumableBatchSampler, generator
 from atrous.evaluation.evaluate import Evaluation, evaluate
 from atrous.models.deeplab import DeepLabV3
 from atrous.ops.conv_kernels.dispatch import default_form
@@ -45,7 +45,7 @@ class Push:
     """What a replica sends for one batch.
 
     Attributes:
-        batch: number of the batch in the order of the run (`Stream`).
+        batch: number of the batch in the order of the run (`ResumableBatchSampler`).
         step: global step of the parameters that the gradient was computed at.
         gradients: one for each trainable parameter, in the model's order; None where there is none. All are None if
             the loss scale of ``fp16`` was too large, as a synchronous step is then not taken either.
@@ -119,13 +119,13 @@ class Replica:
             os.chdir(folder)
             torch.set_num_threads(1)
         self.recipe, self.crops, self.held_out, self.workers = recipe, crops, held_out, workers
-        self.here = World(0, 1, torch.device(device))
+        self.ctx = DistributedContext(0, 1, torch.device(device))
         torch.manual_seed(generator(recipe.seed, number).initial_seed())  # dropout is to differ between replicas
-        model = model.to(self.here.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(self.ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.train()
         self.optimizer = Gradients(model)
-        objective = Objective(model, recipe, crops.dataset.labels.ignore).to(self.here.device)
-        scaler = torch.amp.GradScaler(self.here.device.type, enabled=recipe.amp == "fp16")
+        objective = Objective(model, recipe, crops.dataset.labels.ignore).to(self.ctx.device)
+        scaler = torch.amp.GradScaler(self.ctx.device.type, enabled=recipe.amp == "fp16")
         self.state = State(recipe, model, objective, objective, self.optimizer, scaler, None)
         self.pool = ThreadPoolExecutor(max(1, workers))
         self.ahead: dict[int, list[list[Future[Any]]]] = {}
@@ -154,7 +154,7 @@ class Replica:
             self._request(following)
         self.state.step = step
         with default_form("model"):
-            loss = self.state.take_step(parts, 0.0, self.here)
+            loss = self.state.take_step(parts, 0.0, self.ctx)
         return Push(
             batch=batch,
             step=step,
@@ -177,7 +177,7 @@ class Replica:
         self.state.model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
 
     def _request(self, batch: int) -> None:
-        stream = Stream(
+        stream = ResumableBatchSampler(
             len(self.crops.dataset),
             seed=self.recipe.seed,
             batch=self.recipe.batch,

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from atrous.atomic import write_text
 from atrous.data.datasets.dataset import SegmentationDataset
-from atrous.evaluation.distributed import World, pick_device
+from atrous.evaluation.distributed import DistributedContext, pick_device
 from atrous.evaluation.evaluate import Evaluation
 from atrous.models.output_stride import check_reachable
 from atrous.training import checkpoint
@@ -37,7 +37,7 @@ from atrous.training.asynchronous.staleness import PushLog, Staleness
 from atrous.training.config import Recipe
 from atrous.training.interrupts import Signals, Stopped, explained
 from atrous.training.loader import check_masks, crops_of, open_data, sampled
-from atrous.training.logger import Report
+from atrous.training.logger import RunLogger
 from atrous.training.run_folder import card_of, claim, describe, headline_of, saved_state
 from atrous.training.state import State
 
@@ -76,15 +76,15 @@ def train_asynchronously(
         MemoryError: if a batch needs more memory than there is.
     """
     chosen = _check(replicas, device)
-    here = World(0, 1, torch.device("cpu"))
+    ctx = DistributedContext(0, 1, torch.device("cpu"))
     with Signals() as signals, ExitStack() as stack:
         with signals.starting():
             dataset, held_out = open_data(recipe, data)
             dataset = sampled(dataset, check_masks(dataset), recipe)
             stack.enter_context(checkpoint.lock(run))
-            claim(run, recipe, resume, here)
+            claim(run, recipe, resume, ctx)
             saved = saved_state(run, dataset) if resume else None
-            state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, here, saved)
+            state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
             if held_out:
                 check_masks(held_out, labelled=False)
                 check_reachable(recipe.val_output_stride or recipe.output_stride, state.model.backbone.reachable, "val")
@@ -92,7 +92,7 @@ def train_asynchronously(
             crops = crops_of(dataset, recipe, state.model)
             given = {"recipe": recipe, "crops": crops, "held_out": held_out, "workers": workers}
             fleet = stack.enter_context(Fleet(replicas, state.model, given, chosen))
-        report = Report(run, iterations=recipe.iterations, start=state.step, batch=recipe.batch)
+        report = RunLogger(run, iterations=recipe.iterations, start=state.step, batch=recipe.batch)
         headline = f"{headline_of(recipe, data, run, state, dataset, held_out)}; {replicas} asynchronous replicas"
         stack.enter_context(explained(recipe, run, lambda: state.step))
         stack.enter_context(report.running(headline))
@@ -111,7 +111,7 @@ def train_asynchronously(
                 office.hand_out(number)
         report.console.print(server.staleness.render())
         if not held_out:
-            state.keep(run, card_of(recipe, state, dataset, data, None), here)
+            state.keep(run, card_of(recipe, state, dataset, data, None), ctx)
         return Outcome(state.best, server.staleness)
 
 
@@ -131,8 +131,8 @@ class Outcome:
 class Server:
     """The parameters, and all else that a push changes: optimizer, batch norm's statistics, moving average, step.
 
-    It also gives out the batches of the run's one order of samples (`Stream`), each to be pushed once, so that every
-    sample comes once an epoch, however fast each replica is.
+    It also gives out the batches of the run's one order of samples (`ResumableBatchSampler`), each to be pushed
+    once, so that every sample comes once an epoch, however fast each replica is.
 
     The paper does not say how batch norm's statistics join. Here each push's are one more update of the server's: if
     the server's are r, and the batch's b, then r becomes (1 - m) r + m b, whatever the replica had pulled. So they
@@ -235,7 +235,7 @@ class Office:
         self,
         server: Server,
         fleet: Fleet,
-        report: Report,
+        report: RunLogger,
         run: Path,
         data: str | Path,
         dataset: SegmentationDataset,
@@ -300,7 +300,7 @@ class Office:
         better = self.state.note(found.scores.miou)
         if better:
             card = card_of(snapshot.recipe, snapshot, self.dataset, self.data, found)
-            snapshot.keep(self.run, card, World(0, 1, torch.device("cpu")))
+            snapshot.keep(self.run, card, DistributedContext(0, 1, torch.device("cpu")))
         self.report.validated(snapshot.step, found, better)
         self.report.picture(snapshot.step, snapshot.evaluated, self.held_out)
 
