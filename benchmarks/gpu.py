@@ -201,8 +201,8 @@ def _plain_loss(logits: Tensor, labels: Tensor, stride: int, weights: Tensor) ->
 
 def right_argmax(args: argparse.Namespace, device: torch.device, report: Report) -> None:
     """The class of each pixel, in one view and in several, against PyTorch: the share of pixels that differ."""
-    from atrous.ops.upsampled_loss import upsampled_argmax
     from atrous.ops.tta import View, mean_argmax, mean_probabilities
+    from atrous.ops.upsampled_loss import upsampled_argmax
 
     logits = torch.randn(2, 21, 9, 13) * 3
     large = F.interpolate(logits.double(), (129, 193), mode="bilinear", align_corners=True)[..., :120, :190]
@@ -571,10 +571,10 @@ def fast_profile(args: argparse.Namespace, device: torch.device, report: Report)
 
 def tables(args: argparse.Namespace, device: torch.device, report: Report) -> None:
     """The cells of the paper's tables on CamVid, several at once, until they are done or the time is over."""
-    from atrous.training.config import Recipe
-    from atrous.reproduction.worker import Worker
     from atrous.reproduction.plan import Options, Training, plan
     from atrous.reproduction.scheduler import Queue
+    from atrous.reproduction.worker import Worker
+    from atrous.training.config import Recipe
 
     steps = 4 if args.quick else args.iterations
     values: dict[str, Any] = {

@@ -252,13 +252,13 @@ def save_all_states(folder: str) -> None:
 
 def steps_with_empty(out: str, steps: int) -> None:
     """Train on batches of which a fifth of the images, now and then all of a rank's, have no valid pixel."""
-    from atrous.evaluation.distributed import world
+    from atrous.evaluation.distributed import distributed_context
     from atrous.training.config import Recipe
 
     torch.set_default_dtype(torch.float64)
     recipe = Recipe(backbone="timm/lcnet_050", multi_grid=None, aspp_rates=(1,), weights=None, batch_norm_decay=0.9)
     generator = torch.Generator().manual_seed(5)
-    with world("cpu") as ctx:
+    with distributed_context("cpu") as ctx:
         state = State.build(recipe, 4, 255, ctx)
         normalise = state.objective.normalise
         state.objective.normalise = lambda pixels: normalise(pixels).double()  # type: ignore[assignment]

@@ -142,10 +142,10 @@ def probed_rate(recipe: Recipe, device: str | None) -> float:
     """Multiplications a second in a training step of the recipe, on a small batch where there is no GPU."""
     import torch
 
-    from atrous.evaluation.distributed import world
+    from atrous.evaluation.distributed import distributed_context
     from atrous.training.state import State
 
-    with world(device) as ctx:
+    with distributed_context(device) as ctx:
         batch = recipe.batch if ctx.device.type == "cuda" else min(2, recipe.batch)
         tried = replace(recipe, weights=None, batch=batch, accumulate=1, class_weights=None, ema=0.0)
         state = State.build(tried, 21, 255, ctx)
