@@ -29,10 +29,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 from atrous.data.datasets.dataset import SegmentationDataset, open_dataset
-from atrous.data.image_io import Normalization
 from atrous.evaluation.evaluate import evaluate, predict_classes
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
+from atrous.ops.normalization import Normalization
 
 
 class Network(nn.Module):

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from atrous.data.image_io import Normalization
 from atrous.data.resize import shrunk, viewing_factor
 from atrous.evaluation.distributed import DistributedContext
 from atrous.evaluation.metrics import ConfusionMatrix, Scores
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.output_stride import LONGEST_SIDE
+from atrous.ops.normalization import Normalization
 from atrous.ops.resize import resize
 from atrous.ops.tta import View, mean_argmax, mean_probabilities
 from atrous.ops.upsampled_loss import upsampled_argmax

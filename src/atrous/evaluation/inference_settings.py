@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from atrous.data.image_io import Normalization
 from atrous.evaluation.evaluate import PAPER_SCALES, Evaluation, as_seen, check_scales, inference, probabilities_of_pass
 from atrous.evaluation.metrics import ConfusionMatrix
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.output_stride import check_reachable
+from atrous.ops.normalization import Normalization
 
 if TYPE_CHECKING:
     from atrous.data.datasets.dataset import SegmentationDataset

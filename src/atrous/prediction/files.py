@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from atrous.atomic import sweep
+from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import (
     Pixels,
     read_note,
@@ -30,10 +31,6 @@ from atrous.data.overlay import overlay
 from atrous.data.row_io import Strips, open_strips, write_mask_strips
 from atrous.prediction.predictor import Predictor, counts_of, shares_of
 from atrous.prediction.sliding_window import STRIP
-
-SUFFIXES = set(".avif .bmp .gif .heic .heif .jfif .jpe .jpeg .jpg .mpo .pgm .png .pnm .ppm .tif .tiff .webp".split())
-"""What is taken for a photograph in a folder; a file named outright is tried whatever its suffix."""
-
 
 OVERLAY_SIDE = 4096
 """Longest side of the overlay of a picture that is read by rows: it is made smaller by a whole number."""
@@ -196,7 +193,7 @@ def find_photographs(sources: Iterable[str | Path]) -> list[Path]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            paths = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.is_dir())
+            paths = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
         elif os.path.lexists(path):
             paths = [path]
         elif glob.has_magic(str(source)):
@@ -204,7 +201,7 @@ def find_photographs(sources: Iterable[str | Path]) -> list[Path]:
         else:
             raise FileNotFoundError(f"there is no file or folder {str(source)!r}")
         if not paths:
-            raise ValueError(f"{str(source)!r} holds no photograph (looked for {', '.join(sorted(SUFFIXES))})")
+            raise ValueError(f"{str(source)!r} holds no photograph (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
         found |= dict.fromkeys(paths)
     return list(found)
 

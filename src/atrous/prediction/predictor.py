@@ -25,13 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from atrous.data.image_io import (
-    MAX_PIXELS,
-    Normalization,
-    Pixels,
-    read_image,
-    to_tensor,
-)
+from atrous.data.image_io import MAX_PIXELS, Pixels, read_image, to_tensor
 from atrous.data.labels import Labels
 from atrous.data.overlay import overlay
 from atrous.data.resize import viewing_factor
@@ -47,6 +41,7 @@ from atrous.evaluation.evaluate import (
 )
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
+from atrous.ops.normalization import Normalization
 from atrous.prediction.sliding_window import WHOLE_PIXELS, WINDOW, Windows
 
 

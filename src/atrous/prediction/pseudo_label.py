@@ -17,13 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import read_image, write_image, write_mask
 from atrous.data.labels import Labels, load_labels, write_labels
 from atrous.prediction.files import find_photographs, output_names
 from atrous.prediction.tflite_teacher import Teacher
-
-COPIED = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-"""Kinds that a data set reads as they are; others become PNG."""
 
 MARK = ".labelled-by-a-teacher"
 """In a folder of masks: it holds guesses, and may be given more."""
@@ -129,7 +127,7 @@ def _labelled(teacher: Teacher, path: Path, confidence: float) -> npt.NDArray[np
 def _add_image(path: Path, folder: Path, stem: str) -> None:
     """Before its mask: what an interrupted call leaves is an image to be labelled, never a mask without one."""
     suffix = path.suffix.lower()
-    if suffix not in COPIED:
+    if suffix not in IMAGE_SUFFIXES:
         write_image(folder / f"{stem}.png", read_image(path))
         return
     partial = folder / f".{stem}{suffix}.partial"

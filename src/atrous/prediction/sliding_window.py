@@ -27,12 +27,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atrous.data.image_io import Normalization, Pixels, to_tensor
+from atrous.data.image_io import Pixels, to_tensor
 from atrous.data.row_io import Strips
 from atrous.evaluation.evaluate import inference, predict_probabilities
 from atrous.models.aspp import ASPP
 from atrous.models.deeplab import DeepLabV3
 from atrous.ops.malloc import hand_back
+from atrous.ops.normalization import Normalization
 from atrous.ops.resize import grid_size
 from atrous.ops.upsampled_loss import upsampled_argmax
 

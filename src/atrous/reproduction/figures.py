@@ -14,11 +14,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from atrous.data.datasets.dataset import SegmentationDataset
-from atrous.data.image_io import Normalization, Pixels
+from atrous.data.image_io import Pixels
 from atrous.data.overlay import overlay
 from atrous.evaluation.evaluate import inference, predict_classes
 from atrous.evaluation.metrics import ConfusionMatrix
 from atrous.models.deeplab import DeepLabV3
+from atrous.ops.normalization import Normalization
 
 MAP_SIDE = 65
 """Of Figure 4's feature map."""

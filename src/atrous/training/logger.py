@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from atrous.atomic import write_text
-from atrous.data.image_io import Normalization, write_image
+from atrous.data.image_io import write_image
 from atrous.data.overlay import overlay
 from atrous.evaluation.evaluate import Evaluation, inference, predict_classes
 from atrous.models.deeplab import DeepLabV3
+from atrous.ops.normalization import Normalization
 
 if TYPE_CHECKING:
     from atrous.data.datasets.dataset import SegmentationDataset

@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class MaskSource(Protocol):
@@ -76,7 +75,7 @@ class Layout:
     list: Callable[[Path, str], Listing]
 
 
-def by_stem(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[dict[str, Path], list[str]]:
+def by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> tuple[dict[str, Path], list[str]]:
     """The pictures of a folder by stem, sorted, and a line for each stem that two of them share."""
     found: dict[str, Path] = {}
     doubles = []
