@@ -35,8 +35,7 @@ def run_demo(found: argparse.Namespace) -> int:
 
     results = demo(found.out, device=found.device)
     if found.json:
-        first, *others = (result.as_dict() for result in results)
-        return _print_json({**first, "others": others})
+        return _print_json({"results": [result.as_dict() for result in results]})
     console = _stderr()
     console.print(shares_table({result.photograph: result.areas for result in results}))
     console.print("next:", *NEXT, sep="\n  ", soft_wrap=True, highlight=False)
