@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
 
-from atrous.data.sampling import VOC_HARD_CLASSES
+from atrous.data.labels import VOC_HARD_CLASSES
 from atrous.evaluation.evaluate import PAPER_SCALES
 from atrous.evaluation.inference_settings import Setting
 from atrous.training.config import Recipe

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from atrous.data.labels import VOC_HARD_CLASSES
 from atrous.training.config import MAX_RECIPE_BYTES, Recipe, nearest, override, parse_yaml
 
 _VOC = Recipe()
@@ -81,9 +82,6 @@ _CAMVID_MOBILENET = replace(
 _FOLDER = replace(_CAMVID, class_weights=None, scales=(0.75, 2.0), longest_side=None)
 
 
-_VOC_HARD = ("bicycle", "chair", "diningtable", "pottedplant", "sofa")
-
-
 def _second_stage(first: str, base: Recipe, split: str, lr: float, **changes: Any) -> Recipe:
     """Section 4.1's second stage: output stride 8 and batch norm frozen, from the first's weights.
 
@@ -104,7 +102,7 @@ RECIPES: dict[str, Recipe] = {
     # on COCO is section 4.1's. COCO's trainval_minus_minival has been called train since 2017.
     "coco-resnet101": replace(_VOC, train_split="train"),
     "voc-resnet101-coco": replace(_VOC, lr=0.0001, weights="runs/coco-resnet101"),
-    "voc-resnet101-test": _second_stage("voc-resnet101-coco", _VOC, "trainval", 0.0001, bootstrap=_VOC_HARD),
+    "voc-resnet101-test": _second_stage("voc-resnet101-coco", _VOC, "trainval", 0.0001, bootstrap=VOC_HARD_CLASSES),
     # Appendix C: train_fine, 90K steps, crops of 769; then with val and the coarse annotations.
     "cityscapes-resnet101": replace(_VOC, train_split="train", crop=769, iterations=90_000),
     "cityscapes-resnet101-coarse": replace(
