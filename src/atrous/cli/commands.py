@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from atrous.training.config import Recipe
 
 
-DEFAULT_MODEL = "objects-mobilenetv2"
-
-
 def complain(message: str, status: int) -> int:
     """Print one line on standard error; return the status. 0 is a remark, a signal's status no error either."""
     print(f"atrous: {'error: ' if 0 < status < 128 else ''}{' '.join(message.split())}", file=sys.stderr)
@@ -94,6 +91,7 @@ def _model_and_sources(words: list[str]) -> tuple[str, list[str]]:
         ValueError: if the first word is neither a model nor a photograph, or nothing follows a model.
     """
     from atrous.models.weights import names, resolve
+    from atrous.prediction.predictor import DEFAULT_MODEL
 
     first, *rest = words
     folder = Path(first)

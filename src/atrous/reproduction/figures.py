@@ -19,7 +19,6 @@ from atrous.data.overlay import overlay
 from atrous.evaluation.evaluate import inference, predict_classes
 from atrous.evaluation.metrics import ConfusionMatrix
 from atrous.models.deeplab import DeepLabV3
-from atrous.ops.normalization import Normalization
 
 MAP_SIDE = 65
 """Of Figure 4's feature map."""
@@ -94,11 +93,9 @@ def figure_4_plot(path: Path) -> None:
 
 def found_by(model: DeepLabV3, image: torch.Tensor, output_stride: int) -> Pixels:
     """The classes that a model finds in a picture, uint8 3,H,W, as uint8 H,W."""
-    device = next(model.parameters()).device
     with inference(model, output_stride):
-        ids = predict_classes(model, Normalization(model.mean, model.std)(image[None].to(device)))
-    array: Pixels = ids[0].cpu().numpy()
-    return array
+        mask: Pixels = predict_classes(model, image[None])[0].cpu().numpy()
+    return mask
 
 
 def spread_with_failure(
