@@ -100,7 +100,9 @@ def run_train(found: argparse.Namespace) -> int:
     from atrous.training.config import override, parse_assignments
     from atrous.training.recipes import load_recipe
 
-    flags = ("output_stride", "batch", "accumulate", "iterations", "lr", "weights", "amp", "ema", "seed")
+    flags = (
+        "output_stride", "batch_size", "grad_accum_steps", "iterations", "lr", "weights", "amp", "ema_decay", "seed",
+    )  # fmt: skip
     values = {key: getattr(found, key) for key in flags if getattr(found, key) is not None}
     values |= {"reset_head": True} if found.reset_head else {}
     values |= {"weights": None} if found.weights == "none" else {}
