@@ -280,7 +280,7 @@ def right_inference(args: argparse.Namespace, device: torch.device, report: Repo
     for name in ("objects-mobilenetv2", "camvid-efficientnet_lite0")[: 1 if args.quick else None]:
         model, _ = atrous.load(name)
         model.eval()
-        from atrous.data.image_io import Normalization
+        from atrous.ops.normalization import Normalization
 
         x = Normalization(model.mean, model.std)(photo)[None]
         with torch.inference_mode():

@@ -11,7 +11,6 @@ The archive is packed last, once every prediction is in it and passes the check.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -34,9 +33,8 @@ from atrous.data.datasets.base import first_few
 from atrous.data.datasets.dataset import Item, Listing, kind_of, list_split, refuse_problems
 from atrous.data.image_io import read_size, write_image, write_mask
 from atrous.data.labels import CITYSCAPES_LABEL_IDS, CITYSCAPES_TRAIN_IDS, VOC, Labels
-from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
-from atrous.prediction.predictor import Predictor
+from atrous.prediction.predictor import Predictor, weights_digest
 
 COMPETITIONS = ("comp5", "comp6")
 """VOC's: trained on VOC's data alone, or on any."""
@@ -147,7 +145,7 @@ def write(
     labels = Labels(card.names, card.palette, card.ignore)
     _check_classes(labels, listing)
     settings = {
-        "weights": _digest(network),
+        "weights": weights_digest(network),
         "split": split,
         "competition": competition,
         "output_stride": output_stride or network.output_stride,
@@ -193,14 +191,6 @@ def _check_classes(labels: Labels, listing: Listing) -> None:
     if labels.names != listing.labels.names:
         theirs, ours = f"{len(labels)} classes, {first_few(labels.names)}", first_few(listing.labels.names)
         raise ValueError(f"the model has {theirs}; expected the {len(listing.labels)} of {listing.place}, {ours}")
-
-
-def _digest(model: DeepLabV3) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from atrous.data.sampling import open_splits
-from atrous.evaluation.inference_settings import Setting
+from atrous.evaluation.evaluate import Setting
 from atrous.reproduction.specs import GRIDS, PRESETS, Cell, Grid, Preset, recipe_of
 from atrous.reproduction.toy_dataset import shapes
 from atrous.training import checkpoint

@@ -14,8 +14,7 @@ from itertools import product
 from typing import Any, Literal
 
 from atrous.data.labels import VOC_HARD_CLASSES
-from atrous.evaluation.evaluate import PAPER_SCALES
-from atrous.evaluation.inference_settings import Setting
+from atrous.evaluation.evaluate import PAPER_SCALES, Setting
 from atrous.training.config import Recipe
 from atrous.training.recipes import RECIPES
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from atrous.atomic import write_text
-from atrous.evaluation.inference_settings import Setting
+from atrous.evaluation.evaluate import Setting
 from atrous.reproduction.plan import Training
 from atrous.training.config import Recipe, override
 from atrous.training.interrupts import Stopped

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from atrous.data.datasets.dataset import Sample, SegmentationDataset
-from atrous.data.image_io import Normalization
 from atrous.data.sampling import Presence, bootstrap_factors, open_splits, pixel_counts, repeat_factors, repeated
 from atrous.data.transforms import Augment, class_mix
 from atrous.evaluation.distributed import DistributedContext, EpochIndex, ResumableBatchSampler, generator
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import read_card, resolve
+from atrous.ops.normalization import Normalization
 from atrous.training.config import Recipe
 from atrous.training.interrupts import is_out_of_memory
 
@@ -131,7 +131,7 @@ def crops_of(dataset: SegmentationDataset, recipe: Recipe, model: DeepLabV3) -> 
         flip=recipe.flip,
         fill=Normalization(model.mean, model.std).fill,
         ignore=dataset.labels.ignore,
-        photometric=recipe.photometric,
+        color_jitter=recipe.photometric,
         longest_side=recipe.longest_side,
     )
     return Crops(dataset, augment, recipe.seed, recipe.class_mix)

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from atrous.atomic import write_text
-from atrous.data.image_io import Normalization
 from atrous.evaluation.distributed import DistributedContext, synchronise_batch_norm
 from atrous.models.deeplab import DeepLabV3, batch_norms_of
 from atrous.models.initialize import initialize
 from atrous.models.resnet import StrideIn
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import MODEL_FILE, ModelCard, read_card, resolve, save
+from atrous.ops.normalization import Normalization
 from atrous.ops.resize import cross_entropy_sum, label_weight
 from atrous.ops.upsampled_loss import upsampled_cross_entropy_sum
 from atrous.training import checkpoint

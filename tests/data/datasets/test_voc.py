@@ -182,7 +182,12 @@ def test_gray_masks_of_vocs_own_images_are_vocs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["\ufeffimg.v1\r\n\r\nmy photo \r\n", "img.v1.jpg\nmy photo.jpg", "\nimg.v1 m/img.v1.png\nmy photo", "img.v1 1\nmy photo"],
+    [
+        "\ufeffimg.v1\r\n\r\nmy photo \r\n",
+        "img.v1.jpg\nmy photo.jpg",
+        "\nimg.v1 m/img.v1.png\nmy photo",
+        "img.v1 1\nmy photo",
+    ],
 )
 def test_lists_as_people_and_tools_write_them(tmp_path: Path, text: str) -> None:
     put_own(tmp_path, ids_image(), labels="a\nb\n")

@@ -6,15 +6,14 @@ Each layout has a file of its own here (`folder.py`, `voc.py`, `cityscapes.py`, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class MaskSource(Protocol):
@@ -84,7 +83,7 @@ def is_clutter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _CLUTTER
 
 
-def files_by_stem(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[dict[str, Path], list[str]]:
+def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> tuple[dict[str, Path], list[str]]:
     """The files of a folder by stem, sorted; and a problem, at most one line, if some of them share a stem."""
     files: dict[str, Path] = {}
     duplicates = []

@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from atrous.data.datasets.base import first_few
-from atrous.data.image_io import MAX_PIXELS, Pixels, from_file
+from atrous.data.image_file import decode_file
+from atrous.data.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, ids_of_colours, voc_palette
 
 _BLACK: Colour = (0, 0, 0)
@@ -51,7 +52,7 @@ class ColourMask:
         """Class ids, uint8 H,W; ValueError naming the file, its unknown colours and their pixels."""
         if self.path.suffix.lower() in _LOSSY:
             raise ValueError(f"{self.path}: a mask in a format that changes colours; expected a lossless PNG")
-        colours = from_file(self.path, MAX_PIXELS, _colours)
+        colours = decode_file(self.path, MAX_PIXELS, _colours)
         try:
             return ids_of_colours(colours, self.labels.palette, self.labels.ignore)
         except ValueError:

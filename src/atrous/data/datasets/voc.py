@@ -21,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from atrous.data.datasets.base import SUFFIXES, Layout, Listing, MaskSource, files_by_stem, pair
+from atrous.data.datasets.base import Layout, Listing, MaskSource, files_by_stem, pair
 from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines
-from atrous.data.image_io import MAX_PIXELS, Pixels, from_file, read_mask
+from atrous.data.image_file import IMAGE_SUFFIXES, decode_file
+from atrous.data.image_io import MAX_PIXELS, Pixels, read_mask
 from atrous.data.labels import VOC
 
 _PUBLISHED = (
@@ -88,7 +89,7 @@ class VocMask:
     def read(self) -> Pixels:
         """Class ids, uint8 H,W; ValueError naming the file, if it cannot be read or its palette is not VOC's."""
         ids = read_mask(self.path, palette=VOC.palette)
-        mode, palette = from_file(self.path, MAX_PIXELS, lambda image: (image.mode, image.getpalette()))
+        mode, palette = decode_file(self.path, MAX_PIXELS, lambda image: (image.mode, image.getpalette()))
         if mode == "P" and palette:
             colours = np.array([*palette, *[0] * 768])[:768].reshape(256, 3)
             for value in np.flatnonzero(np.bincount(ids.ravel(), minlength=256)[: len(VOC)]):
@@ -141,7 +142,7 @@ _NAME_AND_MORE = re.compile(r"(\S+)\s+(?:-?[01]|\S+\.png)")
 
 def _read_names(path: Path) -> list[str]:
     names = [Path(match[1] if (match := _NAME_AND_MORE.fullmatch(line)) else line) for line in read_lines(path)]
-    return [name.stem if name.suffix.lower() in SUFFIXES else name.name for name in names]
+    return [name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name for name in names]
 
 
 def _names(home: Path, split: str) -> list[str]:
