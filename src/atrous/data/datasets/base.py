@@ -75,18 +75,29 @@ class Layout:
     read: Callable[[Path, str], Listing]
 
 
+_CLUTTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "__macosx"})
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file or folder of this name is what a tool left behind, not data: `._x.jpg`, `Thumbs.db`, `@eaDir`."""
+    return name.startswith(".") or name.lower() in _CLUTTER
+
+
 def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> tuple[dict[str, Path], list[str]]:
-    """The files of a folder by stem, sorted, and a line for each stem that two of them share."""
+    """The files of a folder by stem, sorted; and a problem, at most one line, if some of them share a stem."""
     files: dict[str, Path] = {}
     duplicates = []
-    names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
-    for path in (folder / name for name in names if not name.startswith(".")):
-        if path.suffix.lower() not in suffixes:
-            continue
-        other = files.setdefault(path.stem, path)
-        if other != path:
-            duplicates.append(f"{folder}: {other.name} and {path.name} have the same stem; expected one file a name")
-    return files, duplicates
+    for path in (folder / name for name in _names(folder)):
+        if path.suffix.lower() in suffixes and (other := files.setdefault(path.stem, path)) != path:
+            duplicates.append(f"{other.name} and {path.name}")
+    if not duplicates:
+        return files, []
+    return files, [f"{folder}: {first_few(duplicates)} have the same stem; expected one file a name"]
+
+
+def _names(folder: Path) -> list[str]:
+    """Sorted names of what is in a folder, without clutter; none if the folder is not there."""
+    return sorted(name for name in os.listdir(folder) if not is_clutter(name)) if folder.is_dir() else []
 
 
 def first_few(names: Sequence[str], count: int = 3) -> str:
@@ -123,5 +134,5 @@ def pair(
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder; none if it is not there."""
-    return [entry.name for entry in os.scandir(folder) if entry.is_dir()] if folder.is_dir() else []
+    """Names of the folders in a folder, sorted, without clutter; none if it is not there."""
+    return [name for name in _names(folder) if (folder / name).is_dir()]

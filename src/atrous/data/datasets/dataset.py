@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from atrous.data.datasets.base import Item, Listing, MaskSource, first_few
+from atrous.data.datasets.base import Item, Listing, MaskSource
 from atrous.data.datasets.layouts import kind_of, list_split, splits
+from atrous.data.datasets.mask_values import UnknownIdError, described, likely_fix
 from atrous.data.image_io import MAX_PIXELS, Pixels, read_image, read_mask
 from atrous.data.labels import Labels
 
@@ -127,13 +128,12 @@ class SegmentationDataset(Dataset[Sample]):
         """Raise ValueError for stored ids that no class has."""
         if not self._unknown[mask].any():
             return
-        counts = np.bincount(mask.ravel(), minlength=256)
-        counts[~self._unknown] = 0
-        unknown = first_few([f"{value} ({counts[value]} pixels)" for value in np.flatnonzero(counts)], 5)
+        histogram = np.bincount(mask.ravel(), minlength=256)
+        unknown = described(np.where(self._unknown, histogram, 0))
         expected = f"0..{len(self.labels) - 1} or {self.labels.ignore}, ignored"
-        raise ValueError(
-            f"{source}: mask has id {unknown}; expected {self._known_ids() if self._remap is not None else expected}"
-        )
+        expected = expected if self._remap is None else self._known_ids()
+        advice = likely_fix(histogram, self.labels) if self._remap is None else ""
+        raise UnknownIdError(f"{source}: mask has id {unknown}; expected {expected}", advice, histogram)
 
     def _known_ids(self) -> str:
         """The ids that may be stored, as ranges."""
