@@ -8,6 +8,7 @@ file.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
-from torch import Tensor
+from torch import Tensor, nn
 
 from atrous.models.backbone import mismatch
 from atrous.models.deeplab import DeepLabV3
@@ -245,13 +246,22 @@ def resolve(source: str | Path) -> Path:
     if os.path.isfile(path):  # unlike Path's, false for a name too long for any file
         return path
     if os.path.isdir(path):
-        for found in (path / MODEL_FILE, path / "best" / MODEL_FILE):
-            if found.is_file():
-                return found
+        for file in (path / MODEL_FILE, path / "best" / MODEL_FILE):
+            if file.is_file():
+                return file
         raise ValueError(f"{path} holds neither {MODEL_FILE} nor best/{MODEL_FILE}")
     near = difflib.get_close_matches(str(source), names(), 1, 0.4)
     hint = f"; did you mean {near[0]}?" if near else f"; the names are: {', '.join(names()) or 'none'}"
     raise ValueError(f"there is no weight file, run folder or named model {str(source)!r}{hint}")
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 of a model's tensors and their names, as 64 hexadecimal digits."""
+    sha = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def names() -> list[str]:
@@ -269,8 +279,8 @@ def speeds() -> tuple[str, dict[str, dict[str, float]]]:
     file = _folder() / "speed.json"
     if not file.exists():
         return "", {}
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return f"{found['hardware']}, {found['size'][0]}×{found['size'][1]} pixels", found["milliseconds"]
+    speed = json.loads(file.read_text(encoding="utf-8"))
+    return f"{speed['hardware']}, {speed['size'][0]}×{speed['size'][1]} pixels", speed["milliseconds"]
 
 
 def _zoo() -> Mapping[str, Path]:

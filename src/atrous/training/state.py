@@ -17,7 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from atrous.atomic import write_text
 from atrous.data.image_io import Normalization
 from atrous.evaluation.distributed import DistributedContext, synchronise_batch_norm
-from atrous.models.deeplab import DeepLabV3, batch_norms_of
+from atrous.models.activation_checkpointing import set_checkpointing
+from atrous.models.batch_norm import batch_norms_of
+from atrous.models.deeplab import DeepLabV3
+from atrous.models.inference import compiled
 from atrous.models.initialize import initialize
 from atrous.models.resnet import StrideIn
 from atrous.models.tflite import is_tflite
@@ -25,11 +28,10 @@ from atrous.models.weights import MODEL_FILE, ModelCard, read_card, resolve, sav
 from atrous.ops.resize import cross_entropy_sum, label_weight
 from atrous.ops.upsampled_loss import upsampled_cross_entropy_sum
 from atrous.training import checkpoint
-from atrous.training.compile import set_compile
 from atrous.training.config import Recipe
 from atrous.training.distillation import Distillation
 from atrous.training.ema import ExponentialMovingAverage
-from atrous.training.frozen_bn import fold_frozen
+from atrous.training.frozen_bn import FoldedBatchNorm
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LEAST_SCALE = 2.0**-14
@@ -44,6 +46,7 @@ class Objective(nn.Module):
     def __init__(self, model: DeepLabV3, recipe: Recipe, ignore: int) -> None:
         super().__init__()
         self.model = model
+        self.logits = compiled(model.low_resolution_logits, True) if recipe.compile else FoldedBatchNorm(model)
         self.teaching = Distillation(recipe, model) if recipe.teacher else None
         self.normalise = Normalization(model.mean, model.std)
         self.amp = PRECISIONS.get(recipe.amp)
@@ -53,10 +56,9 @@ class Objective(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy summed over the valid pixels of B,3,H,W uint8 images with B,H,W uint8 labels."""
-        model = self.model
         inputs = self.normalise(images).contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, self.amp, enabled=self.amp is not None):
-            logits = model.low_resolution_logits(inputs)
+            logits = self.logits(inputs)
         loss = self._against_truth(logits, labels)
         return self.teaching.mixed(loss, logits, inputs, self.weight(labels)) if self.teaching else loss
 
@@ -116,10 +118,6 @@ class State:
             model = synchronise_batch_norm(model, ctx.device)
         assert isinstance(model, DeepLabV3)
         model.train()
-        if recipe.compile:
-            set_compile(model, recipe.compile)
-        else:
-            fold_frozen(model)
         objective = Objective(model, recipe, ignore).to(ctx.device)
         parallel = _data_parallel(objective) if ctx.size > 1 else objective
         optimizer = build_optimizer(recipe, model)
@@ -299,7 +297,7 @@ def build_model(
         initialize(model, source, reset_head=recipe.reset_head)
     model.longest_side = recipe.longest_side
     model.set_batch_norm_decay(recipe.batch_norm_decay)
-    model.set_checkpointing(recipe.checkpointing)
+    set_checkpointing(model.backbone, recipe.checkpointing)
     if recipe.batch_norm != "train":
         model.freeze_batch_norm(affine=recipe.batch_norm == "freeze", head=recipe.batch_norm != "head")
     return model
