@@ -29,7 +29,6 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 from atrous.data.datasets.dataset import SegmentationDataset, open_dataset
-from atrous.data.image_io import Normalization
 from atrous.evaluation.evaluate import evaluate, predict_classes
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
@@ -70,7 +69,7 @@ class Seen(CalibrationDataReader):
         self.name, self.images = name, self._of(model, dataset, count)
 
     def _of(self, model: DeepLabV3, dataset: SegmentationDataset, count: int) -> Iterator[Tensor]:
-        real, normalise = model.network, Normalization(model.mean, model.std)
+        real = model.network
         for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist():
             seen: list[Tensor] = []
 
@@ -80,7 +79,7 @@ class Seen(CalibrationDataReader):
 
             model.network = note  # type: ignore[method-assign]
             with torch.inference_mode():
-                predict_classes(model, normalise(dataset[index].image[None]))
+                predict_classes(model, dataset[index].image[None])
             model.network = real  # type: ignore[method-assign]
             yield from seen
 

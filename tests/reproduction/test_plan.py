@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atrous.evaluation.inference_settings import Setting
+from atrous.evaluation.evaluate import Setting
 from atrous.reproduction.estimate import flops, measured_rate, seconds_left, training_seconds, work_left, work_of_a_step
 from atrous.reproduction.plan import Options, Training, plan
 from atrous.training.stages import mark_finished

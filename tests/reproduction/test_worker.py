@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from atrous.evaluation.inference_settings import Setting
+from atrous.evaluation.evaluate import Setting
 from atrous.reproduction import worker
 from atrous.reproduction.plan import Training
 from atrous.reproduction.worker import OUTPUT, Worker, _answer

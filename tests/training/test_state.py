@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from atrous.data.image_io import IMAGENET
 from atrous.evaluation.distributed import DistributedContext
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import ModelCard, save
+from atrous.ops.normalization import IMAGENET
 from atrous.training import checkpoint
 from atrous.training.config import Recipe
 from atrous.training.state import State, build_model, build_optimizer, loses_scale

@@ -1,7 +1,6 @@
-"""Is this data set sound: `atrous data check DATA`.
+"""Check a data set (`atrous data check DATA`): read every file, count classes, list problems and warnings.
 
-Every file of every split is read to its end. Nothing stops at a bad one: what is wrong is collected, a line each, with
-counts, class shares and sizes, so that it is known before the first step of a training run (section 4.1).
+A bad file does not stop the check. Class shares and image sizes are known before a training run (section 4.1) starts.
 
     report = check("camvid")
     rich.print(render(report))
@@ -34,12 +33,12 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Counts:
-    """How often each class occurs.
+    """Pixels and images of each class.
 
     Attributes:
         pixels: int64 K, pixels of each class.
         images: int64 K, images in which each class occurs.
-        ignored: pixels of the ignored id.
+        ignored: pixels with the ignored id.
     """
 
     pixels: npt.NDArray[np.int64]
@@ -48,27 +47,32 @@ class Counts:
 
     @property
     def shares(self) -> npt.NDArray[np.float64]:
-        """Float K: the share of each class in the pixels that are not ignored; zeros if there are none."""
+        """Float K, the share of each class in the pixels that are not ignored; zeros if there are none."""
         return self.pixels / max(1, int(self.pixels.sum()))
 
     @property
     def ignored_share(self) -> float:
-        """The share of ignored pixels in all."""
+        """The share of ignored pixels in all pixels."""
         return self.ignored / max(1, int(self.pixels.sum()) + self.ignored)
 
 
 def class_counts(histograms: npt.NDArray[np.int64], labels: Labels) -> Counts:
-    """Sum int64 N,256 histograms of ids, one row an image, into counts per class; raises nothing, N may be 0."""
+    """Counts from histograms of ids, int64 N,256, one row an image; N may be 0."""
     classes = histograms[:, : len(labels)]
     return Counts(classes.sum(axis=0), (classes > 0).sum(axis=0), int(histograms[:, labels.ignore].sum()))
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """One split: `images` listed, `sound` of them readable with a fitting mask; sizes (width, height) by area.
+    """One split.
 
-    `unlabelled` says why there are no masks to fit, if there are none; `left_out` how many images the layout's rule
-    leaves out, by reason.
+    Attributes:
+        images: number of images listed.
+        sound: number of those that can be read, with a mask that fits.
+        counts: of the sound ones.
+        sizes: (width, height) of the smallest, median and largest image by area, as min, median, max.
+        unlabelled: why there are no masks, or "".
+        left_out: by reason, how many images the layout's rule leaves out.
     """
 
     images: int
@@ -81,13 +85,13 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
-        data: as it was asked for.
+        data: the argument of `check`.
         names: the classes.
         splits: one report each.
-        problems: one line each; any of them makes the data set unfit to train on.
+        problems: one line each; with any of them the data set cannot be trained on.
         warnings: one line each, for what looks like a mistake.
     """
 
@@ -123,8 +127,8 @@ class DataReport:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What one pair showed: its digest and size if the image was read, histogram if the mask was, or the problem."""
+class _Examined:
+    """One image and its mask: digest and size of a readable image, histogram of a readable mask, or the problem."""
 
     item: Item
     digest: str = ""
@@ -151,7 +155,7 @@ def check(
     if not names:
         raise ValueError(f"{data}: no splits; expected folders such as images/train and images/val")
     listings: dict[str, Listing] = {}
-    seen: dict[str, list[_Seen]] = {}
+    seen: dict[str, list[_Examined]] = {}
     problems: list[str] = []
     warnings: list[str] = []
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
@@ -176,7 +180,7 @@ def check(
 
 def _examined(
     pool: ThreadPoolExecutor, name: str, listing: Listing, progress: Callable[[str, int, int], None] | None
-) -> Iterator[_Seen]:
+) -> Iterator[_Examined]:
     dataset = SegmentationDataset(listing.items, listing.labels, remap=listing.remap)
     for done, one in enumerate(pool.map(lambda item: _examine(dataset, item), listing.items), start=1):
         if progress:
@@ -184,7 +188,7 @@ def _examined(
         yield one
 
 
-def _examine(dataset: SegmentationDataset, item: Item) -> _Seen:
+def _examine(dataset: SegmentationDataset, item: Item) -> _Examined:
     digest, size = "", None
     try:
         height, width = read_image(item.image).shape[:2]  # first, for it does not wait on what is no file
@@ -192,12 +196,12 @@ def _examine(dataset: SegmentationDataset, item: Item) -> _Seen:
         with item.image.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         ids = dataset.read_ids(item, (height, width))
-        return _Seen(item, digest, size, np.bincount(ids.ravel(), minlength=256))
+        return _Examined(item, digest, size, np.bincount(ids.ravel(), minlength=256))
     except (ValueError, OSError) as error:
-        return _Seen(item, digest, size, problem=" ".join(str(error).split()))
+        return _Examined(item, digest, size, problem=" ".join(str(error).split()))
 
 
-def _split_report(seen: list[_Seen], listing: Listing) -> SplitReport:
+def _split_report(seen: list[_Examined], listing: Listing) -> SplitReport:
     histograms = [one.histogram for one in seen if one.histogram is not None]
     counts = class_counts(np.array(histograms, dtype=np.int64).reshape(-1, 256), listing.labels)
     by_area = sorted((one.size for one in seen if one.size is not None), key=lambda size: (size[0] * size[1], size))
@@ -206,13 +210,13 @@ def _split_report(seen: list[_Seen], listing: Listing) -> SplitReport:
     return SplitReport(len(seen), len(histograms), counts, sizes, listing.unlabelled, listing.left_out)
 
 
-def _pairs(seen: dict[str, list[_Seen]]) -> Iterator[tuple[str, str]]:
+def _pairs(seen: dict[str, list[_Examined]]) -> Iterator[tuple[str, str]]:
     """Pairs of splits that should share nothing: VOC's trainaug holds its train, Cityscapes has masks of two kinds."""
     shared = ({"train", "trainaug"}, {"train", "train_coarse"}, {"val", "val_coarse"})
     return (pair for pair in itertools.combinations(seen, 2) if set(pair) not in shared)
 
 
-def _leaks(seen: dict[str, list[_Seen]]) -> list[str]:
+def _leaks(seen: dict[str, list[_Examined]]) -> list[str]:
     lines = []
     for first, second in _pairs(seen):
         known = {one.digest: one.item.image for one in seen[first] if one.digest}
@@ -223,7 +227,7 @@ def _leaks(seen: dict[str, list[_Seen]]) -> list[str]:
     return lines
 
 
-def _repeats(seen: dict[str, list[_Seen]]) -> list[str]:
+def _repeats(seen: dict[str, list[_Examined]]) -> list[str]:
     lines = []
     for name, ones in seen.items():
         by_digest = defaultdict(list)
@@ -236,7 +240,7 @@ def _repeats(seen: dict[str, list[_Seen]]) -> list[str]:
     return lines
 
 
-def _same_names(seen: dict[str, list[_Seen]]) -> list[str]:
+def _same_names(seen: dict[str, list[_Examined]]) -> list[str]:
     lines = []
     for first, second in _pairs(seen):
         shared = sorted({one.item.name for one in seen[first]} & {one.item.name for one in seen[second]})

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from atrous.ops.normalization import IMAGENET
 
 
 class Features(NamedTuple):
@@ -30,8 +29,8 @@ class Backbone(nn.Module):
 
     name: str
     channels: int
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, float, float] = IMAGENET.mean
+    std: tuple[float, float, float] = IMAGENET.std
 
     @property
     def reachable(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from atrous.data.datasets.dataset import SegmentationDataset
-from atrous.data.image_io import Normalization, Pixels
+from atrous.data.image_io import Pixels
 from atrous.data.overlay import overlay
 from atrous.evaluation.evaluate import inference, predict_classes
 from atrous.evaluation.metrics import ConfusionMatrix
@@ -93,11 +93,9 @@ def figure_4_plot(path: Path) -> None:
 
 def found_by(model: DeepLabV3, image: torch.Tensor, output_stride: int) -> Pixels:
     """The classes that a model finds in a picture, uint8 3,H,W, as uint8 H,W."""
-    device = next(model.parameters()).device
     with inference(model, output_stride):
-        ids = predict_classes(model, Normalization(model.mean, model.std)(image[None].to(device)))
-    array: Pixels = ids[0].cpu().numpy()
-    return array
+        mask: Pixels = predict_classes(model, image[None])[0].cpu().numpy()
+    return mask
 
 
 def spread_with_failure(

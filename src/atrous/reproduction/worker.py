@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from atrous.atomic import write_text
-from atrous.evaluation.inference_settings import Setting
+from atrous.evaluation.evaluate import Setting
 from atrous.reproduction.plan import Training
 from atrous.training.config import Recipe, override
 from atrous.training.interrupts import Stopped
@@ -191,7 +191,7 @@ def _evaluate(job: dict[str, Any], run: Path) -> None:
     from atrous.evaluation.inference_settings import ladder
     from atrous.models.weights import load
 
-    split = (_recipe(job["recipe"]).val_split if job["recipe"] else None) or "val"
+    split = (_recipe(job["recipe"]).data.val_split if job["recipe"] else None) or "val"
     settings = [Setting(stride, tuple(scales), flip) for stride, scales, flip in job["settings"]]
     model, _ = load(job["model"] or run)
     if job["model"]:

@@ -1,9 +1,9 @@
-"""PASCAL VOC 2012 as distributed, at VOCdevkit, VOC2012 or the folder that holds VOCdevkit; and SBD beside it.
+"""PASCAL VOC 2012 as distributed, with SBD beside it: at VOC2012, VOCdevkit or the folder that holds VOCdevkit.
 
-Section 4.1 trains on `trainaug`, 10,582 images. Its masks come from `SegmentationClassAug/*.png`, or from SBD as
-distributed where VOC has no mask of its own: `benchmark_RELEASE` or `SBD`, in any of those folders; its .mat files need
-scipy. Its names are those of `ImageSets/Segmentation/trainaug.txt`, or, without that file, SBD's train and val and
-VOC's train less VOC's val. The masks of `test`, 1,456 images, are not public: it is there to be predicted.
+Section 4.1 trains on `trainaug`, 10,582 images. Its masks are `SegmentationClassAug/*.png`; without that folder, VOC's
+own masks and for the other images SBD's .mat files (they need scipy), from `benchmark_RELEASE` or `SBD` in any of those
+folders. Its names are in `ImageSets/Segmentation/trainaug.txt`; without that file, they are SBD's train and val and
+VOC's train less VOC's val. The masks of `test`, 1,456 images, are not public: it can be predicted only.
 
     dataset = open_dataset("voc:VOCdevkit", "trainaug")
 """
@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from atrous.data.datasets.base import Layout, Listing, MaskSource, by_stem, paired
+from atrous.data.datasets.base import Layout, Listing, MaskSource, files_by_stem, pair
 from atrous.data.image_io import Pixels
 from atrous.data.labels import VOC
 
 _PUBLISHED = (
     "VOC 2012 is published at http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ (the images of test in an archive of "
-    "their own), SBD, which trainaug needs, at "
+    "their own); SBD, which trainaug needs, at "
     "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/"
 )
 
@@ -57,7 +57,7 @@ class SbdMask:
         return mask
 
 
-def _find(root: Path) -> Path | None:
+def _recognise(root: Path) -> Path | None:
     homes = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
     return next((home for home in homes if (home / "ImageSets" / "Segmentation").is_dir()), None)
 
@@ -69,18 +69,13 @@ def _find_sbd(home: Path) -> Path | None:
     return next((base / name for base in bases for name in names if (base / name / "cls").is_dir()), None)
 
 
-def _home(root: Path) -> Path:
-    return _find(root) or root
-
-
-def _splits(root: Path) -> list[str]:
-    home = _home(root)
-    found = {path.stem for path in (home / "ImageSets" / "Segmentation").glob("*.txt")}
-    if {"train", "val"} <= found and _find_sbd(home):
-        found.add("trainaug")
-    if "test" in found and not _any_image(home, "test"):  # its names are often copied about without its images
-        found.remove("test")
-    return sorted(found)
+def _splits(home: Path) -> list[str]:
+    splits = {path.stem for path in (home / "ImageSets" / "Segmentation").glob("*.txt")}
+    if {"train", "val"} <= splits and _find_sbd(home):
+        splits.add("trainaug")
+    if "test" in splits and not _any_image(home, "test"):  # people copy test.txt without its images
+        splits.remove("test")
+    return sorted(splits)
 
 
 def _any_image(home: Path, split: str) -> bool:
@@ -90,7 +85,7 @@ def _any_image(home: Path, split: str) -> bool:
 def _read_names(path: Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected the names of a split, one a line")
-    # Some lists of trainaug hold the paths of image and mask in place of the name.
+    # Some trainaug.txt hold "image path, mask path" instead of the name.
     return [Path(line.split()[0]).stem for line in path.read_text("utf-8", "replace").splitlines() if line.strip()]
 
 
@@ -98,33 +93,35 @@ def _names(home: Path, split: str) -> list[str]:
     sets, sbd = home / "ImageSets" / "Segmentation", _find_sbd(home)
     if split != "trainaug" or (sets / "trainaug.txt").is_file() or sbd is None:
         return _read_names(sets / f"{split}.txt")
-    every = {*_read_names(sbd / "train.txt"), *_read_names(sbd / "val.txt"), *_read_names(sets / "train.txt")}
-    return sorted(every - set(_read_names(sets / "val.txt")))
+    names = {*_read_names(sbd / "train.txt"), *_read_names(sbd / "val.txt"), *_read_names(sets / "train.txt")}
+    return sorted(names - set(_read_names(sets / "val.txt")))
 
 
-def _list(root: Path, split: str) -> Listing:
-    home = _home(root)
+def _read(home: Path, split: str) -> Listing:
     place = home / "ImageSets" / "Segmentation" / f"{split}.txt"
     names = _names(home, split)
-    images, problems = by_stem(home / "JPEGImages")
+    images, duplicates = files_by_stem(home / "JPEGImages")
     if split == "test":
-        items, missing = paired(place, names, images, None, "", _PUBLISHED)
+        items, problems = pair(place, names, images, None, "", _PUBLISHED)
         why = "VOC keeps the masks of its test split for its server"
-        return Listing(str(place), items, VOC, None, (*problems, *missing), unlabelled=why)
-    own = by_stem(home / "SegmentationClass")[0]
-    masks: dict[str, Path | MaskSource] = {**own}
-    where, sbd = "SegmentationClass", _find_sbd(home)
+        return Listing(str(place), items, VOC, problems=(*duplicates, *problems), unlabelled=why)
+    masks, more_images, where = _masks(home, split)
+    items, problems = pair(place, names, {**more_images, **images}, masks, where, _PUBLISHED)
+    return Listing(str(place), items, VOC, problems=(*duplicates, *problems))
+
+
+def _masks(home: Path, split: str) -> tuple[dict[str, Path | MaskSource], dict[str, Path], str]:
+    """Masks by name, SBD's images by name, and where the masks are, for messages."""
     if split == "trainaug" and (home / "SegmentationClassAug").is_dir():
-        masks, where = {**by_stem(home / "SegmentationClassAug")[0]}, "SegmentationClassAug"
-    elif split == "trainaug" and sbd is not None:
-        # VOC's own masks are the finer ones, and have the ignored border.
-        theirs = {name: SbdMask(path) for name, path in by_stem(sbd / "cls", (".mat",))[0].items()}
-        masks, where = {**theirs, **own}, f"SegmentationClass or {sbd / 'cls'}"
-        images = {**by_stem(sbd / "img")[0], **images}
-    items, missing = paired(place, names, images, masks, where, _PUBLISHED)
-    return Listing(str(place), items, VOC, None, (*problems, *missing))
+        return {**files_by_stem(home / "SegmentationClassAug")[0]}, {}, "SegmentationClassAug"
+    own, sbd = files_by_stem(home / "SegmentationClass")[0], _find_sbd(home)
+    if split != "trainaug" or sbd is None:
+        return {**own}, {}, "SegmentationClass"
+    theirs = {name: SbdMask(path) for name, path in files_by_stem(sbd / "cls", (".mat",))[0].items()}
+    # VOC's own masks come first: they are finer and mark the ignored border.
+    return {**theirs, **own}, files_by_stem(sbd / "img")[0], f"SegmentationClass or {sbd / 'cls'}"
 
 
-VOC_LAYOUT = Layout(
-    "ImageSets/Segmentation/, JPEGImages/ and SegmentationClass/ in VOC2012", _PUBLISHED, _find, _splits, _list
+LAYOUT = Layout(
+    "ImageSets/Segmentation/, JPEGImages/ and SegmentationClass/ in VOC2012", _PUBLISHED, _recognise, _splits, _read
 )
