@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from atrous.atomic import write_text
 from atrous.evaluation.distributed import DistributedContext, synchronise_batch_norm
 from atrous.messages import listed
-from atrous.models.deeplab import DeepLabV3, batch_norms_of
+from atrous.models.activation_checkpointing import set_checkpointing
+from atrous.models.batch_norm import batch_norms_of
+from atrous.models.deeplab import DeepLabV3
+from atrous.models.inference import compiled
 from atrous.models.initialize import initialize
 from atrous.models.resnet import StrideIn
 from atrous.models.tflite import is_tflite
@@ -26,11 +29,10 @@ from atrous.ops.normalization import Normalization
 from atrous.ops.resize import cross_entropy_sum, label_weight
 from atrous.ops.upsampled_loss import upsampled_cross_entropy_sum
 from atrous.training import checkpoint
-from atrous.training.compile import set_compile
 from atrous.training.config import LossConfig, ModelConfig, OptimConfig, Recipe
 from atrous.training.distillation import Distillation
 from atrous.training.ema import ExponentialMovingAverage
-from atrous.training.frozen_bn import fold_frozen
+from atrous.training.frozen_bn import FoldedBatchNorm
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LEAST_SCALE = 2.0**-14
@@ -45,6 +47,7 @@ class Objective(nn.Module):
     def __init__(self, model: DeepLabV3, config: LossConfig, amp: str, ignore: int) -> None:
         super().__init__()
         self.model = model
+        self.logits: Callable[[Tensor], Tensor] = FoldedBatchNorm(model)
         self.teaching = Distillation(config, model) if config.teacher else None
         self.normalise = Normalization(model.mean, model.std)
         self.amp = PRECISIONS.get(amp)
@@ -54,10 +57,9 @@ class Objective(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy summed over the valid pixels of B,3,H,W uint8 images with B,H,W uint8 labels."""
-        model = self.model
         inputs = self.normalise(images).contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, self.amp, enabled=self.amp is not None):
-            logits = model.low_resolution_logits(inputs)
+            logits = self.logits(inputs)
         loss = self._against_truth(logits, labels)
         return self.teaching.mixed(loss, logits, inputs, self.weight(labels)) if self.teaching else loss
 
@@ -118,11 +120,9 @@ class State:
             model = synchronise_batch_norm(model, ctx.device)
         assert isinstance(model, DeepLabV3)
         model.train()
-        if recipe.model.compile:
-            set_compile(model, True)
-        else:
-            fold_frozen(model)
         objective = Objective(model, recipe.loss, recipe.optim.amp, ignore).to(ctx.device)
+        if recipe.model.compile:
+            objective.logits = compiled(model.low_resolution_logits, True)
         parallel = _data_parallel(objective) if ctx.size > 1 else objective
         optimizer = build_optimizer(recipe.optim, model)
         scaler = torch.amp.GradScaler(ctx.device.type, enabled=recipe.optim.amp == "fp16")
@@ -302,7 +302,7 @@ def build_model(
     if source and not blank:
         initialize(model, source, reset_head=config.reset_head)
     model.set_batch_norm_decay(config.batch_norm_decay)
-    model.set_checkpointing(config.activation_checkpointing)
+    set_checkpointing(model.backbone, config.activation_checkpointing)
     if config.batch_norm != "train":
         model.freeze_batch_norm(affine=config.batch_norm == "freeze", head=config.batch_norm != "head")
     return model
