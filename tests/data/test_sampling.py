@@ -15,7 +15,7 @@ from PIL import Image
 
 from atrous.data.labels import VOC, Labels
 from atrous.data.sampling import VOC_HARD_CLASSES, bootstrap_factors, open_splits, repeat_factors, repeated
-from atrous.training import loop as training
+from atrous.training import loader as training
 from atrous.training.config import Recipe, override
 
 VOC_FOLDER = Path(__file__).parents[3] / "shared" / "data" / "voc2012"

@@ -34,7 +34,6 @@ from atrous.prediction.sliding_window import STRIP
 SUFFIXES = set(".avif .bmp .gif .heic .heif .jfif .jpe .jpeg .jpg .mpo .pgm .png .pnm .ppm .tif .tiff .webp".split())
 """What is taken for a photograph in a folder; a file named outright is tried whatever its suffix."""
 
-
 OVERLAY_SIDE = 4096
 """Longest side of the overlay of a picture that is read by rows: it is made smaller by a whole number."""
 

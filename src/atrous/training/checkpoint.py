@@ -26,7 +26,6 @@ from atrous.atomic import flush, write_text
 
 STATE, MANIFEST, POINTER, LOCK = "state.pt", "manifest.json", "last", ".lock"
 
-
 # A file that was made to do harm stumbles in many ways.
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError)
 

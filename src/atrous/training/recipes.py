@@ -10,8 +10,6 @@ from typing import Any
 from atrous.training.config import MAX_RECIPE_BYTES, Recipe, nearest, override, parse_yaml
 
 _VOC = Recipe()
-
-
 _CAMVID = Recipe(
     backbone="timm/tf_efficientnet_lite0",
     multi_grid=None,
@@ -34,12 +32,10 @@ _CAMVID = Recipe(
     save_every=100,
 )
 
-
 _CAMVID_LITE2 = replace(
     _CAMVID, backbone="timm/tf_efficientnet_lite2", longest_side=None, scales=(0.75, 2.0), amp="bf16", iterations=2_200,
     val_every=400,
 )  # fmt: skip
-
 
 # VOC's classes from a few hundred labelled photographs, and a split `pseudo` that a teacher labelled (`atrous label`).
 _OBJECTS = replace(
@@ -47,40 +43,28 @@ _OBJECTS = replace(
     scales=(0.5, 1.25), longest_side=640, photometric=0.4, lr=4e-4, head_lr_factor=5.0, amp="bf16", iterations=2_300,
     val_every=460,
 )  # fmt: skip
-
-
 # The same from a published graph that knows these classes, which is given by --weights PATH where it lies elsewhere.
 _OBJECTS_MOBILENET = replace(
     _OBJECTS, backbone="timm/mobilenetv2_100", aspp_rates=(), weights="deeplabv3_mnv2_pascal_quant.tflite", crop=417,
     scales=(0.5, 1.5), photometric=0.3, lr=4e-5, head_lr_factor=2.0, warmup=30, batch_norm="statistics", amp="off",
     ema=0.98, iterations=400, val_every=100,
 )  # fmt: skip
-
-
 # Streets from a published graph that knows Cityscapes' classes: its backbone, and a head that is new.
 _CAMVID_EDGETPU = replace(
     _CAMVID, backbone="timm/mobilenet_edgetpu_075", reset_head=True, batch_norm="head", crop=449, scales=(0.6, 1.4),
     weights="deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite", longest_side=960, lr=2e-4, head_lr_factor=5.0,
     warmup=30, ema=0.99, iterations=1_000,
 )  # fmt: skip
-
-
 _CAMVID_EDGETPU_TRAINVAL = replace(
     _CAMVID_EDGETPU, weights="runs/camvid-mobilenet_edgetpu_075", reset_head=False, train_split="train+val",
     val_split=None, lr=1e-4, head_lr_factor=2.0, iterations=400,
 )  # fmt: skip
-
-
 # The same from weights that the package carries and that know no street: what `finetune` follows from.
 _CAMVID_MOBILENET = replace(
     _CAMVID, backbone="timm/mobilenetv2_100", reset_head=True, batch_norm="head", weights="objects-mobilenetv2",
     lr=3e-4, warmup=30, ema=0.99, iterations=1_000,
 )  # fmt: skip
-
-
 _FOLDER = replace(_CAMVID, class_weights=None, scales=(0.75, 2.0), longest_side=None)
-
-
 _VOC_HARD = ("bicycle", "chair", "diningtable", "pottedplant", "sofa")
 
 

@@ -11,7 +11,6 @@ import torch
 MARGIN = 0.95
 """Another way has to take less than this share of the usual one's time: less is within the noise of a measurement."""
 
-
 PATIENCE = 0.2
 """Seconds after which a measurement is content with what it has seen."""
 

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 DTYPES = (torch.float32, torch.bfloat16)
 
-
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-
 
 ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.Identity: ("none", []),
