@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix, jaccard_score
 
 from atrous.data.datasets.dataset import SegmentationDataset, open_dataset
-from atrous.data.image_io import IMAGENET
 from atrous.evaluation.evaluate import (
     checked_longest_side,
     evaluate,
@@ -19,6 +18,7 @@ from atrous.evaluation.evaluate import (
 )
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.models.deeplab import DeepLabV3
+from atrous.ops.normalization import IMAGENET
 
 
 @pytest.fixture(scope="module")

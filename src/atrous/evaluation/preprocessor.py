@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from atrous.data.image_io import Normalization
 from atrous.data.resize import shrunk, viewing_factor
 from atrous.models.deeplab import DeepLabV3
+from atrous.ops.normalization import Normalization
 from atrous.ops.resize import resize
 
 

@@ -16,15 +16,13 @@ import numpy as np
 from PIL import Image
 
 from atrous.atomic import sweep
+from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels, read_note, read_size, write_image, write_mask
 from atrous.data.overlay import overlay
 from atrous.data.row_io import Strips, open_strips, write_mask_strips
 from atrous.prediction.predictor import Predictor
 from atrous.prediction.segmentation import areas_of, pixel_counts
 from atrous.prediction.sliding_window import STRIP
-
-SUFFIXES = set(".avif .bmp .gif .heic .heif .jfif .jpe .jpeg .jpg .mpo .pgm .png .pnm .ppm .tif .tiff .webp".split())
-"""Of photographs in a folder; a file that is named itself is tried whatever its suffix."""
 
 OVERLAY_SIDE = 4096
 """Longest side, in pixels, of the overlay of a picture that is read by rows: made smaller by a whole number."""
@@ -184,7 +182,7 @@ def find_photographs(sources: Iterable[str | Path]) -> list[Path]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            paths = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.is_dir())
+            paths = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
         elif os.path.lexists(path):
             paths = [path]
         elif glob.has_magic(str(source)):
@@ -192,7 +190,7 @@ def find_photographs(sources: Iterable[str | Path]) -> list[Path]:
         else:
             raise FileNotFoundError(f"there is no file or folder {str(source)!r}")
         if not paths:
-            raise ValueError(f"{str(source)!r} holds no photograph (looked for {', '.join(sorted(SUFFIXES))})")
+            raise ValueError(f"{str(source)!r} holds no photograph (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
         photographs |= dict.fromkeys(paths)
     return list(photographs)
 

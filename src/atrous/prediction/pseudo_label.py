@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atrous.atomic import written_whole
-from atrous.data.datasets.base import SUFFIXES
+from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import read_image, write_image, write_mask
 from atrous.data.labels import Labels, load_labels, write_labels
 from atrous.prediction.files import find_photographs, output_names
@@ -138,7 +138,7 @@ def _add_image(path: Path, folder: Path, stem: str) -> None:
     Before its mask is written, so that an interrupted call leaves an image to be labelled, never a mask without one.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in IMAGE_SUFFIXES:
         write_image(folder / f"{stem}.png", read_image(path))
         return
     with open(path, "rb") as source, written_whole(folder / f"{stem}{suffix}") as copy:
