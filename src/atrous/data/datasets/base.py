@@ -44,6 +44,7 @@ class Listing:
         warnings: one line each, for what looks like a mistake.
         unlabelled: why there are no masks, or "". A split without masks can be predicted, not trained on or scored.
         left_out: by reason, how many images the layout's rule leaves out.
+        read_as: what the data was taken for, for `atrous data check`.
     """
 
     place: str
@@ -54,6 +55,7 @@ class Listing:
     warnings: tuple[str, ...] = ()
     unlabelled: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
+    read_as: str = ""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def _read(root: Path, split: str) -> Listing:
         return Listing(str(place), items, CITYSCAPES, unlabelled=why)
     masks = {path.name.removesuffix(mask_end): path for path in (root / kind / folder).glob(f"*/*{mask_end}")}
     items, problems = pair(place, images, images, masks, f"{kind}/{folder}", _PUBLISHED)
-    return Listing(str(place), items, CITYSCAPES, CITYSCAPES_TRAIN_IDS, tuple(problems))
+    read_as = "Cityscapes, with its 19 classes"
+    return Listing(str(place), items, CITYSCAPES, CITYSCAPES_TRAIN_IDS, tuple(problems), read_as=read_as)
 
 
 LAYOUT = Layout(

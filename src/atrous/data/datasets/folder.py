@@ -25,7 +25,8 @@ def _read(root: Path, split: str) -> Listing:
     warnings = (f"{mask_folder}: {len(orphans)} masks have no image: {first_few(orphans)}",) if orphans else ()
     labels = load_labels(root / "dataset.yaml")
     problems = [*duplicates, *mask_duplicates, *problems]
-    return Listing(str(image_folder), items, labels, problems=tuple(problems), warnings=warnings)
+    read_as = "a plain folder with the classes of dataset.yaml"
+    return Listing(str(image_folder), items, labels, problems=tuple(problems), warnings=warnings, read_as=read_as)
 
 
 LAYOUT = Layout("dataset.yaml, images/SPLIT/ and masks/SPLIT/", "", _recognise, _splits, _read)

@@ -17,6 +17,7 @@ LAYOUTS: dict[str, Layout] = {
     "folder": folder.LAYOUT,
     "voc": voc.LAYOUT,
     "cityscapes": cityscapes.LAYOUT,
+    "instances": coco.OWN_CATEGORIES,
     "coco": coco.LAYOUT,
 }
 """By the name that `NAME:PATH` takes; an unnamed path is of the first that recognises it."""
