@@ -178,7 +178,7 @@ def test_remap_is_checked() -> None:
         ("cityscapes:{root}", ValueError, "expected leftImg8bit/.*published at https://www.cityscapes-dataset.com/"),
         ("{root}/plain/dataset.yaml", ValueError, "a file; expected the folder"),
         ("{root}", ValueError, "layout not recognised; expected one of folder: dataset.yaml.*voc: .*cityscapes: "),
-        ("ade:{root}", ValueError, "unknown kind of data set 'ade'; expected folder, voc, cityscapes, coco, or a path"),
+        ("ade:{root}", ValueError, "unknown kind of data set 'ade'; expected folder, voc, cityscapes, instances, coco, or"),
         ("voc:{root}/plain", ValueError, "not the layout of voc; expected ImageSets.*semantic_contours"),
         ("coco:{root}", ValueError, "not the layout of coco; expected annotations/instances_train2017.json"),
         ("{root}/plain", ValueError, "no split 'dev'; the splits there are train, val"),
