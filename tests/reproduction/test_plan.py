@@ -10,6 +10,7 @@ import pytest
 from atrous.evaluation.evaluate import Setting
 from atrous.reproduction.estimate import flops, measured_rate, seconds_left, training_seconds, work_left, work_of_a_step
 from atrous.reproduction.plan import Options, Training, plan
+from atrous.training.config import override
 from atrous.training.stages import mark_finished
 
 
@@ -56,14 +57,16 @@ def test_bootstrapping_goes_on_from_one_training(options: Options) -> None:
     first, without, with_ = found
     assert first.after is None and without.after == with_.after == first.name
     assert without.recipe and with_.recipe and first.recipe
-    assert without.recipe.weights == str(first.run) and with_.recipe == replace(without.recipe, bootstrap="auto")
-    assert first.recipe.val_split == "val"  # its scores by class are what auto goes by
+    assert without.recipe.model.weights == str(first.run) and with_.recipe == override(
+        without.recipe, {"bootstrap": "auto"}
+    )
+    assert first.recipe.data.val_split == "val"  # its scores by class are what auto goes by
 
 
 def test_hard_classes_are_the_presets_where_the_data_have_them(options: Options, tmp_path: Path) -> None:
     def chosen(options: Options) -> object:
         last = list(plan("figure-7", options, dry=True).trainings.values())[-1]
-        return last.recipe and last.recipe.bootstrap
+        return last.recipe and last.recipe.data.bootstrap
 
     assert chosen(replace(options, data=None, out=tmp_path)) == ("wheel",)
     assert chosen(options) == "auto" and chosen(replace(options, preset="camvid")) == "auto"
@@ -79,8 +82,8 @@ def test_coco_is_left_out_or_comes_first(options: Options, make_data, tmp_path: 
     assert (
         after.after == pretraining.name and pretraining.settings == () and pretraining.data == f"folder:{options.data}"
     )
-    assert after.recipe and pretraining.recipe and not after.recipe.reset_head
-    assert after.recipe.lr == pytest.approx(pretraining.recipe.lr / 70)
+    assert after.recipe and pretraining.recipe and not after.recipe.model.reset_head
+    assert after.recipe.optim.lr == pytest.approx(pretraining.recipe.optim.lr / 70)
     assert found.uses[4] == ((after.name, Setting(8, (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True)),)
 
 
@@ -93,7 +96,7 @@ def test_replicas_are_as_many_as_the_machine_has_cores(options: Options, monkeyp
 
 def test_what_is_kept_is_the_last_weights(options: Options) -> None:
     for training in plan("table-9", options).trainings.values():
-        assert training.recipe and training.recipe.val_every == training.recipe.iterations == 4
+        assert training.recipe and training.recipe.run.val_every == training.recipe.schedule.iterations == 4
 
 
 def test_class_weights_of_other_classes_are_left_out(tiny_data: Path, tmp_path: Path) -> None:
@@ -103,9 +106,13 @@ def test_class_weights_of_other_classes_are_left_out(tiny_data: Path, tmp_path: 
 
 def test_backbones(options: Options) -> None:
     one = plan("table-1", replace(options, backbones=("timm/lcnet_050",), values={"weights": None}))
-    assert {training.recipe.backbone for training in one.trainings.values() if training.recipe} == {"timm/lcnet_050"}
+    assert {training.recipe.model.backbone for training in one.trainings.values() if training.recipe} == {
+        "timm/lcnet_050"
+    }
     two = plan("table-2", replace(options, backbones=("resnet18", "resnet34"))).trainings.values()
-    assert [training.recipe.backbone for training in two if training.recipe] == ["resnet18"] * 4 + ["resnet34"] * 4
+    assert [training.recipe.model.backbone for training in two if training.recipe] == ["resnet18"] * 4 + [
+        "resnet34"
+    ] * 4
     with pytest.raises(ValueError, match="compares two networks"):
         plan("table-2", replace(options, backbones=("resnet18",)))
     with pytest.raises(ValueError, match="takes 1 or 2 networks, found 3"):
@@ -157,7 +164,7 @@ def test_a_training_knows_how_far_it_is(options: Options) -> None:
 
 def test_multiplications_are_those_of_the_layers() -> None:
     recipe = plan("table-1", Options("paper"), dry=True).base
-    aspp = replace(recipe, backbone="resnet50", multi_grid=None)
+    aspp = override(recipe, {"backbone": "resnet50", "multi_grid": None})
     # Halving the stride makes block4 and ASPP four times as large, and block3 stays: 8 against 16.
     at = {stride: flops(aspp, (257, 257), stride) for stride in (8, 16, 32)}
     assert 2 < at[8] / at[16] < 4 and 1 < at[16] / at[32] < 4
@@ -181,7 +188,7 @@ def test_the_rate_is_that_of_finished_runs(options: Options) -> None:
     training.run.mkdir(parents=True)
     (training.run / "recipe.yaml").write_text(training.recipe.to_yaml())
     # 2 steps at 4 a second, then, resumed, 2 more at 8: images, of which a step has `batch`.
-    batch = training.recipe.batch
+    batch = training.recipe.optim.batch_size
     (training.run / "log.csv").write_text(
         f"step,loss,lr,images_per_second,memory_mb,miou\n2,1,1,{4 * batch},9,\n4,1,1,{8 * batch},9,\n4,,,,,0.5\n"
     )

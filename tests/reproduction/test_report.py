@@ -140,7 +140,7 @@ def test_the_commands_by_hand_are_the_same_recipes(what: str, tiny_data: Path, t
         assert found.out == training.run and found.data == [str(tiny_data)]
         assert (found.asynchronous or 0) == training.replicas
         parsed = [_parser().parse_args(line) for line in evaluations]
-        told = [(one.output_stride, tuple(one.scales), one.flip) for one in parsed]
+        told = [(one.model.output_stride, tuple(one.data.scales), one.data.flip) for one in parsed]
         assert told == [(row.output_stride, row.scales, row.flip) for row in training.settings]
 
 

@@ -21,7 +21,7 @@ from atrous.reproduction.plan import Training
 from atrous.reproduction.worker import Worker, _answer
 
 SMALL = ["--backbone", "timm/lcnet_050", "--iterations", "8", "-j", "0", "--device", "cpu"]
-SETTINGS = ["weights=null", "save_every=1", "aspp_rates=[1]", "crop=33", "batch=4"]
+SETTINGS = ["weights=null", "save_every=1", "aspp_rates=[1]", "crop=33", "batch_size=4"]
 
 
 def command(what: str, out: Path, *more: str) -> list[str]:
@@ -115,7 +115,7 @@ def test_a_cell_that_fails_is_survived_and_named(
 ) -> None:
     def pretended(_: Worker, training: Training) -> dict[str, Any]:
         assert training.recipe
-        if training.recipe.output_stride == 16:
+        if training.recipe.model.output_stride == 16:
             return {"error": "FloatingPointError: the loss is nan at step 3"}
         for setting in training.settings:
             training.result(setting).parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from atrous.evaluation.evaluate import Setting
 from atrous.reproduction import worker
 from atrous.reproduction.plan import Training
 from atrous.reproduction.worker import OUTPUT, Worker, _answer
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 
 
 def job(recipe: Recipe | None, data: Path, run: Path, **more: Any) -> dict[str, Any]:
@@ -26,7 +25,7 @@ def job(recipe: Recipe | None, data: Path, run: Path, **more: Any) -> dict[str, 
 
 
 def test_a_job_trains_and_evaluates(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
-    recipe = replace(tiny, iterations=2, val_every=2)
+    recipe = override(tiny, {"iterations": 2, "val_every": 2})
     assert _answer(job(recipe, tiny_data, tmp_path / "run")) == {"done": True}
     training = Training("run", recipe, str(tiny_data), tmp_path / "run", (Setting(8), Setting(16, (1.0,), True)))
     assert training.state == "finished" and not (tmp_path / "run" / "checkpoints").exists()
@@ -35,10 +34,10 @@ def test_a_job_trains_and_evaluates(tiny: Recipe, tiny_data: Path, tmp_path: Pat
 
 
 def test_a_job_that_fails_says_why_on_one_line(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
-    answer = _answer(job(replace(tiny, lr=1e30, iterations=9), tiny_data, tmp_path / "run"))
+    answer = _answer(job(override(tiny, {"lr": 1e30, "iterations": 9}), tiny_data, tmp_path / "run"))
     assert answer["error"].startswith("FloatingPointError: ") and "\n" not in answer["error"]
     assert "stopped" not in answer
-    assert "ValueError" in _answer(job(replace(tiny, train_split="nosuch"), tiny_data, tmp_path / "r"))["error"]
+    assert "ValueError" in _answer(job(override(tiny, {"train_split": "nosuch"}), tiny_data, tmp_path / "r"))["error"]
 
 
 def test_an_interrupted_job_is_stopped_and_not_failed(
@@ -55,7 +54,7 @@ def test_the_process_answers_survives_a_failure_and_comes_back_after_its_death(
     tiny: Recipe, tiny_data: Path, tmp_path: Path
 ) -> None:
     worker = Worker(None, "cpu", 0)
-    failing = Training("f", replace(tiny, train_split="nosuch"), str(tiny_data), tmp_path / "f", (Setting(16),))
+    failing = Training("f", override(tiny, {"train_split": "nosuch"}), str(tiny_data), tmp_path / "f", (Setting(16),))
     try:
         assert "no split 'nosuch'" in worker.train(failing)["error"]
         assert worker.process and worker.process.poll() is None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atrous.cli.tables import listing_table, model_table, models_table, recipes_table, scores_table, shares_table
-from atrous.cli.words import nearest
+from atrous.messages import did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,7 +102,7 @@ def _model_and_sources(words: list[str]) -> tuple[str, list[str]]:
             raise ValueError(f"{first} is a model; expected photographs after it: atrous predict {first} photo.jpg")
         return first, rest
     if not os.path.lexists(first) and not glob.has_magic(first):
-        near = nearest(first, names())
+        near = did_you_mean(first, names(), otherwise="")
         raise ValueError(f"there is no photograph and no model {first!r}{near or '; atrous models lists the models'}")
     complain(f"segmenting with {DEFAULT_MODEL}; for another model name it first (atrous models)", 0)
     return DEFAULT_MODEL, words
@@ -127,7 +127,9 @@ def run_train(args: argparse.Namespace) -> int:
     from atrous.training.config import override, parse_assignments
     from atrous.training.recipes import load_recipe
 
-    flags = ("output_stride", "batch", "accumulate", "iterations", "lr", "weights", "amp", "ema", "seed")
+    flags = (
+        "output_stride", "batch_size", "grad_accum_steps", "iterations", "lr", "weights", "amp", "ema_decay", "seed",
+    )  # fmt: skip
     values = {key: getattr(args, key) for key in flags if getattr(args, key) is not None}
     values |= {"reset_head": True} if args.reset_head else {}
     values |= {"weights": None} if args.weights == "none" else {}
@@ -285,7 +287,7 @@ def run_models(args: argparse.Namespace) -> int:
     }
     if args.name is not None:
         if args.name not in rows:
-            raise ValueError(f"there is no model {args.name!r}{nearest(args.name, rows, list_all=True)}")
+            raise ValueError(f"there is no model {args.name!r}{did_you_mean(args.name, rows)}")
         row = rows[args.name]
         return _print_json(row) if args.json else _print_table(model_table(args.name, row, hardware))
     return _print_json(rows) if args.json else _print_table(models_table(rows, hardware))

@@ -29,9 +29,12 @@ from atrous.cli.commands import (
     run_submit_write,
     run_train,
 )
-from atrous.cli.words import nearest
+from atrous.messages import did_you_mean
 
 SYNONYMS = {
+    "--batch": "--batch-size",
+    "--accumulate": "--grad-accum-steps",
+    "--ema": "--ema-decay",
     "--model": "the model is the first word: atrous predict MODEL PHOTOGRAPHS",
     "--epochs": "training is counted in steps: --iterations (an epoch has images / batch size of them)",
     "--steps": "--iterations",
@@ -64,11 +67,11 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             flag = (words.split() or [""])[0].split("=")[0]  # a word can be empty
             hint = SYNONYMS.get(flag)
-            message += f"; here: {hint}" if hint else nearest(flag, self._option_string_actions)
+            message += f"; here: {hint}" if hint else did_you_mean(flag, self._option_string_actions, otherwise="")
         if "invalid choice: '" in message:
             word = message.split("invalid choice: '")[1].split("'")[0]
             choices = re.findall(r"[\w-]+", message.partition("(choose from ")[2])
-            message += nearest(word, choices)
+            message += did_you_mean(word, choices, otherwise="")
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -205,8 +208,8 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE); for several, the folder of them")
     parser.add_argument("--resume", action="store_true", help="continue from the run folder's newest checkpoint")
     parser.add_argument("--output-stride", type=int, help="of training")
-    parser.add_argument("-b", "--batch", type=int, help="images in a step, over all processes")
-    parser.add_argument("--accumulate", type=int, help="parts of a process's share of the batch")
+    parser.add_argument("-b", "--batch-size", type=int, help="images in a step, over all processes")
+    parser.add_argument("--grad-accum-steps", type=int, help="parts of a process's share of the batch")
     parser.add_argument("--iterations", type=int, help="steps")
     parser.add_argument("--lr", type=float, help="initial learning rate")
     parser.add_argument("--weights", help="imagenet, none, or a model to start from")
@@ -214,7 +217,7 @@ def _add_train(commands: Any) -> None:
         "--reset-head", action="store_true", help="a new classifier, for other classes than those of --weights"
     )
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), help="automatic mixed precision")
-    parser.add_argument("--ema", type=float, help="decay of the moving average of the weights; 0 for none")
+    parser.add_argument("--ema-decay", type=float, help="decay of the moving average of the weights; 0 for none")
     parser.add_argument("--seed", type=int, help="of everything random")
     parser.add_argument("-j", "--workers", type=int, default=1, help="processes that load data (default: %(default)s)")
     parser.add_argument("--asynchronous", type=int, metavar="N", help="replicas that do not wait for each other (Ray)")

@@ -78,7 +78,8 @@ def recipes_table(recipes: Mapping[str, Any]) -> Any:
     table.columns[0].min_width = max(map(len, recipes))  # to be typed, so to be read whole
     table.add_row("finetune", "chosen from the data", "", "", "the package's weights", "")
     for name, recipe in recipes.items():
-        cells = (recipe.backbone, recipe.output_stride, recipe.iterations, recipe.weights, recipe.train_split)
+        model, steps, split = recipe.model, recipe.schedule.iterations, recipe.data.train_split
+        cells = (model.backbone, model.output_stride, steps, model.weights, split)
         table.add_row(name, *(str(cell) for cell in cells))
     return table
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from atrous.data.sampling import open_splits
 from atrous.models.deeplab import DeepLabV3
 from atrous.reproduction.plan import Training
 from atrous.training import checkpoint
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 from atrous.training.stages import finished
 
 USUAL = {False: (1_449, 375, 500), True: (500, 1024, 2048)}
@@ -35,7 +34,7 @@ def steps_left(training: Training) -> int:
     """Steps that a training has before it."""
     if training.recipe is None or finished(training.run, training.recipe):
         return 0
-    return training.recipe.iterations - (checkpoint.steps(training.run) or [0])[-1]
+    return training.recipe.schedule.iterations - (checkpoint.steps(training.run) or [0])[-1]
 
 
 def work_left(training: Training) -> float:
@@ -49,21 +48,24 @@ def work_left(training: Training) -> float:
     # Settings of one output stride share their passes, so a set of them counts each once; flips are left out of it.
     evaluated = sum(flops(recipe, (height, width), stride) * scale**2 for stride, scale in set(passes))
     twice = 2.0 if any(setting.flip for setting in training.missing) else 1.0
-    validated = flops(recipe, (height, width), recipe.output_stride) if steps_left(training) and recipe.val_split else 0
+    validated = (
+        flops(recipe, (height, width), recipe.model.output_stride)
+        if steps_left(training) and recipe.data.val_split
+        else 0
+    )
     return trained + count * (twice * evaluated + validated)
 
 
 def work_of_a_step(recipe: Recipe) -> float:
     """Multiplications and additions of one training step: a backward pass is two forward ones."""
-    crop = recipe.crop_size
-    return 3.0 * flops(recipe, crop, recipe.output_stride) * recipe.batch
+    return 3.0 * flops(recipe, recipe.data.crop_size, recipe.model.output_stride) * recipe.optim.batch_size
 
 
 def val_images(training: Training) -> tuple[int, int, int]:
     """Count, height and width of the images that a training is evaluated on; a guess without data."""
-    if training.data is None or training.recipe is None or not training.recipe.val_split:
-        return USUAL[training.recipe is not None and training.recipe.crop == 769]
-    dataset = open_splits(training.data, training.recipe.val_split)
+    if training.data is None or training.recipe is None or not training.recipe.data.val_split:
+        return USUAL[training.recipe is not None and training.recipe.data.crop == 769]
+    dataset = open_splits(training.data, training.recipe.data.val_split)
     height, width = read_size(dataset.items[0].image)[:2]
     return len(dataset), height, width
 
@@ -78,8 +80,9 @@ def flops(recipe: Recipe, size: tuple[int, int], output_stride: int) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    parts = (recipe.backbone, recipe.head, recipe.last_block, recipe.multi_grid, recipe.aspp_rates)
-    model = _without_data(*parts, recipe.aspp_pointwise, recipe.image_pooling, recipe.output_stride)
+    config = recipe.model
+    parts = (config.backbone, config.head, config.last_block, config.multi_grid, config.aspp_rates)
+    model = _without_data(*parts, config.aspp_pointwise, config.image_pooling, config.output_stride)
     model.output_stride = output_stride
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.low_resolution_logits(torch.empty(1, 3, *size, device="meta"))
@@ -118,8 +121,8 @@ def measured_rate(trainings: Iterable[Training]) -> float | None:
     for training in trainings:
         recipe = training.recipe
         if recipe and not training.replicas and finished(training.run, recipe):
-            done += work_of_a_step(recipe) * recipe.iterations
-            spent += training_seconds(training.run, recipe.batch)
+            done += work_of_a_step(recipe) * recipe.schedule.iterations
+            spent += training_seconds(training.run, recipe.optim.batch_size)
     return done / spent if spent else None
 
 
@@ -146,14 +149,15 @@ def probed_rate(recipe: Recipe, device: str | None) -> float:
     from atrous.training.state import State
 
     with distributed_context(device) as ctx:
-        batch = recipe.batch if ctx.device.type == "cuda" else min(2, recipe.batch)
-        tried = replace(recipe, weights=None, batch=batch, accumulate=1, class_weights=None, ema=0.0)
+        batch = recipe.optim.batch_size if ctx.device.type == "cuda" else min(2, recipe.optim.batch_size)
+        changes = {"weights": None, "batch_size": batch, "grad_accum_steps": 1, "class_weights": None, "ema_decay": 0.0}
+        tried = override(recipe, changes)
         state = State.build(tried, 21, 255, ctx)
-        crop = recipe.crop_size
+        crop = recipe.data.crop_size
         images = torch.randint(0, 256, (batch, 3, *crop), dtype=torch.uint8)
         labels = torch.randint(0, 21, (batch, *crop), dtype=torch.uint8)
         for _ in range(2):
             started = time.perf_counter()
-            state.take_step([(images, labels, [])], recipe.lr, ctx)
+            state.take_step([(images, labels, [])], recipe.optim.lr, ctx)
             spent = time.perf_counter() - started
     return work_of_a_step(tried) / spent

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from atrous.evaluation.evaluate import Setting
 from atrous.reproduction.specs import GRIDS, PRESETS, Cell, Grid, Preset, recipe_of
 from atrous.reproduction.toy_dataset import shapes
 from atrous.training import checkpoint
-from atrous.training.config import Recipe, override
+from atrous.training.config import Recipe, override, settings_of
 from atrous.training.recipes import RECIPES
 from atrous.training.stages import finished
 
@@ -211,11 +211,11 @@ def _base(grid: Grid, preset: Preset, options: Options) -> tuple[Recipe, Preset]
         if len(named) == 1 and {50, 101} <= depths:
             raise ValueError("this table compares two networks: --backbone SHALLOW DEEP")
         preset = replace(preset, backbones=(named[0], named[-1]))
-        base = replace(base, backbone=named[-1])
+        base = override(base, {"backbone": named[-1]})
     if options.iterations:
         base = override(base, {"iterations": options.iterations})
     # One validation, after the last step: what is kept is the last weights, not the best on the images that count.
-    return replace(base, val_every=base.iterations), preset
+    return override(base, {"val_every": base.schedule.iterations}), preset
 
 
 def _data(options: Options, preset: Preset, grid: Grid, dry: bool) -> str | None:
@@ -232,16 +232,17 @@ def _data(options: Options, preset: Preset, grid: Grid, dry: bool) -> str | None
 def _fitted(base: Recipe, data: str, notes: list[str]) -> tuple[Recipe, tuple[str, ...]]:
     """The base with what goes with the data, and their classes; ValueError if a split is missing."""
     try:
-        names = [open_splits(data, split).labels.names for split in (base.train_split, base.val_split) if split][0]
+        names = [
+            open_splits(data, split).labels.names for split in (base.data.train_split, base.data.val_split) if split
+        ][0]
     except ValueError as error:
         if "no split" in str(error):
             raise ValueError(f"{error}; --set train_split=NAME and val_split=NAME choose others") from error
         raise
-    if base.class_weights and len(base.class_weights) != len(names):
-        notes.append(
-            f"no class weights: the preset's are for {len(base.class_weights)} classes, the data have {len(names)}"
-        )
-        base = replace(base, class_weights=None)
+    weights = base.loss.class_weights
+    if weights and len(weights) != len(names):
+        notes.append(f"no class weights: the preset's are for {len(weights)} classes, the data have {len(names)}")
+        base = override(base, {"class_weights": None})
     return base, names
 
 
@@ -271,7 +272,7 @@ def _plan_model(
     return Plan(what, grid, preset, replace(options, seeds=1), base, {given.name: given}, uses, tuple(notes))
 
 
-_DEFAULTS = Recipe()
+_DEFAULTS = settings_of(Recipe())
 
 
 class _Maker:
@@ -283,7 +284,7 @@ class _Maker:
 
     def use(self, cell: Cell, seed: int) -> tuple[str, Setting]:
         """The training of a cell with a seed, and the setting of its evaluation."""
-        base = replace(self.base, seed=self.base.seed + seed)
+        base = override(self.base, {"seed": self.base.run.seed + seed})
         after = None
         if cell.other_data:
             after = self._add(self._pretraining(base), self.options.pretraining, None, None)
@@ -291,21 +292,21 @@ class _Maker:
             before = replace(cell, changes=cell.before)
             after = self._add(recipe_of(before, base, self.preset), self.data, None, None)
         recipe = recipe_of(cell, base, self.preset)
-        setting = cell.setting or Setting(recipe.output_stride)
+        setting = cell.setting or Setting(recipe.model.output_stride)
         return self._add(recipe, self.data, after, setting, cell.replicas), setting
 
     def _pretraining(self, base: Recipe) -> Recipe:
         if self.preset.recipe is not None:
-            return replace(base, class_weights=None)
-        coco = RECIPES["coco-resnet101"]
-        return replace(base, train_split=coco.train_split, val_split=coco.val_split)
+            return override(base, {"class_weights": None})
+        coco = RECIPES["coco-resnet101"].data
+        return override(base, {"train_split": coco.train_split, "val_split": coco.val_split})
 
     def _add(
         self, recipe: Recipe, data: str | None, after: str | None, setting: Setting | None, replicas: int = 0
     ) -> str:
         if after:
             reset = self.options.pretraining is not None and self._other_classes(after)
-            recipe = replace(recipe, weights=str(self._folder(after)), reset_head=reset)
+            recipe = override(recipe, {"weights": str(self._folder(after)), "reset_head": reset})
         name = _name(recipe, data, after, replicas)
         there = self.trainings.get(name) or Training(name, recipe, data, self._folder(name), (), after, replicas)
         if setting and setting not in there.settings:
@@ -317,7 +318,7 @@ class _Maker:
         there = self.trainings[after]
         if not there.data or there.data == self.data or there.recipe is None:
             return False
-        return len(open_splits(there.data, there.recipe.train_split).labels) != self.classes
+        return len(open_splits(there.data, there.recipe.data.train_split).labels) != self.classes
 
     def _folder(self, name: str) -> Path:
         return self.options.folder / "runs" / name
@@ -325,11 +326,12 @@ class _Maker:
 
 def _name(recipe: Recipe, data: str | None, after: str | None, replicas: int) -> str:
     # What differs from the defaults, so that a key that recipes get one day renames nothing.
-    told = replace(recipe, weights=None if after else recipe.weights)
-    changed = {key: value for key, value in asdict(told).items() if value != getattr(_DEFAULTS, key)}
+    told = settings_of(recipe) | ({"weights": None} if after else {})
+    changed = {key: value for key, value in told.items() if value != _DEFAULTS[key]}
     digest = _digest({"recipe": changed, "data": data, "after": after, "replicas": replicas})
-    backbone = recipe.backbone.rpartition("/")[2].removeprefix("tf_")
-    return f"{backbone}-{recipe.head}-os{recipe.output_stride}-b{recipe.batch}-s{recipe.seed}-{digest}"
+    model, backbone = recipe.model, recipe.model.backbone.rpartition("/")[2].removeprefix("tf_")
+    batch = recipe.optim.batch_size
+    return f"{backbone}-{model.head}-os{model.output_stride}-b{batch}-s{recipe.run.seed}-{digest}"
 
 
 def _digest(words: Any) -> str:

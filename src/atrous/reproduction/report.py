@@ -15,7 +15,7 @@ from typing import Any
 from atrous.reproduction.estimate import training_seconds
 from atrous.reproduction.plan import Plan, Training, read_result
 from atrous.reproduction.specs import Cell, recipe_of
-from atrous.training.config import Recipe, differences
+from atrous.training.config import Recipe, differences, settings_of
 from atrous.training.recipes import RECIPES
 
 
@@ -82,7 +82,9 @@ def rows_of(plan: Plan) -> list[Row]:
             found = read_result(training.result(setting))
             if found and found.get("miou") is not None:
                 values.append(100 * found["miou"])
-                seconds.append(training_seconds(training.run, training.recipe.batch) if training.recipe else 0.0)
+                seconds.append(
+                    training_seconds(training.run, training.recipe.optim.batch_size) if training.recipe else 0.0
+                )
         rows.append(Row(cell, tuple(values), tuple(seconds)))
     return rows
 
@@ -197,12 +199,11 @@ def _here(plan: Plan, cell: Cell) -> str:
     if plan.options.model:
         return ""
     recipe = recipe_of(cell, plan.base, plan.preset)
+    values, backbone = settings_of(recipe), recipe.model.backbone
     found = [
-        f"{key} {getattr(recipe, key)}"
-        for key in ("crop", "batch")
-        if cell.changes.get(key, getattr(recipe, key)) != getattr(recipe, key)
+        f"{key} {values[key]}" for key in ("crop", "batch_size") if cell.changes.get(key, values[key]) != values[key]
     ]
-    network = [recipe.backbone] if cell.depth and recipe.backbone != f"resnet{cell.depth}" else []
+    network = [backbone] if cell.depth and backbone != f"resnet{cell.depth}" else []
     return ", ".join(network + found)
 
 
@@ -218,8 +219,8 @@ def _scale(plan: Plan) -> str:
     data = plan.options.data or (recipe and next(iter(plan.trainings.values())).data)
     if recipe is None:
         return "no training: a model that is given"
-    seeds = f"{plan.options.seeds} seeds" if plan.options.seeds > 1 else f"seed {recipe.seed}"
-    return f"data {data}, {recipe.iterations} iterations, {seeds}; the last weights, not the best on val"
+    seeds = f"{plan.options.seeds} seeds" if plan.options.seeds > 1 else f"seed {recipe.run.seed}"
+    return f"data {data}, {recipe.schedule.iterations} iterations, {seeds}; the last weights, not the best on val"
 
 
 def _reversed(order: Order, most: int = 10) -> str:
@@ -251,7 +252,7 @@ def _nearest(recipe: Recipe) -> tuple[str, dict[str, Any]]:
     """The named recipe that differs in the fewest keys, and those keys."""
     name = min(RECIPES, key=lambda known: len(differences(RECIPES[known], recipe)))
     keys = [line.partition(":")[0] for line in differences(RECIPES[name], recipe)]
-    return name, {key: getattr(recipe, key) for key in keys}
+    return name, {key: settings_of(recipe)[key] for key in keys}
 
 
 def _yaml(value: Any) -> str:

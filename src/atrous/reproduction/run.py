@@ -265,7 +265,7 @@ def _pictures(planned: Plan) -> Any:
         caption = "prediction" if len(planned.grid.cells) == 1 else cell.label
         models[caption] = model.to(pick_device(planned.options.device)).for_inference()
     assert training and training.data and setting
-    split = (training.recipe.val_split if training.recipe else None) or "val"
+    split = (training.recipe.data.val_split if training.recipe else None) or "val"
     dataset = open_splits(training.data, split)
     if planned.what == "figure-7":
         assert training.recipe
@@ -279,8 +279,8 @@ def _bootstrapped(training: Training) -> tuple[str, ...]:
     from atrous.training.loader import hardest_classes
 
     assert training.recipe
-    chosen = training.recipe.bootstrap
-    return hardest_classes(training.recipe) if chosen == "auto" else tuple(chosen)
+    chosen = training.recipe.data.bootstrap
+    return hardest_classes(training.recipe.model.weights) if chosen == "auto" else tuple(chosen)
 
 
 def figure_4(folder: Path, say: Say) -> dict[str, str]:

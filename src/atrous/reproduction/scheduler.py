@@ -118,7 +118,7 @@ class Queue:
 
 def how_far(training: Training) -> str:
     """The last step that a running training has noted."""
-    steps = training.recipe.iterations if training.recipe else 0
+    steps = training.recipe.schedule.iterations if training.recipe else 0
     try:
         step = (training.run / "log.csv").read_text(encoding="utf-8").splitlines()[-1].partition(",")[0]
     except (OSError, IndexError):

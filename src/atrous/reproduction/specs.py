@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from atrous.data.labels import VOC_HARD_CLASSES
 from atrous.evaluation.evaluate import PAPER_SCALES, Setting
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 from atrous.training.recipes import RECIPES
 
 PAPER_CROP, PAPER_BATCH = 513, 16
@@ -111,7 +111,7 @@ class Preset:
 
     def base(self, grid: Grid) -> Recipe:
         """The recipe that a grid's cells change."""
-        return replace(RECIPES[self.recipe or grid.paper_recipe], **self.changes)
+        return override(RECIPES[self.recipe or grid.paper_recipe], self.changes)
 
 
 _LITE = ("timm/tf_efficientnet_lite0", "timm/tf_efficientnet_lite2")
@@ -133,8 +133,8 @@ PRESETS = {
     "tiny": Preset(
         "folder-efficientnet_lite0",
         {
-            "crop": 65, "batch": 8, "iterations": 150, "warmup": 5, "lr": 2e-3, "ema": 0.0, "batch_norm_decay": 0.9,
-            "photometric": 0.0, "scales": (0.8, 1.6),
+            "crop": 65, "batch_size": 8, "iterations": 150, "warmup": 5, "lr": 2e-3, "ema_decay": 0.0,
+            "batch_norm_decay": 0.9, "color_jitter": 0.0, "scales": (0.8, 1.6),
         },
         _LITE,
         f"generated shapes, crops of 65: shows the machinery, not the paper's effects; {_LAST_STAGE}",
@@ -239,9 +239,11 @@ def _table_8() -> tuple[Cell, ...]:
 
 def _table_9() -> tuple[Cell, ...]:
     paper = {4: 64.43, 8: 75.76, 12: 76.49, 16: 77.21}
-    cells = [Cell({"batch size": str(size), "in parts": "1"}, value, {"batch": size}) for size, value in paper.items()]
+    cells = [
+        Cell({"batch size": str(size), "in parts": "1"}, value, {"batch_size": size}) for size, value in paper.items()
+    ]
     # Accumulated parts make the gradient of a batch of 16, with batch norm's statistics of 4.
-    return (*cells, Cell({"batch size": "16", "in parts": "4"}, None, {"batch": 16, "accumulate": 4}))
+    return (*cells, Cell({"batch size": "16", "in parts": "4"}, None, {"batch_size": 16, "grad_accum_steps": 4}))
 
 
 def _table_10() -> tuple[Cell, ...]:
@@ -251,7 +253,7 @@ def _table_10() -> tuple[Cell, ...]:
         Cell(
             {"train output_stride": str(train), "eval output_stride": str(found)},
             value,
-            {"output_stride": train, "batch": batches[train]},
+            {"output_stride": train, "batch_size": batches[train]},
             Setting(found),
         )
         for found in paper
@@ -273,23 +275,23 @@ _SECOND_STAGE: dict[str, Any] = {"train_split": "train", "output_stride": 8, "ba
 # Not the paper's: what a recipe for few images gains by each of its parts, and by what it leaves out.
 _PARTS: dict[str, dict[str, Any]] = {
     "the recipe": {},
-    "no moving average of the weights": {"ema": 0.0},
+    "no moving average of the weights": {"ema_decay": 0.0},
     "no weights of classes": {"class_weights": None},
-    "no photometric changes": {"photometric": 0.0},
+    "no photometric changes": {"color_jitter": 0.0},
     "new layers at the rate of the old": {"head_lr_factor": 1.0},
     "pictures as they are": {"longest_side": None, "scales": (0.75, 2.0)},
     "the backbone's batch norm trained, too": {"batch_norm": "train"},
     "with ClassMix, half of the crops": {"class_mix": 0.5},
-    "with repeat-factor sampling, classes in under 30% of the images": {"balance": 0.3},
+    "with repeat-factor sampling, classes in under 30% of the images": {"repeat_factor_threshold": 0.3},
     "from nothing": {"weights": None, "reset_head": False, "batch_norm": "train"},
 }
 _PSEUDO: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "the labelled images alone": {"train_split": "train"},
     "the pseudo-labelled images alone": {"train_split": "pseudo"},
-    "no repeat-factor sampling": {"balance": 0.0},
-    "no moving average of the weights": {"ema": 0.0},
-    "no photometric changes": {"photometric": 0.0},
+    "no repeat-factor sampling": {"repeat_factor_threshold": 0.0},
+    "no moving average of the weights": {"ema_decay": 0.0},
+    "no photometric changes": {"color_jitter": 0.0},
     "all of batch norm trained": {"batch_norm": "train"},
     "with ClassMix, half of the crops": {"class_mix": 0.5},
 }
@@ -346,17 +348,17 @@ def recipe_of(cell: Cell, base: Recipe, preset: Preset) -> Recipe:
     """A cell's recipe: its changes over the base, crop and batch in the base's proportion to the paper's."""
     changes = dict(cell.changes)
     if "crop" in changes:
-        changes["crop"] = scaled_crop(base.crop, changes["crop"])
-    if "batch" in changes:
-        parts = changes.get("accumulate", 1)
-        changes["batch"] = max(1, round(changes["batch"] * base.batch / PAPER_BATCH / parts)) * parts
+        changes["crop"] = scaled_crop(base.data.crop, changes["crop"])
+    if "batch_size" in changes:
+        parts, size = changes.get("grad_accum_steps", 1), changes["batch_size"]
+        changes["batch_size"] = max(1, round(size * base.optim.batch_size / PAPER_BATCH / parts)) * parts
     if "lr" in changes:
-        changes["lr"] = changes["lr"] * (base.lr / Recipe().lr)
+        changes["lr"] = changes["lr"] * (base.optim.lr / Recipe().optim.lr)
     if changes.get("bootstrap") == HARD:
         changes["bootstrap"] = preset.hard
     if cell.depth:
         changes["backbone"] = preset.backbones[cell.depth == 101]
-    return replace(base, **changes)
+    return override(base, changes)
 
 
 def scaled_crop(base: int | tuple[int, int], paper: int) -> int | tuple[int, int]:

@@ -191,7 +191,7 @@ def _evaluate(job: dict[str, Any], run: Path) -> None:
     from atrous.evaluation.inference_settings import ladder
     from atrous.models.weights import load
 
-    split = (_recipe(job["recipe"]).val_split if job["recipe"] else None) or "val"
+    split = (_recipe(job["recipe"]).data.val_split if job["recipe"] else None) or "val"
     settings = [Setting(stride, tuple(scales), flip) for stride, scales, flip in job["settings"]]
     model, _ = load(job["model"] or run)
     if job["model"]:

@@ -39,15 +39,15 @@ class RunLogger:
         run: the run's folder.
         iterations: steps in all.
         start: steps done before.
-        batch: images in a step.
+        batch_size: images in a step.
         silent: write and print nothing.
         log_every: steps between rows of ``log.csv``.
     """
 
     def __init__(
-        self, run: Path, *, iterations: int, start: int, batch: int, silent: bool = False, log_every: int = 10
+        self, run: Path, *, iterations: int, start: int, batch_size: int, silent: bool = False, log_every: int = 10
     ) -> None:
-        self.run, self.iterations, self.start, self.batch = run, iterations, start, batch
+        self.run, self.iterations, self.start, self.batch_size = run, iterations, start, batch_size
         self.silent, self.log_every = silent, log_every
         self.console = Console(stderr=True, quiet=silent, markup=False, emoji=False)  # names of files hold anything
         self.live = self.console.is_terminal
@@ -87,7 +87,7 @@ class RunLogger:
             self.progress.update(self.task, completed=step)
             return
         seconds = time.perf_counter() - self.clock
-        rate = len(self.losses) * self.batch / seconds
+        rate = len(self.losses) * self.batch_size / seconds
         mean, memory = sum(self.losses) / len(self.losses), peak_memory_mb()
         self.losses, self.clock = [], time.perf_counter()
         row = {"step": step, "loss": mean, "lr": lr, "images_per_second": rate, "memory_mb": memory}
@@ -96,7 +96,7 @@ class RunLogger:
         self.progress.update(self.task, completed=step, description=f"loss {mean:.4f}", rate=text)
         plain_every = max(self.log_every, self.iterations // PLAIN_LINES // self.log_every * self.log_every)
         if not self.live and step % plain_every == 0:
-            left = (self.iterations - step) * self.batch / rate
+            left = (self.iterations - step) * self.batch_size / rate
             self.console.print(f"step {step}/{self.iterations}  {text}  {left / 60:.0f} min left", soft_wrap=True)
 
     def validated(self, step: int, found: Evaluation, best: bool) -> None:
