@@ -24,11 +24,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from atrous.data.datasets.base import first_few
 from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, splits
 from atrous.data.datasets.mask_values import UnknownIdError, described, likely_fix
 from atrous.data.image_io import read_image
 from atrous.data.labels import Labels
+from atrous.messages import listed
 
 Size = tuple[int, int]
 
@@ -202,7 +202,7 @@ def check(
                 continue
             first = next(iter(listings), name)
             if listings and listing.labels != listings[first].labels:
-                problems.append(f"{name}: the classes {first_few(listing.labels.names)}; expected those of {first}")
+                problems.append(f"{name}: the classes {listed(listing.labels.names)}; expected those of {first}")
                 continue
             listings[name] = listing
             seen[name] = list(_examined(pool, name, listing, progress))
@@ -307,7 +307,7 @@ def _repeats(seen: dict[str, list[_Examined]]) -> list[str]:
                 by_digest[one.digest].append(one.item.name)
         repeated = [names for names in by_digest.values() if len(names) > 1]
         if repeated:
-            lines.append(f"{name}: {len(repeated)} pictures occur more than once: {first_few(repeated[0])}")
+            lines.append(f"{name}: {len(repeated)} pictures occur more than once: {listed(repeated[0])}")
     return lines
 
 
@@ -316,7 +316,7 @@ def _same_names(seen: dict[str, list[_Examined]]) -> list[str]:
     for first, second in _pairs(seen):
         shared = sorted({one.item.name for one in seen[first]} & {one.item.name for one in seen[second]})
         if shared:
-            lines.append(f"{first} and {second}: {len(shared)} pictures have the same name: {first_few(shared)}")
+            lines.append(f"{first} and {second}: {len(shared)} pictures have the same name: {listed(shared)}")
     return lines
 
 

@@ -38,11 +38,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.datasets.base import Item, Layout, Listing, first_few
+from atrous.data.datasets.base import Item, Layout, Listing
 from atrous.data.datasets.json_records import json_records
 from atrous.data.datasets.regions import draw, pycocotools_mask
 from atrous.data.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import VOC, Labels, coco_to_voc, voc_palette
+from atrous.messages import listed
 
 MIN_AREA = 1000
 """An image is kept if a region has more than this many pixels."""
@@ -201,9 +202,7 @@ def _read_own(path: Path, folder: Path, content: _Content) -> Listing:
     if not _is_coco(content) and not any(region.form == "rle" and not region.crowd for region in regions):
         by_image = {n: [r._replace(crowd=r.crowd and r.form != "rle") for r in of] for n, of in by_image.items()}
     listing = _list_items(path, folder, content, labels, values, by_image)
-    return replace(
-        listing, read_as=f"COCO's format with {len(values)} categories of its own: {first_few(labels.names)}"
-    )
+    return replace(listing, read_as=f"COCO's format with {len(values)} categories of its own: {listed(labels.names)}")
 
 
 def _own_labels(path: Path, content: _Content) -> tuple[Labels, dict[int, int]]:
@@ -245,7 +244,7 @@ def _list_items(
         mask = CocoMask(path, number, height, width, flat.tobytes(), border=labels is not VOC)
         items.append(Item(str(Path(name).with_suffix("")), folder / name, mask))
     published = f"; {_PUBLISHED}" if _is_coco(content) else ""
-    problems = [f"{folder}: {len(absent)} images of {path.name} are not there: {first_few(absent)}{published}"]
+    problems = [f"{folder}: {len(absent)} images of {path.name} are not there: {listed(absent)}{published}"]
     lost = [number for number in content.regions if number not in content.images]
     count = sum(len(content.regions[number]) for number in lost)
     warnings = [f"{path}: {count} annotations are of {len(lost)} images that it does not list"]
@@ -276,7 +275,7 @@ def _parse(path: Path) -> _Content:
         raise ValueError("it has no categories")
     unknown = {r.category for regions in content.regions.values() for r in regions} - content.categories.keys()
     if unknown:
-        raise ValueError(f"annotations of category {first_few(sorted(map(str, unknown)))}, which it does not list")
+        raise ValueError(f"annotations of category {listed(sorted(map(str, unknown)))}, which it does not list")
     return content
 
 

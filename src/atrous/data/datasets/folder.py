@@ -1,11 +1,18 @@
-"""The plain layout: `dataset.yaml`, `images/SPLIT/NAME.jpg|png`, `masks/SPLIT/NAME.png` of the same stem."""
+"""The plain layout: `dataset.yaml`, `images/SPLIT/NAME.jpg|png`, `masks/SPLIT/NAME.png` of the same stem.
+
+names: [background, leaf, stem]
+palette: [[0, 0, 0], [0, 200, 0], [200, 100, 0]]   # for masks in colours, and for overlays; by default VOC's colours
+ignore: 255                                        # this id neither trains nor counts; by default 255
+map: {128: 1, 255: stem}                           # masks store 128 for leaf and 255 for stem
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from atrous.data.datasets.base import Layout, Listing, files_by_stem, first_few, pair, subfolders
-from atrous.data.labels import load_labels
+from atrous.data.datasets.base import Layout, Listing, files_by_stem, pair, subfolders
+from atrous.data.labels import load_description
+from atrous.messages import listed
 
 
 def _recognise(root: Path) -> Path | None:
@@ -22,11 +29,13 @@ def _read(root: Path, split: str) -> Listing:
     masks, mask_duplicates = files_by_stem(mask_folder)
     items, problems = pair(image_folder, images, images, masks, f"masks/{split}, of the same stem")
     orphans = [name for name in masks if name not in images]
-    warnings = (f"{mask_folder}: {len(orphans)} masks have no image: {first_few(orphans)}",) if orphans else ()
-    labels = load_labels(root / "dataset.yaml")
+    warnings = (f"{mask_folder}: {len(orphans)} masks have no image: {listed(orphans)}",) if orphans else ()
+    labels, remap = load_description(root / "dataset.yaml")
     problems = [*duplicates, *mask_duplicates, *problems]
     read_as = "a plain folder with the classes of dataset.yaml"
-    return Listing(str(image_folder), items, labels, problems=tuple(problems), warnings=warnings, read_as=read_as)
+    return Listing(
+        str(image_folder), items, labels, remap, problems=tuple(problems), warnings=warnings, read_as=read_as
+    )
 
 
 LAYOUT = Layout("dataset.yaml, images/SPLIT/ and masks/SPLIT/", "", _recognise, _splits, _read)
