@@ -90,7 +90,7 @@ def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> t
     """The files of a folder by stem, sorted; and a problem, at most one line, if some of them share a stem."""
     files: dict[str, Path] = {}
     duplicates = []
-    for path in (folder / name for name in _names(folder)):
+    for path in (folder / name for name in names_in(folder)):
         if path.suffix.lower() in suffixes and (other := files.setdefault(path.stem, path)) != path:
             duplicates.append(f"{other.name} and {path.name}")
     if not duplicates:
@@ -98,7 +98,7 @@ def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> t
     return files, [f"{folder}: {listed(duplicates)} have the same stem; expected one file a name"]
 
 
-def _names(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     """Sorted names of what is in a folder, without clutter; none if the folder is not there."""
     return sorted(name for name in os.listdir(folder) if not is_clutter(name)) if folder.is_dir() else []
 
@@ -132,4 +132,4 @@ def pair(
 
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, without clutter; none if it is not there."""
-    return [name for name in _names(folder) if (folder / name).is_dir()]
+    return [name for name in names_in(folder) if (folder / name).is_dir()]
