@@ -24,11 +24,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from atrous.data.datasets.base import first_few
 from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, splits
 from atrous.data.datasets.mask_values import UnknownIdError, described, likely_fix
 from atrous.data.image_io import read_image
 from atrous.data.labels import Labels
+from atrous.messages import listed
 
 Size = tuple[int, int]
 
@@ -96,6 +96,7 @@ class SplitReport:
         sizes: (width, height) of the smallest, median and largest image by area, as min, median, max.
         unlabelled: why there are no masks, or "".
         left_out: by reason, how many images the layout's rule leaves out.
+        read_as: the layout, and whose classes.
     """
 
     images: int
@@ -104,6 +105,7 @@ class SplitReport:
     sizes: dict[str, Size]
     unlabelled: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
+    read_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ class DataReport:
 
     def _split_dict(self, split: SplitReport) -> dict[str, Any]:
         return {
+            "read_as": split.read_as,
             "images": split.images,
             "sound_images": split.sound,
             "left_out": dict(split.left_out),
@@ -199,7 +202,7 @@ def check(
                 continue
             first = next(iter(listings), name)
             if listings and listing.labels != listings[first].labels:
-                problems.append(f"{name}: the classes {first_few(listing.labels.names)}; expected those of {first}")
+                problems.append(f"{name}: the classes {listed(listing.labels.names)}; expected those of {first}")
                 continue
             listings[name] = listing
             seen[name] = list(_examined(pool, name, listing, progress))
@@ -276,7 +279,7 @@ def _split_report(seen: list[_Examined], listing: Listing) -> SplitReport:
     by_area = sorted((one.size for one in seen if one.size is not None), key=lambda size: (size[0] * size[1], size))
     places = {"min": 0, "median": len(by_area) // 2, "max": -1}
     sizes = {name: by_area[i] for name, i in places.items()} if by_area else {}
-    return SplitReport(len(seen), len(histograms), counts, sizes, listing.unlabelled, listing.left_out)
+    return SplitReport(len(seen), len(histograms), counts, sizes, listing.unlabelled, listing.left_out, listing.read_as)
 
 
 def _pairs(seen: dict[str, list[_Examined]]) -> Iterator[tuple[str, str]]:
@@ -304,7 +307,7 @@ def _repeats(seen: dict[str, list[_Examined]]) -> list[str]:
                 by_digest[one.digest].append(one.item.name)
         repeated = [names for names in by_digest.values() if len(names) > 1]
         if repeated:
-            lines.append(f"{name}: {len(repeated)} pictures occur more than once: {first_few(repeated[0])}")
+            lines.append(f"{name}: {len(repeated)} pictures occur more than once: {listed(repeated[0])}")
     return lines
 
 
@@ -313,7 +316,7 @@ def _same_names(seen: dict[str, list[_Examined]]) -> list[str]:
     for first, second in _pairs(seen):
         shared = sorted({one.item.name for one in seen[first]} & {one.item.name for one in seen[second]})
         if shared:
-            lines.append(f"{first} and {second}: {len(shared)} pictures have the same name: {first_few(shared)}")
+            lines.append(f"{first} and {second}: {len(shared)} pictures have the same name: {listed(shared)}")
     return lines
 
 
@@ -331,7 +334,11 @@ def _all_ignored(reports: dict[str, SplitReport], labels: Labels) -> list[str]:
 
 def render(report: DataReport) -> RenderableType:
     """Tables of splits and classes, what is left out, then the problems and warnings, for rich's console."""
-    lines = [
+    by_layout: dict[str, list[str]] = defaultdict(list)
+    for name, split in report.splits.items():
+        by_layout[split.read_as].append(name)
+    lines = [escape(f"{', '.join(names)}: read as {layout}") for layout, names in by_layout.items() if layout]
+    lines += [
         escape(f"{name}: {count} more images left out: {reason}")
         for name, split in report.splits.items()
         for reason, count in split.left_out.items()

@@ -29,10 +29,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from atrous.atomic import write_text
-from atrous.data.datasets.base import first_few
 from atrous.data.datasets.dataset import Item, Listing, kind_of, list_split, refuse_problems
 from atrous.data.image_io import read_size, write_image, write_mask
 from atrous.data.labels import CITYSCAPES_LABEL_IDS, CITYSCAPES_TRAIN_IDS, VOC, Labels
+from atrous.messages import listed
 from atrous.models.weights import digest, load
 from atrous.prediction.predictor import Predictor
 
@@ -189,7 +189,7 @@ def _listing(data: str | Path, split: str) -> tuple[str, Listing]:
 
 def _check_classes(labels: Labels, listing: Listing) -> None:
     if labels.names != listing.labels.names:
-        theirs, ours = f"{len(labels)} classes, {first_few(labels.names)}", first_few(listing.labels.names)
+        theirs, ours = f"{len(labels)} classes, {listed(labels.names)}", listed(listing.labels.names)
         raise ValueError(f"the model has {theirs}; expected the {len(listing.labels)} of {listing.place}, {ours}")
 
 
@@ -251,9 +251,9 @@ def _faults(archive: Path, server: _Server, listing: Listing, split: str) -> lis
     twice = [name for name, count in counts.items() if count > 1]
     if absent:
         wanted = f"{server.folder('comp6', split)}/{absent[0]}{server.end}"
-        lines.append(f"{len(absent)} of {len(images)} predictions are missing: {first_few(absent)}; expected {wanted}")
-    lines += [f"{len(extra)} files are not expected: {first_few(extra)}"] if extra else []
-    lines += [f"{len(twice)} images have more than one prediction: {first_few(twice)}"] if twice else []
+        lines.append(f"{len(absent)} of {len(images)} predictions are missing: {listed(absent)}; expected {wanted}")
+    lines += [f"{len(extra)} files are not expected: {listed(extra)}"] if extra else []
+    lines += [f"{len(twice)} images have more than one prediction: {listed(twice)}"] if twice else []
     if counts and server.end != ".png" and ids <= set(range(len(CITYSCAPES_LABEL_IDS))):
         lines.append(f"no file has an id above {max(ids, default=0)}: train ids, it seems; expected label ids, 7 to 33")
     return lines
@@ -281,7 +281,7 @@ def _fault(content: bytes, item: Item, server: _Server, ids: set[int]) -> str:
     here = {int(value) for value in np.flatnonzero(counts)}
     ids |= here
     wrong = [f"{value} ({counts[value]} pixels)" for value in sorted(here - server.ids)]
-    return f"id {first_few(wrong)}; expected {min(server.ids)}..{max(server.ids)}" if wrong else ""
+    return f"id {listed(wrong)}; expected {min(server.ids)}..{max(server.ids)}" if wrong else ""
 
 
 def _members(archive: Path) -> Iterator[tuple[str, bytes]]:

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from atrous.data.datasets.base import first_few
 from atrous.data.image_file import decode_file
 from atrous.data.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, ids_of_colours, voc_palette
+from atrous.messages import listed
 
 _BLACK: Colour = (0, 0, 0)
 _BACKGROUND = ("background", "_background_")
@@ -65,7 +65,7 @@ class ColourMask:
         distinct, counts = np.unique(colours.reshape(-1, 3), axis=0, return_counts=True)
         pixels = {(r, g, b): count for (r, g, b), count in zip(distinct.tolist(), counts.tolist(), strict=True)}
         unknown = sorted(pixels.keys() - {*self.labels.palette, IGNORE_COLOUR}, key=lambda colour: -pixels[colour])
-        return first_few([f"{colour} ({pixels[colour]} pixels)" for colour in unknown])
+        return listed([f"{colour} ({pixels[colour]} pixels)" for colour in unknown])
 
 
 def _colours(image: Image.Image) -> Pixels:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from atrous.data.datasets.base import first_few
 from atrous.data.labels import Labels
+from atrous.messages import listed
 
 
 class UnknownIdError(ValueError):
@@ -31,7 +31,7 @@ class UnknownIdError(ValueError):
 
 def described(histogram: npt.NDArray[np.int64], most: int = 5) -> str:
     """The ids of a histogram, int64 256, with their pixels: `0 (512 pixels), 255 (128 pixels)`."""
-    return first_few([f"{value} ({histogram[value]} pixels)" for value in np.flatnonzero(histogram)], most)
+    return listed([f"{value} ({histogram[value]} pixels)" for value in np.flatnonzero(histogram)], most)
 
 
 def likely_fix(histogram: npt.NDArray[np.int64], labels: Labels) -> str:

@@ -165,7 +165,7 @@ def _read(home: Path, split: str) -> Listing:
         return Listing(str(place), items, VOC, problems=(*duplicates, *problems), unlabelled=why)
     masks, more_images, where = _masks(home, split)
     items, problems = pair(place, names, {**more_images, **images}, masks, where, _PUBLISHED)
-    return Listing(str(place), items, VOC, problems=(*duplicates, *problems))
+    return Listing(str(place), items, VOC, problems=(*duplicates, *problems), read_as="PASCAL VOC, with its 21 classes")
 
 
 def _read_own(home: Path, place: Path, class_file: Path, images: dict[str, Path], duplicates: list[str]) -> Listing:
@@ -175,7 +175,9 @@ def _read_own(home: Path, place: Path, class_file: Path, images: dict[str, Path]
     masks = {name: ColourMask(path, labels, class_file) if by_colour else path for name, path in files.items()}
     images_missing = "" if images else "JPEGImages is empty: export with images, or put them there"
     items, problems = pair(place, _read_names(place), images, masks, "SegmentationClass", images_missing)
-    return Listing(str(place), items, labels, problems=(*duplicates, *more_duplicates, *problems))
+    read_as = f"VOC's layout with the {len(labels)} classes of {class_file.name}"
+    problems = [*duplicates, *more_duplicates, *problems]
+    return Listing(str(place), items, labels, problems=tuple(problems), read_as=read_as)
 
 
 def _masks(home: Path, split: str) -> tuple[dict[str, Path | MaskSource], dict[str, Path], str]:
