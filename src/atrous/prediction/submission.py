@@ -224,7 +224,7 @@ def _pack(out: Path, name: str, members: Sequence[str], faults: Callable[[Path],
                     packed.add(out / member, member, filter=_without_owner)
         if lines := faults(partial):
             raise ValueError(
-                f"{out}: {first_few(lines, 1)}; remove the wrong files there, and they are predicted again"
+                f"{out}: {listed(lines, 1)}; remove the wrong files there, and they are predicted again"
             )
         os.replace(partial, out / name)
     finally:
