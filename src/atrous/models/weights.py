@@ -114,21 +114,8 @@ def save(model: DeepLabV3, path: Path, card: ModelCard) -> None:
     A tensor that float16 cannot hold stays float32.
     """
     tensors = {key: _halve(value) for key, value in model.state_dict().items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        # Not save_file: it leaves files that nobody but their owner may read.
-        with open(partial, "wb") as file:
-            file.write(serialize(tensors, metadata={_HEADER_KEY: card.to_json()}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as file:  # not save_file: it leaves files that nobody but their owner may read
+        file.write(serialize(tensors, metadata={_HEADER_KEY: card.to_json()}))
 
 
 def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepLabV3, ModelCard]:

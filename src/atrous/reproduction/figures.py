@@ -86,9 +86,8 @@ def figure_4_plot(path: Path) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    partial = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(partial, dpi=150)
-    partial.replace(path)
+    with written_whole(path) as file:
+        figure.savefig(file, dpi=150, format="png")
 
 
 def found_by(model: DeepLabV3, image: torch.Tensor, output_stride: int) -> Pixels:

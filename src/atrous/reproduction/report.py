@@ -302,6 +302,5 @@ def plot(plan: Plan, rows: Sequence[Row], path: Path) -> None:
         axes.grid(color="#dddddd")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    partial = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(partial, dpi=150)
-    partial.replace(path)
+    with written_whole(path) as file:
+        figure.savefig(file, dpi=150, format="png")

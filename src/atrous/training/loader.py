@@ -5,7 +5,6 @@ Everything random is a function of seed, epoch and index, whatever process makes
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from atrous.data.sampling import Presence, bootstrap_factors, open_splits, pixel
 from atrous.data.transforms import Augment, class_mix
 from atrous.evaluation.distributed import DistributedContext, EpochIndex, ResumableBatchSampler, generator
 from atrous.models.deeplab import DeepLabV3
+from atrous.platforms import leave_process_group, place_sockets
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import read_card, resolve
 from atrous.ops.normalization import Normalization
@@ -161,6 +161,8 @@ def loader(crops: Crops, config: OptimConfig, steps: range, workers: int, ctx: D
         rank=ctx.rank,
         size=ctx.size,
     )
+    if workers:
+        place_sockets()
     return DataLoader(
         crops,
         batch_sampler=stream,
@@ -190,5 +192,5 @@ def collate(samples: list[tuple[Tensor, Tensor, str] | Exception]) -> Part | Exc
 def _ignore_interrupts(_: int) -> None:
     # A signal sent to the group is the training process's to act on. SIGTERM stays deadly: it is how that one ends us.
     torch.set_num_threads(1)
-    os.setpgrp()
+    leave_process_group()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import resource
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from atrous.atomic import write_text
 from atrous.data.image_io import write_image
 from atrous.data.overlay import overlay
 from atrous.evaluation.evaluate import Evaluation, inference, predict_classes
+from atrous.platforms import peak_memory
 from atrous.models.deeplab import DeepLabV3
 
 if TYPE_CHECKING:
@@ -170,8 +169,7 @@ def peak_memory_mb() -> float:
     """Most memory held so far, in MB: on the GPU if it is used, of the process otherwise."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return (peak_memory() or 0) / 1e6
 
 
 def _keep_rows(path: Path, start: int) -> None:

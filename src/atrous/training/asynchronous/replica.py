@@ -385,7 +385,7 @@ def _own_signals() -> Iterator[None]:
 
 
 def _short_folder() -> str:
-    # Ray's sockets lie in it, and a socket's path has room for about 100 characters.
+    # Ray's sockets lie in it, three folders down.
     return tempfile.mkdtemp(prefix="atrous-", dir="/tmp" if os.path.isdir("/tmp") else None)
 
 
