@@ -72,7 +72,7 @@ FLAGS = {
     ],
     "train": [
         "--amp", "--asynchronous", "--batch-size", "--data", "--device", "--ema-decay", "--grad-accum-steps", "--help",
-        "--iterations", "--json", "--lr", "--out", "--output-stride", "--reset-head", "--resume", "--seed", "--set",
+        "--iterations", "--json", "--list", "--lr", "--out", "--output-stride", "--reset-head", "--resume", "--seed", "--set",
         "--weights", "--workers", "-b", "-h", "-j",
     ],
     "eval": [
@@ -85,7 +85,7 @@ FLAGS = {
     ],
     "models": ["--help", "--json", "-h"],
     "data": ["--help", "-h"],
-    "data check": ["--help", "--json", "-h"],
+    "data check": ["--allow-empty-classes", "--help", "--json", "-h"],
     "label": [
         "--confidence", "--data", "--device", "--flip", "--help", "--json", "--output-stride", "--scales", "--split",
         "-h",

@@ -113,9 +113,6 @@ _VOC_NAMES = (
 VOC = Labels(tuple(_VOC_NAMES.split()), voc_palette(21))
 """PASCAL VOC 2012: background and 20 objects."""
 
-VOC_HARD_CLASSES = ("bicycle", "chair", "diningtable", "pottedplant", "sofa")
-"""The classes that section 4.3 bootstraps on."""
-
 # One row a class: name, colour, and the id in *_gtFine_labelIds.png, from cityscapesscripts/helpers/labels.py.
 _CITYSCAPES: tuple[tuple[str, Colour, int], ...] = (
     ("road", (128, 64, 128), 7),

@@ -223,9 +223,7 @@ def _pack(out: Path, name: str, members: Sequence[str], faults: Callable[[Path],
                 for member in members:
                     packed.add(out / member, member, filter=_without_owner)
         if lines := faults(partial):
-            raise ValueError(
-                f"{out}: {listed(lines, 1)}; remove the wrong files there, and they are predicted again"
-            )
+            raise ValueError(f"{out}: {listed(lines, 1)}; remove the wrong files there, and they are predicted again")
         os.replace(partial, out / name)
     finally:
         partial.unlink(missing_ok=True)
