@@ -49,7 +49,7 @@ def paper_recipes(what: str) -> list[Recipe]:
 def test_the_numbers_are_the_papers(what: str) -> None:
     lines = [line.split() for line in PRINTED[what].replace("\\n", "\n").split("\n") if line.strip()]
     cells = [cell for cell in GRIDS[what].cells if cell.paper is not None]
-    told = [[*("".join((value or "-").split()).replace("✓", "T") for value in cell.at.values())] for cell in cells]
+    told = [[*("".join((value or "-").split()).replace("✓", "T") for value in cell.place.values())] for cell in cells]
     assert told == [line[:-1] for line in lines]
     assert [cell.paper for cell in cells] == [float(line[-1]) for line in lines]
 
@@ -61,7 +61,7 @@ def test_the_page_of_results_has_every_number_of_the_paper_and_commands_that_par
             section = page.split(f"## {what.replace('-', ' ').capitalize()}. ")[1].split("\n## ")[0]
             rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
             papers = ["" if cell.paper is None else f"{cell.paper:.2f}" for cell in grid.cells]
-            assert [row[len(grid.heads)].strip() for row in rows] == papers
+            assert [row[len(grid.cells[0].place)].strip() for row in rows] == papers
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
     commands = [line.split("  #")[0] for line in blocks.splitlines() if line.startswith("atrous")]
     assert len(commands) > 20
@@ -130,8 +130,7 @@ PROTOCOL = {"batch": 16, "crop": 513, "iterations": 30_000, "lr": 0.007, "output
 def test_the_recipes_are_the_papers(what: str) -> None:
     best = BEST if what in ("table-6", "table-8", "table-9", "table-10", "table-11", "table-12") else {}
     for recipe, expected in zip(paper_recipes(what), TRAINED[what], strict=True):
-        found = recipe.__dict__
-        assert {**PROTOCOL, **best, **expected}.items() <= found.items()
+        assert {**PROTOCOL, **best, **expected}.items() <= recipe.__dict__.items()
         assert (recipe.weights, recipe.batch_norm_decay, recipe.optimizer) == ("imagenet", 0.9997, "sgd")
 
 

@@ -363,29 +363,38 @@ def run_reproduce(found: argparse.Namespace) -> int:
     options = Options(
         preset=found.preset, data=found.data, pretraining=found.pretraining, model=found.model,
         backbones=found.backbone, iterations=found.iterations, seeds=found.seeds, out=found.out,
-        values=parse_assignments(found.assignments), workers=found.workers, device=found.device,
+        values=parse_assignments(found.assignments), workers=found.workers, parallel=found.parallel,
+        device=found.device,
     )  # fmt: skip
-    from atrous.reproduction.run import check_what, figure_4, listed, reproduce
+    from atrous.reproduction.run import FIGURE_4, check_words, figure_4, listed, reproduce
 
-    check_what(found.what, options)
+    check_words(found.what, options)
     console = _stderr()
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, highlight=False)
 
-    if found.what in ("list", "figure-4"):
-        answer: Any = listed(options) if found.what == "list" else figure_4(options.folder, say)
+    if found.what == ["list"]:
+        rows = listed(options)
         if found.json:
-            return _print_json(answer)
-        console.print(listing_table(answer) if found.what == "list" else "\n".join(answer.values()))
+            return _print_json(rows)
+        console.print(listing_table(rows))
         return 0
-    with console.status("") as status:
-        result = reproduce(found.what, options, dry_run=found.dry_run, say=say, tick=status.update)
+    answers: dict[str, Any] = {}
+    if FIGURE_4 in found.what and not found.dry_run:
+        answers[FIGURE_4] = figure_4(options.folder, say)
+        say("\n".join(answers[FIGURE_4].values()))
+    words, results = [word for word in found.what if word != FIGURE_4], []
+    if words:
+        with console.status("") as status:
+            results = reproduce(words, options, dry_run=found.dry_run, say=say, tick=status.update)
+    for result in results:
+        answers[result.plan.what] = result.as_dict()
+        if "markdown" in result.files and not found.json:
+            say(Path(result.files["markdown"]).read_text(encoding="utf-8"))
     if found.json:
-        _print_json(result.as_dict())
-    elif "markdown" in result.files:
-        say(Path(result.files["markdown"]).read_text(encoding="utf-8"))
-    return 1 if result.failed else 0
+        _print_json(answers if len(answers) > 1 else next(iter(answers.values()), {}))
+    return 1 if any(result.failed for result in results) else 0
 
 
 def _stderr() -> Console:
