@@ -384,17 +384,17 @@ def run_reproduce(found: argparse.Namespace) -> int:
     if FIGURE_4 in found.what and not found.dry_run:
         answers[FIGURE_4] = figure_4(options.folder, say)
         say("\n".join(answers[FIGURE_4].values()))
-    words, results = [word for word in found.what if word != FIGURE_4], []
-    if words:
+    tables: dict[str, dict[str, Any]] = {}
+    if words := [word for word in found.what if word != FIGURE_4]:
         with console.status("") as status:
-            results = reproduce(words, options, dry_run=found.dry_run, say=say, tick=status.update)
-    for result in results:
-        answers[result.plan.what] = result.as_dict()
-        if "markdown" in result.files and not found.json:
-            say(Path(result.files["markdown"]).read_text(encoding="utf-8"))
+            tables = reproduce(words, options, dry_run=found.dry_run, say=say, tick=status.update)
+    for table in tables.values():
+        if "markdown" in table["files"] and not found.json:
+            say(Path(table["files"]["markdown"]).read_text(encoding="utf-8"))
     if found.json:
+        answers |= tables
         _print_json(answers if len(answers) > 1 else next(iter(answers.values()), {}))
-    return 1 if any(result.failed for result in results) else 0
+    return 1 if any(table["failed"] for table in tables.values()) else 0
 
 
 def _stderr() -> Console:

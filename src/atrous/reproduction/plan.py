@@ -186,8 +186,8 @@ def plan(what: str, options: Options, *, dry: bool = False) -> Plan:
     notes = [f"preset {options.preset}: {preset.about}"]
     classes: tuple[str, ...] = ()
     if data:
-        base, classes = _fitted(base, data, notes)
-        _check_splits(grid, data)
+        splits = {cell.changes["train_split"] for cell in grid.cells if grid.preset and "train_split" in cell.changes}
+        base, classes = _fitted(base, data, sorted(splits), notes)
         preset = preset if set(preset.hard) <= set(classes) else replace(preset, hard="auto")
     if options.model:
         return _plan_model(what, grid, preset, options, base, data, notes)
@@ -237,27 +237,20 @@ def _data(options: Options, preset: Preset, grid: Grid, dry: bool) -> str | None
     raise ValueError(f"preset {options.preset} has no data of its own; {source}")
 
 
-def _fitted(base: Recipe, data: str, notes: list[str]) -> tuple[Recipe, tuple[str, ...]]:
+def _fitted(base: Recipe, data: str, more: list[str], notes: list[str]) -> tuple[Recipe, tuple[str, ...]]:
     """The base without class weights of other data, and the classes; ValueError if a split is missing."""
     try:
-        names = [open_splits(data, split).labels.names for split in (base.train_split, base.val_split) if split][0]
+        splits = (base.train_split, base.val_split, *more)
+        names = [open_splits(data, split).labels.names for split in splits if split][0]
     except ValueError as error:
         if "no split" in str(error):
             raise ValueError(f"{error}; --set train_split=NAME and val_split=NAME choose others") from error
         raise
-    if base.class_weights and len(base.class_weights) != len(names):
-        notes.append(
-            f"no class weights: the preset's are for {len(base.class_weights)} classes, the data have {len(names)}"
-        )
+    count = len(base.class_weights or names)
+    if count != len(names):
+        notes.append(f"no class weights: the preset's are for {count} classes, the data have {len(names)}")
         base = override(base, {"class_weights": None})
     return base, names
-
-
-def _check_splits(grid: Grid, data: str) -> None:
-    """ValueError if a split is missing that a cell of an ablation names."""
-    if grid.preset:
-        for split in sorted({str(cell.changes["train_split"]) for cell in grid.cells if "train_split" in cell.changes}):
-            open_splits(data, split)
 
 
 def _plan_model(
@@ -288,7 +281,7 @@ class _Planner:
     def use(self, cell: Cell, seed: int) -> Use:
         """The training of a cell with a seed, and the setting of its evaluation."""
         base = override(self.base, {"seed": self.base.seed + seed})
-        after = None
+        after = ""
         if cell.pretrained:
             after = self._add(self._pretraining(base), self.options.pretraining)
         elif cell.first_stage is not None:
@@ -305,18 +298,15 @@ class _Planner:
         return override(base, {"train_split": coco.train_split, "val_split": coco.val_split})
 
     def _add(
-        self,
-        recipe: Recipe,
-        data: str | None,
-        after: str | None = None,
-        setting: Setting | None = None,
-        replicas: int = 0,
+        self, recipe: Recipe, data: str | None, after: str = "", setting: Setting | None = None, replicas: int = 0
     ) -> str:
         if after:
             reset = self.options.pretraining is not None and self._has_other_classes(self.trainings[after])
             recipe = override(recipe, {"weights": str(self._folder(after)), "reset_head": reset})
-        name = _name(recipe, data, after, replicas)
-        training = self.trainings.get(name) or Training(name, recipe, data, self._folder(name), (), after, replicas)
+        name = _name(recipe, data, after or None, replicas)
+        training = self.trainings.get(name) or Training(
+            name, recipe, data, self._folder(name), (), after or None, replicas
+        )
         if setting and setting not in training.settings:
             training = replace(training, settings=(*training.settings, setting))
         self.trainings[name] = training

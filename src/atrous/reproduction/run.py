@@ -15,7 +15,6 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,54 +30,6 @@ FIGURE_4 = "figure-4"
 TEST_SERVERS = {"table-7": "PASCAL VOC's test server", "table-13": "Cityscapes' test server"}
 
 Say = Callable[[str], None]
-
-
-@dataclass
-class Reproduced:
-    """One table: what was planned, and what came out.
-
-    Attributes:
-        plan: of the table.
-        seconds: estimated for what was left before, by training.
-        files: written, by kind.
-        rows: of the table; empty for a dry run.
-        order: see `report.Order`.
-        failed: training to reason.
-    """
-
-    plan: Plan
-    seconds: dict[str, float] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-    rows: list[report.Row] = field(default_factory=list)
-    order: report.Order | None = None
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "what": self.plan.what,
-            "preset": self.plan.options.preset,
-            "notes": list(self.plan.notes),
-            "trainings": {
-                name: {"cells": self.plan.cells_of(name), "state": training.state, "run": str(training.run)}
-                for name, training in self.plan.trainings.items()
-            },
-            "estimated_seconds": {name: round(seconds, 1) for name, seconds in self.seconds.items()},
-            "rows": [
-                {
-                    **row.cell.place,
-                    "paper": row.cell.paper,
-                    "ours": row.mean,
-                    "deviation": row.deviation,
-                    "seeds": row.values,
-                }
-                for row in self.rows
-            ],
-            "order": self.order.as_dict() if self.order else None,
-            "left": [self.plan.cells_of(name) for name in self.plan.left],
-            "failed": self.failed,
-            "files": self.files,
-        }
 
 
 def check_words(words: Sequence[str], options: Options) -> None:
@@ -117,7 +68,7 @@ def _check_known(word: str, known: list[str], kind: str) -> None:
 
 def reproduce(
     words: Sequence[str], options: Options, *, dry_run: bool = False, say: Say = print, tick: Say = lambda line: None
-) -> list[Reproduced]:
+) -> dict[str, dict[str, Any]]:
     """Reproduce tables and figures of cells, or go on with them.
 
     Args:
@@ -128,7 +79,7 @@ def reproduce(
         tick: takes a line on the progress now and then.
 
     Returns:
-        One result a word.
+        For each word, what its JSON file says: plan, estimate, rows, order, what is left or failed, files.
 
     Raises:
         ValueError: for what does not go together, before anything runs.
@@ -139,26 +90,26 @@ def reproduce(
     plans = [plan(what, options, dry=dry_run) for what in dict.fromkeys(words)]
     trainings = pooled(plans)
     seconds = _estimate(trainings, options, say)
-    results = [Reproduced(p, {name: seconds[name] for name in p.trainings if name in seconds}) for p in plans]
-    for result in results:
-        _say_plan(result, say)
+    for planned in plans:
+        say(f"{planned.what}: {planned.grid.title}")
+        for note in planned.notes:
+            say(f"  {note}")
+        for name, training in planned.trainings.items():
+            about = f", about {duration(seconds[name])}" if name in seconds else ""
+            say(f"  {planned.cells_of(name)}: {training.state}{about}")
     left = {name: training for name, training in trainings.items() if training.state != "finished"}
     devices = len(gpus(options.device))
     about = f", about {duration(sum(seconds.values()) / devices)}" if seconds else ""
     about += f" on {devices} GPUs" if seconds and devices > 1 else ""
     say(f"{len(left)} of {len(trainings)} trainings left{about}; all is below {options.folder}")
     if dry_run:
-        return results
+        return {planned.what: _summary(planned, seconds) for planned in plans}
     pool = Pool(left, environments(options, trainings), options, _teller(plans, len(left), say), tick)
     pool.run()
-    for result in results:
-        result.failed = {name: why for name, why in pool.failed.items() if name in result.plan.trainings}
-        write(result, say)
+    results = {planned.what: write(planned, seconds, pool.failed, say) for planned in plans}
     if pool.stopped:
-        left_cells = [_cells(plans, name) for name, training in trainings.items() if training.state != "finished"]
-        what = (
-            f"Left, {len(left_cells)} of {len(trainings)}: {'; '.join(left_cells)}" if left_cells else "Nothing is left"
-        )
+        cells = [_cells(plans, name) for name, training in trainings.items() if training.state != "finished"]
+        what = f"Left, {len(cells)} of {len(trainings)}: {'; '.join(cells)}" if cells else "Nothing is left"
         raise Stopped(f"stopped; the same command goes on. {what}", 128 + pool.stopped)
     return results
 
@@ -169,16 +120,6 @@ def _estimate(trainings: Mapping[str, Training], options: Options, say: Say) -> 
     except (RuntimeError, MemoryError) as error:
         say(f"no estimate of the time: {error}")
         return {}
-
-
-def _say_plan(result: Reproduced, say: Say) -> None:
-    planned = result.plan
-    say(f"{planned.what}: {planned.grid.title}")
-    for note in planned.notes:
-        say(f"  {note}")
-    for name, training in planned.trainings.items():
-        about = f", about {duration(result.seconds[name])}" if name in result.seconds else ""
-        say(f"  {planned.cells_of(name)}: {training.state}{about}")
 
 
 def duration(seconds: float) -> str:
@@ -216,32 +157,56 @@ def _teller(plans: Sequence[Plan], total: int, say: Say) -> Callable[[str, Train
     return tell
 
 
-def write(result: Reproduced, say: Say) -> None:
-    """Markdown, CSV, JSON and the plot or the pictures, from what is done."""
-    planned = result.plan
+def write(planned: Plan, seconds: Mapping[str, float], failed: Mapping[str, str], say: Say) -> dict[str, Any]:
+    """Markdown, CSV, JSON and the plot or the pictures, from what is done; the content of the JSON."""
     folder = planned.options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    result.rows = report.rows_of(planned)
-    result.order = report.order_of(result.rows)
+    rows = report.rows_of(planned)
+    order = report.order_of(rows)
     stem = planned.what if not planned.options.model else f"{planned.what}-{Path(planned.options.model).name}"
-    texts = {
-        "markdown": (".md", report.markdown(planned, result.rows, result.order)),
-        "csv": (".csv", report.csv_text(planned, result.rows)),
-    }
-    for kind, (suffix, text) in texts.items():
-        write_text(folder / f"{stem}{suffix}", text)
-        result.files[kind] = str(folder / f"{stem}{suffix}")
+    files = {kind: folder / f"{stem}{suffix}" for kind, suffix in (("markdown", ".md"), ("csv", ".csv"))}
+    write_text(files["markdown"], report.markdown(planned, rows, order))
+    write_text(files["csv"], report.csv_text(planned, rows))
     picture = folder / f"{stem}.png"
     if planned.what.startswith("figure"):
         if not planned.left:
             figures.write_pictures(planned, picture)
-            result.files["picture"] = str(picture)
-    elif any(row.values for row in result.rows) and plotted(lambda: report.plot(planned, result.rows, picture), say):
-        result.files["plot"] = str(picture)
-    result.files["json"] = str(folder / f"{stem}.json")
-    write_text(folder / f"{stem}.json", json.dumps(result.as_dict(), indent=1) + "\n")
-    if result.failed:
-        say(f"failed: {'; '.join(f'{planned.cells_of(name)}: {why}' for name, why in result.failed.items())}")
+            files["picture"] = picture
+    elif any(row.values for row in rows) and plotted(lambda: report.plot(planned, rows, picture), say):
+        files["plot"] = picture
+    files["json"] = folder / f"{stem}.json"
+    reasons = {name: why for name, why in failed.items() if name in planned.trainings}
+    summary = {
+        **_summary(planned, seconds),
+        "rows": [
+            {
+                **row.cell.place, "paper": row.cell.paper, "ours": row.mean, "deviation": row.deviation,
+                "seeds": row.values,
+            }
+            for row in rows
+        ],
+        "order": order.as_dict(), "failed": reasons, "files": {kind: str(path) for kind, path in files.items()},
+    }  # fmt: skip
+    write_text(files["json"], json.dumps(summary, indent=1) + "\n")
+    if reasons:
+        say(f"failed: {'; '.join(f'{planned.cells_of(name)}: {why}' for name, why in reasons.items())}")
+    return summary
+
+
+def _summary(planned: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
+    trainings = planned.trainings.items()
+    return {
+        "what": planned.what,
+        "preset": planned.options.preset,
+        "notes": list(planned.notes),
+        "trainings": {
+            name: {"cells": planned.cells_of(name), "state": training.state, "run": str(training.run)}
+            for name, training in trainings
+        },
+        "estimated_seconds": {name: round(seconds[name], 1) for name, _ in trainings if name in seconds},
+        "left": [planned.cells_of(name) for name in planned.left],
+        "rows": [], "order": None, "failed": {}, "files": {},
+    }  # fmt: skip
 
 
 def plotted(draw: Callable[[], None], say: Say) -> bool:
