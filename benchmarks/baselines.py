@@ -24,7 +24,6 @@ from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import compiled
 from atrous.ops.resize import grid_size
 from atrous.ops.upsampled_loss import upsampled_cross_entropy_sum
-from atrous.training.compile import set_compile
 from benchmarks.timing import Candidate, Row
 
 CLASSES = 21
@@ -270,7 +269,7 @@ def train(
 ) -> list[Candidate | Row]:
     """Candidates for one training step: images and labels in, the optimizer's step done.
 
-    Arguments and errors are those of `infer`; `compile` is for all, as for `set_compile`.
+    Arguments and errors are those of `infer`; `compile` is for all, as for `atrous.models.inference.compiled`.
     """
     library = _library(output_stride, size)
     pair = Pair(backbone, output_stride, library).to(device)
@@ -299,13 +298,13 @@ def _our_step(
     model: DeepLabV3, images: Tensor, labels: Tensor, dtype: torch.dtype, compile: bool | str
 ) -> Callable[[], None]:
     model = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
-    set_compile(model, compile)
+    run = compiled(model.low_resolution_logits, compile) if compile else model.low_resolution_logits
     optimizer = torch.optim.SGD(model.parameters(), 0.007, momentum=0.9, weight_decay=1e-4, fused=True)
     inputs, truth = images.contiguous(memory_format=torch.channels_last), labels.to(torch.uint8)
 
     def step() -> None:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            logits = model.low_resolution_logits(inputs)
+            logits = run(inputs)
         loss = upsampled_cross_entropy_sum(logits, truth, model.output_stride) / truth.numel()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -280,7 +280,7 @@ def right_inference(args: argparse.Namespace, device: torch.device, report: Repo
     for name in ("objects-mobilenetv2", "camvid-efficientnet_lite0")[: 1 if args.quick else None]:
         model, _ = atrous.load(name)
         model.eval()
-        from atrous.data.image_io import Normalization
+        from atrous.ops.normalization import Normalization
 
         x = Normalization(model.mean, model.std)(photo)[None]
         with torch.inference_mode():
@@ -324,13 +324,13 @@ def _world(device: torch.device) -> Any:
 
 def _training(network: tuple[str, int, int], device: torch.device, **changes: Any) -> tuple[Any, Any]:
     """A state of `atrous train` and a batch of noise: backbone, crop, images."""
-    from atrous.training.config import Recipe
+    from atrous.training.config import Recipe, override
     from atrous.training.state import State
 
     backbone, size, batch = network
-    recipe = replace(Recipe(), **{"backbone": backbone, "weights": None, "batch": batch, "crop": size, **changes})
+    recipe = override(Recipe(), {"backbone": backbone, "weights": None, "batch_size": batch, "crop": size, **changes})
     if backbone == "resnet18":
-        recipe = replace(recipe, multi_grid=None)
+        recipe = override(recipe, {"multi_grid": None})
     state = State.build(recipe, 21, 255, _world(device))
     draws = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=draws)
@@ -615,7 +615,7 @@ def tables(args: argparse.Namespace, device: torch.device, report: Report) -> No
         miou = {slug: round(100 * found["miou"], 2) for slug, found in results.items()}
         report.add(
             training.name, images_per_second=_rate(training.run), kind=kind, why=why, cells=cells[training.name],
-            miou=miou, seed=recipe.seed,
+            miou=miou, seed=recipe.run.seed,
             seconds=time.monotonic() - began.get(training.name, started), at=time.monotonic() - started,
         )  # fmt: skip
 

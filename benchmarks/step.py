@@ -17,7 +17,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -50,17 +49,19 @@ CANDIDATES: dict[str, list[tuple[str, dict[str, Any]]]] = {
 def our_step(backbone: str, frozen: bool = False, layers: bool = False) -> Callable[[], Any]:
     from atrous.evaluation.distributed import DistributedContext
     from atrous.ops.conv_kernels.dispatch import default_form
+    from atrous.training.config import override
     from atrous.training.recipes import RECIPES
     from atrous.training.state import State
 
-    recipe = replace(
-        RECIPES["camvid-efficientnet_lite0"], backbone=backbone, weights=None, class_weights=None, ema=0.0,
-        batch=BATCH[backbone], batch_norm="statistics" if frozen else "train",
-    )  # fmt: skip
+    changes = {
+        "backbone": backbone, "weights": None, "class_weights": None, "ema_decay": 0.0, "batch_size": BATCH[backbone],
+        "batch_norm": "statistics" if frozen else "train",
+    }  # fmt: skip
+    recipe = override(RECIPES["camvid-efficientnet_lite0"], changes)
     here = DistributedContext(0, 1, torch.device("cpu"))
     state = State.build(recipe, 21, 255, here)
     if layers:
-        state.model.training_form = None
+        state.objective.logits = state.model.low_resolution_logits
     images, labels = _inputs(backbone)
 
     def step() -> None:

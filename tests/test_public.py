@@ -71,9 +71,9 @@ FLAGS = {
         "--resume", "--scales", "--window", "-h",
     ],
     "train": [
-        "--accumulate", "--amp", "--asynchronous", "--batch", "--data", "--device", "--ema", "--help", "--iterations",
-        "--json", "--lr", "--out", "--output-stride", "--reset-head", "--resume", "--seed", "--set", "--weights",
-        "--workers", "-b", "-h", "-j",
+        "--amp", "--asynchronous", "--batch-size", "--data", "--device", "--ema-decay", "--grad-accum-steps", "--help",
+        "--iterations", "--json", "--lr", "--out", "--output-stride", "--reset-head", "--resume", "--seed", "--set",
+        "--weights", "--workers", "-b", "-h", "-j",
     ],
     "eval": [
         "--data", "--device", "--flip", "--help", "--json", "--ladder", "--longest-side", "--output-stride", "--scales",

@@ -7,11 +7,10 @@ import functools
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import atrous
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 from forks import Forked
 
 PACKAGE = Path(atrous.__file__).parent
@@ -92,7 +91,7 @@ def test_nothing_but_the_named_downloads_speaks_to_the_network() -> None:
 
 
 def test_commands_ask_for_no_other_machine(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(replace(tiny, iterations=1).to_yaml())
+    (tmp_path / "recipe.yaml").write_text(override(tiny, {"iterations": 1}).to_yaml())
     run, out, cpu = tmp_path / "run", tmp_path / "out", ["--device", "cpu"]
     lines = [
         ["train", str(tmp_path / "recipe.yaml"), "--data", str(tiny_data), "--out", str(run), "-j", "1", *cpu],

@@ -71,9 +71,9 @@ scissors, teddy bear, hair drier, toothbrush
 
 def test_coco_covers_every_voc_object_once() -> None:
     names = [" ".join(name.split()) for name in COCO.split(",")]
-    found = {name: VOC.names[coco_to_voc(name)] for name in names if coco_to_voc(name)}
-    assert len(names) == 80 and sorted(found.values()) == sorted(VOC.names[1:])
-    assert {coco: voc for coco, voc in found.items() if coco != voc} == {
+    vocs = {name: VOC.names[coco_to_voc(name)] for name in names if coco_to_voc(name)}
+    assert len(names) == 80 and sorted(vocs.values()) == sorted(VOC.names[1:])
+    assert {coco: voc for coco, voc in vocs.items() if coco != voc} == {
         "airplane": "aeroplane", "dining table": "diningtable", "motorcycle": "motorbike",
         "potted plant": "pottedplant", "couch": "sofa", "tv": "tvmonitor",
     }  # fmt: skip

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from atrous.models.aspp import ASPP, BatchNorm, ImagePooling
+from atrous.models.aspp import ASPP, ImagePooling
+from atrous.models.batch_norm import BatchNorm
 from atrous.ops.conv import AtrousConv2d
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from atrous.evaluation.inference_settings import Setting
+from atrous.evaluation.evaluate import Setting
 from atrous.reproduction.cell import ERROR, Job, do
 from atrous.reproduction.plan import Training
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 
 
 def started(training: Training) -> subprocess.Popen[bytes]:
@@ -29,7 +29,7 @@ def started(training: Training) -> subprocess.Popen[bytes]:
 
 
 def test_a_job_trains_and_evaluates(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
-    recipe = replace(tiny, iterations=2, val_every=2)
+    recipe = override(tiny, {"iterations": 2, "val_every": 2})
     settings = (Setting(8), Setting(16, (1.0,), True))
     training = Training("run", recipe, str(tiny_data), tmp_path / "run", settings)
     do(Job(training, "cpu", 0))
@@ -40,7 +40,7 @@ def test_a_job_trains_and_evaluates(tiny: Recipe, tiny_data: Path, tmp_path: Pat
 
 def test_only_what_is_missing_is_evaluated(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
     training = Training(
-        "run", replace(tiny, iterations=2, val_every=2), str(tiny_data), tmp_path / "run", (Setting(8),)
+        "run", override(tiny, {"iterations": 2, "val_every": 2}), str(tiny_data), tmp_path / "run", (Setting(8),)
     )
     do(Job(training, "cpu", 0))
     before = training.result(Setting(8)).stat().st_mtime_ns
@@ -50,7 +50,7 @@ def test_only_what_is_missing_is_evaluated(tiny: Recipe, tiny_data: Path, tmp_pa
 
 
 def test_a_failure_is_the_last_line_that_it_prints(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
-    cell = started(Training("f", replace(tiny, train_split="nosuch"), str(tiny_data), tmp_path / "f"))
+    cell = started(Training("f", override(tiny, {"train_split": "nosuch"}), str(tiny_data), tmp_path / "f"))
     assert cell.wait() == 1 and cell.stderr
     last = cell.stderr.read().decode().splitlines()[-1]
     assert last.startswith(f"{ERROR}ValueError: ") and "no split 'nosuch'" in last
@@ -59,7 +59,9 @@ def test_a_failure_is_the_last_line_that_it_prints(tiny: Recipe, tiny_data: Path
 @pytest.mark.parametrize("signalled", ["SIGINT", "parent"])
 def test_it_ends_by_a_signal_or_with_its_parent(signalled: str, tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    training = Training("run", replace(tiny, iterations=10**6, val_split=None), str(tiny_data), run, (Setting(16),))
+    training = Training(
+        "run", override(tiny, {"iterations": 10**6, "val_split": None}), str(tiny_data), run, (Setting(16),)
+    )
     cell = started(training)
     while not (run / "log.csv").exists():
         assert cell.poll() is None

@@ -18,7 +18,7 @@ from atrous.reproduction.estimate import (
     training_seconds,
 )
 from atrous.reproduction.plan import Options, Training, plan
-from atrous.training.config import Recipe
+from atrous.training.config import ModelConfig, override
 from atrous.training.stages import mark_finished
 
 
@@ -29,7 +29,7 @@ def training(tiny_data: Path, tmp_path: Path) -> Training:
 
 
 def test_flops_are_those_of_the_layers() -> None:
-    aspp = replace(Recipe(), backbone="resnet50", multi_grid=None, weights=None)
+    aspp = ModelConfig("resnet50", multi_grid=None, weights=None)
     # Half the stride makes block4 and ASPP four times as large, and leaves the blocks before them as they are.
     at = {stride: flops(replace(aspp, output_stride=stride), (257, 257)) for stride in (8, 16, 32)}
     assert 2 < at[8] / at[16] < 4 and 1 < at[16] / at[32] < 4
@@ -53,7 +53,7 @@ def test_the_speed_is_that_of_finished_runs(training: Training) -> None:
     training.run.mkdir(parents=True)
     (training.run / "recipe.yaml").write_text(training.recipe.to_yaml())
     # 2 steps at 4 a second, then, resumed, 2 more at 8: images, of which a step has `batch`.
-    batch = training.recipe.batch
+    batch = training.recipe.optim.batch_size
     (training.run / "log.csv").write_text(
         f"step,loss,lr,images_per_second,memory_mb,miou\n2,1,1,{4 * batch},9,\n4,1,1,{8 * batch},9,\n4,,,,,0.5\n"
     )
@@ -65,7 +65,7 @@ def test_the_speed_is_that_of_finished_runs(training: Training) -> None:
 
 def test_without_a_finished_run_two_steps_are_timed(training: Training) -> None:
     assert training.recipe
-    recipe = replace(training.recipe, backbone="timm/lcnet_050", aspp_rates=(1,), crop=33, batch=4)
+    recipe = override(training.recipe, {"backbone": "timm/lcnet_050", "aspp_rates": (1,), "crop": 33, "batch_size": 4})
     assert probed_speed(recipe, "cpu") > 0
 
 

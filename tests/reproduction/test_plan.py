@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from atrous.evaluation.inference_settings import Setting
+from atrous.evaluation.evaluate import Setting
 from atrous.reproduction.plan import Options, plan, pooled
+from atrous.training.config import override
 from atrous.training.stages import mark_finished
 
 
@@ -54,14 +55,15 @@ def test_bootstrapping_goes_on_from_one_training(options: Options) -> None:
     first, without, with_ = plan("figure-7", options).trainings.values()
     assert first.after is None and without.after == with_.after == first.name
     assert without.recipe and with_.recipe and first.recipe
-    assert without.recipe.weights == str(first.run) and with_.recipe == replace(without.recipe, bootstrap="auto")
-    assert first.recipe.val_split == "val"  # its scores by class are what auto goes by
+    assert without.recipe.model.weights == str(first.run)
+    assert with_.recipe == override(without.recipe, {"bootstrap": "auto"})
+    assert first.recipe.data.val_split == "val"  # its scores by class are what auto goes by
 
 
 def test_hard_classes_are_the_presets_where_the_data_have_them(options: Options, tmp_path: Path) -> None:
     def chosen(options: Options) -> object:
         last = list(plan("figure-7", options, dry=True).trainings.values())[-1]
-        return last.recipe and last.recipe.bootstrap
+        return last.recipe and last.recipe.data.bootstrap
 
     assert chosen(replace(options, data=None, out=tmp_path)) == ("wheel",)
     assert chosen(options) == "auto" and chosen(replace(options, preset="camvid")) == "auto"
@@ -77,8 +79,8 @@ def test_coco_is_left_out_or_comes_first(options: Options, make_data, tmp_path: 
     assert (
         after.after == pretraining.name and pretraining.settings == () and pretraining.data == f"folder:{options.data}"
     )
-    assert after.recipe and pretraining.recipe and not after.recipe.reset_head
-    assert after.recipe.lr == pytest.approx(pretraining.recipe.lr / 70)
+    assert after.recipe and pretraining.recipe and not after.recipe.model.reset_head
+    assert after.recipe.optim.lr == pytest.approx(pretraining.recipe.optim.lr / 70)
     assert six.uses[4] == ((after.name, Setting(8, (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True)),)
 
 
@@ -93,19 +95,23 @@ def test_replicas_are_as_many_as_the_machine_has_cores(options: Options, monkeyp
 
 def test_what_is_kept_is_the_last_weights(options: Options) -> None:
     for training in plan("table-9", options).trainings.values():
-        assert training.recipe and training.recipe.val_every == training.recipe.iterations == 4
+        assert training.recipe and training.recipe.run.val_every == training.recipe.schedule.iterations == 4
 
 
 def test_class_weights_of_other_classes_are_left_out(tiny_data: Path, tmp_path: Path) -> None:
     planned = plan("table-9", Options("camvid", data=str(tiny_data), out=tmp_path))
-    assert planned.base.class_weights is None and any("class weights" in note for note in planned.notes)
+    assert planned.base.loss.class_weights is None and any("class weights" in note for note in planned.notes)
 
 
 def test_backbones(options: Options) -> None:
     one = plan("table-1", replace(options, backbones=("timm/lcnet_050",), values={"weights": None}))
-    assert {training.recipe.backbone for training in one.trainings.values() if training.recipe} == {"timm/lcnet_050"}
+    assert {training.recipe.model.backbone for training in one.trainings.values() if training.recipe} == {
+        "timm/lcnet_050"
+    }
     two = plan("table-2", replace(options, backbones=("resnet18", "resnet34"))).trainings.values()
-    assert [training.recipe.backbone for training in two if training.recipe] == ["resnet18"] * 4 + ["resnet34"] * 4
+    assert [training.recipe.model.backbone for training in two if training.recipe] == ["resnet18"] * 4 + [
+        "resnet34"
+    ] * 4
     with pytest.raises(ValueError, match="compares two networks"):
         plan("table-2", replace(options, backbones=("resnet18",)))
     with pytest.raises(ValueError, match="takes 1 or 2 networks, found 3"):
@@ -156,7 +162,7 @@ def test_several_tables_share_one_pool_and_its_first_seed_comes_first(options: O
     plans = [plan(what, replace(options, seeds=2)) for what in ("table-9", "table-10")]
     pool = pooled(plans)
     assert len(pool) == 2 * (5 + 3 - 1)
-    seeds = [training.recipe.seed for training in pool.values() if training.recipe]
+    seeds = [training.recipe.run.seed for training in pool.values() if training.recipe]
     assert seeds == [0] * 7 + [1] * 7
     (shared, _) = plans[0].trainings.keys() & plans[1].trainings.keys()
     assert {setting.output_stride for setting in pool[shared].settings} == {8, 16}

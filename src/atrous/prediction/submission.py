@@ -11,7 +11,6 @@ The archive is packed last, once every prediction is in it and passes the check.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -30,13 +29,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from atrous.atomic import write_text
-from atrous.data.datasets.base import named
+from atrous.data.datasets.base import first_few
 from atrous.data.datasets.dataset import Item, Listing, kind_of, list_split, refuse_problems
 from atrous.data.image_io import read_size, write_image, write_mask
 from atrous.data.labels import CITYSCAPES_LABEL_IDS, CITYSCAPES_TRAIN_IDS, VOC, Labels
-from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
-from atrous.prediction.predictor import Predictor
+from atrous.prediction.predictor import Predictor, weights_digest
 
 COMPETITIONS = ("comp5", "comp6")
 """VOC's: trained on VOC's data alone, or on any."""
@@ -147,7 +145,7 @@ def write(
     labels = Labels(card.names, card.palette, card.ignore)
     _check_classes(labels, listing)
     settings = {
-        "weights": _digest(network),
+        "weights": weights_digest(network),
         "split": split,
         "competition": competition,
         "output_stride": output_stride or network.output_stride,
@@ -191,16 +189,8 @@ def _listing(data: str | Path, split: str) -> tuple[str, Listing]:
 
 def _check_classes(labels: Labels, listing: Listing) -> None:
     if labels.names != listing.labels.names:
-        theirs, ours = f"{len(labels)} classes, {named(labels.names)}", named(listing.labels.names)
+        theirs, ours = f"{len(labels)} classes, {first_few(labels.names)}", first_few(listing.labels.names)
         raise ValueError(f"the model has {theirs}; expected the {len(listing.labels)} of {listing.place}, {ours}")
-
-
-def _digest(model: DeepLabV3) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
@@ -260,9 +250,9 @@ def _faults(archive: Path, server: _Server, listing: Listing, split: str) -> lis
     twice = [name for name, count in found.items() if count > 1]
     if absent:
         wanted = f"{server.folder('comp6', split)}/{absent[0]}{server.end}"
-        lines.append(f"{len(absent)} of {len(images)} predictions are missing: {named(absent)}; expected {wanted}")
-    lines += [f"{len(extra)} files are not expected: {named(extra)}"] if extra else []
-    lines += [f"{len(twice)} images have more than one prediction: {named(twice)}"] if twice else []
+        lines.append(f"{len(absent)} of {len(images)} predictions are missing: {first_few(absent)}; expected {wanted}")
+    lines += [f"{len(extra)} files are not expected: {first_few(extra)}"] if extra else []
+    lines += [f"{len(twice)} images have more than one prediction: {first_few(twice)}"] if twice else []
     if found and server.end != ".png" and ids <= set(range(len(CITYSCAPES_LABEL_IDS))):
         lines.append(f"no file has an id above {max(ids, default=0)}: train ids, it seems; expected label ids, 7 to 33")
     return lines
@@ -290,7 +280,7 @@ def _fault(content: bytes, item: Item, server: _Server, ids: set[int]) -> str:
     here = {int(value) for value in np.flatnonzero(counts)}
     ids |= here
     wrong = [f"{value} ({counts[value]} pixels)" for value in sorted(here - server.ids)]
-    return f"id {named(wrong)}; expected {min(server.ids)}..{max(server.ids)}" if wrong else ""
+    return f"id {first_few(wrong)}; expected {min(server.ids)}..{max(server.ids)}" if wrong else ""
 
 
 def _members(archive: Path) -> Iterator[tuple[str, bytes]]:

@@ -62,7 +62,7 @@ def do(job: Job) -> None:
 
 def _evaluate(training: Training, device: str | None) -> None:
     assert training.data
-    split = (training.recipe.val_split if training.recipe else None) or "val"
+    split = (training.recipe.data.val_split if training.recipe else None) or "val"
     model, _ = load(training.model or training.run)
     if training.model:
         model.longest_side = None  # the paper evaluates images at their own size

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,13 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from atrous.evaluation.distributed import distributed_context
 from atrous.reproduction.plan import Training
 from atrous.training import checkpoint
-from atrous.training.config import Recipe, override
+from atrous.training.config import ModelConfig, Recipe, override
 from atrous.training.stages import finished
 from atrous.training.state import State, build_model
-
-_ARCHITECTURE = (
-    "backbone", "head", "last_block", "multi_grid", "aspp_rates", "aspp_pointwise", "image_pooling", "output_stride",
-)  # fmt: skip
 
 
 def seconds_left(trainings: Iterable[Training], device: str | None) -> dict[str, float]:
@@ -51,24 +48,23 @@ def steps_left(training: Training) -> int:
     """Steps that a training has before it."""
     if training.recipe is None or finished(training.run, training.recipe):
         return 0
-    return training.recipe.iterations - (checkpoint.steps(training.run) or [0])[-1]
+    return training.recipe.schedule.iterations - (checkpoint.steps(training.run) or [0])[-1]
 
 
 def flops_of_step(recipe: Recipe) -> float:
     """FLOPs of one training step: the backward pass costs two forward passes."""
-    architecture = override(Recipe(weights=None), {key: getattr(recipe, key) for key in _ARCHITECTURE})
-    return 3.0 * flops(architecture, recipe.crop_size) * recipe.batch
+    return 3.0 * flops(replace(recipe.model, weights=None), recipe.data.crop_size) * recipe.optim.batch_size
 
 
 @lru_cache(maxsize=1024)
-def flops(recipe: Recipe, size: tuple[int, int]) -> float:
+def flops(config: ModelConfig, size: tuple[int, int]) -> float:
     """FLOPs of one forward pass on one image of H, W, at the output stride of training.
 
     Raises:
         ValueError: if the network cannot be built.
     """
     with torch.device("meta"):
-        model = build_model(recipe, 21).eval()
+        model = build_model(config, 21).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.low_resolution_logits(torch.empty(1, 3, *size, device="meta"))
     return float(counter.get_total_flops())
@@ -80,8 +76,8 @@ def measured_speed(trainings: Iterable[Training]) -> float | None:
     for training in trainings:
         recipe = training.recipe
         if recipe and not training.replicas and finished(training.run, recipe):
-            done += flops_of_step(recipe) * recipe.iterations
-            seconds += training_seconds(training.run, recipe.batch)
+            done += flops_of_step(recipe) * recipe.schedule.iterations
+            seconds += training_seconds(training.run, recipe.optim.batch_size)
     return done / seconds if seconds else None
 
 
@@ -103,13 +99,14 @@ def training_seconds(run: Path, batch_size: int) -> float:
 def probed_speed(recipe: Recipe, device: str | None) -> float:
     """FLOPs a second of a training step on random images, two at a time on a CPU."""
     with distributed_context(device) as ctx:
-        batch = recipe.batch if ctx.device.type == "cuda" else min(2, recipe.batch)
-        tried = override(recipe, {"weights": None, "batch": batch, "accumulate": 1, "class_weights": None, "ema": 0.0})
+        batch = recipe.optim.batch_size if ctx.device.type == "cuda" else min(2, recipe.optim.batch_size)
+        changes = {"weights": None, "batch_size": batch, "grad_accum_steps": 1, "class_weights": None, "ema_decay": 0.0}
+        tried = override(recipe, changes)
         state = State.build(tried, 21, 255, ctx)
-        images = torch.randint(0, 256, (batch, 3, *recipe.crop_size), dtype=torch.uint8)
-        labels = torch.randint(0, 21, (batch, *recipe.crop_size), dtype=torch.uint8)
+        images = torch.randint(0, 256, (batch, 3, *recipe.data.crop_size), dtype=torch.uint8)
+        labels = torch.randint(0, 21, (batch, *recipe.data.crop_size), dtype=torch.uint8)
         for _ in range(2):
             started = time.perf_counter()
-            state.take_step([(images, labels, [])], recipe.lr, ctx)
+            state.take_step([(images, labels, [])], recipe.optim.lr, ctx)
             seconds = time.perf_counter() - started
     return flops_of_step(tried) / seconds

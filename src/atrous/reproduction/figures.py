@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from atrous.data.datasets.dataset import SegmentationDataset
-from atrous.data.image_io import Normalization, Pixels, write_image
+from atrous.data.image_io import Pixels, write_image
 from atrous.data.overlay import overlay
 from atrous.data.sampling import open_splits
 from atrous.evaluation.distributed import pick_device
@@ -104,11 +104,11 @@ def write_pictures(plan: Plan, path: Path) -> None:
         caption = "prediction" if len(plan.grid.cells) == 1 else cell.label
         models[caption] = model.to(pick_device(plan.options.device)).for_inference()
     assert training.data
-    dataset = open_splits(training.data, (training.recipe.val_split if training.recipe else None) or "val")
+    dataset = open_splits(training.data, (training.recipe.data.val_split if training.recipe else None) or "val")
     if plan.what == "figure-7":
         assert training.recipe
-        chosen = training.recipe.bootstrap
-        classes = hardest_classes(training.recipe) if chosen == "auto" else tuple(chosen)
+        chosen = training.recipe.data.bootstrap
+        classes = hardest_classes(training.recipe.model.weights) if chosen == "auto" else tuple(chosen)
         indices = images_with_most(dataset, classes)
     else:
         indices = spread_with_failure(next(iter(models.values())), dataset, setting.output_stride)
@@ -117,11 +117,9 @@ def write_pictures(plan: Plan, path: Path) -> None:
 
 def predicted(model: DeepLabV3, image: torch.Tensor, output_stride: int) -> Pixels:
     """The classes of an image, uint8 3,H,W, as uint8 H,W."""
-    device = next(model.parameters()).device
     with inference(model, output_stride):
-        ids = predict_classes(model, Normalization(model.mean, model.std)(image[None].to(device)))
-    array: Pixels = ids[0].cpu().numpy()
-    return array
+        mask: Pixels = predict_classes(model, image[None])[0].cpu().numpy()
+    return mask
 
 
 def spread_with_failure(

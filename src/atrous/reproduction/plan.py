@@ -10,16 +10,16 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from atrous.data.sampling import open_splits
-from atrous.evaluation.inference_settings import Setting
+from atrous.evaluation.evaluate import Setting
 from atrous.reproduction.specs import GRIDS, PRESETS, Cell, Grid, Preset, recipe_of
 from atrous.reproduction.toy_dataset import write_toy_dataset
 from atrous.training import checkpoint
-from atrous.training.config import Recipe, override
+from atrous.training.config import Recipe, override, settings_of
 from atrous.training.recipes import RECIPES
 from atrous.training.stages import finished
 
@@ -165,7 +165,7 @@ def pooled(plans: Iterable[Plan]) -> dict[str, Training]:
         for name, training in planned.trainings.items():
             there = pool.get(name, training)
             pool[name] = replace(there, settings=tuple(dict.fromkeys((*there.settings, *training.settings))))
-    return dict(sorted(pool.items(), key=lambda item: item[1].recipe.seed if item[1].recipe else 0))
+    return dict(sorted(pool.items(), key=lambda item: item[1].recipe.run.seed if item[1].recipe else 0))
 
 
 def plan(what: str, options: Options, *, dry: bool = False) -> Plan:
@@ -223,7 +223,7 @@ def _base(grid: Grid, preset: Preset, options: Options) -> tuple[Recipe, Preset]
     if options.iterations:
         base = override(base, {"iterations": options.iterations})
     # One validation, after the last step: the last weights are kept, not the best on the images that are scored.
-    return override(base, {"val_every": base.iterations}), preset
+    return override(base, {"val_every": base.schedule.iterations}), preset
 
 
 def _data(options: Options, preset: Preset, grid: Grid, dry: bool) -> str | None:
@@ -240,13 +240,13 @@ def _data(options: Options, preset: Preset, grid: Grid, dry: bool) -> str | None
 def _fitted(base: Recipe, data: str, more: list[str], notes: list[str]) -> tuple[Recipe, tuple[str, ...]]:
     """The base without class weights of other data, and the classes; ValueError if a split is missing."""
     try:
-        splits = (base.train_split, base.val_split, *more)
+        splits = (base.data.train_split, base.data.val_split, *more)
         names = [open_splits(data, split).labels.names for split in splits if split][0]
     except ValueError as error:
         if "no split" in str(error):
             raise ValueError(f"{error}; --set train_split=NAME and val_split=NAME choose others") from error
         raise
-    count = len(base.class_weights or names)
+    count = len(base.loss.class_weights or names)
     if count != len(names):
         notes.append(f"no class weights: the preset's are for {count} classes, the data have {len(names)}")
         base = override(base, {"class_weights": None})
@@ -280,7 +280,7 @@ class _Planner:
 
     def use(self, cell: Cell, seed: int) -> Use:
         """The training of a cell with a seed, and the setting of its evaluation."""
-        base = override(self.base, {"seed": self.base.seed + seed})
+        base = override(self.base, {"seed": self.base.run.seed + seed})
         after = ""
         if cell.pretrained:
             after = self._add(self._pretraining(base), self.options.pretraining)
@@ -288,13 +288,13 @@ class _Planner:
             first = replace(cell, changes=cell.first_stage)
             after = self._add(recipe_of(first, base, self.preset), self.data)
         recipe = recipe_of(cell, base, self.preset)
-        setting = cell.setting or Setting(recipe.output_stride)
+        setting = cell.setting or Setting(recipe.model.output_stride)
         return self._add(recipe, self.data, after, setting, cell.replicas), setting
 
     def _pretraining(self, base: Recipe) -> Recipe:
         if self.preset.recipe is not None:
             return override(base, {"class_weights": None})
-        coco = RECIPES["coco-resnet101"]
+        coco = RECIPES["coco-resnet101"].data
         return override(base, {"train_split": coco.train_split, "val_split": coco.val_split})
 
     def _add(
@@ -315,7 +315,7 @@ class _Planner:
     def _has_other_classes(self, first: Training) -> bool:
         if not first.data or first.data == self.data or first.recipe is None:
             return False
-        return len(open_splits(first.data, first.recipe.train_split).labels) != self.classes
+        return len(open_splits(first.data, first.recipe.data.train_split).labels) != self.classes
 
     def _folder(self, name: str) -> Path:
         return self.options.folder / "runs" / name
@@ -323,12 +323,13 @@ class _Planner:
 
 def _name(recipe: Recipe, data: str | None, after: str | None, replicas: int) -> str:
     # A digest of what differs from the defaults, so that a key that is added one day renames nothing.
-    defaults = asdict(Recipe())
-    values = asdict(override(recipe, {"weights": None}) if after else recipe)
+    defaults = settings_of(Recipe())
+    values = settings_of(recipe) | ({"weights": None} if after else {})
     changed = {key: value for key, value in values.items() if value != defaults[key]}
     digest = _digest({"recipe": changed, "data": data, "after": after, "replicas": replicas})
-    backbone = recipe.backbone.rpartition("/")[2].removeprefix("tf_")
-    return f"{backbone}-{recipe.head}-os{recipe.output_stride}-b{recipe.batch}-s{recipe.seed}-{digest}"
+    model, batch_size = recipe.model, recipe.optim.batch_size
+    backbone = model.backbone.rpartition("/")[2].removeprefix("tf_")
+    return f"{backbone}-{model.head}-os{model.output_stride}-b{batch_size}-s{recipe.run.seed}-{digest}"
 
 
 def _digest(values: Any) -> str:

@@ -135,7 +135,7 @@ def _reason(training: Training, status: int) -> str:
 
 def progress(training: Training) -> str:
     """How far a running training is, by the last step in its log."""
-    steps = training.recipe.iterations if training.recipe else 0
+    steps = training.recipe.schedule.iterations if training.recipe else 0
     try:
         step = (training.run / "log.csv").read_text(encoding="utf-8").splitlines()[-1].partition(",")[0]
     except (OSError, IndexError):

@@ -16,7 +16,7 @@ from atrous.atomic import written_whole
 from atrous.reproduction.estimate import training_seconds
 from atrous.reproduction.plan import Plan, Training, read_result
 from atrous.reproduction.specs import Cell, recipe_of
-from atrous.training.config import Recipe, differences
+from atrous.training.config import Recipe, differences, settings_of
 from atrous.training.recipes import RECIPES
 
 _PAPER_RELATIVE, _OUR_RELATIVE, _TO_FIRST = "paper, to its best", "ours, to the same", "to the first"
@@ -85,7 +85,8 @@ def rows_of(plan: Plan) -> list[Row]:
             result = read_result(training.result(setting)) or {}
             if result.get("miou") is not None:
                 values.append(100 * result["miou"])
-                seconds.append(training_seconds(training.run, training.recipe.batch) if training.recipe else 0.0)
+                recipe = training.recipe
+                seconds.append(training_seconds(training.run, recipe.optim.batch_size) if recipe else 0.0)
         rows.append(Row(cell, tuple(values), tuple(seconds)))
     return rows
 
@@ -185,11 +186,12 @@ def _scaled(plan: Plan, cell: Cell) -> str:
     if plan.options.model:
         return ""
     recipe = recipe_of(cell, plan.base, plan.preset)
-    network = [recipe.backbone] if cell.depth and recipe.backbone != f"resnet{cell.depth}" else []
+    values, backbone = settings_of(recipe), recipe.model.backbone
+    network = [backbone] if cell.depth and backbone != f"resnet{cell.depth}" else []
     scaled = [
-        f"{key} {getattr(recipe, key)}"
-        for key in ("crop", "batch")
-        if key in cell.changes and cell.changes[key] != getattr(recipe, key)
+        f"{key} {values[key]}"
+        for key in ("crop", "batch_size")
+        if key in cell.changes and cell.changes[key] != values[key]
     ]
     return ", ".join(network + scaled)
 
@@ -205,8 +207,8 @@ def _scale(plan: Plan) -> str:
     first = next(iter(plan.trainings.values()))
     if first.recipe is None:
         return "no training: a model that is given"
-    seeds = f"{plan.options.seeds} seeds" if plan.options.seeds > 1 else f"seed {first.recipe.seed}"
-    iterations = first.recipe.iterations
+    seeds = f"{plan.options.seeds} seeds" if plan.options.seeds > 1 else f"seed {first.recipe.run.seed}"
+    iterations = first.recipe.schedule.iterations
     return f"data {first.data}, {iterations} iterations, {seeds}; the last weights, not the best on val"
 
 
@@ -239,7 +241,7 @@ def _nearest(recipe: Recipe) -> tuple[str, dict[str, Any]]:
     """The named recipe that differs in the fewest keys, and the values of those keys."""
     name = min(RECIPES, key=lambda known: len(differences(RECIPES[known], recipe)))
     keys = [line.partition(":")[0] for line in differences(RECIPES[name], recipe)]
-    return name, {key: getattr(recipe, key) for key in keys}
+    return name, {key: settings_of(recipe)[key] for key in keys}
 
 
 def _yaml(value: Any) -> str:

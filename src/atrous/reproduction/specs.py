@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
 
-from atrous.data.sampling import VOC_HARD_CLASSES
-from atrous.evaluation.evaluate import PAPER_SCALES
-from atrous.evaluation.inference_settings import Setting
+from atrous.data.labels import VOC_HARD_CLASSES
+from atrous.evaluation.evaluate import PAPER_SCALES, Setting
 from atrous.training.config import Recipe, override
 from atrous.training.recipes import RECIPES
 
@@ -128,8 +127,8 @@ PRESETS = {
     "tiny": Preset(
         "folder-efficientnet_lite0",
         {
-            "crop": 65, "batch": 8, "iterations": 150, "warmup": 5, "lr": 2e-3, "ema": 0.0, "batch_norm_decay": 0.9,
-            "photometric": 0.0, "scales": (0.8, 1.6),
+            "crop": 65, "batch_size": 8, "iterations": 150, "warmup": 5, "lr": 2e-3, "ema_decay": 0.0,
+            "batch_norm_decay": 0.9, "color_jitter": 0.0, "scales": (0.8, 1.6),
         },
         _LITE,
         f"a generated toy dataset, crops of 65: a test of the machinery, not of the paper; {_LAST_STAGE}",
@@ -235,9 +234,11 @@ def _table_8() -> tuple[Cell, ...]:
 
 def _table_9() -> tuple[Cell, ...]:
     paper = {4: 64.43, 8: 75.76, 12: 76.49, 16: 77.21}
-    cells = [Cell({"batch size": str(size), "in parts": "1"}, value, {"batch": size}) for size, value in paper.items()]
+    cells = [
+        Cell({"batch size": str(size), "in parts": "1"}, value, {"batch_size": size}) for size, value in paper.items()
+    ]
     # The gradient of a batch of 16, batch norm's statistics of 4.
-    return (*cells, Cell({"batch size": "16", "in parts": "4"}, None, {"batch": 16, "accumulate": 4}))
+    return (*cells, Cell({"batch size": "16", "in parts": "4"}, None, {"batch_size": 16, "grad_accum_steps": 4}))
 
 
 def _table_10() -> tuple[Cell, ...]:
@@ -247,7 +248,7 @@ def _table_10() -> tuple[Cell, ...]:
         Cell(
             {"train output_stride": str(train), "eval output_stride": str(tested)},
             value,
-            {"output_stride": train, "batch": batches[train]},
+            {"output_stride": train, "batch_size": batches[train]},
             Setting(tested),
         )
         for tested in paper
@@ -269,23 +270,23 @@ _SECOND_STAGE: dict[str, Any] = {"train_split": "train", "output_stride": 8, "ba
 # Not the paper's: ablations of the recipes for few images.
 _PARTS: dict[str, dict[str, Any]] = {
     "the recipe": {},
-    "no EMA of the weights": {"ema": 0.0},
+    "no EMA of the weights": {"ema_decay": 0.0},
     "no class weights": {"class_weights": None},
-    "no color jitter": {"photometric": 0.0},
+    "no color jitter": {"color_jitter": 0.0},
     "new layers at the learning rate of the old": {"head_lr_factor": 1.0},
     "images at their own size": {"longest_side": None, "scales": (0.75, 2.0)},
     "batch norm of the backbone trained": {"batch_norm": "train"},
     "ClassMix on half of the crops": {"class_mix": 0.5},
-    "repeat-factor sampling below 30% of the images": {"balance": 0.3},
+    "repeat-factor sampling below 30% of the images": {"repeat_factor_threshold": 0.3},
     "from random weights": {"weights": None, "reset_head": False, "batch_norm": "train"},
 }
 _PSEUDO: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "the labelled images alone": {"train_split": "train"},
     "the pseudo-labelled images alone": {"train_split": "pseudo"},
-    "no repeat-factor sampling": {"balance": 0.0},
-    "no EMA of the weights": {"ema": 0.0},
-    "no color jitter": {"photometric": 0.0},
+    "no repeat-factor sampling": {"repeat_factor_threshold": 0.0},
+    "no EMA of the weights": {"ema_decay": 0.0},
+    "no color jitter": {"color_jitter": 0.0},
     "all batch norm trained": {"batch_norm": "train"},
     "ClassMix on half of the crops": {"class_mix": 0.5},
 }
@@ -342,12 +343,12 @@ def recipe_of(cell: Cell, base: Recipe, preset: Preset) -> Recipe:
     """A cell's recipe: its changes over the base; crop, batch and learning rate scaled from the paper to the base."""
     changes = dict(cell.changes)
     if "crop" in changes:
-        changes["crop"] = scaled_crop(base.crop, changes["crop"])
-    if "batch" in changes:
-        parts = changes.get("accumulate", 1)
-        changes["batch"] = max(1, round(changes["batch"] * base.batch / PAPER_BATCH / parts)) * parts
+        changes["crop"] = scaled_crop(base.data.crop, changes["crop"])
+    if "batch_size" in changes:
+        parts, size = changes.get("grad_accum_steps", 1), changes["batch_size"]
+        changes["batch_size"] = max(1, round(size * base.optim.batch_size / PAPER_BATCH / parts)) * parts
     if "lr" in changes:
-        changes["lr"] = changes["lr"] * (base.lr / Recipe().lr)
+        changes["lr"] = changes["lr"] * (base.optim.lr / Recipe().optim.lr)
     if changes.get("bootstrap") == HARD:
         changes["bootstrap"] = preset.hard
     if cell.depth:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
-from atrous.training.config import Recipe
+from atrous.training.config import LossConfig
 
 
 class Distillation:
@@ -23,16 +23,16 @@ class Distillation:
         ValueError: if the teacher has other classes than the student, or another normalisation.
     """
 
-    def __init__(self, recipe: Recipe, student: DeepLabV3) -> None:
-        assert recipe.teacher
-        teacher, card = load(recipe.teacher, output_stride=student.output_stride)
+    def __init__(self, config: LossConfig, student: DeepLabV3) -> None:
+        assert config.teacher
+        teacher, card = load(config.teacher, output_stride=student.output_stride)
         if teacher.num_classes != student.num_classes:
-            raise ValueError(f"teacher {recipe.teacher} has {teacher.num_classes} classes, not {student.num_classes}")
+            raise ValueError(f"teacher {config.teacher} has {teacher.num_classes} classes, not {student.num_classes}")
         if (card.mean, card.std) != (tuple(student.mean), tuple(student.std)):
-            raise ValueError(f"teacher {recipe.teacher} normalises images in another way than {recipe.backbone}")
+            raise ValueError(f"teacher {config.teacher} normalises images in another way than the student")
         self.model: DeepLabV3 | None = teacher
         self.ready: DeepLabV3 | None = None
-        self.share, self.temperature = recipe.teacher_weight, recipe.teacher_temperature
+        self.share, self.temperature = config.teacher_weight, config.teacher_temperature
 
     def mixed(self, loss: Tensor, logits: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
         """The loss summed over pixels, a part of it replaced by the divergence from the teacher.

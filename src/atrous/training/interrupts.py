@@ -111,11 +111,12 @@ def explained(recipe: Recipe, run: Path, step: Callable[[], int]) -> Iterator[No
             ) from error
         if not is_out_of_memory(error):
             raise
-        crop = recipe.crop_size
+        crop, optim = recipe.data.crop_size, recipe.optim
         raise MemoryError(
-            f"out of memory at step {step()}, {_asked_for(error)} with {recipe.batch // recipe.accumulate} crops of "
-            f"{crop[0]}x{crop[1]} at a time (over all processes) at output stride {recipe.output_stride}: "
-            "lower crop or batch, or raise accumulate or output_stride"
+            f"out of memory at step {step()}, {_asked_for(error)} with {optim.batch_size // optim.grad_accum_steps} "
+            f"crops of {crop[0]}x{crop[1]} at a time (over all processes) at output stride "
+            f"{recipe.model.output_stride}: "
+            "lower crop or batch_size, or raise grad_accum_steps or output_stride"
         ) from error
 
 

@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from atrous.data.datasets.dataset import Sample, SegmentationDataset
-from atrous.data.image_io import Normalization
 from atrous.data.sampling import Presence, bootstrap_factors, open_splits, pixel_counts, repeat_factors, repeated
 from atrous.data.transforms import Augment, class_mix
 from atrous.evaluation.distributed import DistributedContext, EpochIndex, ResumableBatchSampler, generator
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import read_card, resolve
-from atrous.training.config import Recipe
+from atrous.ops.normalization import Normalization
+from atrous.training.config import DataConfig, LossConfig, OptimConfig
 from atrous.training.interrupts import is_out_of_memory
 
 
@@ -56,48 +56,60 @@ class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
         return class_mix(pair, over, draws, self.augment.ignore)
 
 
-def open_data(recipe: Recipe, data: str | Path) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+def open_data(
+    data: str | Path, config: DataConfig, loss: LossConfig
+) -> tuple[SegmentationDataset, SegmentationDataset | None]:
     """What a recipe trains on, and what it validates on, if anything.
 
     Raises:
         ValueError: if a split is not there, or the classes do not go with the recipe or with each other.
     """
-    dataset = open_splits(data, recipe.train_split)
+    dataset = open_splits(data, config.train_split)
     classes = len(dataset.labels)
-    if recipe.class_weights and len(recipe.class_weights) != classes:
-        raise ValueError(f"class_weights has {len(recipe.class_weights)} values, the data {classes} classes")
-    if recipe.teacher and (taught := read_card(resolve(recipe.teacher)).names) != dataset.labels.names:
-        raise ValueError(f"teacher {recipe.teacher} knows the classes {', '.join(taught)}; the data has others")
-    held_out = open_splits(data, recipe.val_split) if recipe.val_split else None
+    if loss.class_weights and len(loss.class_weights) != classes:
+        raise ValueError(f"class_weights has {len(loss.class_weights)} values, the data {classes} classes")
+    if loss.teacher and (taught := read_card(resolve(loss.teacher)).names) != dataset.labels.names:
+        raise ValueError(f"teacher {loss.teacher} knows the classes {', '.join(taught)}; the data has others")
+    held_out = open_splits(data, config.val_split) if config.val_split else None
     if held_out and held_out.labels != dataset.labels:
-        raise ValueError(f"the splits {recipe.train_split} and {recipe.val_split} of {data} have different classes")
+        raise ValueError(f"the splits {config.train_split} and {config.val_split} of {data} have different classes")
     return dataset, held_out
 
 
-def sampled(dataset: SegmentationDataset, presence: Presence, recipe: Recipe) -> SegmentationDataset:
-    """With the images of hard and of rare classes as often as the recipe asks for."""
+def sampled(
+    dataset: SegmentationDataset, presence: Presence, config: DataConfig, weights: str | None, seed: int
+) -> SegmentationDataset:
+    """With the images of hard and of rare classes repeated.
+
+    Args:
+        dataset: of the run.
+        presence: which image holds which class, N,K.
+        config: bootstrapping and repeat-factor sampling.
+        weights: that the run starts from.
+        seed: of the run.
+    """
     factors = np.ones(len(dataset))
-    if recipe.bootstrap:
-        classes = hardest_classes(recipe) if recipe.bootstrap == "auto" else recipe.bootstrap
-        factors = bootstrap_factors(presence, dataset.labels, classes, recipe.bootstrap_times)
-    if recipe.balance:
-        factors = np.maximum(factors, repeat_factors(presence, recipe.balance))
-    return repeated(dataset, factors, seed=recipe.seed)
+    if config.bootstrap:
+        classes = hardest_classes(weights) if config.bootstrap == "auto" else config.bootstrap
+        factors = bootstrap_factors(presence, dataset.labels, classes, config.bootstrap_times)
+    if config.repeat_factor_threshold:
+        factors = np.maximum(factors, repeat_factors(presence, config.repeat_factor_threshold))
+    return repeated(dataset, factors, seed=seed)
 
 
-def hardest_classes(recipe: Recipe, count: int = 5) -> tuple[str, ...]:
-    """The classes of lowest IoU in the last validation of the model that a recipe starts from.
+def hardest_classes(weights: str | None, count: int = 5) -> tuple[str, ...]:
+    """The classes of lowest IoU in the last validation of the model that a run starts from.
 
     Raises:
         ValueError: if it starts from none, or from one without IoU by class.
     """
-    if recipe.weights in (None, "imagenet"):
+    if weights in (None, "imagenet"):
         raise ValueError("bootstrap is auto, expected weights of a run, whose hardest classes are taken")
-    assert recipe.weights
-    measured = {} if is_tflite(recipe.weights) else read_card(resolve(recipe.weights)).metrics
+    assert weights
+    measured = {} if is_tflite(weights) else read_card(resolve(weights)).metrics
     by_class = measured.get("val", {}).get("iou")
     if not by_class:
-        raise ValueError(f"bootstrap is auto, but {recipe.weights} has no IoU by class; name the classes")
+        raise ValueError(f"bootstrap is auto, but {weights} has no IoU by class; name the classes")
     scored = {name: iou for name, iou in by_class.items() if iou is not None}
     return tuple(sorted(scored, key=scored.__getitem__)[:count])
 
@@ -123,29 +135,29 @@ def check_masks(dataset: SegmentationDataset, *, labelled: bool = True) -> Prese
     return presence
 
 
-def crops_of(dataset: SegmentationDataset, recipe: Recipe, model: DeepLabV3) -> Crops:
-    """A data set as crops for a model, augmented as the recipe asks for."""
+def crops_of(dataset: SegmentationDataset, config: DataConfig, model: DeepLabV3, seed: int) -> Crops:
+    """A data set as crops for a model, augmented."""
     augment = Augment(
-        crop=recipe.crop,
-        scales=recipe.scales,
-        flip=recipe.flip,
+        crop=config.crop,
+        scales=config.scales,
+        flip=config.flip,
         fill=Normalization(model.mean, model.std).fill,
         ignore=dataset.labels.ignore,
-        photometric=recipe.photometric,
-        longest_side=recipe.longest_side,
+        color_jitter=config.color_jitter,
+        longest_side=config.longest_side,
     )
-    return Crops(dataset, augment, recipe.seed, recipe.class_mix)
+    return Crops(dataset, augment, seed, config.class_mix)
 
 
-def loader(crops: Crops, recipe: Recipe, start: int, workers: int, ctx: DistributedContext) -> DataLoader[Any]:
-    """This process's share of the crops, part by part, from step `start` to the last."""
+def loader(crops: Crops, config: OptimConfig, steps: range, workers: int, ctx: DistributedContext) -> DataLoader[Any]:
+    """This process's share of the crops, part by part, for some steps."""
     stream = ResumableBatchSampler(
         len(crops.dataset),
-        seed=recipe.seed,
-        batch=recipe.batch,
-        parts=recipe.accumulate,
-        start=start,
-        stop=recipe.iterations,
+        seed=crops.seed,
+        batch_size=config.batch_size,
+        parts=config.grad_accum_steps,
+        start=steps.start,
+        stop=steps.stop,
         rank=ctx.rank,
         size=ctx.size,
     )

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from atrous.atomic import write_text
-from atrous.data.image_io import Normalization, write_image
+from atrous.data.image_io import write_image
 from atrous.data.overlay import overlay
 from atrous.evaluation.evaluate import Evaluation, inference, predict_classes
 from atrous.models.deeplab import DeepLabV3
@@ -39,15 +39,15 @@ class RunLogger:
         run: the run's folder.
         iterations: steps in all.
         start: steps done before.
-        batch: images in a step.
+        batch_size: images in a step.
         silent: write and print nothing.
         log_every: steps between rows of ``log.csv``.
     """
 
     def __init__(
-        self, run: Path, *, iterations: int, start: int, batch: int, silent: bool = False, log_every: int = 10
+        self, run: Path, *, iterations: int, start: int, batch_size: int, silent: bool = False, log_every: int = 10
     ) -> None:
-        self.run, self.iterations, self.start, self.batch = run, iterations, start, batch
+        self.run, self.iterations, self.start, self.batch_size = run, iterations, start, batch_size
         self.silent, self.log_every = silent, log_every
         self.console = Console(stderr=True, quiet=silent, markup=False, emoji=False)  # names of files hold anything
         self.live = self.console.is_terminal
@@ -87,7 +87,7 @@ class RunLogger:
             self.progress.update(self.task, completed=step)
             return
         seconds = time.perf_counter() - self.clock
-        rate = len(self.losses) * self.batch / seconds
+        rate = len(self.losses) * self.batch_size / seconds
         mean, memory = sum(self.losses) / len(self.losses), peak_memory_mb()
         self.losses, self.clock = [], time.perf_counter()
         row = {"step": step, "loss": mean, "lr": lr, "images_per_second": rate, "memory_mb": memory}
@@ -96,7 +96,7 @@ class RunLogger:
         self.progress.update(self.task, completed=step, description=f"loss {mean:.4f}", rate=text)
         plain_every = max(self.log_every, self.iterations // PLAIN_LINES // self.log_every * self.log_every)
         if not self.live and step % plain_every == 0:
-            left = (self.iterations - step) * self.batch / rate
+            left = (self.iterations - step) * self.batch_size / rate
             self.console.print(f"step {step}/{self.iterations}  {text}  {left / 60:.0f} min left", soft_wrap=True)
 
     def validated(self, step: int, found: Evaluation, best: bool) -> None:
@@ -154,13 +154,11 @@ def _closing(board: Any) -> Iterator[None]:
 
 def predictions_picture(model: DeepLabV3, dataset: SegmentationDataset, count: int = PICTURES) -> Any:
     """Rows of photo, truth and prediction, spread over the data set: H,W,3 uint8."""
-    normalise = Normalization(model.mean, model.std)
-    device = next(model.parameters()).device
     rows = []
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int):
         sample = dataset[int(index)]
         with inference(model):
-            mask = predict_classes(model, normalise(sample.image[None].to(device)))[0].cpu().numpy()
+            mask = predict_classes(model, sample.image[None])[0].cpu().numpy()
         photo = sample.image.permute(1, 2, 0).numpy()
         drawn = [overlay(photo, ids, dataset.labels, legend=False) for ids in (sample.mask.numpy(), mask)]
         rows.append(np.concatenate([photo, *map(np.asarray, drawn)], 1))

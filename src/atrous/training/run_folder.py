@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from atrous.models.output_stride import Dial
 from atrous.models.weights import ModelCard
 from atrous.ops.resize import grid_size
 from atrous.training import checkpoint
-from atrous.training.config import Recipe, differences
+from atrous.training.config import ModelConfig, Recipe, differences, settings_of
 from atrous.training.recipes import load_recipe
 from atrous.training.state import State, loses_scale
 
@@ -61,17 +60,17 @@ _FOLDED = (
 )
 
 
-def _of_small_crop(recipe: Recipe) -> str:
+def _of_small_crop(config: ModelConfig, crop: tuple[int, int]) -> str:
     """A warning where no atrous branch of ASPP can learn more than its centre (section 3.3, Figure 4).
 
     Branches that a model's weights bring have learnt it already; they warn of a crop within one output stride.
     """
-    if recipe.head != "aspp" or not recipe.aspp_rates:
+    if config.head != "aspp" or not config.aspp_rates:
         return ""
-    stride, (height, width) = recipe.output_stride, recipe.crop_size
+    stride, (height, width) = config.output_stride, crop
     rows, columns = (grid_size(side, stride) // stride + 1 for side in (height, width))
-    rate = min(Dial(stride).aspp_rates(recipe.aspp_rates))
-    if max(rows, columns) > (rate if recipe.weights in (None, "imagenet") else 2):
+    rate = min(Dial(stride).aspp_rates(config.aspp_rates))
+    if max(rows, columns) > (2 if config.from_model else rate):
         return ""
     return (
         f"Warning: crops of {height}x{width} pixels are maps of {rows}x{columns} at output stride {stride}, where the "
@@ -90,12 +89,15 @@ def headline_of(
     """What is about to be trained, on what, as one line; a warning before it, where there is one."""
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     going = f"going on at step {state.step}" if state.step else "starting"
-    schedule = f", of a schedule of {recipe.poly_iterations}" if recipe.poly_iterations else ""
+    schedule = recipe.schedule
+    warnings = _FOLDED if loses_scale(recipe.model, state.model) else ""
+    warnings += "" if state.step else _of_small_crop(recipe.model, recipe.data.crop_size)
+    longer = f", of a schedule of {schedule.schedule_iterations}" if schedule.schedule_iterations else ""
     return (
-        f"{_FOLDED if loses_scale(recipe, state.model) else ''}{'' if state.step else _of_small_crop(recipe)}"
-        f"{recipe.backbone}, output stride {recipe.output_stride}, {parameters / 1e6:.1f} M parameters; "
+        f"{warnings}"
+        f"{recipe.model.backbone}, output stride {recipe.model.output_stride}, {parameters / 1e6:.1f} M parameters; "
         f"{len(dataset)} images to train on, {len(held_out) if held_out else 0} to validate on, from {data}; "
-        f"{going}, {recipe.iterations} steps of {recipe.batch}{schedule}; run folder {run}"
+        f"{going}, {schedule.iterations} steps of {recipe.optim.batch_size}{longer}; run folder {run}"
     )
 
 
@@ -121,10 +123,10 @@ def card_of(
         palette=labels.palette,
         mean=model.mean,
         std=model.std,
-        output_stride=recipe.output_stride,
-        longest_side=recipe.longest_side,
+        output_stride=recipe.model.output_stride,
+        longest_side=recipe.data.longest_side,
         ignore=labels.ignore,
         metrics=metrics,
-        data=f"{Path(str(data)).name}, split {recipe.train_split}, {len(dataset)} images",
-        recipe=asdict(recipe),
+        data=f"{Path(str(data)).name}, split {recipe.data.train_split}, {len(dataset)} images",
+        recipe=settings_of(recipe),
     )

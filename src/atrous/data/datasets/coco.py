@@ -1,25 +1,23 @@
-"""COCO as VOC (section 4.3, "Pretrained on COCO"): instance JSON and photographs, read as masks of VOC's 21 classes.
+"""COCO's instances as masks of VOC's 21 classes (section 4.3, "Pretrained on COCO").
 
 The paper: "we only select the images that have annotation regions larger than 1000 pixels and contain the classes
 defined in PASCAL VOC 2012 ... the MS-COCO classes not defined in PASCAL VOC 2012 are all treated as background". Here:
 
-- An image is kept if it has an annotation of one of VOC's 20 classes, no crowd, whose `area` is above 1,000. How many
-  are left out, and why, is in the listing.
-- Other categories are background and cover nothing: a cup on a table is table, for COCO's polygon of the table runs on
-  under it.
-- Where regions overlap, the smaller `area` lies on top, in the order of the file among equals.
+- An image is kept if it has an annotation of one of VOC's 20 classes, not a crowd, with an `area` above 1,000. The
+  listing says how many are left out, and why.
+- Other categories are background and cover nothing: a cup on a table is table, because COCO's polygon of the table
+  continues under it.
+- Where regions overlap, the one of smaller `area` is on top; among equals, the later in the file.
 - Crowds of VOC's classes are ignored pixels, 255, and take part in that order; other crowds are background.
 
-The masks of `objects/` (shared data) were drawn in just that order from the same polygons.
-
 Layout: `annotations/instances_SPLIT2017.json` with `SPLIT2017/`, as distributed (2014 likewise: the newest year
-counts), or plainly `instances_SPLIT.json` with `images/SPLIT/`. The paper's trainval_minus_minival is train of 2017.
+counts), or `instances_SPLIT.json` with `images/SPLIT/`. The paper's trainval_minus_minival is train of 2017.
 
     pip install 'atrous[coco]'
     dataset = open_dataset("coco:PATH", "train")
 
-A file of 450 MB is read as text, an annotation at a time, and what is kept of one is where in the file it stands: a
-worker draws a mask from what it reads there.
+The JSON, 450 MB, is parsed one annotation at a time, and only the byte range of each is kept; a loader worker reads and
+draws the annotations of one image when it needs that mask.
 """
 
 from __future__ import annotations
@@ -37,12 +35,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.datasets.base import Item, Layout, Listing, named
+from atrous.data.datasets.base import Item, Layout, Listing, first_few
 from atrous.data.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import VOC, coco_to_voc
 
 MIN_AREA = 1000
-"""An image is kept if a region is larger than so many pixels."""
+"""An image is kept if a region has more than this many pixels."""
 
 _PUBLISHED = "COCO is published at https://cocodataset.org/#download (train2017, val2017, annotations_trainval2017)"
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -50,7 +48,7 @@ _YEAR = re.compile(r"20\d\d$")
 
 
 class _Region(NamedTuple):
-    """An annotation: its value in the mask, and where in the file it stands."""
+    """An annotation: its area, its value in the mask, and its byte range in the file."""
 
     area: float
     value: int
@@ -67,8 +65,8 @@ class CocoMask:
         image_id: in that file.
         height: of the image, pixels.
         width: likewise.
-        regions: value, first and last byte in the file of each annotation, int64, in the order of drawing; as bytes,
-            for there are half a million annotations to pickle.
+        regions: value, first and last byte of each annotation, int64 N,3, in the order of drawing; as bytes, which
+            pickle fast: there are half a million annotations.
     """
 
     path: Path
@@ -85,7 +83,7 @@ class CocoMask:
 
         Raises:
             FileNotFoundError: if the file is gone.
-            ValueError: naming file and annotation, if it is not what it was when it was listed, or cannot be drawn.
+            ValueError: naming file and annotation, if the file has changed since it was listed, or cannot be drawn.
         """
         mask = np.zeros((self.height, self.width), dtype=np.uint8)
         with self.path.open("rb") as file:
@@ -130,7 +128,7 @@ def draw(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
             raise ValueError(f"RLE of size {segmentation['size']} in an image of {[height, width]}")
         counts = segmentation["counts"]
         counts = _run_lengths(counts) if isinstance(counts, str) else counts
-        # Of runs that are too short, pycocotools would give whatever lies in the memory behind them.
+        # Where runs are too short, pycocotools would return whatever is in the memory behind them.
         if min(counts, default=0) < 0 or sum(counts) != height * width:
             raise ValueError("RLE that does not fill the image")
         encoded = coder.frPyObjects({"size": [height, width], "counts": counts}, height, width)
@@ -138,7 +136,7 @@ def draw(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
 
 
 def _run_lengths(text: str) -> list[int]:
-    """Of COCO's compressed counts: five bits a character, signed; from the third on, less the one before the last."""
+    """Decode COCO's compressed counts: signed, five bits a character, from the third on less the count two before."""
     counts: list[int] = []
     value = shift = 0
     for code in (ord(character) - 48 for character in text):
@@ -160,7 +158,7 @@ def _polygons(polygons: list[Any], height: int, width: int) -> list[Any]:
         inside = np.abs(points) <= 2 * max(height, width) + 1
         if points.ndim != 1 or len(points) % 2 or not inside.all():
             raise ValueError(f"a polygon of {points.size} numbers that are not x, y, ... about the image")
-    # A polygon of no area, so that a list of only such ones can be drawn, too: as nothing.
+    # If none is left, one polygon without area: pycocotools draws it as nothing, and would fail on an empty list.
     return [polygon for polygon in polygons if len(polygon) >= 6] or [[0, 0, 0, 0, 0, 0]]
 
 
@@ -172,20 +170,20 @@ def _coder() -> Any:
 
 
 def _files(root: Path) -> dict[str, tuple[Path, str]]:
-    """JSON file and name of the images' folder by split; of the same split in two years the later."""
-    found = {}
+    """JSON file and name of the images' folder by split; the later of two years."""
+    files = {}
     for folder in (root, root / "annotations"):
         for path in sorted(folder.glob("instances_*.json")):
             full = path.stem.removeprefix("instances_")
-            found[_YEAR.sub("", full) or full] = (path, full)
-    return found
+            files[_YEAR.sub("", full) or full] = (path, full)
+    return files
 
 
-def _find(root: Path) -> Path | None:
+def _recognise(root: Path) -> Path | None:
     return root if _files(root) else None
 
 
-def _list(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str) -> Listing:
     _coder()
     path, name = _files(root)[split]
     try:
@@ -202,12 +200,12 @@ def _images(root: Path, name: str) -> Path:
 
 
 def _listing(path: Path, folder: Path) -> Listing:
-    # Latin-1, in which a place in the text is the place in the file.
+    # In Latin-1, an index into the text is an offset in the file.
     images, regions, categories = _index(path.read_bytes().decode("latin-1"))
     values = {number: coco_to_voc(name) for number, name in categories.items()}
     if not any(values.values()):
         raise ValueError(
-            f"none of its {len(categories)} categories is a class of VOC: {named(list(categories.values()))}"
+            f"none of its {len(categories)} categories is a class of VOC: {first_few(list(categories.values()))}"
         )
     items, absent, left_out = [], [], Counter[str]()
     for number, (name, height, width) in images.items():
@@ -220,7 +218,7 @@ def _listing(path: Path, folder: Path) -> Listing:
             flat = array("q", (part for region in ours for part in region[1:]))
             mask = CocoMask(path, number, height, width, flat.tobytes())
             items.append(Item(str(Path(name).with_suffix("")), folder / name, mask))
-    problems = [f"{folder}: {len(absent)} images of {path.name} are not there: {named(absent)}; {_PUBLISHED}"]
+    problems = [f"{folder}: {len(absent)} images of {path.name} are not there: {first_few(absent)}; {_PUBLISHED}"]
     lost = sum(map(len, regions.values()))
     warnings = [f"{path}: {lost} annotations are of {len(regions)} images that it does not list"]
     return Listing(
@@ -233,9 +231,9 @@ def _listing(path: Path, folder: Path) -> Listing:
     )
 
 
-def _ours(found: list[tuple[_Region, int]], values: dict[int, int]) -> Iterator[_Region]:
+def _ours(regions: list[tuple[_Region, int]], values: dict[int, int]) -> Iterator[_Region]:
     """The regions of VOC's classes, each with its class's id, or 255 for a crowd."""
-    for region, category in found:
+    for region, category in regions:
         if values[category]:
             yield region if region.value else region._replace(value=values[category])
 
@@ -274,7 +272,7 @@ def _size(record: dict[str, Any]) -> tuple[int, int]:
 
 
 def _records(text: str) -> Iterator[tuple[str, Any, int, int]]:
-    """Key, element, its first and last place, for the elements of every list in an object: one at a time, not all."""
+    """Key, element, start and end of each element of every list in a JSON object, parsed one at a time."""
     decode = json.JSONDecoder().raw_decode
     place = _after(text, 0, "{")
     while text[place] != "}":
@@ -293,9 +291,9 @@ def _records(text: str) -> Iterator[tuple[str, Any, int, int]]:
 
 
 def _skipped(text: str, place: int) -> int:
-    found = _SPACE.match(text, place)
-    assert found is not None
-    return found.end()
+    space = _SPACE.match(text, place)
+    assert space is not None
+    return space.end()
 
 
 def _after(text: str, place: int, mark: str) -> int:
@@ -306,15 +304,15 @@ def _after(text: str, place: int, mark: str) -> int:
 
 
 def _next(text: str, place: int, end: str) -> int:
-    """The place of the next element, or that of the bracket that ends them."""
+    """Where the next element starts, or the bracket that ends them."""
     place = _skipped(text, place)
     return place if text[place : place + 1] == end else _after(text, place, ",")
 
 
-COCO_LAYOUT = Layout(
+LAYOUT = Layout(
     "annotations/instances_train2017.json and train2017/, or instances_train.json and images/train/",
     _PUBLISHED,
-    _find,
+    _recognise,
     lambda root: list(_files(root)),
-    _list,
+    _read,
 )

@@ -120,12 +120,12 @@ class Replica:
             torch.set_num_threads(1)
         self.recipe, self.crops, self.held_out, self.workers = recipe, crops, held_out, workers
         self.ctx = DistributedContext(0, 1, torch.device(device))
-        torch.manual_seed(generator(recipe.seed, number).initial_seed())  # dropout is to differ between replicas
+        torch.manual_seed(generator(recipe.run.seed, number).initial_seed())  # dropout is to differ between replicas
         model = model.to(self.ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.train()
         self.optimizer = Gradients(model)
-        objective = Objective(model, recipe, crops.dataset.labels.ignore).to(self.ctx.device)
-        scaler = torch.amp.GradScaler(self.ctx.device.type, enabled=recipe.amp == "fp16")
+        objective = Objective(model, recipe.loss, recipe.optim.amp, crops.dataset.labels.ignore).to(self.ctx.device)
+        scaler = torch.amp.GradScaler(self.ctx.device.type, enabled=recipe.optim.amp == "fp16")
         self.state = State(recipe, model, objective, objective, self.optimizer, scaler, None)
         self.pool = ThreadPoolExecutor(max(1, workers))
         self.ahead: dict[int, list[list[Future[Any]]]] = {}
@@ -170,7 +170,7 @@ class Replica:
         assert self.held_out is not None
         self._load(weights)
         with default_form("model"):
-            return evaluate(self.state.model, self.held_out, output_stride=self.recipe.val_output_stride)
+            return evaluate(self.state.model, self.held_out, output_stride=self.recipe.run.val_output_stride)
 
     def _load(self, weights: Weights) -> None:
         # Ray's arrays are read-only, which PyTorch warns of.
@@ -179,9 +179,9 @@ class Replica:
     def _request(self, batch: int) -> None:
         stream = ResumableBatchSampler(
             len(self.crops.dataset),
-            seed=self.recipe.seed,
-            batch=self.recipe.batch,
-            parts=self.recipe.accumulate,
+            seed=self.recipe.run.seed,
+            batch_size=self.recipe.optim.batch_size,
+            parts=self.recipe.optim.grad_accum_steps,
             start=batch,
             stop=batch + 1,
         )

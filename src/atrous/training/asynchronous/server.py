@@ -58,7 +58,7 @@ def train_asynchronously(
     """Train a model with replicas that do not wait for each other; validate and save it along the way.
 
     Args:
-        recipe: the whole run. `batch` is that of each push, and `iterations` the pushes of all replicas together.
+        recipe: the whole run. `batch_size` is that of each push, and `iterations` the pushes of all replicas together.
         data: as for `open_dataset`.
         run: folder to write, as of a synchronous run; with ``staleness.json`` and ``staleness.csv``.
         replicas: processes; each takes a core, or a GPU, or a share of one where there are too few.
@@ -79,20 +79,22 @@ def train_asynchronously(
     ctx = DistributedContext(0, 1, torch.device("cpu"))
     with Signals() as signals, ExitStack() as stack:
         with signals.starting():
-            dataset, held_out = open_data(recipe, data)
-            dataset = sampled(dataset, check_masks(dataset), recipe)
+            dataset, held_out = open_data(data, recipe.data, recipe.loss)
+            dataset = sampled(dataset, check_masks(dataset), recipe.data, recipe.model.weights, recipe.run.seed)
             stack.enter_context(checkpoint.lock(run))
             claim(run, recipe, resume, ctx)
             saved = saved_state(run, dataset) if resume else None
             state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
             if held_out:
                 check_masks(held_out, labelled=False)
-                check_reachable(recipe.val_output_stride or recipe.output_stride, state.model.backbone.reachable, "val")
+                check_reachable(recipe.val_output_stride, state.model.backbone.reachable, "val")
             server = Server(state, (saved or {}).get("asynchronous"))
-            crops = crops_of(dataset, recipe, state.model)
+            crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
             given = {"recipe": recipe, "crops": crops, "held_out": held_out, "workers": workers}
             fleet = stack.enter_context(Fleet(replicas, state.model, given, chosen))
-        report = RunLogger(run, iterations=recipe.iterations, start=state.step, batch=recipe.batch)
+        report = RunLogger(
+            run, iterations=recipe.schedule.iterations, start=state.step, batch_size=recipe.optim.batch_size
+        )
         headline = f"{headline_of(recipe, data, run, state, dataset, held_out)}; {replicas} asynchronous replicas"
         stack.enter_context(explained(recipe, run, lambda: state.step))
         stack.enter_context(report.running(headline))
@@ -156,7 +158,7 @@ class Server:
         """The next batch to work on; None if all are done or given out."""
         if self.again:
             return self.again.pop(0)
-        if self.next >= self.recipe.iterations:
+        if self.next >= self.recipe.schedule.iterations:
             return None
         self.out.add(self.next)
         self.next += 1
@@ -292,7 +294,7 @@ class Office:
         validate = state.must_validate(self.held_out)
         if validate:
             self.snapshots.append(self.server.snapshot())
-        if validate or state.step % recipe.save_every == 0 or state.step == recipe.iterations:
+        if validate or state.step % recipe.run.save_every == 0 or state.step == recipe.schedule.iterations:
             self.save()
 
     def _validated(self, snapshot: State, found: Evaluation) -> None:
@@ -325,8 +327,8 @@ class Office:
 
     def save(self) -> None:
         """Write a checkpoint, and the staleness so far."""
-        self.state._check_finite()
-        state = {**self.state._to_save(), "data": describe(self.dataset), "asynchronous": self.server.to_save()}
+        self.state.check_finite()
+        state = {**self.state.to_save(), "data": describe(self.dataset), "asynchronous": self.server.to_save()}
         checkpoint.save(self.run, self.state.step, state)
         summary = {"replicas": self.fleet.size, **self.server.staleness.as_dict()}
         write_text(self.run / "staleness.json", json.dumps(summary, indent=1) + "\n")
