@@ -98,7 +98,7 @@ FLAGS = {
     "submit check": ["--data", "--help", "--json", "--split", "-h"],
     "reproduce": [
         "--backbone", "--data", "--device", "--dry-run", "--help", "--iterations", "--json", "--model", "--out",
-        "--preset", "--pretraining", "--seeds", "--set", "--workers", "-h", "-j",
+        "--parallel", "--preset", "--pretraining", "--seeds", "--set", "--workers", "-h", "-j",
     ],
 }  # fmt: skip
 """Every flag there is. A new one needs a better reason than a key of the recipe has."""
