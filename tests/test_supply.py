@@ -9,7 +9,10 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
 import atrous
+from atrous import yaml_io
 from atrous.training.config import Recipe, override
 from forks import Forked
 

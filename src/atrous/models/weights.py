@@ -6,7 +6,6 @@ normalisation, what was measured, on which data, with which recipe, under which 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -22,6 +21,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from atrous.atomic import written_whole
+from atrous.messages import did_you_mean
 from atrous.models.backbone import mismatch
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.output_stride import LONGEST_SIDE
@@ -236,8 +237,7 @@ def resolve(source: str | Path) -> Path:
             if file.is_file():
                 return file
         raise ValueError(f"{path} holds neither {MODEL_FILE} nor best/{MODEL_FILE}")
-    near = difflib.get_close_matches(str(source), names(), 1, 0.4)
-    hint = f"; did you mean {near[0]}?" if near else f"; the names are: {', '.join(names()) or 'none'}"
+    hint = did_you_mean(source, names(), otherwise="the names are")
     raise ValueError(f"there is no weight file, run folder or named model {str(source)!r}{hint}")
 
 

@@ -19,10 +19,10 @@ from atrous.data.sampling import Presence, bootstrap_factors, open_splits, pixel
 from atrous.data.transforms import Augment, class_mix
 from atrous.evaluation.distributed import DistributedContext, EpochIndex, ResumableBatchSampler, generator
 from atrous.models.deeplab import DeepLabV3
-from atrous.platforms import leave_process_group, place_sockets
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import read_card, resolve
 from atrous.ops.normalization import Normalization
+from atrous.platforms import leave_process_group, place_sockets
 from atrous.training.config import DataConfig, LossConfig, OptimConfig
 from atrous.training.interrupts import is_out_of_memory
 

@@ -19,8 +19,8 @@ from atrous.atomic import write_text
 from atrous.data.image_io import write_image
 from atrous.data.overlay import overlay
 from atrous.evaluation.evaluate import Evaluation, inference, predict_classes
-from atrous.platforms import peak_memory
 from atrous.models.deeplab import DeepLabV3
+from atrous.platforms import peak_memory
 
 if TYPE_CHECKING:
     from atrous.data.datasets.dataset import SegmentationDataset
