@@ -1,4 +1,4 @@
-"""Save and resume everything, so that a killed run goes on as if nothing had happened.
+"""Checkpoints that a kill at any moment leaves usable, and the lock of a run folder.
 
 A checkpoint is a folder ``checkpoints/step-N`` with ``state.pt`` (tensors and plain values; read with
 ``weights_only``) and ``manifest.json`` (its SHA-256). It is written under another name beside its target, flushed to
@@ -121,8 +121,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def steps(run: Path) -> list[int]:
     """Steps of the checkpoints in a run's folder, whole or not, in order."""
-    found = (path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*"))
-    return sorted(int(name) for name in found if name.isdecimal())
+    names = (path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*"))
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def is_whole(folder: Path) -> bool:

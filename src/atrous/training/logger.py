@@ -1,4 +1,4 @@
-"""What a run tells of itself: live progress, ``log.csv``, TensorBoard events, a picture of some predictions."""
+"""Log a run: progress, ``log.csv``, TensorBoard events, a picture of some predictions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PICTURES = 4
 
 
 class RunLogger:
-    """The account of one run; silent on all processes but the first.
+    """The logger of one run; silent on all processes but the first.
 
     Args:
         run: the run's folder.
@@ -86,16 +86,16 @@ class RunLogger:
             self.progress.update(self.task, completed=step)
             return
         seconds = time.perf_counter() - self.clock
-        rate = len(self.losses) * self.batch_size / seconds
+        speed = len(self.losses) * self.batch_size / seconds
         mean, memory = sum(self.losses) / len(self.losses), peak_memory_mb()
         self.losses, self.clock = [], time.perf_counter()
-        row = {"step": step, "loss": mean, "lr": lr, "images_per_second": rate, "memory_mb": memory}
+        row = {"step": step, "loss": mean, "lr": lr, "images_per_second": speed, "memory_mb": memory}
         self._write(step, row)
-        text = f"loss {mean:.4f}  rate {lr:.2e}  {rate:.1f} images/s  {memory:.0f} MB"
+        text = f"loss {mean:.4f}  lr {lr:.2e}  {speed:.1f} images/s  {memory:.0f} MB"
         self.progress.update(self.task, completed=step, description=f"loss {mean:.4f}", rate=text)
         plain_every = max(self.log_every, self.iterations // PLAIN_LINES // self.log_every * self.log_every)
         if not self.live and step % plain_every == 0:
-            left = (self.iterations - step) * self.batch_size / rate
+            left = (self.iterations - step) * self.batch_size / speed
             self.console.print(f"step {step}/{self.iterations}  {text}  {left / 60:.0f} min left", soft_wrap=True)
 
     def validated(self, step: int, found: Evaluation, best: bool) -> None:
