@@ -283,6 +283,12 @@ RENAMED = {
 """Names of settings in recipes of before, for the error."""
 
 
+RESUMABLE = (
+    "iterations", "schedule_iterations", "power", "warmup", "lr", "val_every", "val_output_stride", "save_every",
+)  # fmt: skip
+"""Settings that a run can be resumed with other values of: later steps alone depend on them."""
+
+
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """Every setting by its own name, without its part."""
     return {key: getattr(getattr(recipe, part), key) for key, part in PART_OF.items()}

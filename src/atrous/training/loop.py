@@ -62,7 +62,7 @@ def train(
             dataset, held_out = open_data(data, recipe.data, recipe.loss)
             dataset = sampled(dataset, check_masks(dataset), recipe.data, recipe.model.weights, recipe.run.seed)
             claimed.enter_context(checkpoint.lock(run) if ctx.first else nullcontext())
-            claim(run, recipe, resume, ctx)
+            changed = claim(run, recipe, resume, ctx)
             saved = saved_state(run, dataset) if resume else None
             state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
             ctx.agree(state.step, f"the processes find {run} at different steps; all must see the same folder")
@@ -75,7 +75,7 @@ def train(
             run, iterations=iterations, start=state.step, batch_size=recipe.optim.batch_size, silent=not ctx.first
         )
         alone, save = ctx.size == 1, partial(state.save, run, ctx, describe(dataset))
-        headline = headline_of(recipe, data, run, state, dataset, held_out)
+        headline = headline_of(recipe, data, run, state, dataset, held_out) + changed
         with explained(recipe, run, lambda: state.step), logger.running(headline):
             # A run that was stopped while it validated begins with that.
             while state.step < iterations or state.must_validate(held_out):

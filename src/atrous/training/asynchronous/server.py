@@ -82,7 +82,7 @@ def train_asynchronously(
             dataset, held_out = open_data(data, recipe.data, recipe.loss)
             dataset = sampled(dataset, check_masks(dataset), recipe.data, recipe.model.weights, recipe.run.seed)
             stack.enter_context(checkpoint.lock(run))
-            claim(run, recipe, resume, ctx)
+            changed = claim(run, recipe, resume, ctx)
             saved = saved_state(run, dataset) if resume else None
             state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
             if held_out:
@@ -95,7 +95,9 @@ def train_asynchronously(
         logger = RunLogger(
             run, iterations=recipe.schedule.iterations, start=state.step, batch_size=recipe.optim.batch_size
         )
-        headline = f"{headline_of(recipe, data, run, state, dataset, held_out)}; {replicas} asynchronous replicas"
+        headline = (
+            f"{headline_of(recipe, data, run, state, dataset, held_out)}; {replicas} asynchronous replicas{changed}"
+        )
         stack.enter_context(explained(recipe, run, lambda: state.step))
         stack.enter_context(logger.running(headline))
         coordinator = Coordinator(server, fleet, logger, run, data, dataset, held_out)
