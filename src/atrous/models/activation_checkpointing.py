@@ -19,8 +19,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from atrous.ops.conv_kernels.dispatch import current_form, default_form
-
 
 class Checkpointed:
     """Mixed into a unit's class: its forward pass in training keeps its input only."""
@@ -30,7 +28,7 @@ class Checkpointed:
         assert isinstance(self, nn.Module)
         if not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
             return super().__call__(*inputs)  # type: ignore[misc]
-        contexts = functools.partial(_contexts, self, current_form())
+        contexts = functools.partial(_contexts, self)
         return checkpoint(super().__call__, *inputs, use_reentrant=False, context_fn=contexts)  # type: ignore[misc]
 
 
@@ -59,16 +57,15 @@ def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
     return type(f"Checkpointed{kind.__name__}", (Checkpointed, kind), {"__module__": kind.__module__})
 
 
-def _contexts(unit: nn.Module, form: str) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _contexts(unit: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """For the first time and for the second, which may run in another thread."""
-    return nullcontext(), _second_time(unit, form)
+    return nullcontext(), _second_time(unit)
 
 
 @contextmanager
-def _second_time(unit: nn.Module, form: str) -> Iterator[None]:
+def _second_time(unit: nn.Module) -> Iterator[None]:
     norms = [module for module in unit.modules() if isinstance(module, _BatchNorm)]
     with ExitStack() as stack:
-        stack.enter_context(default_form(form))
         for norm in norms:
             stack.callback(setattr, norm, "momentum", norm.momentum)
             norm.momentum = 0.0  # the statistics stay what they are; without them other tensors would be kept

@@ -19,8 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from atrous.models.activation_checkpointing import set_checkpointing
 from atrous.models.resnet import Basic, Bottleneck, ResNet, Unit
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame
-from atrous.ops.conv_kernels.onednn import DTYPES, fuses, holds
-from atrous.ops.packed_conv import PackedConv2d, PackedConv2dSame
+from atrous.ops.packed_conv import DTYPES, PackedConv2d, PackedConv2dSame, fuses, holds
 
 _PROBE = 65
 """Side of the picture that is sent through a model to see which batch norm reads which convolution."""

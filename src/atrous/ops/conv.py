@@ -225,10 +225,10 @@ def parallel(x: Tensor, layers: Sequence[AtrousConv2d]) -> list[Tensor]:
 
 
 def _together(x: Tensor, layers: Sequence[AtrousConv2d]) -> list[Tensor]:
-    found = atrous_conv2d_fast(x, [layer.weight for layer in layers], [layer.rate for layer in layers])
+    maps = atrous_conv2d_fast(x, [layer.weight for layer in layers], [layer.rate for layer in layers])
     return [
         y if layer.bias is None else y + layer.bias.to(y.dtype)[:, None, None]
-        for y, layer in zip(found, layers, strict=True)
+        for y, layer in zip(maps, layers, strict=True)
     ]
 
 

@@ -16,7 +16,6 @@ from atrous.data.datasets.dataset import SegmentationDataset
 from atrous.evaluation.distributed import DistributedContext, distributed_context
 from atrous.evaluation.evaluate import evaluate
 from atrous.models.output_stride import check_reachable
-from atrous.ops.conv_kernels.dispatch import default_form
 from atrous.ops.malloc import memory_kept
 from atrous.training import checkpoint
 from atrous.training.config import Recipe
@@ -56,7 +55,7 @@ def train(
         FloatingPointError: if loss or gradients are not finite; the step is not taken.
         MemoryError: if a step needs more memory than there is.
     """
-    with distributed_context(device) as ctx, Signals() as signals, default_form("model"), ExitStack() as claimed:
+    with distributed_context(device) as ctx, Signals() as signals, ExitStack() as claimed:
         claimed.enter_context(memory_kept(ctx.device))
         with signals.starting():
             dataset, held_out = open_data(recipe, data)
