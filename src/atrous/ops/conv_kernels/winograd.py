@@ -52,7 +52,7 @@ TILES_OF_A_PRODUCT = 24
 """With fewer tiles, reading the transformed weights takes longer than the products that they spare."""
 
 RANGE = 300
-"""Largest weight of a filter over the mean of its absolute weights, above which sums of weights lose too many digits."""
+"""Largest weight of a filter over the mean of their absolute values, above which sums of weights lose digits."""
 
 CACHED_WEIGHTS = 1 << 20
 """Weights whose transformed form stays in the cache."""
