@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from atrous.data.datasets.dataset import Item, SegmentationDataset
-from atrous.data.image_io import IMAGENET
 from atrous.data.labels import VOC
 from atrous.data.transforms import Augment
 from atrous.evaluation.distributed import generator
+from atrous.ops.normalization import IMAGENET
 from benchmarks.timing import Candidate
 
 FILES = 16

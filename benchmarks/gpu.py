@@ -220,7 +220,7 @@ def right_argmax(args: argparse.Namespace, device: torch.device, report: Report)
 
 def right_conv(args: argparse.Namespace, device: torch.device, report: Report) -> None:
     """Every form of atrous convolution, forward and both gradients, against float64 on the CPU."""
-    from atrous.ops.conv_kernels.dispatch import FORMS, FULL_FORMS, atrous_conv2d_fast
+    from atrous.ops.conv_kernels.dispatch import FORMS, atrous_conv2d_fast
 
     for depthwise in (False, True):
         channels, filters, size = (64, 48, 17) if args.quick else (256, 128, 33)
@@ -233,11 +233,9 @@ def right_conv(args: argparse.Namespace, device: torch.device, report: Report) -
             dtype = DTYPES.get(kind, torch.float32)
             exact = _conv_passes(None, x.to(dtype).double(), [w.to(dtype).double() for w in weights], rates, ups)
             for form in FORMS:
-                if depthwise and form in FULL_FORMS:
+                if form != "library" and depthwise != (form == "depthwise"):
                     continue
                 name = f"{'depthwise' if depthwise else 'conv'} {form} {kind}"
-                if form == "triton" and (device.type != "cuda" or kind == "float32"):
-                    continue
                 with report.step(name), _tf32(kind == "tf32"):
 
                     def run(x: Tensor, ws: list[Tensor], rates: list[int], form: str = form) -> list[Tensor]:
@@ -280,7 +278,7 @@ def right_inference(args: argparse.Namespace, device: torch.device, report: Repo
     for name in ("objects-mobilenetv2", "camvid-efficientnet_lite0")[: 1 if args.quick else None]:
         model, _ = atrous.load(name)
         model.eval()
-        from atrous.data.image_io import Normalization
+        from atrous.ops.normalization import Normalization
 
         x = Normalization(model.mean, model.std)(photo)[None]
         with torch.inference_mode():
@@ -324,13 +322,13 @@ def _world(device: torch.device) -> Any:
 
 def _training(network: tuple[str, int, int], device: torch.device, **changes: Any) -> tuple[Any, Any]:
     """A state of `atrous train` and a batch of noise: backbone, crop, images."""
-    from atrous.training.config import Recipe
+    from atrous.training.config import Recipe, override
     from atrous.training.state import State
 
     backbone, size, batch = network
-    recipe = replace(Recipe(), **{"backbone": backbone, "weights": None, "batch": batch, "crop": size, **changes})
+    recipe = override(Recipe(), {"backbone": backbone, "weights": None, "batch_size": batch, "crop": size, **changes})
     if backbone == "resnet18":
-        recipe = replace(recipe, multi_grid=None)
+        recipe = override(recipe, {"multi_grid": None})
     state = State.build(recipe, 21, 255, _world(device))
     draws = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=draws)
@@ -525,7 +523,6 @@ def fast_infer(args: argparse.Namespace, device: torch.device, report: Report) -
         forms: dict[str, Callable[[], nn.Module]] = {
             "eager float32": lambda model=model: model,
             "ours": lambda model=model: model.for_inference(),
-            "ours, auto": lambda model=model: model.for_inference(),
         }
         if args.compile:
             forms["compiled"] = lambda model=model: model.for_inference(compile=True)
@@ -534,9 +531,7 @@ def fast_infer(args: argparse.Namespace, device: torch.device, report: Report) -
                 x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
                 with report.step(f"infer {name} {form} batch {batch}"):
                     net = build()
-                    from atrous.ops.conv_kernels.dispatch import default_form
-
-                    with torch.inference_mode(), default_form("auto" if form == "ours, auto" else "model"):
+                    with torch.inference_mode():
                         spent = seconds(lambda net=net, x=x: net(x), device, 2 if args.quick else 15, 3)
                     report.add(
                         f"infer {name} {form} batch {batch}", milliseconds=spent * 1e3, per_image=spent * 1e3 / batch
@@ -571,9 +566,10 @@ def fast_profile(args: argparse.Namespace, device: torch.device, report: Report)
 
 def tables(args: argparse.Namespace, device: torch.device, report: Report) -> None:
     """The cells of the paper's tables on CamVid, several at once, until they are done or the time is over."""
-    from atrous.reproduction.plan import Options, Training, plan
     from atrous.reproduction.scheduler import Queue
     from atrous.reproduction.worker import Worker
+
+    from atrous.reproduction.plan import Options, Training, plan
     from atrous.training.config import Recipe
 
     steps = 4 if args.quick else args.iterations
@@ -615,7 +611,7 @@ def tables(args: argparse.Namespace, device: torch.device, report: Report) -> No
         miou = {slug: round(100 * found["miou"], 2) for slug, found in results.items()}
         report.add(
             training.name, images_per_second=_rate(training.run), kind=kind, why=why, cells=cells[training.name],
-            miou=miou, seed=recipe.seed,
+            miou=miou, seed=recipe.run.seed,
             seconds=time.monotonic() - began.get(training.name, started), at=time.monotonic() - started,
         )  # fmt: skip
 

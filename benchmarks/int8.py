@@ -29,7 +29,6 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 from atrous.data.datasets.dataset import SegmentationDataset, open_dataset
-from atrous.data.image_io import Normalization
 from atrous.evaluation.evaluate import evaluate, predict_classes
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
@@ -43,7 +42,7 @@ class Network(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model.plain_network(images)
+        return self.model.network(images)
 
 
 class Runtime:
@@ -70,7 +69,7 @@ class Seen(CalibrationDataReader):
         self.name, self.images = name, self._of(model, dataset, count)
 
     def _of(self, model: DeepLabV3, dataset: SegmentationDataset, count: int) -> Iterator[Tensor]:
-        real, normalise = model.plain_network, Normalization(model.mean, model.std)
+        real = model.network
         for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist():
             seen: list[Tensor] = []
 
@@ -78,10 +77,10 @@ class Seen(CalibrationDataReader):
                 seen.append(images)
                 return real(images)
 
-            model.plain_network = note  # type: ignore[method-assign]
+            model.network = note  # type: ignore[method-assign]
             with torch.inference_mode():
-                predict_classes(model, normalise(dataset[index].image[None]))
-            model.plain_network = real  # type: ignore[method-assign]
+                predict_classes(model, dataset[index].image[None])
+            model.network = real  # type: ignore[method-assign]
             yield from seen
 
     def get_next(self) -> dict[str, Any] | None:
@@ -132,7 +131,7 @@ def main() -> None:
         )  # fmt: skip
         for form, file in (("float32", path), ("int8", small)):
             runtime = Runtime(file, found.threads)
-            model.plain_network = runtime  # type: ignore[method-assign, assignment]
+            model.network = runtime  # type: ignore[method-assign, assignment]
             scores = evaluate(model, dataset).scores
             rows[form] = {
                 "miou": scores.miou,

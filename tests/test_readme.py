@@ -22,8 +22,8 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    photograph = resources.files("atrous") / "prediction" / "assets" / "pavilion.jpg"
-    (tmp_path / "street.jpg").write_bytes(photograph.read_bytes())
+    photograph = resources.files("atrous") / "prediction" / "assets" / "cow.jpg"
+    (tmp_path / "photo.jpg").write_bytes(photograph.read_bytes())
     exec(compile(block, "README.md", "exec"), {})
 
 

@@ -11,10 +11,10 @@ def test_overlay_blends_and_spares_ignored_and_background() -> None:
     image = np.full((200, 300, 3), 100, dtype=np.uint8)
     mask = np.zeros((200, 300), dtype=np.uint8)
     mask[:, 100:200], mask[:, 200:] = 15, 255
-    found = np.asarray(overlay(image, mask, VOC, alpha=0.5, legend=False))
-    assert (found[50, 50] == 100).all() and (found[50, 250] == 100).all()
-    assert np.abs(found[50, 150].astype(int) - (146, 114, 114)).max() <= 1
-    assert (found[50, 99] > 150).all(), "the outline is light"
+    drawn = np.asarray(overlay(image, mask, VOC, alpha=0.5, legend=False))
+    assert (drawn[50, 50] == 100).all() and (drawn[50, 250] == 100).all()
+    assert np.abs(drawn[50, 150].astype(int) - (146, 114, 114)).max() <= 1
+    assert (drawn[50, 99] > 150).all(), "the outline is light"
     with pytest.raises(ValueError, match="expected H,W,3 and H,W"):
         overlay(image, mask[:10], VOC)
 

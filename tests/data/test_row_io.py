@@ -33,9 +33,9 @@ def joined(path: Path, rows: int = 16) -> np.ndarray:
     opened = open_strips(path)
     parts = list(opened.strips(rows))
     assert {len(part) for part in parts[:-1]} <= {rows}
-    found = np.concatenate(parts)
-    assert found.shape[:2] == opened.size and found.dtype == np.uint8
-    return found
+    pixels = np.concatenate(parts)
+    assert pixels.shape[:2] == opened.size and pixels.dtype == np.uint8
+    return pixels
 
 
 def in_mode(mode: str) -> Image.Image:
@@ -180,8 +180,8 @@ def test_a_mask_written_by_rows_is_the_mask(tmp_path: Path, rows: int) -> None:
     write_mask(tmp_path / "w.png", mask, VOC, "a note")
     assert np.array_equal(read_mask(tmp_path / "s.png"), mask)
     assert read_note(tmp_path / "s.png") == read_note(tmp_path / "w.png") == "a note"
-    with Image.open(tmp_path / "s.png") as found, Image.open(tmp_path / "w.png") as expected:
-        assert found.mode == "P" and found.getpalette() == expected.getpalette()
+    with Image.open(tmp_path / "s.png") as by_rows, Image.open(tmp_path / "w.png") as expected:
+        assert by_rows.mode == "P" and by_rows.getpalette() == expected.getpalette()
 
 
 def test_a_mask_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
@@ -199,12 +199,12 @@ def test_a_mask_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
 
 
 def whole_files() -> list[bytes]:
-    found = []
+    files = []
     for kind, options in [("PNG", {}), ("JPEG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})]:
         buffer = io.BytesIO()
         Image.fromarray(picture()).save(buffer, kind, **options)
-        found.append(buffer.getvalue())
-    return found
+        files.append(buffer.getvalue())
+    return files
 
 
 CHANGES = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=8)

@@ -62,12 +62,12 @@ def test_equals_the_plain_way(size: tuple[int, int], crop: int | tuple[int, int]
     augment = Augment(crop)
     image, mask = pair(*size)
     for seed in range(25):
-        found, ids = augment(image, mask, seeded(seed))
+        result, ids = augment(image, mask, seeded(seed))
         expected, expected_ids = reference(augment, image, mask, seeded(seed))
-        assert found.shape == (3, *augment.size) and ids.shape == augment.size
-        assert found.dtype == ids.dtype == torch.uint8 and found.is_contiguous() and ids.is_contiguous()
+        assert result.shape == (3, *augment.size) and ids.shape == augment.size
+        assert result.dtype == ids.dtype == torch.uint8 and result.is_contiguous() and ids.is_contiguous()
         # Half a level for each of the two passes, rows and columns, that are rounded.
-        assert (found - expected).abs().max() <= 1.05
+        assert (result - expected).abs().max() <= 1.05
         # Where floor((i + 1/2) * ratio) falls on a whole number, PyTorch's float may round it down.
         assert (ids != expected_ids).float().mean() <= 0.02
 
@@ -93,26 +93,26 @@ def test_the_crop_shows_what_scaling_all_and_cutting_would() -> None:
     whole = F.interpolate(image[None].float(), (400, 600), mode="bilinear")[0]
     for seed in range(10):
         _, top, left, *_ = torch.rand(7, generator=seeded(seed), dtype=torch.float64).tolist()
-        found, _ = augment(image, mask, seeded(seed))
+        result, _ = augment(image, mask, seeded(seed))
         y, x = 2 * int(top * 151), 2 * int(left * 251)
-        assert (found[:, 2:-2, 2:-2] - whole[:, y + 2 : y + 98, x + 2 : x + 98]).abs().max() <= 1.05
+        assert (result[:, 2:-2, 2:-2] - whole[:, y + 2 : y + 98, x + 2 : x + 98]).abs().max() <= 1.05
 
 
 def test_scales_are_of_the_picture_brought_to_the_longest_side() -> None:
     image, mask = pair(60, 80)
     for longest, factor in ((119, 118 / 79), (40, 39 / 79), (None, 1.0), (1000, 2.0)):
-        found = Augment(33, scales=(0.8, 1.2), longest_side=longest)(image, mask, seeded(3))
+        result = Augment(33, scales=(0.8, 1.2), longest_side=longest)(image, mask, seeded(3))
         expected = Augment(33, scales=(0.8 * factor, 1.2 * factor))(image, mask, seeded(3))
-        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)), longest
+        assert all(torch.equal(one, other) for one, other in zip(result, expected, strict=True)), longest
 
 
 def test_image_and_mask_stay_aligned() -> None:
     image, mask = pair(120, 160)
     augment = Augment(100, ignore=9)
     for seed in range(40):
-        found, ids = augment(image, mask, seeded(seed))
+        crop, ids = augment(image, mask, seeded(seed))
         inside = ids != 9
-        drawn = found[0] > 127
+        drawn = crop[0] > 127
         agree = (drawn == (ids == 1))[inside].float().mean()
         shifted = [(drawn.roll(by, axis) == (ids == 1))[inside].float().mean() for by in (-1, 1) for axis in (0, 1)]
         assert agree > 0.95 and agree > max(shifted), "one pixel off agrees less"
@@ -120,17 +120,17 @@ def test_image_and_mask_stay_aligned() -> None:
 
 def test_padding_is_the_fill_and_the_ignored_id() -> None:
     image, mask = pair(20, 30)
-    found, ids = Augment(64, scales=(1, 1), flip=0, fill=(1, 2, 3), ignore=77)(image, mask, seeded(0))
-    assert (found[:, :20, :30] == image).all() and (ids[:20, :30] == mask).all()
+    result, ids = Augment(64, scales=(1, 1), flip=0, fill=(1, 2, 3), ignore=77)(image, mask, seeded(0))
+    assert (result[:, :20, :30] == image).all() and (ids[:20, :30] == mask).all()
     assert (ids[20:] == 77).all() and (ids[:, 30:] == 77).all()
-    assert (found[:, 20:] == torch.tensor([1, 2, 3]).view(3, 1, 1)).all()
+    assert (result[:, 20:] == torch.tensor([1, 2, 3]).view(3, 1, 1)).all()
     flipped, flipped_ids = Augment(64, scales=(1, 1), flip=1, fill=(1, 2, 3), ignore=77)(image, mask, seeded(0))
-    assert (flipped.flip(-1) == found).all() and (flipped_ids.flip(-1) == ids).all()
+    assert (flipped.flip(-1) == result).all() and (flipped_ids.flip(-1) == ids).all()
 
 
 def test_every_number_comes_from_the_generator() -> None:
     image, mask = pair(60, 80)
-    augment = Augment(49, photometric=0.5)
+    augment = Augment(49, color_jitter=0.5)
     states = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())
     first = [augment(image, mask, seeded(seed)) for seed in range(5)]
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -144,7 +144,7 @@ def test_every_number_comes_from_the_generator() -> None:
 def test_options_draw_the_same_numbers() -> None:
     image, mask = pair(60, 80)
     after = []
-    for augment in (Augment(49), Augment(49, photometric=1), Augment(9, scale_step=0.25, flip=0)):
+    for augment in (Augment(49), Augment(49, color_jitter=1), Augment(9, scale_step=0.25, flip=0)):
         generator = seeded(3)
         augment(image, mask, generator)
         after.append(torch.rand(1, generator=generator).item())
@@ -167,10 +167,10 @@ def test_scales_flips_and_places_cover_their_ranges() -> None:
     assert {int(Augment(91, scales=(1, 1))(image, tops, seeded(s))[1][0, 0]) for s in range(200)} == set(range(10))
 
 
-def test_photometric_changes_the_image_alone() -> None:
+def test_color_jitter_changes_the_image_alone() -> None:
     image, mask = pair(60, 80)
     plain, ids = Augment(120)(image, mask, seeded(0))
-    lit, same = Augment(120, photometric=0.5)(image, mask, seeded(0))
+    lit, same = Augment(120, color_jitter=0.5)(image, mask, seeded(0))
     assert torch.equal(ids, same) and not torch.equal(plain, lit)
     assert torch.equal(plain[:, ids == 255], lit[:, ids == 255]), "padding keeps the mean pixel"
     assert (plain.float().mean() - lit.float().mean()).abs() < 100
@@ -179,9 +179,9 @@ def test_photometric_changes_the_image_alone() -> None:
 def test_inputs_are_left_alone() -> None:
     image, mask = pair(30, 30)
     copies = image.clone(), mask.clone()
-    for augment in (Augment(30, scales=(1, 1), photometric=1), Augment(20), Augment(50)):
-        found, ids = augment(image, mask, seeded(0))
-        found.zero_()
+    for augment in (Augment(30, scales=(1, 1), color_jitter=1), Augment(20), Augment(50)):
+        result, ids = augment(image, mask, seeded(0))
+        result.zero_()
         ids.zero_()
         assert torch.equal(image, copies[0]) and torch.equal(mask, copies[1])
 
@@ -195,7 +195,7 @@ def test_inputs_are_left_alone() -> None:
         ({"scales": (2, 1)}, "scales is"),
         ({"scale_step": 0}, "scale_step is 0"),
         ({"flip": 1.1}, "flip is 1.1"),
-        ({"photometric": -1}, "photometric is -1"),
+        ({"color_jitter": -1}, "color_jitter is -1"),
         ({"ignore": 256}, "ignore is 256"),
     ],
 )

@@ -1,5 +1,9 @@
 """A picture that shows how it is turned, in every mode and orientation, with what a person sees of it."""
 
+import io
+import struct
+import zlib
+
 import numpy as np
 from PIL import Image
 
@@ -33,9 +37,9 @@ def as_mode(mode: str, image: Array | None = None) -> tuple[Image.Image, Array]:
         seen[alpha == 0] = 255
         rgb.putalpha(Image.fromarray(alpha))
         if mode == "P+transparency":
-            found = rgb.quantize(64)
-            colours = np.array(found.convert("RGBA"))
-            return found, np.where(colours[:, :, 3:] == 0, 255, colours[:, :, :3]).astype(np.uint8)
+            indexed = rgb.quantize(64)
+            colours = np.array(indexed.convert("RGBA"))
+            return indexed, np.where(colours[:, :, 3:] == 0, 255, colours[:, :, :3]).astype(np.uint8)
         return rgb.convert(mode), seen
     if mode == "1":
         bits = light > 127
@@ -65,3 +69,17 @@ UNTURN = {  # what a camera held that way stores, of what a person sees
     7: lambda image: image.transpose(Image.Transpose.TRANSVERSE),
     8: lambda image: image.transpose(Image.Transpose.ROTATE_270),
 }
+
+
+def encoded(kind: str, mode: str = "RGB", **options: object) -> bytes:
+    """A noisy picture of 48 rows and 64 columns as a file of a format."""
+    rng = np.random.default_rng(0)
+    noisy = (picture(48, 64) // 2 + rng.integers(0, 60, (48, 64, 3))).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noisy).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -545,7 +545,8 @@ def test_imagenet_weights_make_sense_of_a_photograph() -> None:
     import timm
     from skimage import data
 
-    from atrous.data.image_io import Normalization, to_tensor
+    from atrous.data.image_io import to_tensor
+    from atrous.ops.normalization import Normalization
 
     net = timm.create_model("tf_efficientnet_lite0")
     net.load_state_dict(imagenet.imagenet("timm/tf_efficientnet_lite0"))

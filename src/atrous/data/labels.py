@@ -1,13 +1,13 @@
-"""What the ids of a mask mean: class names, colours, and the lookups between the benchmarks' id spaces.
+"""Class names, colours and ids: of a data set's `dataset.yaml`, of VOC, Cityscapes, COCO and CamVid.
 
-A mask holds one id a pixel. Ids 0 to K-1 are classes; one more id (255 unless told) is ignored by loss and metrics, as
-in section 4 of the paper. The paper evaluates on PASCAL VOC 2012 (21 classes), Cityscapes (19) and pretrains on COCO.
+A mask holds one id a pixel. Ids 0 to K-1 are classes; one more id, 255 by default, is ignored by loss and metrics, as
+in section 4 of the paper. The paper evaluates on PASCAL VOC 2012 (21 classes) and Cityscapes (19), and pretrains on
+COCO.
 
     labels = load_labels("data/camvid/dataset.yaml")
     labels.names[0], labels.palette[0]
 """
 
-import difflib
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from atrous.atomic import write_text
+from atrous.messages import did_you_mean
+from atrous.yaml_io import parse_yaml
+
 Colour = tuple[int, int, int]
 
 IGNORE_COLOUR: Colour = (224, 224, 192)
 """The colour that VOC draws its ignored border in: entry 255 of its colour map."""
 
-_KEYS = ("names", "palette", "ignore")
+_KEYS = ("names", "palette", "ignore", "map")
 _YAML_BYTES = 1 << 20
 
 
@@ -32,12 +36,12 @@ class Labels:
     """The classes of a data set, in the order of their ids.
 
     Attributes:
-        names: K unique, nonempty names; the place in the tuple is the id.
+        names: K unique, nonempty names, 1 to 255; the index is the id.
         palette: K colours, red, green, blue in 0..255.
-        ignore: the id, 0..255 and no class's, of pixels that neither train nor count.
+        ignore: the id, 0..255 and no class's, of pixels that loss and metrics ignore.
 
     Raises:
-        ValueError: if any of that does not hold, or there are no classes, or more than 255.
+        ValueError: if an attribute is not as described.
     """
 
     names: tuple[str, ...]
@@ -71,7 +75,7 @@ def _check_names(names: tuple[str, ...]) -> None:
         )
     for index, name in enumerate(names):
         if not isinstance(name, str):
-            raise ValueError(f"names[{index}] is {_described(name)}; expected a string")
+            raise ValueError(f"names[{index}] is {_described(name)}; expected a string: put it in quotes")
         if not name.strip() or not name.isprintable():
             raise ValueError(f"names[{index}] is {reprlib.repr(name)}; expected a printable, nonempty name")
     if len(set(names)) < len(names):
@@ -90,8 +94,8 @@ def _check_palette(palette: tuple[Colour, ...], count: int) -> None:
 def voc_palette(n: int) -> tuple[Colour, ...]:
     """The first n colours, at most 256, of the colour map of the VOC development kit.
 
-    Bit j of the id, counted from the lowest, gives the bit 7 - j // 3 of red, green or blue for j modulo 3 of 0, 1, 2:
-    so neighbouring ids differ most, and any id has its colour without a table.
+    Bit j of the id, counted from the lowest, becomes bit 7 - j // 3 of red, green or blue, for j modulo 3 of 0, 1, 2.
+    Colours of neighbouring ids therefore differ most.
     """
     if not 0 <= n <= 256:
         raise ValueError(f"voc_palette({n}): expected 0 to 256 colours, one for each value of 8 bits")
@@ -135,21 +139,20 @@ CITYSCAPES = Labels(tuple(row[0] for row in _CITYSCAPES), tuple(row[1] for row i
 """Cityscapes: the 19 classes that are trained and evaluated."""
 
 CITYSCAPES_LABEL_IDS: tuple[int, ...] = tuple(row[2] for row in _CITYSCAPES)
-"""Train id to label id: what the Cityscapes evaluation server wants its predictions in."""
-
+"""Label id by train id; the Cityscapes evaluation server expects label ids."""
 
 _CITYSCAPES_LABELS = 34  # 0 unlabeled, ..., 33 bicycle; the licence plate is -1
 
 
 def _train_ids() -> tuple[int, ...]:
-    back = {label: train for train, label in enumerate(CITYSCAPES_LABEL_IDS)}
-    there = {*range(_CITYSCAPES_LABELS), 255}
-    return tuple(back.get(label, 255) if label in there else -1 for label in range(256))
+    train_ids = {label: train for train, label in enumerate(CITYSCAPES_LABEL_IDS)}
+    known = {*range(_CITYSCAPES_LABELS), 255}
+    return tuple(train_ids.get(label, 255) if label in known else -1 for label in range(256))
 
 
 CITYSCAPES_TRAIN_IDS: tuple[int, ...] = _train_ids()
-"""Label id to train id, 256 entries: 255 for a label that is not trained, and for the licence plate, whose -1 is 255 in
-a byte; -1 for an id that no label has."""
+"""Train id by label id, 256 entries: 255 for a label that is not trained, and for the licence plate, whose -1 is stored
+as 255; -1 for an id without a label."""
 
 CAMVID = Labels(
     tuple("sky building pole road pavement tree sign fence car pedestrian bicyclist".split()),
@@ -177,11 +180,11 @@ COCO_NAMES = {
     "couch": "sofa",
     "tv": "tvmonitor",
 }
-"""COCO's names of VOC's objects, where they are other names."""
+"""VOC's name by COCO's, for the objects that the two name differently."""
 
 
 def coco_to_voc(name: str) -> int:
-    """VOC's id of a category of COCO; 0, background, for one that VOC has not (section 4.3, "Pretrained on COCO")."""
+    """VOC's id of a COCO category; 0, background, if VOC lacks it (section 4.3, "Pretrained on COCO")."""
     name = COCO_NAMES.get(name, name)
     return VOC.names.index(name) if name in VOC.names else 0
 
@@ -189,63 +192,69 @@ def coco_to_voc(name: str) -> int:
 def ids_of_colours(
     colours: npt.NDArray[np.uint8], palette: Sequence[Colour], ignore: int = 255
 ) -> npt.NDArray[np.uint8]:
-    """Read a colour map, uint8 H,W,3, as ids, uint8 H,W: entry i of the palette is i, VOC's border colour `ignore`.
+    """Turn a mask of colours, uint8 H,W,3, into ids, uint8 H,W: palette[i] is i, VOC's border colour is `ignore`.
 
     Raises:
-        ValueError: with the colour and its count of pixels, if a colour is not one of those exactly.
+        ValueError: with the colour and its number of pixels, if a colour is none of those.
     """
     codes = (colours.astype(np.int64) * (65536, 256, 1)).sum(axis=2)
-    # The first class to have a colour keeps it, and any class keeps it from the border.
+    # Of classes with the same colour the first counts, and a class counts before the border.
     known = {(r << 16) + (g << 8) + b: index for index, (r, g, b) in reversed(list(enumerate(palette)))}
     known.setdefault(int(np.dot(IGNORE_COLOUR, (65536, 256, 1))), ignore)
     ordered = np.array(sorted(known))
-    places = np.searchsorted(ordered, codes).clip(max=len(ordered) - 1)
-    unknown = codes[ordered[places] != codes]
+    indices = np.searchsorted(ordered, codes).clip(max=len(ordered) - 1)
+    unknown = codes[ordered[indices] != codes]
     if unknown.size:
         code, count = int(unknown[0]), int((unknown == unknown[0]).sum())
         colour = (code >> 16, code >> 8 & 255, code & 255)
         raise ValueError(f"mask has colour {colour} in {count} pixels; expected the {len(palette)} of the palette")
-    ids: npt.NDArray[np.uint8] = np.array([known[int(code)] for code in ordered], dtype=np.uint8)[places]
+    ids: npt.NDArray[np.uint8] = np.array([known[int(code)] for code in ordered], dtype=np.uint8)[indices]
     return ids
 
 
 def load_labels(path: str | Path) -> Labels:
-    """Read `dataset.yaml`: `names`, a list of strings; `palette`, a list of [r, g, b], VOC's if absent; `ignore`, 255.
+    """The classes of a `dataset.yaml`; see `load_description`."""
+    return load_description(path)[0]
+
+
+def load_description(path: str | Path) -> tuple[Labels, tuple[int, ...] | None]:
+    """Read `dataset.yaml`: the classes, and the class id by stored id, 256 entries, -1 for one that must not occur.
+
+    Its keys are `names`, a list of strings; `palette`, a list of [r, g, b], by default VOC's; `ignore`, by default 255;
+    `map`, class ids or names by stored id, as in `map: {255: 1}`; other ids stay. Without `map` there is no table.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file, what was found and what was expected, for anything else that is not as above.
+        ValueError: naming the file, for any other content.
     """
     path = Path(path)
     document = _parsed(path)
     try:
-        return _labels_from(document)
+        labels = _labels_from(document)
+        return labels, _remap(document["map"], labels) if "map" in document else None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def write_labels(path: str | Path, labels: Labels) -> None:
-    """Write the `dataset.yaml` that `load_labels` reads as these labels, whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    """Write a `dataset.yaml` for `load_labels`, atomically."""
     palette = [list(colour) for colour in labels.palette]
     document = {"names": list(labels.names), "palette": palette, "ignore": labels.ignore}
-    partial.write_text(yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True), "utf-8")
-    partial.replace(path)
+    write_text(Path(path), yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True))
 
 
 def _parsed(path: Path) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; expected a dataset.yaml with the class names")
-    if not path.is_file():  # a pipe that nobody writes to would be waited for
+    if not path.is_file():  # opening a pipe without a writer would block for ever
         raise ValueError(f"{path}: not a file; expected a dataset.yaml with the class names")
     try:
         with path.open("rb") as file:
             content = file.read(_YAML_BYTES + 1)
         if len(content) > _YAML_BYTES:
             raise ValueError(f"larger than {_YAML_BYTES} bytes")
-        return yaml.safe_load(content.decode("utf-8"))
-    # PyYAML's constructors let AttributeError, KeyError, IndexError and RecursionError out on odd documents.
+        return parse_yaml(content.decode("utf-8-sig"))
+    # On odd documents, PyYAML also raises AttributeError, KeyError, IndexError and RecursionError.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: cannot be read as YAML ({reason}); expected a list `names`") from None
@@ -256,7 +265,8 @@ def _labels_from(document: object) -> Labels:
         raise ValueError(f"the document is {_described(document)}; expected a mapping with a list `names`")
     for key in document:
         if key not in _KEYS:
-            raise ValueError(f"unknown key {reprlib.repr(key)}{_nearest(key)}; expected names, palette, ignore")
+            hint = did_you_mean(key, _KEYS, otherwise="")
+            raise ValueError(f"unknown key {reprlib.repr(key)}{hint}; expected names, palette, ignore, map")
     if "names" not in document:
         raise ValueError("no key 'names'; expected the list of class names")
     names = document["names"]
@@ -268,22 +278,31 @@ def _labels_from(document: object) -> Labels:
     return Labels(tuple(names), colours, ignore)
 
 
+def _remap(ids: object, labels: Labels) -> tuple[int, ...]:
+    if not isinstance(ids, Mapping):
+        raise ValueError(f"map is {_described(ids)}; expected stored ids with their class, as in `map: {{255: 1}}`")
+    remap = [stored if stored < len(labels) or stored == labels.ignore else -1 for stored in range(256)]
+    for stored, value in ids.items():
+        index = labels.names.index(value) if value in labels.names else value
+        known = _is_byte(index) and (index < len(labels) or index == labels.ignore)
+        if not _is_byte(stored) or not known:
+            classes = f"0..{len(labels) - 1}, a name, or {labels.ignore}, ignored"
+            raise ValueError(f"map has {reprlib.repr(stored)}: {reprlib.repr(value)}; expected 0..255: {classes}")
+        remap[stored] = index
+    return tuple(remap)
+
+
 def _colours(palette: object) -> tuple[Colour, ...]:
     if not isinstance(palette, list):
         raise ValueError(f"palette is {_described(palette)}; expected a list of [red, green, blue]")
     return tuple(tuple(colour) if isinstance(colour, list) else colour for colour in palette)
 
 
-def _nearest(key: object) -> str:
-    close = difflib.get_close_matches(str(key), _KEYS, n=1) if isinstance(key, str) else []
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _described(value: object) -> str:
-    """What YAML made of it, in words a person can act on, and never long: reprlib bounds depth and length."""
+    """A value as YAML read it, for a message; reprlib bounds depth and length."""
     shown = reprlib.repr(value)
     if isinstance(value, bool):
-        return f"{str(value).lower()}, for YAML reads an unquoted yes, no, on or off as a boolean: put it in quotes"
+        return f"{str(value).lower()}, for YAML reads an unquoted yes, no, on or off as a boolean"
     if value is None:
         return "empty"
     return f"{type(value).__name__} {shown}"

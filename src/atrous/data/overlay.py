@@ -1,4 +1,4 @@
-"""Class colours laid over a photograph, with a legend of what was found."""
+"""Draw the classes' colours over an image, with a legend."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
 
 LEAST_SHARE = 0.001
-"""Share of the pixels below which a class is left out of the legend."""
+"""Share of the pixels below which the legend omits a class."""
 
 
 def overlay(
     image: Pixels, mask: npt.NDArray[Any], labels: Labels, alpha: float = 0.5, legend: bool = True
 ) -> Image.Image:
-    """Lay the classes' colours over a picture, outlined, with a legend of the classes found and their shares.
+    """Draw the classes' colours over an image, outlined, with a legend of the classes and their shares.
 
-    Ignored pixels and a class named "background" keep the picture's own colours. The legend stands in a corner, where
-    it fits; small pictures get none.
+    Ignored pixels and a class named "background" keep the image's own colours. Small images get no legend.
 
     Args:
         image: uint8 H,W,3.
         mask: integers H,W: class ids or `labels.ignore`.
         labels: names and colours.
-        alpha: 0, the picture alone, to 1, the colours alone.
+        alpha: opacity of the colours, 0 to 1.
         legend: whether to draw one.
+
+    Raises:
+        ValueError: if image and mask differ in size.
     """
     if image.shape != (*mask.shape, 3):
         raise ValueError(f"image of shape {image.shape} and mask of shape {mask.shape}; expected H,W,3 and H,W")
@@ -48,7 +50,7 @@ def overlay(
 
 
 def _outline(ids: Pixels) -> Pixels:
-    """How strongly, 0..255, to draw each pixel white: the last pixels of a class, thicker on larger pictures."""
+    """Opacity of white, 0..255, for each pixel: the border of each segment, thicker on larger images."""
     edge = np.zeros(ids.shape, dtype=bool)
     for step in range(1, max(1, round(min(ids.shape) / 700)) + 1):
         edge[:, :-step] |= ids[:, :-step] != ids[:, step:]
@@ -57,13 +59,13 @@ def _outline(ids: Pixels) -> Pixels:
 
 
 def _draw_legend(picture: Image.Image, ids: Pixels, labels: Labels) -> None:
-    counts = np.array(Image.fromarray(ids).histogram())[: len(labels)]  # bincount would make eight bytes of each
-    found = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index] >= LEAST_SHARE * ids.size]
+    counts = np.array(Image.fromarray(ids).histogram())[: len(labels)]  # np.bincount takes eight bytes a pixel
+    shown = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index] >= LEAST_SHARE * ids.size]
     size = max(10, round(min(picture.size) / 32))
     font = ImageFont.load_default(size=size)
     row, pad = round(size * 1.35), round(size * 0.5)
-    rows = min(len(found), (round(picture.height * 0.8) - 2 * pad) // row)
-    texts = [(labels.names[i], f"{100 * counts[i] / ids.size:.1f}%") for i in found[:rows]]
+    rows = min(len(shown), (round(picture.height * 0.8) - 2 * pad) // row)
+    texts = [(labels.names[i], f"{100 * counts[i] / ids.size:.1f}%") for i in shown[:rows]]
     name_width = max((font.getlength(name) for name, _ in texts), default=0)
     share_width = max((font.getlength(share) for _, share in texts), default=0)
     width, height = round(2 * pad + size + name_width + share_width + 1.6 * size), 2 * pad + rows * row
@@ -75,6 +77,6 @@ def _draw_legend(picture: Image.Image, ids: Pixels, labels: Labels) -> None:
     for index, (name, share) in enumerate(texts):
         y = top + pad + index * row
         x = left + pad
-        draw.rectangle((x, y + 1, x + size, y + size), fill=labels.palette[found[index]], outline=(255, 255, 255, 160))
+        draw.rectangle((x, y + 1, x + size, y + size), fill=labels.palette[shown[index]], outline=(255, 255, 255, 160))
         draw.text((x + 1.6 * size, y), name, fill="white", font=font)
         draw.text((left + width - pad, y), share, fill="white", font=font, anchor="ra")

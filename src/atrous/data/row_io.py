@@ -1,7 +1,7 @@
-"""Pictures larger than the memory: read as strips of rows from top to bottom, masks written likewise.
+"""Read images larger than memory by rows, and write masks by rows.
 
-What is read is what `atrous.data.image_io.read_image` would have given, whatever the mode or orientation. The reader is
-libvips (``pip install 'atrous[large]'``).
+The pixels are those of `atrous.data.image_io.read_image`, in every mode and orientation. The decoder is libvips
+(``pip install 'atrous[large]'``).
 
     picture = open_strips("city.tif", max_pixels=10**9)
     write_mask_strips("city.png", (classify(strip) for strip in picture.strips(64)), picture.size, labels)
@@ -21,18 +21,8 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from atrous.atomic import written_whole
-from atrous.data.image_io import (
-    MAX_PIXELS,
-    NOTE,
-    Pixels,
-    as_seen,
-    blame,
-    from_file,
-    mask_palette,
-    open_file,
-    turn_of,
-    upright_size,
-)
+from atrous.data.image_file import decode_file, errors_named, open_file
+from atrous.data.image_io import MAX_PIXELS, NOTE, Pixels, exif_transpose, mask_palette, to_rgb, upright_size
 from atrous.data.labels import Labels
 
 _LOADERS = {"JPEG": "jpegload", "MPO": "jpegload", "PNG": "pngload", "TIFF": "tiffload"}
@@ -45,7 +35,7 @@ class Strips:
 
     Attributes:
         size: height and width, upright.
-        strips: from a number of rows to the strips of so many (the last may have fewer), uint8 h,W,3 each.
+        strips: takes the number of rows per strip, yields strips uint8 h,W,3; the last may have fewer rows.
     """
 
     size: tuple[int, int]
@@ -59,36 +49,36 @@ def strips_of(image: Pixels) -> Strips:
 
 
 def open_strips(path: Path, *, max_pixels: int = MAX_PIXELS) -> Strips:
-    """A file as strips that are read as they are asked for.
+    """Open a file as strips that are decoded on demand.
 
-    PNG (not interlaced) and tiled or stripped TIFF stay on the disk but for a few rows, JPEG stays packed. Where
-    EXIF turns a picture, libvips unpacks it into a temporary file first; a progressive JPEG or an interlaced PNG, whose
-    last bytes hold parts of all rows, it holds in memory.
+    Memory holds a few rows of a PNG or TIFF, and the compressed bytes of a JPEG. A picture that its EXIF orientation
+    rotates is first decoded into a temporary file by libvips; a progressive JPEG or an interlaced PNG, which stores
+    parts of every row at its end, is decoded into memory.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: as `read_image`; also for a format that is not read by rows, and if libvips is not installed. What
-            is wrong behind the header comes out of the strips.
+        ValueError: as `read_image`; also for a format that is not read by rows, and if libvips is not installed. Damage
+            behind the header is raised while the strips are read.
     """
     _pyvips()
-    kind, turned, size = from_file(path, max_pixels, _looked_at)
+    kind, transposed, size = decode_file(path, max_pixels, _header)
     if kind not in _LOADERS:
         raise ValueError(f"{path}: {kind} is not read by rows; expected {', '.join(_LOADERS)} for a picture so large")
     stamp = _stamp(os.stat(path))
 
     def strips(rows: int) -> Iterator[Pixels]:
-        with blame(path), open_file(path) as file:
-            _check_same(file, stamp)
+        with errors_named(path), open_file(path) as file:
+            _check_unchanged(file, stamp)
             source = _source(file, kind)
-            region = image = _loaded(source, kind, turned)
+            region = image = _load(source, kind, transposed)
             try:
                 region = _pyvips().Region.new(image)
                 for top in range(0, size[0], rows):
-                    yield _fetched(region, image, top, min(rows, size[0] - top))
+                    yield _fetch(region, image, top, min(rows, size[0] - top))
             finally:
                 del region, image  # before the source that they read from
-                _forget()
-            _check_same(file, stamp)
+                _clear_cache()
+            _check_unchanged(file, stamp)
 
     return Strips(size, strips)
 
@@ -103,7 +93,7 @@ def is_installed() -> bool:
 
 
 def _pyvips() -> Any:
-    # libvips holds rows for each of its threads, on a large machine gigabytes of them; one reads fast enough.
+    # Each thread of libvips buffers rows, gigabytes on a large machine; one thread reads fast enough.
     os.environ.setdefault("VIPS_CONCURRENCY", "1")
     try:
         import pyvips
@@ -113,57 +103,57 @@ def _pyvips() -> Any:
     return pyvips
 
 
-def _forget() -> None:
-    """Empty libvips' cache of operations: a picture that has been read keeps its rows there, 60 MB at 20,000 wide."""
+def _clear_cache() -> None:
+    """Empty libvips' cache of operations, which keeps rows of pictures that were read: 60 MB at 20,000 wide."""
     pyvips = _pyvips()
-    most = pyvips.cache_get_max()
+    size = pyvips.cache_get_max()
     pyvips.cache_set_max(0)
-    pyvips.cache_set_max(most)
+    pyvips.cache_set_max(size)
 
 
-def _looked_at(image: Image.Image) -> tuple[str, bool, tuple[int, int]]:
+def _header(image: Image.Image) -> tuple[str, bool, tuple[int, int]]:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_tiff(image)
-    return str(image.format), turn_of(image) is not None, upright_size(image)
+    return str(image.format), exif_transpose(image) is not None, upright_size(image)
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Refuse a TIFF that says to have data behind its end: its reader would go by what is there."""
+    """Refuse a TIFF whose strips or tiles lie behind its end: libvips would return what is there."""
     tags = image.tag_v2
-    places = tags.get(TiffImagePlugin.STRIPOFFSETS) or tags.get(TiffImagePlugin.TILEOFFSETS) or ()
+    offsets = tags.get(TiffImagePlugin.STRIPOFFSETS) or tags.get(TiffImagePlugin.TILEOFFSETS) or ()
     lengths = tags.get(TiffImagePlugin.STRIPBYTECOUNTS) or tags.get(TiffImagePlugin.TILEBYTECOUNTS) or ()
     assert image.fp is not None
     size = image.fp.seek(0, os.SEEK_END)
-    if not places or len(places) != len(lengths) or any(a + b > size for a, b in zip(places, lengths, strict=True)):
+    if not offsets or len(offsets) != len(lengths) or any(a + b > size for a, b in zip(offsets, lengths, strict=True)):
         raise ValueError("truncated, for strips or tiles are missing; expected a whole file")
 
 
-def _stamp(found: os.stat_result) -> tuple[int, int, int]:
-    return found.st_ino, found.st_size, found.st_mtime_ns
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _check_same(file: IO[bytes], stamp: tuple[int, int, int]) -> None:
-    # Not every decoder minds that what it reads is no longer what it was.
+def _check_unchanged(file: IO[bytes], stamp: tuple[int, int, int]) -> None:
+    # Not every decoder notices that its file has changed.
     if _stamp(os.fstat(file.fileno())) != stamp:
         raise ValueError("changed while it was read; expected one picture")
 
 
 def _source(file: IO[bytes], kind: str) -> Any:
-    # libvips maps a JPEG into memory, and would end the process if another one cut the file short meanwhile.
+    # libvips maps a JPEG into memory, which kills the process if another one truncates the file meanwhile.
     if _LOADERS[kind] == "jpegload":
         return _pyvips().Source.new_from_memory(file.read())
     return _pyvips().Source.new_from_descriptor(file.fileno())
 
 
-def _loaded(source: Any, kind: str, turned: bool) -> Any:
+def _load(source: Any, kind: str, transposed: bool) -> Any:
     load = getattr(_pyvips().Image, f"{_LOADERS[kind]}_source")
-    image = load(source, access="random" if turned else "sequential", fail_on="truncated")
+    image = load(source, access="random" if transposed else "sequential", fail_on="truncated")
     if image.interpretation not in _INTERPRETATIONS:
         raise ValueError(f"colours of the kind {image.interpretation}; expected RGB, gray or CMYK")
-    return image.autorot() if turned else image
+    return image.autorot() if transposed else image
 
 
-def _fetched(region: Any, image: Any, top: int, rows: int) -> Pixels:
+def _fetch(region: Any, image: Any, top: int, rows: int) -> Pixels:
     dtype = {"uchar": np.uint8, "ushort": np.uint16, "short": np.int16, "uint": np.uint32, "int": np.int32,
              "float": np.float32}.get(image.format)  # fmt: skip
     if dtype is None or image.bands > 4:
@@ -171,11 +161,11 @@ def _fetched(region: Any, image: Any, top: int, rows: int) -> Pixels:
     raw = np.frombuffer(region.fetch(0, top, image.width, rows), dtype)
     values = raw.reshape(rows, image.width, image.bands)
     if image.bands == 1:
-        return as_seen(Image.fromarray(values[:, :, 0]))
-    if values.dtype == np.uint16:  # of 16 bits and several channels, Pillow keeps the upper 8
+        return to_rgb(Image.fromarray(values[:, :, 0]))
+    if values.dtype == np.uint16:  # as Pillow decodes several channels of 16 bits
         values = (values >> 8).astype(np.uint8)
     mode = "CMYK" if image.interpretation == "cmyk" else ("LA", "RGB", "RGBA")[image.bands - 2]
-    return as_seen(Image.frombytes(mode, (image.width, rows), np.ascontiguousarray(values).tobytes()))
+    return to_rgb(Image.frombytes(mode, (image.width, rows), np.ascontiguousarray(values).tobytes()))
 
 
 def write_mask_strips(
@@ -183,13 +173,13 @@ def write_mask_strips(
 ) -> None:
     """Write ids, uint8 h,W strips from top to bottom, as the PNG that `write_mask` writes, in the memory of a strip.
 
-    All at once or not at all: an error out of `strips` leaves nothing.
+    The write is atomic: an error from `strips` leaves no file.
 
     Raises:
         ValueError: if the strips do not add up to `size`, H,W.
     """
     height, width = size
-    packer, done = zlib.compressobj(6), 0
+    compressor, done = zlib.compressobj(6), 0
     with written_whole(path) as file:
         file.write(b"\x89PNG\r\n\x1a\n")
         _chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
@@ -200,13 +190,13 @@ def write_mask_strips(
             if strip.dtype != np.uint8 or strip.ndim != 2 or strip.shape[1] != width:
                 raise ValueError(f"{path}: a strip of {strip.dtype}, {strip.shape}; expected uint8, {width} wide")
             for row in strip:
-                packed = packer.compress(b"\0" + row.tobytes())  # 0: the row is not filtered
-                if packed:
-                    _chunk(file, b"IDAT", packed)
+                data = compressor.compress(b"\0" + row.tobytes())  # 0: the row is not filtered
+                if data:
+                    _chunk(file, b"IDAT", data)
             done += len(strip)
         if done != height:
             raise ValueError(f"{path}: strips of {done} rows in all; expected {height}")
-        _chunk(file, b"IDAT", packer.flush())
+        _chunk(file, b"IDAT", compressor.flush())
         _chunk(file, b"IEND", b"")
 
 

@@ -1,7 +1,7 @@
-"""Joint augmentation of image and mask, section 4.1: random scale, pad, random crop, random left-right flip.
+"""Augment an image together with its mask, section 4.1: random scale, pad, random crop, random left-right flip.
 
-The crop is chosen first, as the window of the source that it will show, and only that window is resampled, in bytes:
-a small part of the cost of scaling all of the picture and throwing most of it away. Nothing here normalises.
+The crop is drawn first, as a region of the source, and only that region is resampled, as uint8: far cheaper than
+scaling the whole image. Nothing here normalises.
 
     augment = Augment(crop=513)
     image, mask = augment(image, mask, torch.Generator().manual_seed(seed))
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atrous.data.image_io import IMAGENET
 from atrous.data.labels import Colour
 from atrous.data.resize import viewing_factor
+from atrous.ops.normalization import IMAGENET
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class Augment:
 
     Attributes:
         crop: side, or (height, width), of the result; section 4.1 takes 513 on VOC, 769 is usual on Cityscapes.
-        scales: the range of the scale, of which one is drawn uniformly for both sides.
-        flip: the probability of a left-right flip.
-        fill: the colour of padding, the mean pixel so that it normalises to about zero.
-        ignore: the id of padding in the mask.
-        scale_step: if given, scales are drawn from low, low + step, and so on to high, as the authors' code does.
-        photometric: strength, 0 to 1, of random brightness, contrast and saturation; 0 as in the paper.
-        longest_side: bring each picture to it before `scales`; None, as in the paper, for the pictures as they are.
+        scales: range of the scale factor, drawn uniformly, the same for both sides.
+        flip: probability of a left-right flip.
+        fill: colour of padding; by default the mean pixel, which normalises to about zero.
+        ignore: id of padding in the mask.
+        scale_step: draw the scale from low, low + step, ... high, as the authors' code does; None for any in the range.
+        color_jitter: strength, 0 to 1, of random brightness, contrast and saturation; the paper has none.
+        longest_side: resize each image to it, in pixels, before `scales`; None, as in the paper: do not.
 
     Raises:
-        ValueError: if any is out of its range.
+        ValueError: if an attribute is out of its range.
     """
 
     crop: int | tuple[int, int] = 513
@@ -43,7 +43,7 @@ class Augment:
     fill: Colour = IMAGENET.fill
     ignore: int = 255
     scale_step: float | None = None
-    photometric: float = 0.0
+    color_jitter: float = 0.0
     longest_side: int | None = None
 
     def __post_init__(self) -> None:
@@ -54,8 +54,8 @@ class Augment:
             raise ValueError(f"scales is {self.scales}; expected 0 < low <= high")
         if self.scale_step is not None and not self.scale_step > 0:
             raise ValueError(f"scale_step is {self.scale_step}; expected a positive step, or none")
-        if not (0 <= self.flip <= 1 and 0 <= self.photometric <= 1):
-            raise ValueError(f"flip is {self.flip}, photometric is {self.photometric}; expected both in 0..1")
+        if not (0 <= self.flip <= 1 and 0 <= self.color_jitter <= 1):
+            raise ValueError(f"flip is {self.flip}, color_jitter is {self.color_jitter}; expected both in 0..1")
         if not all(0 <= part <= 255 for part in (*self.fill, self.ignore)):
             raise ValueError(f"fill is {self.fill}, ignore is {self.ignore}; expected values in 0..255")
 
@@ -70,25 +70,25 @@ class Augment:
         Args:
             image: uint8 3,H,W.
             mask: uint8 H,W.
-            generator: on the CPU; the only source of randomness. Every call draws the same count of numbers from it.
+            generator: on the CPU; the only source of randomness. Every call draws the same number of values from it.
 
         Returns:
-            uint8 3,h,w and uint8 h,w of the crop's size: the picture at the top left if it is smaller than the crop.
+            uint8 3,h,w and uint8 h,w of the crop's size; an image smaller than the crop is at its top left.
 
         Raises:
-            ValueError: if image and mask are not as above, or not of one size.
+            ValueError: if image and mask are not as above, or differ in size.
         """
         if image.shape != (3, *mask.shape) or image.dtype != torch.uint8 or mask.dtype != torch.uint8:
-            found = f"{image.dtype} {tuple(image.shape)} and {mask.dtype} {tuple(mask.shape)}"
-            raise ValueError(f"augmenting {found}; expected uint8 3,H,W and uint8 H,W")
-        scale, top, left, flip, *light = torch.rand(7, generator=generator, dtype=torch.float64).tolist()
+            given = f"{image.dtype} {tuple(image.shape)} and {mask.dtype} {tuple(mask.shape)}"
+            raise ValueError(f"augmenting {given}; expected uint8 3,H,W and uint8 H,W")
+        scale, top, left, flip, *jitter = torch.rand(7, generator=generator, dtype=torch.float64).tolist()
         factor = self._factor(scale) * viewing_factor((mask.shape[0], mask.shape[1]), self.longest_side)
         rows, height = _span(mask.shape[0], self.size[0], factor)
         columns, width = _span(mask.shape[1], self.size[1], factor)
         y, x = int(top * (mask.shape[0] - rows + 1)), int(left * (mask.shape[1] - columns + 1))
         part = resized(image[:, y : y + rows, x : x + columns], (height, width))
-        if self.photometric:
-            part = _relit(part, [1 + self.photometric * (2 * draw - 1) for draw in light])
+        if self.color_jitter:
+            part = _jittered(part, [1 + self.color_jitter * (2 * draw - 1) for draw in jitter])
         ids = nearest(mask[y : y + rows, x : x + columns], (height, width))
         part, ids = _padded(part, self.size, self.fill), _padded(ids[None], self.size, (self.ignore,))[0]
         return (part.flip(-1), ids.flip(-1)) if flip < self.flip else (part, ids)
@@ -104,26 +104,26 @@ class Augment:
 def class_mix(
     pair: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], generator: torch.Generator, ignore: int = 255
 ) -> tuple[Tensor, Tensor]:
-    """Half of the classes of another crop, drawn at random, laid over this one with their labels (Olsson et al. 2021).
+    """ClassMix (Olsson et al. 2021): paste a random half of the classes of another crop, with labels, onto this one.
 
-    What is learnt by heart of a few images, their places and surroundings, is no longer of use so.
+    It counters overfitting to where objects are, and to what surrounds them, in a small data set.
 
     Args:
         pair: uint8 3,h,w and uint8 h,w.
         other: likewise, of the same size.
         generator: the only source of randomness.
-        ignore: the id that is no class.
+        ignore: the ignored id, never pasted.
     """
     (image, mask), (over, ids) = pair, other
     classes = torch.bincount(ids.flatten(), minlength=256).nonzero().flatten()
     classes = classes[classes != ignore]
     chosen = classes[torch.randperm(len(classes), generator=generator)[: (len(classes) + 1) // 2]]
-    laid = torch.isin(ids, chosen)
-    return torch.where(laid, over, image), torch.where(laid, ids, mask)
+    pasted = torch.isin(ids, chosen)
+    return torch.where(pasted, over, image), torch.where(pasted, ids, mask)
 
 
 def _span(length: int, crop: int, factor: float) -> tuple[int, int]:
-    """Pixels of the source that are taken along one side, and how many they become: all, if they fit into the crop."""
+    """Pixels of the source along one side that the crop shows, and how many they become; all of them if they fit."""
     scaled = max(1, round(length * factor))
     if scaled <= crop:
         return length, scaled
@@ -131,18 +131,15 @@ def _span(length: int, crop: int, factor: float) -> tuple[int, int]:
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 C,H,W at `size` (height, width): bilinear, antialiased when shrinking, pixel centres at halves.
-
-    Pillow's filter, in PyTorch's vectorised form for bytes that lie channel by channel within a pixel.
-    """
+    """Resize uint8 C,H,W to `size` (height, width) as Pillow does: bilinear, antialiased, pixel centres at halves."""
     if size == tuple(image.shape[1:]):
         return image
-    planes = image[None].contiguous(memory_format=torch.channels_last)
+    planes = image[None].contiguous(memory_format=torch.channels_last)  # for which PyTorch has vectorised code
     return F.interpolate(planes, size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 H,W at `size` by nearest neighbour, pixel centres at halves: aligned with the image's."""
+    """Resize uint8 H,W to `size` by nearest neighbour, pixel centres at halves, aligned with `resized`."""
     if size == tuple(mask.shape):
         return mask
     return F.interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]
@@ -151,13 +148,13 @@ def nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
 def _padded(planes: Tensor, size: tuple[int, int], fill: tuple[int, ...]) -> Tensor:
     if tuple(planes.shape[1:]) == size:
         return planes.clone(memory_format=torch.contiguous_format)
-    page = torch.tensor(fill, dtype=torch.uint8).view(-1, 1, 1).repeat(1, *size)
-    page[:, : planes.shape[1], : planes.shape[2]] = planes
-    return page
+    canvas = torch.tensor(fill, dtype=torch.uint8).view(-1, 1, 1).repeat(1, *size)
+    canvas[:, : planes.shape[1], : planes.shape[2]] = planes
+    return canvas
 
 
-def _relit(image: Tensor, factors: list[float]) -> Tensor:
-    """Brightness, then contrast about the mean gray, then saturation about each pixel's gray; uint8 3,h,w."""
+def _jittered(image: Tensor, factors: list[float]) -> Tensor:
+    """Change brightness, then contrast about the mean gray, then saturation about each pixel's gray; uint8 3,h,w."""
     brightness, contrast, saturation = factors
     luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
     lit = (image * brightness).clamp_(0, 255)

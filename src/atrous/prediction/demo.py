@@ -1,4 +1,4 @@
-"""`atrous demo`: the bundled photographs through the bundled weights, a street's and everyday ones'."""
+"""`atrous demo`: segment the bundled photographs with the bundled weights."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from atrous.data.image_io import write_image, write_mask
 from atrous.prediction.predictor import Predictor
 
 NEXT = (
-    "atrous predict objects-mobilenetv2 YOUR-PHOTOGRAPHS/ --out found",
+    "atrous predict YOUR-PHOTOGRAPH.jpg",
     "atrous train finetune --data YOUR-LABELLED-FOLDER",
 )
-"""Where to go from here."""
+"""Commands to try next."""
 
 
 class Scene(NamedTuple):
-    """A photograph, the weights that know what it shows, and how they see it best.
+    """A bundled photograph and how to segment it.
 
     Attributes:
-        photograph: file beside the demo.
-        model: the name of the weights.
+        photograph: file name in the assets folder.
+        model: name of the weights.
         output_stride: of the prediction.
-        scales: averaged over; a photograph larger than those that the weights were trained on wants small ones.
+        scales: of the inputs, whose probabilities are averaged.
     """
 
     photograph: str
@@ -34,22 +34,23 @@ class Scene(NamedTuple):
 
 
 SCENES = (
+    *(Scene(name, "objects-mobilenetv2", 16, (1.0,)) for name in ("cow.jpg", "aeroplane.jpg", "terrace.jpg")),
+    # Larger than the pictures that the street weights were trained on: small scales bring it near to them.
     Scene("pavilion.jpg", "camvid-mobilenet_edgetpu_075", 8, (0.5, 0.75)),
-    Scene("astronaut.jpg", "objects-mobilenetv2", 16, (1.0,)),
-    Scene("cat.jpg", "objects-mobilenetv2", 16, (1.0,)),
 )
+"""Everyday objects first; the street weights know buildings, trees and sky, too."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo wrote of one photograph.
+    """Result for one photograph.
 
     Attributes:
-        photograph: its name.
-        model: the name of the weights.
-        overlay: the picture with the classes laid over it.
-        mask: the class ids.
-        areas: share of the pixels of each class found, by name.
+        photograph: file name.
+        model: name of the weights.
+        overlay: PNG of the photograph with its classes in colour.
+        mask: palette PNG of class ids.
+        areas: class name to share of the pixels.
     """
 
     photograph: str
@@ -64,15 +65,15 @@ class Demo:
 
 
 def bundled(photograph: str) -> Path:
-    """The file of a bundled photograph."""
+    """Path of a bundled photograph."""
     return Path(str(resources.files("atrous") / "prediction" / "assets" / photograph))
 
 
 def demo(out: Path, *, device: str | None = None) -> list[Demo]:
-    """Segment the bundled photographs, each with its flip; write masks and overlays into `out`.
+    """Segment the bundled photographs, flips averaged in; write masks and overlays to `out`.
 
     Raises:
-        ValueError: if the device is not to be had.
+        ValueError: if the device is not available.
     """
     out.mkdir(parents=True, exist_ok=True)
     return [_shown(scene, out, device) for scene in SCENES]

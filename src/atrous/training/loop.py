@@ -55,11 +55,12 @@ def train(
         FloatingPointError: if loss or gradients are not finite; the step is not taken.
         MemoryError: if a step needs more memory than there is.
     """
+    iterations = recipe.schedule.iterations
     with distributed_context(device) as ctx, Signals() as signals, ExitStack() as claimed:
         claimed.enter_context(memory_kept(ctx.device))
         with signals.starting():
-            dataset, held_out = open_data(recipe, data)
-            dataset = sampled(dataset, check_masks(dataset), recipe)
+            dataset, held_out = open_data(data, recipe.data, recipe.loss)
+            dataset = sampled(dataset, check_masks(dataset), recipe.data, recipe.model.weights, recipe.run.seed)
             claimed.enter_context(checkpoint.lock(run) if ctx.first else nullcontext())
             claim(run, recipe, resume, ctx)
             saved = saved_state(run, dataset) if resume else None
@@ -67,38 +68,37 @@ def train(
             ctx.agree(state.step, f"the processes find {run} at different steps; all must see the same folder")
             if held_out:
                 check_masks(held_out, labelled=False)
-                stride = recipe.val_output_stride or recipe.output_stride
-                check_reachable(stride, state.model.backbone.reachable, "val")
-            crops = crops_of(dataset, recipe, state.model)
-            batches = iter(loader(crops, recipe, state.step, workers, ctx))
-        report = RunLogger(
-            run, iterations=recipe.iterations, start=state.step, batch=recipe.batch, silent=not ctx.first
+                check_reachable(recipe.val_output_stride, state.model.backbone.reachable, "val")
+            crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
+            batches = iter(loader(crops, recipe.optim, range(state.step, iterations), workers, ctx))
+        logger = RunLogger(
+            run, iterations=iterations, start=state.step, batch_size=recipe.optim.batch_size, silent=not ctx.first
         )
         headline = headline_of(recipe, data, run, state, dataset, held_out)
-        with explained(recipe, run, lambda: state.step), report.running(headline):
+        with explained(recipe, run, lambda: state.step), logger.running(headline):
             # A run that was stopped while it validated begins with that.
-            while state.step < recipe.iterations or state.must_validate(held_out):
+            while state.step < iterations or state.must_validate(held_out):
                 if held_out and state.must_validate(held_out):
-                    found = evaluate(
+                    evaluation = evaluate(
                         state.evaluated,
                         held_out,
-                        output_stride=recipe.val_output_stride,
+                        output_stride=recipe.run.val_output_stride,
                         ctx=ctx,
                         progress=lambda _: signals.leave(state.step),
                     )
-                    better = state.note(found.scores.miou)
+                    better = state.note(evaluation.scores.miou)
                     if better:
-                        state.keep(run, card_of(recipe, state, dataset, data, found), ctx)
-                    report.validated(state.step, found, better)
-                    report.picture(state.step, state.evaluated, held_out)
+                        state.keep(run, card_of(recipe, state, dataset, data, evaluation), ctx)
+                    logger.validated(state.step, evaluation, better)
+                    logger.picture(state.step, state.evaluated, held_out)
                     continue
                 lr = recipe.lr_at(state.step)
-                parts = [_next_part(batches, state, run, dataset, ctx) for _ in range(recipe.accumulate)]
+                parts = [_next_part(batches, state, run, dataset, ctx) for _ in range(recipe.optim.grad_accum_steps)]
                 loss = state.take_step(parts, lr, ctx)
                 state.step += 1
-                report.step(state.step, loss, lr)
-                stop, last = ctx.any(signals.received), state.step == recipe.iterations
-                if stop or last or state.step % recipe.save_every == 0 or state.must_validate(held_out):
+                logger.step(state.step, loss, lr)
+                stop, last = ctx.any(signals.received), state.step == iterations
+                if stop or last or state.step % recipe.run.save_every == 0 or state.must_validate(held_out):
                     state.save(run, ctx, describe(dataset))
                 if stop and (not last or held_out):
                     signals.leave(state.step, stop)
