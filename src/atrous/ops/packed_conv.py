@@ -62,7 +62,7 @@ class PackedConv2d(AtrousConv2d):
     """A convolution together with its activation, and an addition before it, for inference.
 
     Parameters and state dict are those of the convolution. A copy of the weights in oneDNN's layout is held besides,
-    for the size of map that was seen last. In float32, 3×3 convolutions of stride 1 run by
+    for the size of the last map. In float32, 3×3 convolutions of stride 1 run by
     `atrous.ops.conv_kernels.winograd` where that is faster; their transformed weights take up to 4 times the memory.
     Which form runs depends on the shape of the map alone, so that an image gives the same bytes whatever came before.
 
@@ -161,13 +161,13 @@ class PackedConv2d(AtrousConv2d):
         """The weights as oneDNN wants them for this map; a layout made for another size can be ten times slower."""
         geometry = (padding, self.stride, self.dilation, self.groups)
         key = (x.shape, geometry, self._weights_state(), torch.get_num_threads())
-        seen, layout = self._layout
-        if seen == key and layout is not None:
+        last, layout = self._layout
+        if last == key and layout is not None:
             return layout
         with torch.no_grad():
             if self._goes_by_winograd(x, padding):
                 layout = Winograd(self.weight, self.bias, x.shape, self.rate)
-            elif seen == key:
+            elif last == key:
                 layout = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *geometry, list(x.shape))
             else:  # the first map of a size: oneDNN lays the weights out in the call, in the same time
                 layout = None

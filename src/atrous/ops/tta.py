@@ -148,8 +148,8 @@ class _Enlarged:
     def rows(self, pixels: slice, out: Tensor) -> Tensor:
         """Fill `out`, r,B,K,W, with the values of some rows of pixels."""
         weights = self.down[pixels]
-        seen = weights.ne(0).any(0).nonzero()
-        used = slice(int(seen[0]), int(seen[-1]) + 1)
+        nonzero = weights.ne(0).any(0).nonzero()
+        used = slice(int(nonzero[0]), int(nonzero[-1]) + 1)
         lines = (weights[:, used] @ self.small[used].flatten(1)).view(-1, self.small.shape[2])
         flat = out.view(len(lines), -1)
         for first in range(0, flat.shape[1], COLUMNS):

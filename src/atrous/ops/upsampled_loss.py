@@ -160,7 +160,7 @@ def _trial(draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _by_library(logits: Tensor, labels: Tensor, stride: int, class_weights: Tensor | None, ignore: int) -> Tensor:
     dtype = compute_dtype(logits)
-    large = upsample(logits, (labels.shape[-2], labels.shape[-1]), stride).to(dtype)
+    large = upsample(logits.to(dtype), (labels.shape[-2], labels.shape[-1]), stride)
     weights = None if class_weights is None else class_weights.to(dtype)
     return F.cross_entropy(large, labels.long(), weights, ignore_index=ignore, reduction="sum")
 

@@ -57,8 +57,8 @@ def bands(length: int, side: int, rate: int) -> Iterator[tuple[slice, slice]]:
     taps = spans(length, side, rate)
     cuts = sorted({end for span in taps for end in (span.inputs.start, span.inputs.stop)})
     for start, stop in zip(cuts, cuts[1:], strict=False):
-        seen = [span.tap for span in taps if span.inputs.start <= start and stop <= span.inputs.stop]
-        yield slice(start, stop), slice(seen[0], seen[-1] + 1)
+        inside = [span.tap for span in taps if span.inputs.start <= start and stop <= span.inputs.stop]
+        yield slice(start, stop), slice(inside[0], inside[-1] + 1)
 
 
 def valid_share(height: int, width: int, side: int, rate: int) -> float:
@@ -198,14 +198,14 @@ def _add_window_input(total: Tensor, gradient: Tensor, weight: Tensor, rate: int
     g, (_, channels, rows, columns) = gradient.permute(0, 2, 3, 1), weight.shape
     height, width = total.shape[1:3]
     taps = weight.permute(2, 3, 0, 1)
-    for inputs_y, seen_y in bands(height, rows, rate):
-        for inputs_x, seen_x in bands(width, columns, rate):
+    for inputs_y, taps_y in bands(height, rows, rate):
+        for inputs_x, taps_x in bands(width, columns, rate):
             patches = [
                 g[:, _moved(inputs_y, rate * (rows // 2 - i)), _moved(inputs_x, rate * (columns // 2 - j))]
-                for i in range(seen_y.start, seen_y.stop)
-                for j in range(seen_x.start, seen_x.stop)
+                for i in range(taps_y.start, taps_y.stop)
+                for j in range(taps_x.start, taps_x.stop)
             ]
-            matrix = taps[seen_y, seen_x].reshape(-1, channels)
+            matrix = taps[taps_y, taps_x].reshape(-1, channels)
             area = total[:, inputs_y, inputs_x]
             area += _product(torch.cat(patches, -1).flatten(0, 2), matrix.t()).view(area.shape)
 
