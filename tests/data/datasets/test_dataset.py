@@ -183,12 +183,12 @@ def test_remap_is_checked() -> None:
         (
             "{root}/plain/images/val",
             ValueError,
-            "not recognised; expected one of folder: dataset.yaml.*voc: .*cityscap",
+            "not recognised; expected one of .*folder: dataset.yaml.*voc: .*cityscap",
         ),
         (
             "ade:{root}",
             ValueError,
-            "unknown kind of data set 'ade'; expected folder, voc, cityscapes, instances, ",
+            "unknown kind of data set 'ade'; expected yolo, folder, voc, cityscapes, .*coco, or a path",
         ),
         ("cityscapes:{root}/plain/images/val", ValueError, "published at https://www.cityscapes-dataset.com/"),
         ("voc:{root}/plain/images/val", ValueError, "expected ImageSets.*semantic_contours"),
