@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import fold_batch_norm, native_dtype, with_output_stride
@@ -190,3 +191,19 @@ def test_the_form_can_be_traced(name: str) -> None:
             expected = form(images)  # laid out for this size
         traced = torch.jit.trace(form, images)
         torch.testing.assert_close(traced(images), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "timm/tf_efficientnet_lite0"])
+def test_hooked_and_parametrized_layers_are_called_in_the_form(backbone: str) -> None:
+    model, image = shaken(backbone, aspp_rates=(1, 2)), torch.randn(1, 3, 65, 49)
+    convs = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    norms = [name for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    for name in (convs[3], convs[-2]):
+        model.get_submodule(name).register_forward_hook(lambda module, inputs, output: output * 1.5)
+    model.get_submodule(norms[5]).register_forward_pre_hook(lambda module, inputs: (inputs[0] + 0.1,))
+    weight_norm(model.get_submodule(convs[8]))
+    form = model.for_inference(dtype=torch.float32)
+    with torch.no_grad():
+        expected = model(image)
+        for _ in range(2):
+            torch.testing.assert_close(form(image), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from atrous.models.activation_checkpointing import set_checkpointing
+from atrous.models.aspp import runs_forward_alone
 from atrous.models.resnet import Basic, Bottleneck, ResNet, Unit
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame
 from atrous.ops.conv_kernels.onednn import DTYPES, fuses, holds
@@ -116,9 +116,13 @@ def put(model: nn.Module, path: str, module: nn.Module) -> None:
 
 @torch.no_grad()
 def find_conv_of_norm(model: nn.Module) -> dict[str, str]:
-    """Path of each batch norm whose input is the output of a convolution, to the path of that convolution."""
+    """Path of each batch norm whose input is the output of a convolution, to the path of that convolution.
+
+    Layers with hooks, pruning or parametrizations are left out: they must be called as they are.
+    """
     outputs: dict[int, tuple[str, Tensor]] = {}  # holding the tensors keeps their ids from being used again
     pairs: dict[str, str] = {}
+    layers = [(path, layer) for path, layer in model.named_modules() if runs_forward_alone(layer)]
     handles = []
 
     def note_conv(path: str) -> Any:
@@ -134,27 +138,16 @@ def find_conv_of_norm(model: nn.Module) -> dict[str, str]:
 
         return hook
 
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            handles.append(module.register_forward_hook(note_conv(path)))
-        elif isinstance(module, _BatchNorm):
-            handles.append(module.register_forward_pre_hook(note_norm(path)))
+    for path, layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            handles.append(layer.register_forward_hook(note_conv(path)))
+        elif isinstance(layer, _BatchNorm):
+            handles.append(layer.register_forward_pre_hook(note_norm(path)))
     parameter = next(model.parameters())
     model(torch.zeros(1, 3, _PROBE, _PROBE, dtype=parameter.dtype, device=parameter.device))
     for handle in handles:
         handle.remove()
-    return pairs | _adjacent(model)
-
-
-def _adjacent(model: nn.Module) -> dict[str, str]:
-    """Convolution and batch norm side by side in a sequence: ASPP computes its 3×3 ones outside of their forward."""
-    sequences = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Sequential)]
-    return {
-        f"{path}.{after}": f"{path}.{before}"
-        for path, layers in sequences
-        for (before, conv), (after, norm) in itertools.pairwise(layers.named_children())
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm)
-    }
+    return pairs
 
 
 def what_remains(norm: nn.Module) -> nn.Module:
@@ -175,7 +168,7 @@ def pack(model: nn.Module, pairs: dict[str, str]) -> None:
     """
     after = {conv: norm for norm, conv in pairs.items()}
     for path, module in list(model.named_modules()):
-        if isinstance(module, ResNet):
+        if isinstance(module, ResNet) and all(map(runs_forward_alone, module.modules())):
             _pack_resnet(module)
         elif isinstance(module, nn.Sequential):
             _pack_sequence(module)
@@ -184,10 +177,14 @@ def pack(model: nn.Module, pairs: dict[str, str]) -> None:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    if type(module) not in (nn.Conv2d, AtrousConv2d, AtrousConv2dSame):
+    if type(module) not in (nn.Conv2d, AtrousConv2d, AtrousConv2dSame) or not runs_forward_alone(module):
         return False
     assert isinstance(module, nn.Conv2d)
     return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+def _is_held(module: nn.Module) -> bool:
+    return holds(module) and runs_forward_alone(module)
 
 
 def _packed(conv: nn.Module, activation: nn.Module | None = None) -> PackedConv2d:
@@ -199,7 +196,7 @@ def _packed(conv: nn.Module, activation: nn.Module | None = None) -> PackedConv2
 def _pack_conv(model: nn.Module, path: str, norm_path: str | None) -> None:
     """One convolution; what its folded batch norm left is its activation."""
     conv, activation = model.get_submodule(path), None
-    if norm_path is not None and holds(left := model.get_submodule(norm_path)):
+    if norm_path is not None and _is_held(left := model.get_submodule(norm_path)):
         activation = left
         put(model, norm_path, nn.Identity())
     put(model, path, _packed(conv, activation))
@@ -207,7 +204,7 @@ def _pack_conv(model: nn.Module, path: str, norm_path: str | None) -> None:
 
 def _pack_sequence(layers: nn.Sequential) -> None:
     """Convolution, what its batch norm left, activation."""
-    if len(layers) == 3 and _is_plain(layers[0]) and type(layers[1]) is nn.Identity and holds(layers[2]):
+    if len(layers) == 3 and _is_plain(layers[0]) and type(layers[1]) is nn.Identity and _is_held(layers[2]):
         layers[0], layers[2] = _packed(layers[0], layers[2]), nn.Identity()
 
 
