@@ -76,6 +76,15 @@ def _colours(image: Image.Image) -> Pixels:
     return np.asarray(image.convert("RGB"))
 
 
+def read_palette(path: Path) -> list[Colour] | None:
+    """The 256 colours of a palette image, black where it has fewer; None for another image."""
+    mode, parts = decode_file(path, MAX_PIXELS, lambda image: (image.mode, image.getpalette("RGB")))
+    if mode != "P" or not parts:
+        return None
+    channels = [[*parts[channel::3], *[0] * 256][:256] for channel in range(3)]
+    return list(zip(*channels, strict=True))
+
+
 def find_class_file(folders: Iterable[Path]) -> Path | None:
     """The first file that names classes, in the first of the folders that has one; files of colours come first."""
     places = (folder / name for folder in folders for name in (*_COLOUR_FILES, *_NAME_FILES))
