@@ -571,9 +571,10 @@ def fast_profile(args: argparse.Namespace, device: torch.device, report: Report)
 
 def tables(args: argparse.Namespace, device: torch.device, report: Report) -> None:
     """The cells of the paper's tables on CamVid, several at once, until they are done or the time is over."""
-    from atrous.reproduction.plan import Options, Training, plan
     from atrous.reproduction.scheduler import Queue
     from atrous.reproduction.worker import Worker
+
+    from atrous.reproduction.plan import Options, Training, plan
     from atrous.training.config import Recipe
 
     steps = 4 if args.quick else args.iterations

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atrous.data.labels import VOC, VOC_HARD_CLASSES, Labels
+from atrous.data.labels import VOC, Labels
 from atrous.data.sampling import bootstrap_factors, open_splits, repeat_factors, repeated
 from atrous.training import loader as training
 from atrous.training.config import Recipe, override
+from atrous.training.recipes import VOC_HARD_CLASSES
 
 VOC_FOLDER = Path(__file__).parents[3] / "shared" / "data" / "voc2012"
 

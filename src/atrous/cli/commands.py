@@ -304,7 +304,7 @@ def run_data_check(args: argparse.Namespace) -> int:
     """Look at a data set."""
     from atrous.data.validate import check, render
 
-    report = check(args.data)
+    report = check(args.data, allow_empty_classes=args.allow_empty_classes)
     if args.json:
         _print_json(report.as_dict())
     else:

@@ -254,6 +254,8 @@ def _add_data(commands: Any) -> None:
     parser = _command(commands, "data", None, "look at a data set", "atrous data check my-data")
     inner = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     check = _command(inner, "check", run_data_check, "is this data set sound?", "atrous data check my-data")
+    text = "classes without a pixel, or one class alone, are warnings, not problems"
+    check.add_argument("--allow-empty-classes", action="store_true", help=text)
     check.add_argument("data", metavar="DATA", help="a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH")
     _add_json(check)
 

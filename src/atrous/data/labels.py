@@ -8,7 +8,6 @@ COCO.
     labels.names[0], labels.palette[0]
 """
 
-import difflib
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import yaml
 
 from atrous.atomic import write_text
+from atrous.messages import did_you_mean
 from atrous.yaml_io import parse_yaml
 
 Colour = tuple[int, int, int]
@@ -112,9 +112,6 @@ _VOC_NAMES = (
 )
 VOC = Labels(tuple(_VOC_NAMES.split()), voc_palette(21))
 """PASCAL VOC 2012: background and 20 objects."""
-
-VOC_HARD_CLASSES = ("bicycle", "chair", "diningtable", "pottedplant", "sofa")
-"""The classes that section 4.3 bootstraps on."""
 
 # One row a class: name, colour, and the id in *_gtFine_labelIds.png, from cityscapesscripts/helpers/labels.py.
 _CITYSCAPES: tuple[tuple[str, Colour, int], ...] = (
@@ -268,7 +265,8 @@ def _labels_from(document: object) -> Labels:
         raise ValueError(f"the document is {_described(document)}; expected a mapping with a list `names`")
     for key in document:
         if key not in _KEYS:
-            raise ValueError(f"unknown key {reprlib.repr(key)}{_nearest(key)}; expected names, palette, ignore, map")
+            hint = did_you_mean(key, _KEYS, otherwise="")
+            raise ValueError(f"unknown key {reprlib.repr(key)}{hint}; expected names, palette, ignore, map")
     if "names" not in document:
         raise ValueError("no key 'names'; expected the list of class names")
     names = document["names"]
@@ -298,11 +296,6 @@ def _colours(palette: object) -> tuple[Colour, ...]:
     if not isinstance(palette, list):
         raise ValueError(f"palette is {_described(palette)}; expected a list of [red, green, blue]")
     return tuple(tuple(colour) if isinstance(colour, list) else colour for colour in palette)
-
-
-def _nearest(key: object) -> str:
-    close = difflib.get_close_matches(str(key), _KEYS, n=1) if isinstance(key, str) else []
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _described(value: object) -> str:

@@ -345,7 +345,7 @@ def render(report: DataReport) -> RenderableType:
     ]
     lines += [f"[red]problem[/] {escape(line)}" for line in report.problems]
     lines += [f"[yellow]warning[/] {escape(line)}" for line in report.warnings]
-    verdict = f"[red]{_counted(report.problems, 'problem')}[/]" if report.problems else "[green]sound[/]"
+    verdict = f"[red]{_counted(report.problems, 'problem')}[/]" if report.problems else "[green]no problems[/]"
     lines.append(f"{escape(report.data)}: {verdict}, {_counted(report.warnings, 'warning')}")
     shown = [Text.from_markup(line, emoji=False) for line in lines]  # a name such as voc:V: holds the code of one
     return Group(_split_table(report), _class_table(report), *shown)
@@ -357,7 +357,7 @@ def _counted(lines: Sequence[str], what: str) -> str:
 
 def _split_table(report: DataReport) -> Table:
     table = Table("split", title="Splits")
-    for heading in ("images", "sound", "ignored", "smallest", "median", "largest"):
+    for heading in ("images", "readable", "ignored", "smallest", "median", "largest"):
         table.add_column(heading, justify="right")
     for name, split in report.splits.items():
         sizes = [f"{width}x{height}" for width, height in split.sizes.values()] or ["-"] * 3

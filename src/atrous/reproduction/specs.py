@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
 
-from atrous.data.labels import VOC_HARD_CLASSES
 from atrous.evaluation.evaluate import PAPER_SCALES, Setting
 from atrous.training.config import Recipe, override
-from atrous.training.recipes import RECIPES
+from atrous.training.recipes import RECIPES, VOC_HARD_CLASSES
 
 PAPER_CROP, PAPER_BATCH = 513, 16
 HARD = "hard"

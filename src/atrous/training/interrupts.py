@@ -1,6 +1,6 @@
-"""How a run ends before its last step: a signal, a process that loads data or another rank dies, no memory is left.
+"""Stop a run cleanly: signals, a dead data worker or rank, no memory left, a full disk.
 
-Each is one line that says what happened and what to do, and leaves checkpoints from which ``--resume`` goes on.
+Each ends in one line that says what happened and what to do, with checkpoints from which ``--resume`` continues.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Signals:
 
 @contextmanager
 def explained(recipe: Recipe, run: Path, step: Callable[[], int]) -> Iterator[None]:
-    """Turn what is raised for a dead loader or rank, at any moment, and for want of memory or disk into one line.
+    """Turn the errors of a dead worker or rank, of no memory and of a full disk into one line each.
 
     Args:
         recipe: of the run.
@@ -146,8 +146,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _asked_for(error: BaseException) -> str:
-    found = re.search(r"allocate (\d+) bytes", str(error)) or re.search(r"allocate ([\d.]+ [KMGT]iB)", str(error))
-    if not found:
+    match = re.search(r"allocate (\d+) bytes", str(error)) or re.search(r"allocate ([\d.]+ [KMGT]iB)", str(error))
+    if not match:
         return "working"
-    amount = found[1]
+    amount = match[1]
     return f"asking for {int(amount) / 1e9:.1f} GB at once" if amount.isdecimal() else f"asking for {amount} at once"

@@ -1,11 +1,10 @@
-"""What a training reads: a checked data set, how often each image of it comes, and crops of it in batches.
+"""Training data: checked splits, sampling, augmented crops in batches.
 
-Everything random is a function of seed, epoch and index, whatever process makes it.
+Everything random is a function of seed, epoch and index, in whichever process it is drawn.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -23,23 +22,24 @@ from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import read_card, resolve
 from atrous.ops.normalization import Normalization
+from atrous.platforms import leave_process_group, place_sockets
 from atrous.training.config import DataConfig, LossConfig, OptimConfig
 from atrous.training.interrupts import is_out_of_memory
 
 
 class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
-    """Augmented crops, each a function of seed, epoch and index, whatever process makes it."""
+    """Augmented crops, each a function of seed, epoch and index alone."""
 
     def __init__(self, dataset: SegmentationDataset, augment: Augment, seed: int, class_mix: float = 0.0) -> None:
         self.dataset, self.augment, self.seed, self.class_mix = dataset, augment, seed, class_mix
 
     def __getitem__(self, place: EpochIndex) -> tuple[Tensor, Tensor, str] | Exception:
-        """Image uint8 3,h,w, mask uint8 h,w and name of one sample in one epoch; or what is wrong with its files."""
+        """Image uint8 3,h,w, mask uint8 h,w and name of one sample in one epoch; or the error of its files."""
         epoch, index = place
         try:
             sample = self.dataset[index]
             image, mask = self._drawn(sample, generator(self.seed, epoch, index))
-        except (ValueError, OSError, MemoryError) as error:  # raised in a worker it would come wrapped in a traceback
+        except (ValueError, OSError, MemoryError) as error:  # raised in a worker, it would arrive with a traceback
             return error
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -59,7 +59,7 @@ class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
 def open_data(
     data: str | Path, config: DataConfig, loss: LossConfig
 ) -> tuple[SegmentationDataset, SegmentationDataset | None]:
-    """What a recipe trains on, and what it validates on, if anything.
+    """The datasets to train on and to validate on; None for no validation.
 
     Raises:
         ValueError: if a split is not there, or the classes do not go with the recipe or with each other.
@@ -115,11 +115,11 @@ def hardest_classes(weights: str | None, count: int = 5) -> tuple[str, ...]:
 
 
 def check_masks(dataset: SegmentationDataset, *, labelled: bool = True) -> Presence:
-    """Read every mask, and the size of its image, before the first step: a bad one is found now and not after hours.
+    """Read every mask, and the size of its image, so that a bad one is found before the first step.
 
     Args:
         dataset: of the run.
-        labelled: refuse a data set in which no pixel has a class.
+        labelled: refuse a dataset in which no pixel has a class.
 
     Returns:
         Which image holds which class, N,K.
@@ -136,7 +136,7 @@ def check_masks(dataset: SegmentationDataset, *, labelled: bool = True) -> Prese
 
 
 def crops_of(dataset: SegmentationDataset, config: DataConfig, model: DeepLabV3, seed: int) -> Crops:
-    """A data set as crops for a model, augmented."""
+    """Augmented crops of a dataset, for a model."""
     augment = Augment(
         crop=config.crop,
         scales=config.scales,
@@ -161,15 +161,17 @@ def loader(crops: Crops, config: OptimConfig, steps: range, workers: int, ctx: D
         rank=ctx.rank,
         size=ctx.size,
     )
+    if workers:
+        place_sockets()
     return DataLoader(
         crops,
         batch_sampler=stream,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_init_worker,
         pin_memory=ctx.device.type == "cuda",
-        generator=torch.Generator(),  # leaves the global random state, which checkpoints hold, alone
-        timeout=0,  # any other, and PyTorch looks for dead workers only when it is over, not every 5 s
+        generator=torch.Generator(),  # the global random state, which checkpoints hold, stays as it is
+        timeout=0,  # with any other, PyTorch looks for dead workers only after that time, not every 5 s
     )
 
 
@@ -178,17 +180,17 @@ Part = tuple[Tensor, Tensor, list[str]]
 
 
 def collate(samples: list[tuple[Tensor, Tensor, str] | Exception]) -> Part | Exception:
-    """Samples as one part of a batch; or the first of them that could not be read."""
-    whole = [sample for sample in samples if not isinstance(sample, Exception)]
+    """Samples as one part of a batch; or the first error among them."""
+    crops = [sample for sample in samples if not isinstance(sample, Exception)]
     for sample in samples:
         if isinstance(sample, Exception):
             return sample
-    images, masks, names = zip(*whole, strict=True)
+    images, masks, names = zip(*crops, strict=True)
     return torch.stack(images), torch.stack(masks), list(names)
 
 
-def _ignore_interrupts(_: int) -> None:
-    # A signal sent to the group is the training process's to act on. SIGTERM stays deadly: it is how that one ends us.
+def _init_worker(_: int) -> None:
+    # The training process acts on a signal to the group. SIGTERM still ends a worker: that is how it is stopped.
     torch.set_num_threads(1)
-    os.setpgrp()
+    leave_process_group()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

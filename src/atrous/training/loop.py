@@ -72,32 +72,32 @@ def train(
                 check_reachable(recipe.val_output_stride, state.model.backbone.reachable, "val")
             crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
             batches = iter(loader(crops, recipe.optim, range(state.step, iterations), workers, ctx))
-        report = RunLogger(
+        logger = RunLogger(
             run, iterations=iterations, start=state.step, batch_size=recipe.optim.batch_size, silent=not ctx.first
         )
         headline = headline_of(recipe, data, run, state, dataset, held_out)
-        with explained(recipe, run, lambda: state.step), report.running(headline):
+        with explained(recipe, run, lambda: state.step), logger.running(headline):
             # A run that was stopped while it validated begins with that.
             while state.step < iterations or state.must_validate(held_out):
                 if held_out and state.must_validate(held_out):
-                    found = evaluate(
+                    evaluation = evaluate(
                         state.evaluated,
                         held_out,
                         output_stride=recipe.run.val_output_stride,
                         ctx=ctx,
                         progress=lambda _: signals.leave(state.step),
                     )
-                    better = state.note(found.scores.miou)
+                    better = state.note(evaluation.scores.miou)
                     if better:
-                        state.keep(run, card_of(recipe, state, dataset, data, found), ctx)
-                    report.validated(state.step, found, better)
-                    report.picture(state.step, state.evaluated, held_out)
+                        state.keep(run, card_of(recipe, state, dataset, data, evaluation), ctx)
+                    logger.validated(state.step, evaluation, better)
+                    logger.picture(state.step, state.evaluated, held_out)
                     continue
                 lr = recipe.lr_at(state.step)
                 parts = [_next_part(batches, state, run, dataset, ctx) for _ in range(recipe.optim.grad_accum_steps)]
                 loss = state.take_step(parts, lr, ctx)
                 state.step += 1
-                report.step(state.step, loss, lr)
+                logger.step(state.step, loss, lr)
                 stop, last = ctx.any(signals.received), state.step == iterations
                 if stop or last or state.step % recipe.run.save_every == 0 or state.must_validate(held_out):
                     state.save(run, ctx, describe(dataset))

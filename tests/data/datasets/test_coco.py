@@ -211,6 +211,15 @@ def test_a_byte_order_mark_and_a_missing_area_are_no_faults(build: Build) -> Non
     assert open_dataset(root, "train")[0].mask[[5, 30], [5, 30]].tolist() == [2, 1]
 
 
+@pytest.mark.parametrize("place", ["images", "images/default", "default", "."])
+def test_images_are_found_where_tools_put_them(build: Build, tmp_path: Path, place: str) -> None:
+    root = build(annotation(1, box(0, 0, 40, 40), 1600), **OWN)
+    (root / "annotations" / "instances_train2017.json").rename(root / "annotations" / "instances_default.json")
+    (root / place).mkdir(parents=True, exist_ok=True)
+    (root / "train2017" / "000000000001.jpg").rename(root / place / "000000000001.jpg")
+    assert splits(root) == ["default"] and len(open_dataset(root, "default")) == 1
+
+
 def test_boxes_alone_are_refused(build: Build) -> None:
     root = build(annotation(1, [], 1600), **OWN)
     with pytest.raises(ValueError, match=r"train2017\.json: its annotations are boxes; expected polygons"):

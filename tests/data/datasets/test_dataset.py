@@ -233,7 +233,7 @@ def test_empty_split_and_bad_labels(folder: Path) -> None:
     with pytest.raises(ValueError, match="images/test: no images; expected dataset.yaml, images/SPLIT/"):
         open_dataset(folder, "test")
     (folder / "dataset.yaml").write_text("name: [sky]")
-    with pytest.raises(ValueError, match=r"dataset\.yaml: unknown key 'name' .did you mean 'names'"):
+    with pytest.raises(ValueError, match=r"dataset\.yaml: unknown key 'name'; did you mean names"):
         open_dataset(folder, "train")
 
 

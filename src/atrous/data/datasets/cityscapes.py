@@ -18,6 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from atrous.data.datasets.base import Layout, Listing, is_clutter, pair, subfolders
+from atrous.data.datasets.class_files import find_class_file, read_classes
 from atrous.data.labels import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 
 _PUBLISHED = "Cityscapes is published at https://www.cityscapes-dataset.com/downloads/ (leftImg8bit, gtFine, gtCoarse)"
@@ -36,6 +37,9 @@ def _splits(root: Path) -> list[str]:
 
 
 def _read(root: Path, split: str) -> Listing:
+    class_file = find_class_file((root,))
+    if class_file and not {*CITYSCAPES.names} <= {*read_classes(class_file)[0].names}:
+        raise ValueError(f"{class_file}: other classes than Cityscapes' 19, which alone are read from this layout")
     folder = split.removesuffix(_COARSE)
     kind = "gtFine" if folder == split != _ONLY_COARSE else "gtCoarse"
     place, end, mask_end = root / "leftImg8bit" / folder, "_leftImg8bit.png", f"_{kind}_labelIds.png"

@@ -150,17 +150,24 @@ def _recognise(root: Path) -> Path | None:
 
 def _read(root: Path, split: str, as_voc: bool = False) -> Listing:
     path, name = _files(root)[split]
-    folder = next((place for place in (root / name, root / "images" / name) if place.is_dir()), root / name)
     try:
         content = _parse(path)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
         wanted = "COCO's instances: images, categories, and annotations with area, iscrowd, segmentation"
         raise ValueError(f"{path}: {' '.join(reason.split())}; expected {wanted}") from None
+    folder = _image_folder(root, name, content)
     if as_voc and _is_coco(content):
         pycocotools_mask()
         return _read_as_voc(path, folder, content)
     return _read_own(path, folder, content)
+
+
+def _image_folder(root: Path, split: str, content: _Content) -> Path:
+    """The folder that has the first image; if none has, the first that is there."""
+    folders = [f for f in (root / split, root / "images" / split, root / "images", root) if f.is_dir()]
+    names = [name for name, _, _ in content.images.values()][:1]
+    return next((f for f in folders if names and (f / names[0]).is_file()), folders[0])
 
 
 def _is_coco(content: _Content) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from atrous.data.datasets.base import is_clutter
+from atrous.messages import listed
 
 _MOST_NAMES = 5000
 _MOST_BYTES = 1 << 18
@@ -67,8 +68,7 @@ def _clause(names: list[str], open_name: Callable[[str], IO[bytes]]) -> str:
     for sign in _SIGNS:
         matching = [name for name in names if re.search(sign.name, name)]
         if matching and _holds(matching[0], sign.content, open_name):
-            more = f" and {len(matching) - 1} more" if len(matching) > 1 else ""
-            return f"it looks like {sign.what} ({matching[0]}{more}): {sign.advice}"
+            return f"it looks like {sign.what} ({listed(matching, 1)}): {sign.advice}"
     return ""
 
 

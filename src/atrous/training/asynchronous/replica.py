@@ -190,11 +190,11 @@ class Replica:
     def _parts(self, batch: int) -> list[Part]:
         if batch not in self.ahead:
             self._request(batch)
-        found = [collate([sample.result() for sample in part]) for part in self.ahead.pop(batch)]
-        for part in found:
+        parts = [collate([sample.result() for sample in part]) for part in self.ahead.pop(batch)]
+        for part in parts:
             if isinstance(part, Exception):
                 raise part
-        return [part for part in found if not isinstance(part, Exception)]
+        return [part for part in parts if not isinstance(part, Exception)]
 
 
 def as_arrays(model: nn.Module) -> Weights:
@@ -218,16 +218,16 @@ def _updates(
 ) -> dict[str, tuple[float, NDArray[Any]]]:
     """See `Push.statistics`: a running statistic r became (1 - m)^k r + a by k updates of momentum m; a is sent."""
     names = {id(module): name for name, module in model.named_modules()}
-    found: dict[str, tuple[float, NDArray[Any]]] = {}
+    updates: dict[str, tuple[float, NDArray[Any]]] = {}
     for norm, old, new in zip(model.batch_norms(), before, _statistics(model), strict=True):
         count = new[0] - old[0]
         if count:  # none where batch norm is frozen, or had one value a channel
             assert norm.momentum is not None
             keep = (1 - norm.momentum) ** count
-            found[f"{names[id(norm)]}.running_mean"] = keep, new[1] - np.float32(keep) * old[1]
-            found[f"{names[id(norm)]}.running_var"] = keep, new[2] - np.float32(keep) * old[2]
-            found[f"{names[id(norm)]}.num_batches_tracked"] = 1, np.array(count)
-    return found
+            updates[f"{names[id(norm)]}.running_mean"] = keep, new[1] - np.float32(keep) * old[1]
+            updates[f"{names[id(norm)]}.running_var"] = keep, new[2] - np.float32(keep) * old[2]
+            updates[f"{names[id(norm)]}.num_batches_tracked"] = 1, np.array(count)
+    return updates
 
 
 class Fleet:
@@ -385,7 +385,7 @@ def _own_signals() -> Iterator[None]:
 
 
 def _short_folder() -> str:
-    # Ray's sockets lie in it, and a socket's path has room for about 100 characters.
+    # Ray's sockets lie in it, three folders down.
     return tempfile.mkdtemp(prefix="atrous-", dir="/tmp" if os.path.isdir("/tmp") else None)
 
 
