@@ -15,7 +15,6 @@ from pathlib import Path
 from atrous.evaluation.distributed import distributed_context
 from atrous.evaluation.evaluate import evaluate
 from atrous.models.output_stride import check_reachable
-from atrous.ops.conv_kernels.dispatch import default_form
 from atrous.ops.malloc import memory_kept
 from atrous.training import checkpoint
 from atrous.training.config import Recipe
@@ -56,7 +55,7 @@ def train(
         MemoryError: if a step needs more memory than there is.
     """
     iterations = recipe.schedule.iterations
-    with distributed_context(device) as ctx, Signals() as signals, default_form("model"), ExitStack() as claimed:
+    with distributed_context(device) as ctx, Signals() as signals, ExitStack() as claimed:
         claimed.enter_context(memory_kept(ctx.device))
         with signals.starting():
             dataset, held_out = open_data(data, recipe.data, recipe.loss)
