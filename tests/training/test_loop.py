@@ -569,8 +569,21 @@ def test_data_without_a_class_is_refused(tiny: Recipe, make_data: Any, tmp_path:
     for path in (data / "masks" / "train").iterdir():
         with Image.open(path) as mask:
             Image.fromarray(np.full_like(np.array(mask), 255)).save(path)
-    with pytest.raises(ValueError, match="none of the 2 masks has a pixel that is not ignored"):
+    for allowed in (False, True):
+        with pytest.raises(ValueError, match="every pixel is ignored; expected some of the 4 classes"):
+            run(override(tiny, {"allow_empty_classes": allowed}), data, tmp_path / "run")
+
+
+def test_a_class_without_a_pixel_is_refused_unless_allowed(tiny: Recipe, make_data: Any, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", {"train": 2, "val": 1})
+    for path in (data / "masks").rglob("*.png"):
+        with Image.open(path) as mask:
+            ids = np.array(mask)
+        Image.fromarray(np.where(ids == 3, 0, ids).astype(np.uint8)).save(path)
+    with pytest.raises(ValueError, match="no pixel of blue; expected every class; .*allow_empty_classes accepts that"):
         run(tiny, data, tmp_path / "run")
+    assert not checkpoint.steps(tmp_path / "run")
+    run(override(tiny, {"iterations": 1, "allow_empty_classes": True}), data, tmp_path / "run")
 
 
 def test_other_data_is_not_gone_on_with(trained: Path, longer: Recipe, make_data: Any, tmp_path: Path) -> None:

@@ -80,13 +80,14 @@ def train_asynchronously(
     with Signals() as signals, ExitStack() as stack:
         with signals.starting():
             dataset, held_out = open_data(data, recipe.data, recipe.loss)
-            dataset = sampled(dataset, check_masks(dataset), recipe.data, recipe.model.weights, recipe.run.seed)
+            presence = check_masks(dataset, allow_empty_classes=recipe.data.allow_empty_classes)
+            dataset = sampled(dataset, presence, recipe.data, recipe.model.weights, recipe.run.seed)
             stack.enter_context(checkpoint.lock(run))
             changed = claim(run, recipe, resume, ctx)
             saved = saved_state(run, dataset) if resume else None
             state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
             if held_out:
-                check_masks(held_out, labelled=False)
+                check_masks(held_out, to_train=False)
                 check_reachable(recipe.val_output_stride, state.model.backbone.reachable, "val")
             server = Server(state, (saved or {}).get("asynchronous"))
             crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
