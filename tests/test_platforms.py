@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ import pytest
 from atrous import platforms
 from atrous.evaluation.distributed import pick_device
 from atrous.training.config import Recipe, override
-from forks import Forked
 
 # Run by each spawned worker too, which imports the script again.
 WINDOWS = """

@@ -109,8 +109,8 @@ def label_weight(
 ) -> Tensor:
     """Number of valid pixels, each times the weight of its class: the divisor of `cross_entropy_sum`.
 
-    The arguments are those of `cross_entropy_sum`; the logits are not needed. Scalar float64, exact for any count; float32
-    on MPS, which has no float64.
+    The arguments are those of `cross_entropy_sum`; the logits are not needed. Scalar float64, exact for any count;
+    float32 on MPS, which has no float64.
     """
     exact = torch.float32 if labels.device.type == "mps" else torch.float64
     if not upsampled:
