@@ -494,7 +494,8 @@ def leaves(pid: int) -> list[int]:
 
 def test_a_signal_while_a_worker_stalls_saves_and_leaves(long_run: Callable[..., Forked], tmp_path: Path) -> None:
     process = long_run("--workers", "1")
-    workers = [pid for pid in leaves(process.process.pid) if b"tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    pids = leaves(process.process.pid)
+    workers = [pid for pid in pids if b"tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert workers
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
