@@ -223,7 +223,6 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         b"version https://git-lfs.github.com/spec/v1\n": "not an image, but a pointer of Git LFS",
         b"\x89PNG\r\n\x1a\n" + bytes(40): "not an image, but the start of a damaged PNG",
         encoded("TIFF")[:20]: "not an image, but the start of a damaged TIFF",
-        encoded("JPEG")[:10]: "not an image, but the start of a damaged JPEG",
         b"\x01" + os.urandom(200): "not an image of a known format",
     }
     for content, message in cases.items():
