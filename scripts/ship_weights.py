@@ -7,13 +7,13 @@ python scripts/ship_weights.py runs/camvid-efficientnet_lite0 camvid-efficientne
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from atrous.data.datasets.dataset import open_dataset
 from atrous.evaluation.evaluate import PAPER_SCALES, checked_longest_side, evaluate
 from atrous.models.weights import load, save
-from atrous.training.config import Recipe, differences, override
+from atrous.training.config import Recipe, differences, override, settings_of
 from atrous.training.recipes import RECIPES
 
 SETTINGS: dict[str, tuple[int, tuple[float, ...], bool]] = {
@@ -46,7 +46,7 @@ def main() -> None:
         card = replace(card, longest_side=model.longest_side)
     if found.recipe:
         print("the run differs from the recipe in", differences(override(Recipe(), card.recipe), RECIPES[found.recipe]))
-        card = replace(card, recipe=asdict(RECIPES[found.recipe]))
+        card = replace(card, recipe=settings_of(RECIPES[found.recipe]))
     dataset = open_dataset(found.data, found.split)
     metrics, measured = {}, load(found.measured)[0] if found.measured else model
     measured.longest_side = model.longest_side

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from atrous.models.deeplab import DeepLabV3
     from atrous.models.output_stride import Dial
     from atrous.models.weights import ModelCard, load, save
-    from atrous.prediction.predictor import Predictor, Segmentation
+    from atrous.prediction.predictor import Predictor
+    from atrous.prediction.segmentation import Segmentation
     from atrous.training.config import Recipe
     from atrous.training.loop import train
     from atrous.training.recipes import load_recipe
@@ -32,7 +33,7 @@ _HOMES = {
     "ModelCard": "models.weights",
     "Predictor": "prediction.predictor",
     "Recipe": "training.config",
-    "Segmentation": "prediction.predictor",
+    "Segmentation": "prediction.segmentation",
     "check": "data.validate",
     "evaluate": "evaluation.evaluate",
     "load": "models.weights",

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from PIL import Image
 
 from atrous.cli.parser import main
 from atrous.models.weights import names
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 
 Draw = Callable[[int, int, int], tuple[np.ndarray, np.ndarray]]
 CPU = ["--device", "cpu"]
@@ -198,7 +197,7 @@ def place(
     Image.fromarray(image).save("photo.png")
     whole = Path("photo.png").read_bytes()
     Path("half.png").write_bytes(whole[: len(whole) // 2])
-    Path("tiny.yaml").write_text(replace(tiny, val_split=None).to_yaml())
+    Path("tiny.yaml").write_text(override(tiny, {"val_split": None}).to_yaml())
     Path("typo.yaml").write_text("base: voc-resnet101\niteratons: 5\n")
     Path("broken.yaml").write_text("a: [")
     Path("foreign.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
@@ -234,7 +233,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a stride too far": ([*EVAL, "--output-stride", "256"], "256"),
     "a file for a folder to write": (["predict", "run", "photo.png", "--out", "file", *CPU], "file"),
     "no such device": ([*PREDICT, "--device", "tpu0"], "no device 'tpu0'; expected cpu, cuda or cuda:NUMBER"),
-    "no such weights": (["predict", "camvid-lite", "photo.png", "--out", "out"], "named model 'camvid-lite'"),
+    "no such weights": (["predict", "camvid-lite", "photo.png", "--out", "out"], "no model 'camvid-lite'"),
     "a folder without weights": (["eval", "empty", "--data", "data"], "empty holds neither model.safetensors nor"),
     "a foreign weight file": (["eval", "foreign.safetensors", "--data", "data"], "foreign.safetensors is a"),
     "a pickle": (["eval", "pickle.pth", "--data", "data"], "pickle.pth is not a safetensors file"),
@@ -261,9 +260,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a recipe that is no YAML": (["train", "broken.yaml", "--data", "data"], "broken.yaml is not YAML"),
     "a typo in --set": ([*TRAIN, "--data", "data", "--set", "crp=3"], "no key 'crp'; did you mean crop?"),
     "--set without a value": ([*TRAIN, "--data", "data", "--set", "crop"], "--set takes KEY=VALUE, found 'crop'"),
-    "a value out of range": ([*TRAIN, "--data", "data", "--batch", "0"], "batch is 0, expected at least 1"),
+    "a value out of range": ([*TRAIN, "--data", "data", "--batch-size", "0"], "batch_size is 0, expected at least 1"),
     "a rate of none": ([*TRAIN, "--data", "data", "--lr", "nan"], "lr is nan, expected a number"),
-    "a batch that cannot be cut": ([*TRAIN, "--data", "data", "--accumulate", "3"], "a multiple of accumulate, 3"),
+    "a batch that cannot be cut": (
+        [*TRAIN, "--data", "data", "--grad-accum-steps", "3"],
+        "a multiple of grad_accum_steps, 3",
+    ),
     "fewer workers than none": ([*TRAIN, "--data", "data", "-j", "-1"], "--workers is -1, expected at least 0"),
     "a run that is there": (["train", "tiny.yaml", "--out", "run", "--data", "data"], "run holds a run at step 30"),
     "a file for a run": (["train", "tiny.yaml", "--out", "file", "--data", "data", *CPU], "file"),
@@ -271,7 +273,6 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "an unknown flag of train": ([*TRAIN, "--data", "data", "--iteration", "5"], "did you mean --iterations?"),
     "an abbreviated flag": ([*EVAL, "--fli"], "--fli"),
     "an unknown command": (["segment"], "'segment'"),
-    "no command": ([], "COMMAND"),
     "no data": (["eval", "run"], "--data"),
     "a check of nothing": (["data", "check", "nowhere"], "nowhere: no such folder"),
 }
@@ -380,3 +381,97 @@ def test_a_run_folder_that_is_a_file_is_refused(
     assert main(line) == 2
     assert "is a file, expected a folder to write a run into" in capsys.readouterr().err
     assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_no_words_print_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "usage: atrous" in said(capsys)[0]
+
+
+def test_predict_without_a_model_takes_the_everyday_one_and_says_so(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", str(photo), *CPU]) == 0
+    assert any("objects-mobilenetv2" in line for line in said(capsys)[1])
+    with Image.open(photo) as image, Image.open(tmp_path / "atrous-out" / "masks" / "street [1].png") as mask:
+        assert mask.size == image.size
+    assert main(["predict", "photos/*.jpg", "--out", "other", *CPU]) == 0
+    assert (tmp_path / "other" / "masks" / "street [1].png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["objects-mobilenetv2"], "is a model; expected photographs after it"),
+        (["objects-mobilnetv2", "."], "did you mean objects-mobilenetv2"),
+        (["nothing.jpg"], "no photograph and no model 'nothing.jpg'"),
+        (["nothing.safetensors", "."], "no weight file"),
+    ],
+)
+def test_predict_tells_a_model_from_a_photograph(
+    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert status_of(["predict", *words]) == 2
+    (line,) = said(capsys)[1]
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["predict", "--model", "x", "y"], "MODEL PHOTOGRAPHS"),
+        (["train", "finetune", "--data", "x", "--epochs", "3"], "--iterations"),
+        (["train", "finetune", "--data", "x", "--learning-rate", "3"], "--lr"),
+        (["predict", "x", "--output-strid", "8"], "did you mean --output-stride?"),
+        (["predic", "x"], "did you mean predict?"),
+    ],
+)
+def test_a_flag_of_another_tool_leads_to_ours(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of(words) == 2
+    (line,) = said(capsys)[1]
+    assert expected in line
+
+
+def test_nothing_is_suggested_that_is_not_near(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["predict", "x", "--zzz", "8"]) == 2
+    assert "did you mean" not in said(capsys)[1][0]
+
+
+def test_recipes_and_one_model_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    from atrous.training.recipes import RECIPES
+
+    assert status_of(["train", "--list"]) == 0
+    told = " ".join(said(capsys)[1])
+    assert all(name in told for name in RECIPES)
+    assert main(["models", "objects-mobilenetv2"]) == 0
+    told = " ".join(said(capsys)[1])
+    assert "8 cat" in told and "non-commercial" in told
+    assert main(["models", "objects-mobilenetv2", "--json"]) == 0
+    assert json_of(said(capsys)[0])["classes"][8] == "cat"
+    assert main(["models", "objects"]) == 2
+    assert "there is no model 'objects'" in said(capsys)[1][0]
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr", "both"])
+def test_streams_that_the_caller_closed_cost_nothing(closed: str, photo: Path, tmp_path: Path) -> None:
+    close = {"stdout": ">&-", "stderr": "2>&-", "both": ">&- 2>&-"}[closed]
+    command = f'"{sys.executable}" -m atrous predict "{photo}" --out out --device cpu {close}'
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False).returncode == 0
+    assert (tmp_path / "out" / "masks" / "street [1].png").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_json_that_cannot_be_written_is_a_failure_in_one_line(tmp_path: Path) -> None:
+    command = f'"{sys.executable}" -m atrous models --json'
+    for redirection, expected in (
+        (">/dev/full", "standard output: No space left"),
+        (">&-", "standard output is closed"),
+    ):
+        done = subprocess.run(["sh", "-c", f"{command} {redirection}"], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert expected in line

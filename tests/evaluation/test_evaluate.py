@@ -10,13 +10,13 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 
 from atrous.data.datasets.dataset import SegmentationDataset, open_dataset
 from atrous.evaluation.evaluate import (
-    as_seen,
     checked_longest_side,
     evaluate,
     inference,
     predict_classes,
     predict_probabilities,
 )
+from atrous.evaluation.preprocessor import Preprocessor
 from atrous.models.deeplab import DeepLabV3
 from atrous.ops.normalization import IMAGENET
 
@@ -58,12 +58,12 @@ def by_hand(model: DeepLabV3, images: torch.Tensor, scales: tuple[float, ...], f
 
 
 def test_scales_and_flip_are_the_mean_of_the_softmax(model, val) -> None:
-    images = IMAGENET(val[0].image[None])
+    images = val[0].image[None]
     for scales, flip in [((1.0,), False), ((1.0,), True), ((0.5, 0.75, 1.25), False), ((0.5, 1.0, 1.75), True)]:
         with inference(model):
             found = predict_probabilities(model, images, scales=scales, flip=flip)
             classes = predict_classes(model, images, scales=scales, flip=flip)
-        expected = by_hand(model, images, scales, flip)
+        expected = by_hand(model, IMAGENET(images), scales, flip)
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(found.sum(1), torch.ones_like(found[:, 0]), rtol=0, atol=1e-5)
         top = expected.topk(2, 1).values
@@ -82,7 +82,7 @@ def test_the_scales_make_a_difference(model, val) -> None:
 
 
 def test_a_batch_is_its_images_one_by_one(model, val) -> None:
-    images = IMAGENET(torch.stack([val[0].image, val[0].image.flip(1)]))
+    images = torch.stack([val[0].image, val[0].image.flip(1)])
     with inference(model):
         together = predict_probabilities(model, images, scales=(0.75, 1.0), flip=True)
         single = predict_probabilities(model, images[1:], scales=(0.75, 1.0), flip=True)
@@ -168,7 +168,7 @@ def test_json_has_what_the_command_line_promises(model, val) -> None:
 
 
 def test_pictures_are_brought_to_the_models_longest_side(model, val) -> None:
-    images = IMAGENET(val[0].image[None])
+    images = val[0].image[None]
     longest = max(images.shape[-2:])
     side = longest + longest // 2
     factor = (side - 1) / (longest - 1)
@@ -199,14 +199,18 @@ def test_a_large_picture_is_made_smaller_with_all_its_pixels(model, val, monkeyp
     noisy = (large.int() + noise - noise.float().mean(-1, keepdim=True).int()).clamp(0, 255).byte()
     monkeypatch.setattr(model, "longest_side", max(height, width))
     with inference(model):
-        expected = predict_probabilities(model, IMAGENET(small[None]))
+        expected = predict_probabilities(model, small[None])
         for image, close in ((large, 0.02), (noisy, 0.15)):
-            seen = as_seen(model, image, (1.0,))
-            assert seen.shape == small.shape and (image is noisy or (seen.int() - small.int()).abs().max() <= 1)
-            found = predict_probabilities(model, IMAGENET(seen[None]), size=(large.shape[1], large.shape[2]))
+            seen = Preprocessor(model)(image[None])[0]
+            assert seen.shape == small.shape
+            assert image is noisy or (seen - IMAGENET(small)).abs().max() <= 1.01 / 255 / min(IMAGENET.std)
+            found = predict_probabilities(model, image[None])
             assert (found[..., 2::5, 2::5].mean() - 0.25).abs() < 1e-6 and found.shape[-2:] == large.shape[1:]
             assert (found[..., ::5, ::5] - expected).abs().mean() < close
-    assert as_seen(model, large, (0.5, 3.0)) is large, "its largest view is more than half of it"
+    # With a view of more than half of it, a picture is not made smaller first.
+    half, tripled = (Preprocessor(model).views(large[None], largest)(0.5) for largest in (0.5, 3.0))
+    torch.testing.assert_close(tripled, scaled(IMAGENET(large[None]), *tripled.shape[-2:]))
+    assert (half - tripled).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("pixels", [-1, 1 << 17])

@@ -3,8 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
-from atrous.models.aspp import ASPP, BatchNorm, ImagePooling
+from atrous.models.aspp import ASPP, ImagePooling
+from atrous.models.batch_norm import BatchNorm
 from atrous.ops.conv import AtrousConv2d
 
 
@@ -88,3 +91,58 @@ def test_batch_norm_of_one_value_uses_the_running_statistics() -> None:
 def test_rates_that_cannot_be(rates: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="aspp_rates is .*, expected whole numbers of at least 1"):
         ASPP(8, rates)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_every_module_is_called_so_that_hooks_run(training: bool) -> None:
+    head = ASPP(8, (1, 2), filters=4).train(training)
+    names = [name for name, module in head.named_modules() if not isinstance(module, ASPP | nn.ModuleList)]
+    for register in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+        called: set[str] = set()
+        if "backward" in register:  # PyTorch has none before a rectifier in place
+            names = [name for name in names if isinstance(head.get_submodule(name), nn.Conv2d)]
+        handles = [
+            getattr(head.get_submodule(name), register)(lambda *_, name=name, called=called: called.add(name))
+            for name in names
+        ]
+        head(torch.randn(2, 8, 5, 5, requires_grad=True)).sum().backward()
+        assert called == set(names), register
+        for handle in handles:
+            handle.remove()
+
+
+def test_a_hook_for_all_modules_sees_the_convolutions() -> None:
+    head, called = ASPP(8, (1, 2), filters=4).eval(), []
+    with nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(module)):
+        head(torch.randn(1, 8, 5, 5))
+    assert all(branch in called and branch[0] in called for branch in head.atrous)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("where", ["atrous.0", "atrous.0.0"])
+def test_what_a_hook_changes_is_what_counts(where: str) -> None:
+    head = ASPP(8, (1, 2), filters=4).eval()
+    x = torch.randn(1, 8, 5, 5)
+    before = head(x)
+    head.get_submodule(where).register_forward_hook(lambda module, inputs, output: output + 1)
+    assert not torch.allclose(head(x), before)
+
+
+def test_pruned_and_parametrized_convolutions_train() -> None:
+    head, x = ASPP(8, (1, 2), filters=4).train(), torch.randn(2, 8, 5, 5)
+    prune.l1_unstructured(head.atrous[0][0], "weight", 0.5)  # type: ignore[index]
+    weight_norm(head.atrous[1][0])  # type: ignore[index]
+    for _ in range(2):
+        head(x).square().mean().backward()
+    assert head.get_parameter("atrous.0.0.weight_orig").grad is not None
+    assert head.get_parameter("atrous.1.0.parametrizations.weight.original1").grad is not None
+
+
+def test_a_branch_of_another_kind_is_called() -> None:
+    head, x = ASPP(8, (1, 2), filters=4).eval(), torch.randn(1, 8, 5, 5)
+    expected = head(x)
+    inner = head.atrous[0][0]  # type: ignore[index]
+    head.atrous[0][0] = nn.Sequential(inner)  # type: ignore[index]  # as adapters wrap a layer
+    torch.testing.assert_close(head(x), expected, rtol=1e-5, atol=1e-6)
+    inner.forward = lambda y: nn.functional.conv2d(y, inner.weight, padding=1) * 2  # type: ignore[method-assign]
+    head.atrous[0][0] = inner  # type: ignore[index]
+    assert not torch.allclose(head(x), expected)

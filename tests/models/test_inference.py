@@ -1,15 +1,16 @@
 """The inference form computes what the model computes."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.inference import fold_batch_norm, native_dtype
-from atrous.ops.conv_kernels.onednn import fuses
-from atrous.ops.packed_conv import PackedConv2d
+from atrous.models.inference import fold_batch_norm, native_dtype, with_output_stride
+from atrous.ops.packed_conv import PackedConv2d, fuses
 
 
 def shaken(backbone: str, **options: object) -> DeepLabV3:
@@ -59,6 +60,45 @@ def test_the_compiled_form_computes_the_same_at_every_stride() -> None:
             expected, found = model(image), form(image)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     assert len(graphs) == 2, "one whole graph for each stride: nothing broke it"
+    twin = copy.deepcopy(form)
+    with torch.no_grad():
+        twin.classifier.weight.zero_()
+        twin.classifier.bias.zero_()
+        assert not twin(image).any() and form(image).any(), "a copy computes with its own weights"
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "timm/tf_efficientnet_lite0"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_copies_at_other_output_strides_share_the_weights_and_serve_threads(backbone: str, packed: bool) -> None:
+    plain = shaken(backbone, aspp_rates=(1, 2))
+    model = plain.for_inference(dtype=torch.float32) if packed else plain
+    image = torch.randn(1, 3, 65, 49)
+    with torch.inference_mode():
+        for _ in range(2):
+            model(image)  # laid out for this size
+    twins = {stride: with_output_stride(model, stride) for stride in (8, 16, 32)}
+    assert model.output_stride == 16 and {key: twin.output_stride for key, twin in twins.items()} == {
+        8: 8,
+        16: 16,
+        32: 32,
+    }
+    ours = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    assert all({tensor.data_ptr() for tensor in twin.state_dict().values()} == ours for twin in twins.values())
+
+    def predict(stride: int) -> list[torch.Tensor]:
+        with torch.inference_mode():
+            return [twins[stride](image) for _ in range(3)]
+
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip([8, 16, 32] * 3, pool.map(predict, [8, 16, 32] * 3), strict=True))
+    for stride, logits in found.items():
+        plain.output_stride = stride
+        with torch.inference_mode():
+            expected = plain(image)
+        for value in logits:
+            torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    with pytest.raises(ValueError, match="cannot reach output_stride 64"):
+        with_output_stride(model, 64)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "timm/tf_efficientnet_lite0"])
@@ -74,7 +114,7 @@ def test_no_batch_norm_is_left(backbone: str) -> None:
 def test_a_batch_norm_before_its_convolution_stays() -> None:
     model = shaken("timm/densenet121")  # its layers normalise first
     total = len(list(model.batch_norms()))
-    folded = fold_batch_norm(model)
+    folded = len(fold_batch_norm(model))
     assert 0 < folded < total and len(list(model.batch_norms())) == total - folded
 
 
@@ -150,3 +190,19 @@ def test_the_form_can_be_traced(name: str) -> None:
             expected = form(images)  # laid out for this size
         traced = torch.jit.trace(form, images)
         torch.testing.assert_close(traced(images), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "timm/tf_efficientnet_lite0"])
+def test_hooked_and_parametrized_layers_are_called_in_the_form(backbone: str) -> None:
+    model, image = shaken(backbone, aspp_rates=(1, 2)), torch.randn(1, 3, 65, 49)
+    convs = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    norms = [name for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    for name in (convs[3], convs[-2]):
+        model.get_submodule(name).register_forward_hook(lambda module, inputs, output: output * 1.5)
+    model.get_submodule(norms[5]).register_forward_pre_hook(lambda module, inputs: (inputs[0] + 0.1,))
+    weight_norm(model.get_submodule(convs[8]))
+    form = model.for_inference(dtype=torch.float32)
+    with torch.no_grad():
+        expected = model(image)
+        for _ in range(2):
+            torch.testing.assert_close(form(image), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))

@@ -47,8 +47,8 @@ def test_rates_of_blocks_2_to_7(output_stride: int) -> None:
         (4, 2, 16, 2, 1),  # a layer of stride 8 of which 2 still fits
     ],
 )
-def test_placement(output_stride: int, native_in: int, native_out: int, stride: int, rate: int) -> None:
-    assert Dial(output_stride).place(native_in, native_out) == (stride, rate)
+def test_stride_and_rate(output_stride: int, native_in: int, native_out: int, stride: int, rate: int) -> None:
+    assert Dial(output_stride).stride_and_rate(native_in, native_out) == (stride, rate)
 
 
 def test_multi_grid_of_section_3_2_1() -> None:

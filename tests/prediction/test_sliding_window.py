@@ -24,10 +24,9 @@ from atrous.data.row_io import Strips, strips_of
 from atrous.evaluation.evaluate import inference, predict_classes
 from atrous.models.aspp import ASPP
 from atrous.ops.resize import pad_to_grid
-from atrous.ops.upsampled_loss import upsampled_argmax
 from atrous.prediction import sliding_window as module
 from atrous.prediction.predictor import Predictor
-from atrous.prediction.sliding_window import Windows, spans
+from atrous.prediction.sliding_window import SlidingWindow, spans
 from reliability import record
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "photos"
@@ -68,15 +67,13 @@ def picture(height: int, width: int, blob: int = 20) -> np.ndarray:
     return (image * np.linspace(0.3, 1, width)[None, :, None]).astype(np.uint8)
 
 
-def whole(windows: Windows, image: np.ndarray) -> np.ndarray:
+def whole(windows: SlidingWindow, image: np.ndarray) -> np.ndarray:
     with inference(windows.model):
-        tensor = windows.normalise(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])
-        if windows.averaged:
-            return predict_classes(windows.model, tensor, scales=windows.scales, flip=windows.flip)[0].numpy()
-        return upsampled_argmax(windows.model.low_resolution_logits(tensor), image.shape[:2], 8)[0].numpy()
+        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
+        return predict_classes(windows.model, pixels, scales=windows.scales, flip=windows.flip)[0].numpy()
 
 
-def by_windows(windows: Windows, image: np.ndarray) -> np.ndarray:
+def by_windows(windows: SlidingWindow, image: np.ndarray) -> np.ndarray:
     found = np.concatenate(list(windows.classes(strips_of(image))))
     assert found.shape == image.shape[:2] and found.dtype == np.uint8
     return found
@@ -110,14 +107,14 @@ def test_windows_cover_an_axis_and_their_weights_add_up_to_one(
 @pytest.mark.parametrize("pooling", [False, True])
 @pytest.mark.parametrize("size", [(300, 700), (701, 299), (523, 1), (1, 1), (257, 257), (258, 514)])
 def test_windows_give_what_one_pass_gives(pooling: bool, size: tuple[int, int]) -> None:
-    windows, image = Windows(Tiny(pooling), window=129), picture(*size)
+    windows, image = SlidingWindow(Tiny(pooling), window=129), picture(*size)
     expected = whole(windows, image)
     assert (by_windows(windows, image) == expected).mean() > 0.9995
     assert min(size) < 200 or len(np.unique(expected)) > 1
 
 
 def test_the_mean_of_the_whole_picture_is_what_makes_them_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    windows, image = Windows(Tiny(True), window=129), picture(300, 700)
+    windows, image = SlidingWindow(Tiny(True), window=129), picture(300, 700)
     expected = whole(windows, image)
     monkeypatch.setattr(module, "_given", lambda model, means: contextlib.nullcontext())
     assert (by_windows(windows, image) == expected).mean() < 0.98
@@ -126,28 +123,28 @@ def test_the_mean_of_the_whole_picture_is_what_makes_them_agree(monkeypatch: pyt
 @pytest.mark.parametrize("options", [{"flip": True}, {"scales": (0.5, 1.0, 1.5)}, {"scales": (1.5,), "flip": True}])
 def test_scales_and_flips_are_averaged(options: dict) -> None:
     # A window's features, flipped or scaled, lie between those of the whole picture: about the same, if it is smooth.
-    windows, image = Windows(Tiny(True), window=257, **options), picture(601, 498, blob=100)
+    windows, image = SlidingWindow(Tiny(True), window=257, **options), picture(601, 498, blob=100)
     expected = whole(windows, image)
     assert (by_windows(windows, image) == expected).mean() > 0.98
-    assert (whole(Windows(Tiny(True)), image) == expected).mean() < 0.99
+    assert (whole(SlidingWindow(Tiny(True)), image) == expected).mean() < 0.99
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (1.5,)])
 def test_any_size_comes_out_at_its_size(scales: tuple[float, ...]) -> None:
-    windows = Windows(Tiny(True), window=65, scales=scales)
+    windows = SlidingWindow(Tiny(True), window=65, scales=scales)
     for height, width in [(1, 66), (66, 1), (64, 65), (65, 66), (67, 131), (130, 129), (200, 73)]:
         by_windows(windows, picture(height, width))
 
 
 def test_progress_grows_to_one() -> None:
     told: list[float] = []
-    list(Windows(Tiny(True), window=129).classes(strips_of(picture(300, 300)), told.append))
+    list(SlidingWindow(Tiny(True), window=129).classes(strips_of(picture(300, 300)), told.append))
     assert told == sorted(told) and told[-1] == 1 and len(told) > 9
 
 
 def test_windows_too_small_for_the_network_are_refused() -> None:
     with pytest.raises(ValueError, match="window is 63, expected at least 64 at output stride 8"):
-        Windows(Tiny(True), window=63)
+        SlidingWindow(Tiny(True), window=63)
 
 
 def test_memory_is_that_of_a_window_of_rows_not_of_the_picture() -> None:
@@ -157,7 +154,7 @@ def test_memory_is_that_of_a_window_of_rows_not_of_the_picture() -> None:
         for top in range(0, height, rows):
             yield np.full((min(rows, height - top), width, 3), top % 256, dtype=np.uint8)
 
-    windows = Windows(Tiny(True), window=129)
+    windows = SlidingWindow(Tiny(True), window=129)
     for _ in windows.classes(Strips((height, width), strips)):  # what it imports is no part of it
         pass
     tracemalloc.start()

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from atrous import DeepLabV3
-from atrous.training.frozen_bn import FoldedForm, fold_frozen
+from atrous.models.activation_checkpointing import set_checkpointing
+from atrous.training.frozen_bn import FoldedBatchNorm
 
 FROZEN = [{"affine": True}, {"affine": False}, {"affine": False, "head": False}]
 
@@ -26,25 +27,17 @@ def model_of(backbone: str, **options: Any) -> DeepLabV3:
         nn.init.normal_(norm.weight, 1, 0.2)
         nn.init.normal_(norm.bias, std=0.2)
     nn.init.normal_(model.classifier.weight)
-    fold_frozen(model)
     return model.train()
 
 
-def form_of(model: DeepLabV3) -> FoldedForm:
-    assert isinstance(model.training_form, FoldedForm)
-    return model.training_form
-
-
-def stepped(model: DeepLabV3, side: int = 33) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def stepped(
+    model: DeepLabV3, run: FoldedBatchNorm | None = None, side: int = 33
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Logits and gradients of a step of the model, or of its folded form."""
     images = torch.randn(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    logits = model(images)
+    logits = (run or model.low_resolution_logits)(images)
     logits.square().mean().backward()
     return logits.detach(), {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
-
-
-def plainly(model: DeepLabV3) -> DeepLabV3:
-    """The same model computing its batch norms as layers."""
-    return copy.deepcopy(model)
 
 
 @pytest.mark.parametrize("options", FROZEN, ids=str)
@@ -52,18 +45,18 @@ def plainly(model: DeepLabV3) -> DeepLabV3:
 def test_logits_gradients_and_statistics_are_those_of_the_layers(backbone: str, options: dict[str, bool]) -> None:
     model = model_of(backbone)
     model.freeze_batch_norm(**options)
-    layers = plainly(model)
+    layers, folded = copy.deepcopy(model), FoldedBatchNorm(model)
     norms = [norm for norm in model.batch_norms() if not norm.training]
     read: list[int] = []
-    form_of(model).current()
+    folded.current()
     for norm in norms:
         norm.register_forward_hook(lambda *_: read.append(1))
-    (logits, found), (wanted_logits, wanted) = stepped(model), stepped(layers)
+    (logits, gradients), (wanted_logits, wanted) = stepped(model, folded), stepped(layers)
     assert norms and not read  # no frozen one was computed as a layer
     torch.testing.assert_close(logits, wanted_logits, rtol=1e-9, atol=1e-9)
-    assert found.keys() == wanted.keys()
+    assert gradients.keys() == wanted.keys()
     for key, value in wanted.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9, msg=key)
+        torch.testing.assert_close(gradients[key], value, rtol=1e-7, atol=1e-9, msg=key)
     for key, value in layers.state_dict().items():  # the running statistics of those that are trained, too
         torch.testing.assert_close(model.state_dict()[key], value)
 
@@ -74,76 +67,89 @@ def test_what_follows_no_convolution_stays_a_frozen_layer(backbone: str) -> None
     model = model_of(backbone, output_stride=32)
     model.freeze_batch_norm()
     buffers = {key: value.clone() for key, value in model.named_buffers()}
-    layers = plainly(model)
-    torch.testing.assert_close(stepped(model)[0], stepped(layers)[0], rtol=1e-9, atol=1e-9)
+    layers = copy.deepcopy(model)
+    torch.testing.assert_close(stepped(model, FoldedBatchNorm(model))[0], stepped(layers)[0], rtol=1e-9, atol=1e-9)
     assert all(torch.equal(value, buffers[key]) for key, value in model.named_buffers())
 
 
 def test_synchronised_batch_norm_is_folded_too() -> None:
     model = model_of("resnet18")
-    wanted = copy.deepcopy(model)
-    fold_frozen(wanted)
-    wanted.freeze_batch_norm()
+    layers = copy.deepcopy(model)
+    layers.freeze_batch_norm()
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.freeze_batch_norm()
-    found = stepped(model)[0]
-    frozen = form_of(model).frozen
-    assert frozen is not None and len(frozen.pairs) == len(list(model.batch_norms()))
-    torch.testing.assert_close(found, stepped(wanted)[0], rtol=1e-9, atol=1e-9)
+    folded = FoldedBatchNorm(model)
+    logits = stepped(model, folded)[0]
+    assert folded.skeleton is not None and len(folded.skeleton.pairs) == len(list(model.batch_norms()))
+    torch.testing.assert_close(logits, stepped(layers)[0], rtol=1e-9, atol=1e-9)
 
 
 def test_the_decay_and_the_modes_of_what_still_learns_are_followed() -> None:
     model = model_of("resnet18")
     model.freeze_batch_norm(affine=False, head=False)
-    layers = plainly(model)
-    for one in (model, layers):
-        stepped(one)
+    layers, folded = copy.deepcopy(model), FoldedBatchNorm(model)
+    for one, run in ((model, folded), (layers, None)):
+        stepped(one, run)
         one.set_batch_norm_decay(0.5)
-        stepped(one)
+        stepped(one, run)
         one.head.eval()
-        stepped(one)
+        stepped(one, run)
     for key, value in layers.named_buffers():
         torch.testing.assert_close(dict(model.named_buffers())[key], value)
 
 
-def test_it_follows_the_dial_new_weights_and_another_freezing() -> None:
+def test_it_follows_the_output_stride_new_weights_and_another_freezing() -> None:
     model = model_of("resnet18")
     model.freeze_batch_norm()
-    at_16 = stepped(model)[0]
+    folded = FoldedBatchNorm(model)
+
+    def same() -> torch.Tensor:
+        logits = stepped(model, folded)[0]
+        torch.testing.assert_close(logits, stepped(copy.deepcopy(model))[0], rtol=1e-9, atol=1e-9)
+        return logits
+
+    at_16 = same()
     model.output_stride = 8
-    torch.testing.assert_close(stepped(model)[0], stepped(plainly(model))[0], rtol=1e-9, atol=1e-9)
+    same()
     with torch.no_grad():
         model.backbone.get_parameter("conv1.weight").mul_(0.5)
-    torch.testing.assert_close(stepped(model)[0], stepped(plainly(model))[0], rtol=1e-9, atol=1e-9)
+    same()
     model.freeze_batch_norm(affine=False, head=False)
-    torch.testing.assert_close(stepped(model)[0], stepped(plainly(model))[0], rtol=1e-9, atol=1e-9)
-    assert not torch.allclose(at_16, stepped(model)[0])
+    model.output_stride = 16
+    assert not torch.allclose(at_16, same())
     model.unfreeze_batch_norm()
-    stepped(model)
-    assert form_of(model).frozen is None and all(norm.training for norm in model.batch_norms())
+    stepped(model, folded)
+    assert folded.skeleton is None and all(norm.training for norm in model.batch_norms())
 
 
-def test_the_state_dict_and_a_copy_know_nothing_of_it() -> None:
+def test_the_model_knows_nothing_of_it() -> None:
     model = model_of("timm/mobilenetv2_035")
     keys = list(model.state_dict())
     model.freeze_batch_norm()
-    stepped(model)
-    assert list(model.state_dict()) == keys and copy.deepcopy(model).training_form is None
+    stepped(model, FoldedBatchNorm(model))
+    assert list(model.state_dict()) == keys
     twin = copy.deepcopy(model)
-    fold_frozen(twin)
     with torch.no_grad():
         twin.classifier.weight.zero_()
-    assert not torch.equal(stepped(twin)[0], stepped(model)[0])
+    assert not torch.equal(stepped(twin, FoldedBatchNorm(twin))[0], stepped(model, FoldedBatchNorm(model))[0])
+
+
+def test_evaluation_computes_the_layers() -> None:
+    model = model_of("timm/mobilenetv2_035")
+    model.freeze_batch_norm()
+    folded = FoldedBatchNorm(model.eval())
+    images = torch.randn(1, 3, 33, 33, dtype=torch.float64)
+    assert torch.equal(folded(images), model.low_resolution_logits(images)) and folded.skeleton is None
 
 
 def test_checkpointing_computes_the_layers_and_the_same() -> None:
     model = model_of("resnet18")
     model.freeze_batch_norm()
     twin = copy.deepcopy(model)
-    fold_frozen(twin)
-    wanted = stepped(twin)
-    model.set_checkpointing(True)
-    found = stepped(model)
-    assert form_of(model).frozen is None
-    torch.testing.assert_close(found[0], wanted[0], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(found[1], wanted[1], rtol=1e-7, atol=1e-9)
+    wanted = stepped(twin, FoldedBatchNorm(twin))
+    set_checkpointing(model.backbone, True)
+    folded = FoldedBatchNorm(model)
+    logits, gradients = stepped(model, folded)
+    assert folded.skeleton is None
+    torch.testing.assert_close(logits, wanted[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients, wanted[1], rtol=1e-7, atol=1e-9)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atrous.cli.tables import listing_table, models_table, scores_table, shares_table
+from atrous.cli.tables import listing_table, model_table, models_table, recipes_table, scores_table, shares_table
+from atrous.messages import did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,27 +27,27 @@ if TYPE_CHECKING:
 
 
 def complain(message: str, status: int) -> int:
-    """One line on standard error; the status, to be returned."""
-    print(f"atrous: {'error: ' if status < 128 else ''}{' '.join(message.split())}", file=sys.stderr)
+    """Print one line on standard error; return the status. 0 is a remark, a signal's status no error either."""
+    print(f"atrous: {'error: ' if 0 < status < 128 else ''}{' '.join(message.split())}", file=sys.stderr)
     return status
 
 
-def run_demo(found: argparse.Namespace) -> int:
+def run_demo(args: argparse.Namespace) -> int:
     """Segment the bundled photographs."""
     from atrous.prediction.demo import NEXT, demo
 
-    results = demo(found.out, device=found.device)
-    if found.json:
+    results = demo(args.out, device=args.device)
+    if args.json:
         return _print_json({"results": [result.as_dict() for result in results]})
     console = _stderr()
     console.print(shares_table({result.photograph: result.areas for result in results}))
     console.print("next:", *NEXT, sep="\n  ", soft_wrap=True, highlight=False)
     for result in results:
-        print(result.overlay)
+        print_out(str(result.overlay))
     return 0
 
 
-def run_predict(found: argparse.Namespace) -> int:
+def run_predict(args: argparse.Namespace) -> int:
     """Segment photographs."""
     from rich.progress import Progress
 
@@ -52,11 +55,12 @@ def run_predict(found: argparse.Namespace) -> int:
     from atrous.prediction.files import find_photographs, predict_files
     from atrous.prediction.predictor import Predictor
 
-    files = find_photographs(found.sources)
+    model, sources = _model_and_sources(args.words)
+    files = find_photographs(sources)
     predictor = Predictor.load(
-        found.model, device=found.device, output_stride=found.output_stride, scales=found.scales, flip=found.flip,
-        longest_side=found.longest_side, window=found.window,
-        max_pixels=MAX_PIXELS if found.max_pixels is None else found.max_pixels,
+        model, device=args.device, output_stride=args.output_stride, scales=args.scales, flip=args.flip,
+        longest_side=args.longest_side, window=args.window,
+        max_pixels=MAX_PIXELS if args.max_pixels is None else args.max_pixels,
     )  # fmt: skip
     console = _stderr()
     with Progress(console=console, disable=not console.is_terminal) as bar:
@@ -67,17 +71,41 @@ def run_predict(found: argparse.Namespace) -> int:
             bar.update(tasks[1], completed=share, description=path.name)
 
         with _unwound_by_sigterm():
-            batch = predict_files(predictor, files, found.out, resume=found.resume, progress=tell)
+            batch = predict_files(predictor, files, args.out, resume=args.resume, progress=tell)
     if batch.areas:
         console.print(shares_table({str(path): areas for path, areas in batch.areas.items()}))
-        console.print(f"{len(batch.areas)} of {len(files)} segmented into {found.out}", soft_wrap=True, highlight=False)
+        console.print(f"{len(batch.areas)} of {len(files)} segmented into {args.out}", soft_wrap=True, highlight=False)
     if batch.skipped:
         console.print(f"{len(batch.skipped)} of {len(files)} were done before", highlight=False)
     for why in batch.failures.values():
         complain(why, 2)
-    if found.json:
+    if args.json:
         _print_json(batch.as_dict())
     return 2 if batch.failures else 0
+
+
+def _model_and_sources(words: list[str]) -> tuple[str, list[str]]:
+    """The model, everyday objects by default, and what it is to segment.
+
+    Raises:
+        ValueError: if the first word is neither a model nor a photograph, or nothing follows a model.
+    """
+    from atrous.models.weights import names, resolve
+    from atrous.prediction.predictor import DEFAULT_MODEL
+
+    first, *rest = words
+    folder = Path(first)
+    is_run = any((folder / name).exists() for name in ("recipe.yaml", "best", "model.safetensors"))
+    if first in names() or first.endswith(".safetensors") or is_run:
+        resolve(first)
+        if not rest:
+            raise ValueError(f"{first} is a model; expected photographs after it: atrous predict {first} photo.jpg")
+        return first, rest
+    if not os.path.lexists(first) and not glob.has_magic(first):
+        near = did_you_mean(first, names(), otherwise="")
+        raise ValueError(f"there is no photograph and no model {first!r}{near or '; atrous models lists the models'}")
+    complain(f"segmenting with {DEFAULT_MODEL}; for another model name it first (atrous models)", 0)
+    return DEFAULT_MODEL, words
 
 
 @contextlib.contextmanager
@@ -94,44 +122,46 @@ def _unwound_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_train(found: argparse.Namespace) -> int:
+def run_train(args: argparse.Namespace) -> int:
     """Train by one recipe, or several in sequence."""
     from atrous.training.config import override, parse_assignments
     from atrous.training.recipes import load_recipe
 
-    flags = ("output_stride", "batch", "accumulate", "iterations", "lr", "weights", "amp", "ema", "seed")
-    values = {key: getattr(found, key) for key in flags if getattr(found, key) is not None}
-    values |= {"reset_head": True} if found.reset_head else {}
-    values |= {"weights": None} if found.weights == "none" else {}
-    assigned = parse_assignments(found.assignments)
+    flags = (
+        "output_stride", "batch_size", "grad_accum_steps", "iterations", "lr", "weights", "amp", "ema_decay", "seed",
+    )  # fmt: skip
+    values = {key: getattr(args, key) for key in flags if getattr(args, key) is not None}
+    values |= {"reset_head": True} if args.reset_head else {}
+    values |= {"weights": None} if args.weights == "none" else {}
+    assigned = parse_assignments(args.assignments)
     if twice := sorted(values.keys() & assigned.keys()):
         raise ValueError(f"{twice[0]} is given twice, by --{twice[0].replace('_', '-')} and by --set")
-    if found.workers < 0:
-        raise ValueError(f"--workers is {found.workers}, expected at least 0")
-    if len(found.recipes) > 1:
-        return _train_stages(found, {**values, **assigned})
-    if len(found.data) > 1:
-        raise ValueError(f"1 recipe has {len(found.data)} --data, expected 1")
-    (source,), (data,) = found.recipes, found.data
+    if args.workers < 0:
+        raise ValueError(f"--workers is {args.workers}, expected at least 0")
+    if len(args.recipes) > 1:
+        return _train_stages(args, {**values, **assigned})
+    if len(args.data) > 1:
+        raise ValueError(f"1 recipe has {len(args.data)} --data, expected 1")
+    (source,), (data,) = args.recipes, args.data
     given = {**values, **assigned}
-    run = found.out or Path("runs") / Path(source).stem
+    run = args.out or Path("runs") / Path(source).stem
     if source == "finetune":
-        recipe: Recipe = _finetuned(data, given, run / "recipe.yaml" if found.resume else None)
+        recipe: Recipe = _finetuned(data, given, run / "recipe.yaml" if args.resume else None)
     else:
         recipe = override(load_recipe(source), given)
-    options = {"resume": found.resume, "workers": found.workers, "device": found.device}
+    options = {"resume": args.resume, "workers": args.workers, "device": args.device}
     measured: dict[str, Any] = {}
-    if found.asynchronous is None:
+    if args.asynchronous is None:
         from atrous.training.loop import train
 
         best = train(recipe, data, run, **options)
     else:
         from atrous.training.asynchronous.server import train_asynchronously
 
-        outcome = train_asynchronously(recipe, data, run, replicas=found.asynchronous, **options)
-        best, measured = outcome.best, {"replicas": found.asynchronous, "staleness": outcome.staleness.as_dict()}
+        outcome = train_asynchronously(recipe, data, run, replicas=args.asynchronous, **options)
+        best, measured = outcome.best, {"replicas": args.asynchronous, "staleness": outcome.staleness.as_dict()}
     best = None if best is not None and best != best else best  # JSON has no NaN
-    if found.json:
+    if args.json:
         return _print_json({"run": str(run), "weights": str(run / "best"), "miou": best, **measured})
     scored = f", val mIoU {best:.4f}" if best is not None else ""
     _stderr().print(f"done{scored}; the weights are in {run / 'best'}", soft_wrap=True, highlight=False)
@@ -171,28 +201,28 @@ def _weights_asked_for(given: dict[str, Any]) -> str | None:
     return known.get(given["backbone"], "imagenet")
 
 
-def _train_stages(found: argparse.Namespace, values: dict[str, Any]) -> int:
+def _train_stages(args: argparse.Namespace, values: dict[str, Any]) -> int:
     from atrous.training.stages import plan_stages, train_stages
 
-    if found.asynchronous is not None:
+    if args.asynchronous is not None:
         raise ValueError("--asynchronous takes one recipe at a time")
     console = _stderr()
-    stages = plan_stages(found.recipes, found.data, found.out, values)
+    stages = plan_stages(args.recipes, args.data, args.out, values)
     best = train_stages(
         stages,
-        resume=found.resume,
-        workers=found.workers,
-        device=found.device,
+        resume=args.resume,
+        workers=args.workers,
+        device=args.device,
         said=lambda line: console.print(line, soft_wrap=True, highlight=False),
     )
-    if found.json:
+    if args.json:
         runs = [str(stage.run) for stage in stages]
         return _print_json({"runs": runs, "weights": str(stages[-1].run / "best"), "miou": best})
     console.print(f"done; the weights are in {stages[-1].run / 'best'}", soft_wrap=True, highlight=False)
     return 0
 
 
-def run_eval(found: argparse.Namespace) -> int:
+def run_eval(args: argparse.Namespace) -> int:
     """Score a model."""
     from rich.progress import Progress
 
@@ -201,46 +231,46 @@ def run_eval(found: argparse.Namespace) -> int:
     from atrous.evaluation.evaluate import checked_longest_side, evaluate
     from atrous.models.weights import load
 
-    dataset = open_dataset(found.data, found.split)
-    model, _ = load(found.model, output_stride=found.output_stride)
-    if found.longest_side is not None:
-        model.longest_side = checked_longest_side(found.longest_side)
-    model = model.to(pick_device(found.device)).for_inference()
+    dataset = open_dataset(args.data, args.split)
+    model, _ = load(args.model, output_stride=args.output_stride)
+    if args.longest_side is not None:
+        model.longest_side = checked_longest_side(args.longest_side)
+    model = model.to(pick_device(args.device)).for_inference()
     console = _stderr()
     with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(found.split, total=len(dataset))
-        if found.ladder:
-            return _eval_ladder(found, model, dataset, lambda done: bar.update(task, completed=done))
+        task = bar.add_task(args.split, total=len(dataset))
+        if args.ladder:
+            return _eval_ladder(args, model, dataset, lambda done: bar.update(task, completed=done))
         result = evaluate(
-            model, dataset, scales=found.scales, flip=found.flip, progress=lambda done: bar.update(task, completed=done)
+            model, dataset, scales=args.scales, flip=args.flip, progress=lambda done: bar.update(task, completed=done)
         )
-    if found.json:
+    if args.json:
         return _print_json(result.as_dict())
     console.print(scores_table(result))
     return 0
 
 
-def _eval_ladder(found: argparse.Namespace, model: Any, dataset: Any, progress: Any) -> int:
+def _eval_ladder(args: argparse.Namespace, model: Any, dataset: Any, progress: Any) -> int:
     from atrous.evaluation.evaluate import PAPER_SCALES
     from atrous.evaluation.inference_settings import ladder, markdown, rungs
 
-    rows = rungs(found.output_stride or 8, PAPER_SCALES if found.scales == [1.0] else found.scales)
+    rows = rungs(args.output_stride or 8, PAPER_SCALES if args.scales == [1.0] else args.scales)
     results = ladder(model, dataset, rows, progress=progress)
-    if found.json:
+    if args.json:
         return _print_json({"rows": [result.as_dict() for result in results], "markdown": markdown(results)})
     _stderr().print(markdown(results), soft_wrap=True, highlight=False)
     return 0
 
 
-def run_models(found: argparse.Namespace) -> int:
-    """List the named weights."""
+def run_models(args: argparse.Namespace) -> int:
+    """List the named weights, or tell all about one."""
     from atrous.models.weights import cards, speeds
 
     hardware, milliseconds = speeds()
 
     def measured(name: str, metrics: dict[str, Any]) -> dict[str, Any]:
         took = milliseconds.get(name, {})
-        return {what: found | ({"milliseconds": took[what]} if what in took else {}) for what, found in metrics.items()}
+        return {what: row | ({"milliseconds": took[what]} if what in took else {}) for what, row in metrics.items()}
 
     rows = {
         name: {
@@ -255,25 +285,34 @@ def run_models(found: argparse.Namespace) -> int:
         }
         for name, (path, card) in cards().items()
     }
-    if found.json:
-        return _print_json(rows)
-    _stderr().print(models_table(rows, hardware))
-    return 0
+    if args.name is not None:
+        if args.name not in rows:
+            raise ValueError(f"there is no model {args.name!r}{did_you_mean(args.name, rows)}")
+        row = rows[args.name]
+        return _print_json(row) if args.json else _print_table(model_table(args.name, row, hardware))
+    return _print_json(rows) if args.json else _print_table(models_table(rows, hardware))
 
 
-def run_data_check(found: argparse.Namespace) -> int:
+def list_recipes() -> None:
+    """Print the named recipes."""
+    from atrous.training.recipes import RECIPES
+
+    _print_table(recipes_table(RECIPES))
+
+
+def run_data_check(args: argparse.Namespace) -> int:
     """Look at a data set."""
     from atrous.data.validate import check, render
 
-    report = check(found.data)
-    if found.json:
+    report = check(args.data, allow_empty_classes=args.allow_empty_classes)
+    if args.json:
         _print_json(report.as_dict())
     else:
         _stderr().print(render(report))
     return 1 if report.problems else 0
 
 
-def run_label(found: argparse.Namespace) -> int:
+def run_label(args: argparse.Namespace) -> int:
     """Write a teacher's masks."""
     from rich.progress import Progress
 
@@ -281,25 +320,25 @@ def run_label(found: argparse.Namespace) -> int:
     from atrous.prediction.pseudo_label import classes_of, label
     from atrous.prediction.tflite_teacher import open_teacher
 
-    files = find_photographs(found.sources)
+    files = find_photographs(args.sources)
     teacher = open_teacher(
-        found.teacher,
-        labels=classes_of(found.data),
-        scales=found.scales,
-        flip=found.flip,
-        output_stride=found.output_stride,
-        device=found.device,
+        args.teacher,
+        labels=classes_of(args.data),
+        scales=args.scales,
+        flip=args.flip,
+        output_stride=args.output_stride,
+        device=args.device,
     )
     console = _stderr()
     with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(found.split, total=len(files))
+        task = bar.add_task(args.split, total=len(files))
         done = label(
-            teacher, files, found.data, split=found.split, confidence=found.confidence,
+            teacher, files, args.data, split=args.split, confidence=args.confidence,
             progress=lambda _: bar.advance(task),
         )  # fmt: skip
     for why in done.failures.values():
         complain(why, 1)
-    if found.json:
+    if args.json:
         _print_json(done.as_dict())
     else:
         if done.written and done.ignored == 1:
@@ -310,7 +349,7 @@ def run_label(found: argparse.Namespace) -> int:
     return 1 if done.failures else 0
 
 
-def run_submit_write(found: argparse.Namespace) -> int:
+def run_submit_write(args: argparse.Namespace) -> int:
     """Write a server's archive."""
     from rich.progress import Progress
 
@@ -318,73 +357,82 @@ def run_submit_write(found: argparse.Namespace) -> int:
 
     console = _stderr()
     with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(found.split)
+        task = bar.add_task(args.split)
         submission = write(
-            found.model,
-            found.data,
-            found.out,
-            split=found.split,
-            competition=found.competition,
-            device=found.device,
-            output_stride=found.output_stride,
-            scales=found.scales,
-            flip=found.flip,
+            args.model,
+            args.data,
+            args.out,
+            split=args.split,
+            competition=args.competition,
+            device=args.device,
+            output_stride=args.output_stride,
+            scales=args.scales,
+            flip=args.flip,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    if found.json:
+    if args.json:
         return _print_json(submission.as_dict())
     said = f"{submission.predicted} of {submission.images} images predicted, the rest were there; packed and checked:"
     console.print(said, highlight=False)
-    print(submission.archive)
+    print_out(str(submission.archive))
     return 0
 
 
-def run_submit_check(found: argparse.Namespace) -> int:
+def run_submit_check(args: argparse.Namespace) -> int:
     """Check one."""
     from atrous.prediction.submission import check
 
-    faults = check(found.archive, found.data, split=found.split)
-    if found.json:
-        _print_json({"archive": str(found.archive), "sound": not faults, "problems": faults})
+    faults = check(args.archive, args.data, split=args.split)
+    if args.json:
+        _print_json({"archive": str(args.archive), "sound": not faults, "problems": faults})
     else:
         for line in faults:
             complain(line, 2)
         verdict = f"{len(faults)} problem{'s' if len(faults) > 1 else ''}" if faults else "sound"
-        _stderr().print(f"{found.archive}: {verdict}", soft_wrap=True, highlight=False)
+        _stderr().print(f"{args.archive}: {verdict}", soft_wrap=True, highlight=False)
     return 1 if faults else 0
 
 
-def run_reproduce(found: argparse.Namespace) -> int:
+def run_reproduce(args: argparse.Namespace) -> int:
     """Make a table or a figure of the paper."""
     from atrous.reproduction.plan import Options
     from atrous.training.config import parse_assignments
 
     options = Options(
-        preset=found.preset, data=found.data, pretraining=found.pretraining, model=found.model,
-        backbones=found.backbone, iterations=found.iterations, seeds=found.seeds, out=found.out,
-        values=parse_assignments(found.assignments), workers=found.workers, device=found.device,
+        preset=args.preset, data=args.data, pretraining=args.pretraining, model=args.model,
+        backbones=args.backbone, iterations=args.iterations, seeds=args.seeds, out=args.out,
+        values=parse_assignments(args.assignments), workers=args.workers, parallel=args.parallel,
+        device=args.device,
     )  # fmt: skip
-    from atrous.reproduction.run import check_what, figure_4, listed, reproduce
+    from atrous.reproduction.run import FIGURE_4, check_words, figure_4, listed, reproduce
 
-    check_what(found.what, options)
+    check_words(args.what, options)
     console = _stderr()
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, highlight=False)
 
-    if found.what in ("list", "figure-4"):
-        answer: Any = listed(options) if found.what == "list" else figure_4(options.folder, say)
-        if found.json:
-            return _print_json(answer)
-        console.print(listing_table(answer) if found.what == "list" else "\n".join(answer.values()))
+    if args.what == ["list"]:
+        rows = listed(options)
+        if args.json:
+            return _print_json(rows)
+        console.print(listing_table(rows))
         return 0
-    with console.status("") as status:
-        result = reproduce(found.what, options, dry_run=found.dry_run, say=say, tick=status.update)
-    if found.json:
-        _print_json(result.as_dict())
-    elif "markdown" in result.files:
-        say(Path(result.files["markdown"]).read_text(encoding="utf-8"))
-    return 1 if result.failed else 0
+    answers: dict[str, Any] = {}
+    if FIGURE_4 in args.what and not args.dry_run:
+        answers[FIGURE_4] = figure_4(options.folder, say)
+        say("\n".join(answers[FIGURE_4].values()))
+    tables: dict[str, dict[str, Any]] = {}
+    if words := [word for word in args.what if word != FIGURE_4]:
+        with console.status("") as status:
+            tables = reproduce(words, options, dry_run=args.dry_run, say=say, tick=status.update)
+    for table in tables.values():
+        if "markdown" in table["files"] and not args.json:
+            say(Path(table["files"]["markdown"]).read_text(encoding="utf-8"))
+    if args.json:
+        answers |= tables
+        _print_json(answers if len(answers) > 1 else next(iter(answers.values()), {}))
+    return 1 if any(table["failed"] for table in tables.values()) else 0
 
 
 def _stderr() -> Console:
@@ -393,6 +441,25 @@ def _stderr() -> Console:
     return Console(stderr=True, markup=False, emoji=False)  # names of files and classes hold anything
 
 
-def _print_json(value: Any) -> int:
-    print(json.dumps(value, allow_nan=False))
+def _print_table(table: Any) -> int:
+    _stderr().print(table)
     return 0
+
+
+def _print_json(value: Any) -> int:
+    print_out(json.dumps(value, allow_nan=False))
+    return 0
+
+
+def print_out(text: str = "", end: str = "\n") -> None:
+    """Print on standard output at once.
+
+    Raises:
+        OSError: if it cannot be written, with "standard output" as its file.
+    """
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        error.filename = "standard output"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again as it ends
+        raise

@@ -8,7 +8,6 @@ printed there. Nothing heavy is imported before it is known what was asked for, 
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 import sys
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 
 from atrous.cli.commands import (
     complain,
+    list_recipes,
     run_data_check,
     run_demo,
     run_eval,
@@ -29,41 +29,79 @@ from atrous.cli.commands import (
     run_submit_write,
     run_train,
 )
+from atrous.messages import did_you_mean
+
+SYNONYMS = {
+    "--batch": "--batch-size",
+    "--accumulate": "--grad-accum-steps",
+    "--ema": "--ema-decay",
+    "--model": "the model is the first word: atrous predict MODEL PHOTOGRAPHS",
+    "--epochs": "training is counted in steps: --iterations (an epoch has images / batch size of them)",
+    "--steps": "--iterations",
+    "--max-iters": "--iterations",
+    "--learning-rate": "--lr",
+    "--img-size": "--longest-side for prediction and evaluation, --set crop=SIDE for training",
+    "--imgsz": "--longest-side for prediction and evaluation, --set crop=SIDE for training",
+    "--os": "--output-stride",
+    "--input": "photographs are given without a flag: atrous predict PHOTOGRAPHS",
+    "--output": "--out",
+    "--gpu": "--device cuda",
+    "--num-workers": "--workers",
+    "--config": "the recipe is the first word: atrous train RECIPE --data DATA",
+    "--classes": "names in the dataset.yaml of --data",
+    "--checkpoint": "a run folder or weight file is given without a flag, as MODEL",
+    "--pretrained": "--weights",
+    "--name": "--out",
+}
+"""Flags of other tools, and what they are called here."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line that name the nearest flag."""
+    """argparse whose errors are one line that names the right flag."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        _, found, words = message.partition("unrecognized arguments: ")
-        if found:
+        _, unknown, words = message.partition("unrecognized arguments: ")
+        if unknown:
             flag = (words.split() or [""])[0].split("=")[0]  # a word can be empty
-            near = difflib.get_close_matches(flag, list(self._option_string_actions), 1, 0.5)
-            message += f"; did you mean {near[0]}?" if near else ""
+            hint = SYNONYMS.get(flag)
+            message += f"; here: {hint}" if hint else did_you_mean(flag, self._option_string_actions, otherwise="")
         if "invalid choice: '" in message:
             word = message.split("invalid choice: '")[1].split("'")[0]
             choices = re.findall(r"[\w-]+", message.partition("(choose from ")[2])
-            near = difflib.get_close_matches(word, choices, 1, 0.5)
-            message += f"; did you mean {near[0]}?" if near else ""
+            message += did_you_mean(word, choices, otherwise="")
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         # A subcommand's unknown flags come back to the top, which does not know their neighbours: report them below.
-        found, rest = self.parse_known_args(args, namespace)
+        parsed, rest = self.parse_known_args(args, namespace)
         if rest:
-            getattr(found, "parser", self).error(f"unrecognized arguments: {' '.join(rest)}")
-        return found
+            getattr(parsed, "parser", self).error(f"unrecognized arguments: {' '.join(rest)}")
+        return parsed
+
+
+class _ListRecipes(argparse.Action):
+    """``--list``: print the recipes and leave, as ``--help`` does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        list_recipes()
+        parser.exit()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line, by default the process's; the exit status."""
+    lost = _open_closed_streams()
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        found = _parser().parse_args(arguments)
-        status: int = found.run(found)
-        _flush()
+        if not words:
+            _parser().print_help()
+            return 0
+        args = _parser().parse_args(words)
+        status: int = args.run(args)
+        if lost and args.json:
+            return complain("standard output is closed, so the JSON went nowhere; the work is done", 1)
         return status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,13 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(_said(error), status)
 
 
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        error.filename = "standard output"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter tries again when it ends
-        raise
+def _open_closed_streams() -> bool:
+    """Open what the caller has closed (cron, services) as the null device; whether standard output was closed."""
+    closed = sys.stdout is None
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    return closed
 
 
 def _said(error: Exception) -> str:
@@ -118,29 +155,35 @@ def _parser() -> _Parser:
     return parser
 
 
-def _command(commands: Any, name: str, run: Any, text: str, **options: Any) -> _Parser:
-    parser: _Parser = commands.add_parser(name, help=text, description=text, **options)
+def _command(commands: Any, name: str, run: Any, text: str, example: str, **options: Any) -> _Parser:
+    epilog = f"example:\n  {example}"
+    parser: _Parser = commands.add_parser(name, help=text, description=text, epilog=epilog, **options)
     parser.set_defaults(run=run, parser=parser)
     return parser
 
 
 def _add_demo(commands: Any) -> None:
     text = "segment the bundled photographs with the bundled weights, and write the overlays"
-    parser = _command(commands, "demo", run_demo, text)
+    parser = _command(commands, "demo", run_demo, text, "atrous demo --out demo")
     parser.add_argument("--out", type=Path, default=Path("atrous-demo"), help="folder to write (default: %(default)s)")
     _add_device(parser)
     _add_json(parser)
 
 
 def _add_predict(commands: Any) -> None:
-    parser = _command(commands, "predict", run_predict, "segment photographs into masks and overlays")
+    text = "segment photographs into masks and overlays"
+    example = "atrous predict objects-mobilenetv2 photos/ --out found"
+    usage = "atrous predict [options] [MODEL] SOURCE ..."
+    parser = _command(commands, "predict", run_predict, text, example, usage=usage)
+    text = "files, folders, globs; before them, if not everyday objects, the model: a name (atrous models), a run "
+    text += "folder or a weight file"
+    parser.add_argument("words", metavar="[MODEL] SOURCE", nargs="+", help=text)
+    text = "folder for masks/ and overlays/ (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("atrous-out"), help=text)
     parser.add_argument(
-        "model", metavar="MODEL", help="a named model (see atrous models), a run folder or a weight file"
+        "--resume", action="store_true", help="skip files whose mask and overlay are there, made with the same settings"
     )
-    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="files, folders, globs")
-    parser.add_argument("--out", type=Path, required=True, help="folder for masks/ and overlays/")
-    parser.add_argument("--resume", action="store_true", help="leave files whose mask and overlay are there, made so")
-    text = "of the windows for large images (default: 1601, for those seen at above 16.8 megapixels)"
+    text = "side of the tiles of large images (default: 1601, for those seen at above 16.8 megapixels)"
     parser.add_argument("--window", type=int, metavar="SIDE", help=text)
     _add_longest_side(parser)
     parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger images (default: 178956970)")
@@ -150,22 +193,31 @@ def _add_predict(commands: Any) -> None:
 
 
 def _add_train(commands: Any) -> None:
-    parser = _command(commands, "train", run_train, "train a model by a recipe")
+    parser = _command(
+        commands,
+        "train",
+        run_train,
+        "train a model by a recipe",
+        "atrous train finetune --data my-data --out runs/mine",
+    )
+    parser.add_argument("--list", action=_ListRecipes, nargs=0, help="list the recipes and exit")
     text = "finetune, a named recipe, or a YAML file; of several, each starts from the weights of the one before"
     parser.add_argument("recipes", metavar="RECIPE", nargs="+", help=text)
     text = "a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH; for several recipes once, or once each"
     parser.add_argument("--data", required=True, action="append", help=text)
     parser.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE); for several, the folder of them")
-    parser.add_argument("--resume", action="store_true", help="go on from the run folder's newest checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the run folder's newest checkpoint")
     parser.add_argument("--output-stride", type=int, help="of training")
-    parser.add_argument("-b", "--batch", type=int, help="images in a step, over all processes")
-    parser.add_argument("--accumulate", type=int, help="parts of a process's share of the batch")
+    parser.add_argument("-b", "--batch-size", type=int, help="images in a step, over all processes")
+    parser.add_argument("--grad-accum-steps", type=int, help="parts of a process's share of the batch")
     parser.add_argument("--iterations", type=int, help="steps")
     parser.add_argument("--lr", type=float, help="initial learning rate")
     parser.add_argument("--weights", help="imagenet, none, or a model to start from")
-    parser.add_argument("--reset-head", action="store_true", help="start the classifier anew, for other classes")
+    parser.add_argument(
+        "--reset-head", action="store_true", help="a new classifier, for other classes than those of --weights"
+    )
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), help="automatic mixed precision")
-    parser.add_argument("--ema", type=float, help="decay of the moving average of the weights; 0 for none")
+    parser.add_argument("--ema-decay", type=float, help="decay of the moving average of the weights; 0 for none")
     parser.add_argument("--seed", type=int, help="of everything random")
     parser.add_argument("-j", "--workers", type=int, default=1, help="processes that load data (default: %(default)s)")
     parser.add_argument("--asynchronous", type=int, metavar="N", help="replicas that do not wait for each other (Ray)")
@@ -176,7 +228,8 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_eval(commands: Any) -> None:
-    parser = _command(commands, "eval", run_eval, "score a model on a data set", aliases=["val"])
+    text, example = "mIoU of a model on a data set", "atrous eval runs/mine --data my-data --output-stride 8"
+    parser = _command(commands, "eval", run_eval, text, example, aliases=["val"])
     parser.add_argument(
         "model", metavar="MODEL", help="a named model (see atrous models), a run folder or a weight file"
     )
@@ -191,41 +244,57 @@ def _add_eval(commands: Any) -> None:
 
 
 def _add_models(commands: Any) -> None:
-    parser = _command(commands, "models", run_models, "list the named weights, with classes, mIoU, size and licence")
+    text = "list the named weights, with classes, mIoU, size and licence"
+    parser = _command(commands, "models", run_models, text, "atrous models objects-mobilenetv2")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="all about this one")
     _add_json(parser)
 
 
 def _add_data(commands: Any) -> None:
-    parser = _command(commands, "data", None, "look at a data set")
+    parser = _command(commands, "data", None, "look at a data set", "atrous data check my-data")
     inner = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    check = _command(inner, "check", run_data_check, "is this data set sound?")
+    check = _command(inner, "check", run_data_check, "is this data set sound?", "atrous data check my-data")
+    text = "classes without a pixel, or one class alone, are warnings, not problems"
+    check.add_argument("--allow-empty-classes", action="store_true", help=text)
     check.add_argument("data", metavar="DATA", help="a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH")
     _add_json(check)
 
 
 def _add_label(commands: Any) -> None:
-    parser = _command(commands, "label", run_label, "a teacher's masks for photographs that have none, as a split")
+    text = "label photographs with a teacher's masks, as a split to train on"
+    parser = _command(commands, "label", run_label, text, "atrous label runs/large photos/ --data my-data --flip")
     text = "a named model (see atrous models), a run folder, a weight file, or a .tflite graph"
     parser.add_argument("teacher", metavar="TEACHER", help=text)
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="files, folders, globs")
     parser.add_argument("--data", type=Path, required=True, help="folder to add the split to; made if there is none")
     parser.add_argument("--split", default="pseudo", help="(default: %(default)s)")
-    parser.add_argument("--confidence", type=float, default=0.6, help="ignore what is less sure (default: %(default)s)")
+    parser.add_argument(
+        "--confidence", type=float, default=0.6, help="ignore pixels below this probability (default: %(default)s)"
+    )
     _add_inference(parser)
     _add_device(parser)
     _add_json(parser)
 
 
 def _add_submit(commands: Any) -> None:
-    parser = _command(commands, "submit", None, "files for the test servers of VOC and Cityscapes")
+    parser = _command(
+        commands, "submit", None, "files for the test servers of VOC and Cityscapes",
+        "atrous submit write runs/mine --data voc:VOCdevkit --out for-voc",
+    )  # fmt: skip
     inner = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    write = _command(inner, "write", run_submit_write, "predict a split and pack what the server takes")
+    write = _command(
+        inner, "write", run_submit_write, "predict a split and pack what the server takes",
+        "atrous submit write runs/mine --data voc:VOCdevkit --out for-voc",
+    )  # fmt: skip
     write.add_argument(
         "model", metavar="MODEL", help="a named model (see atrous models), a run folder or a weight file"
     )
     write.add_argument("--out", type=Path, required=True, help="folder for the predictions and the archive")
     write.add_argument("--competition", choices=("comp5", "comp6"), help="of VOC: only VOC's data, or any (default)")
-    check = _command(inner, "check", run_submit_check, "is this what the server takes?")
+    check = _command(
+        inner, "check", run_submit_check, "is this what the server takes?",
+        "atrous submit check for-voc/results.tgz --data voc:VOCdevkit",
+    )  # fmt: skip
     check.add_argument("archive", metavar="ARCHIVE", type=Path, help="a .zip, .tar or .tgz")
     for command in (write, check):
         command.add_argument("--data", required=True, help="voc:PATH or cityscapes:PATH")
@@ -237,9 +306,13 @@ def _add_submit(commands: Any) -> None:
 
 
 def _add_reproduce(commands: Any) -> None:
-    parser = _command(commands, "reproduce", run_reproduce, "the paper's tables and figures, its numbers beside ours")
-    text = "table-1 to -6, table-8 to -12, figure-4, -6, -7, -8, ablation, ablation-pseudo; or list"
-    parser.add_argument("what", metavar="WHAT", type=str.lower, help=text)
+    parser = _command(
+        commands, "reproduce", run_reproduce, "the paper's tables and figures, its numbers beside ours",
+        "atrous reproduce table-5 --preset tiny",
+    )  # fmt: skip
+    text = "table-1 to -6, table-8 to -12, figure-4, -6, -7, -8, ablation, ablation-pseudo; several share their "
+    text += "trainings; or list"
+    parser.add_argument("what", metavar="WHAT", nargs="+", type=str.lower, help=text)
     text = "paper; camvid, a small faithful one; tiny, on generated data in minutes; streets for ablation, objects for "
     text += "ablation-pseudo (default: %(default)s)"
     parser.add_argument("--preset", default="paper", help=text)
@@ -252,6 +325,8 @@ def _add_reproduce(commands: Any) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
                         help="any other key of the base recipe, as of train")  # fmt: skip
     parser.add_argument("-j", "--workers", type=int, default=1, help="processes that load data (default: %(default)s)")
+    text = "trainings at once (default: one on each GPU)"
+    parser.add_argument("--parallel", type=int, metavar="N", help=text)
     parser.add_argument("--out", type=Path, help="folder of all runs and tables (default: reproduced/PRESET)")
     parser.add_argument("--dry-run", action="store_true", help="stop after the plan and the estimate of the time")
     _add_device(parser)
@@ -265,7 +340,7 @@ def _add_inference(parser: _Parser) -> None:
 
 
 def _add_longest_side(parser: _Parser) -> None:
-    text = "bring images to this longest side for the model, 0 for as they are (default: the model's)"
+    text = "resize images to this longest side for the model, 0 for none (default: the model's)"
     parser.add_argument("--longest-side", type=int, metavar="PIXELS", help=text)
 
 

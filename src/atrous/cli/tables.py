@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -34,25 +35,53 @@ def scores_table(result: Any) -> Any:
     return table
 
 
-def models_table(rows: dict[str, dict[str, Any]], hardware: str = "") -> Any:
-    """The named weights: a row for each setting that was measured, then what each model is."""
+def models_table(rows: dict[str, dict[str, Any]], hardware: str = "", *, told: bool = True) -> Any:
+    """The named weights: a row for each setting that was measured, then a line for each model if `told`."""
     from rich.console import Group
     from rich.table import Table
 
     table = Table("name", "MB", "measured on", "mIoU", "ms", padding=(0, 1, 0, 0))
     table.caption = f"ms: {hardware}" if hardware else None
     table.columns[0].min_width = max(map(len, rows), default=0)  # a name must be read whole, for it is to be typed
-    told = []
+    lines = []
     for name, row in rows.items():
         first = (name, f"{row['megabytes']:.1f}")
-        for setting, found in row["metrics"].items():
-            miou = "-" if found.get("miou") is None else f"{found['miou']:.2%}"
-            table.add_row(*first, setting, miou, f"{found.get('milliseconds', '')}")
+        for setting, metrics in row["metrics"].items():
+            miou = "-" if metrics.get("miou") is None else f"{metrics['miou']:.2%}"
+            table.add_row(*first, setting, miou, f"{metrics.get('milliseconds', '')}")
             first = ("", "")
         if first[0]:
             table.add_row(*first, "", "", "")
-        told.append(f"{name}: {len(row['classes'])} classes; {row['description']}. Licence: {row['licence']}.")
-    return Group(table, *told)
+        lines.append(f"{name}: {len(row['classes'])} classes; {row['description']}. Licence: {row['licence']}.")
+    return Group(table, *(lines if told else ()))
+
+
+def model_table(name: str, row: dict[str, Any], hardware: str = "") -> Any:
+    """All about one named model."""
+    from rich.console import Group
+
+    about = (
+        f"{row['description']}. Trained on {row['data']}. Licence: {row['licence']}.",
+        f"It sees images at a longest side of {row['longest_side'] or 'any'} pixels, at output stride "
+        f"{row['output_stride']}.",
+        f"classes: {', '.join(f'{i} {label}' for i, label in enumerate(row['classes']))}",
+        f"segment photographs: atrous predict {name} photos/ --out found",
+    )
+    return Group(models_table({name: row}, hardware, told=False), *about)
+
+
+def recipes_table(recipes: Mapping[str, Any]) -> Any:
+    """The named recipes: network, output stride, steps, what they start from and train on."""
+    from rich.table import Table
+
+    table = Table("recipe", "backbone", "stride", "steps", "starts from", "train split")
+    table.columns[0].min_width = max(map(len, recipes))  # to be typed, so to be read whole
+    table.add_row("finetune", "chosen from the data", "", "", "the package's weights", "")
+    for name, recipe in recipes.items():
+        model, steps, split = recipe.model, recipe.schedule.iterations, recipe.data.train_split
+        cells = (model.backbone, model.output_stride, steps, model.weights, split)
+        table.add_row(name, *(str(cell) for cell in cells))
+    return table
 
 
 def listing_table(rows: list[dict[str, Any]]) -> Any:

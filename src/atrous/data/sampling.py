@@ -1,8 +1,8 @@
-"""Which images an epoch shows more than once: joined splits, bootstrapping on hard classes, repeat-factor sampling.
+"""Joined splits, bootstrapping on hard classes, repeat-factor sampling: which images an epoch shows more than once.
 
 Section 4.3 of the paper bootstraps: "we duplicate the images that contain hard classes (namely bicycle, chair, table,
-pottedplant, and sofa) in the training set". Repeat-factor sampling (Gupta et al. 2019, "LVIS", section 3.3) does it for
-all rare classes, by as much as they are rare. Both lengthen the list of items, so an epoch stays one pass over a list.
+pottedplant, and sofa) in the training set". Repeat-factor sampling (Gupta et al. 2019, "LVIS", section 3.3) repeats the
+images of all rare classes, the rarer the more often. Both repeat items of the data set: an epoch is one pass over them.
 
     dataset = open_splits("my-data", "train*2+pseudo")
     dataset = repeated(dataset, repeat_factors(presence, threshold=0.1), seed=0)
@@ -22,10 +22,7 @@ from atrous.data.image_io import read_size
 from atrous.data.labels import Labels
 
 Presence = npt.NDArray[np.bool_]
-"""N,K: whether an image holds a class."""
-
-VOC_HARD_CLASSES = ("bicycle", "chair", "diningtable", "pottedplant", "sofa")
-"""Those that the paper bootstraps on."""
+"""N,K: which image has which class."""
 
 
 def open_splits(data: str | Path, splits: str) -> SegmentationDataset:
@@ -52,27 +49,32 @@ def _counted(part: str) -> tuple[str, int]:
 
 
 def pixel_counts(dataset: SegmentationDataset) -> npt.NDArray[np.int64]:
-    """Pixels of each class in each image, N,K; an item that is there twice is read once.
+    """Pixels of each class in each image, int64 N,K; as `id_histograms`."""
+    return id_histograms(dataset)[:, : len(dataset.labels)]
+
+
+def id_histograms(dataset: SegmentationDataset) -> npt.NDArray[np.int64]:
+    """Pixels of each id in each mask, int64 N,256; an item that occurs twice is read once.
 
     Raises:
         ValueError: for a mask that cannot be read, of another size than its image, or with an id out of range.
-        FileNotFoundError: for a file that is gone.
+        FileNotFoundError: for a file that is missing.
     """
 
     def counted(item: Item) -> npt.NDArray[np.int64]:
-        ids = dataset.read_ids(item, read_size(item.image))
-        return np.bincount(ids.reshape(-1), minlength=256)[: len(dataset.labels)]
+        ids = dataset.read_ids(item, read_size(item.image), check_palette=True)
+        return np.bincount(ids.reshape(-1), minlength=256)
 
     once = list(dict.fromkeys(dataset.items))
     with ThreadPoolExecutor() as pool:
-        found = dict(zip(once, pool.map(counted, once), strict=True))
-    return np.stack([found[item] for item in dataset.items])
+        counts = dict(zip(once, pool.map(counted, once), strict=True))
+    return np.stack([counts[item] for item in dataset.items])
 
 
 def bootstrap_factors(
     presence: Presence, labels: Labels, classes: Sequence[str], times: int
 ) -> npt.NDArray[np.float64]:
-    """How often each image is shown: `times` if it holds one of `classes`, else once.
+    """How often to show each image, float N: `times` if it has one of `classes`, else 1.
 
     Args:
         presence: N,K.
@@ -81,7 +83,7 @@ def bootstrap_factors(
         times: 2 for the paper's duplicates.
 
     Raises:
-        ValueError: for a name that is none of the classes'.
+        ValueError: for an unknown class name.
     """
     unknown = [name for name in classes if name not in labels.names]
     if unknown:
@@ -91,10 +93,10 @@ def bootstrap_factors(
 
 
 def repeat_factors(presence: Presence, threshold: float) -> npt.NDArray[np.float64]:
-    """How often each image is shown so that classes in less than `threshold` of the images come more often.
+    """How often to show each image, float N, so that classes in less than `threshold` of the images come more often.
 
-    An image is shown as often as its rarest class asks for: ``max(1, sqrt(threshold / share))``, where the share is
-    that of the images that hold the class.
+    The factor of an image is that of its rarest class: ``max(1, sqrt(threshold / share))``, where `share` of the images
+    have the class.
 
     Args:
         presence: N,K.
@@ -107,11 +109,11 @@ def repeat_factors(presence: Presence, threshold: float) -> npt.NDArray[np.float
 
 
 def repeated(dataset: SegmentationDataset, factors: npt.NDArray[np.float64], *, seed: int = 0) -> SegmentationDataset:
-    """A data set with each item as often as its factor says; a fraction is a chance, drawn once.
+    """A data set with each item repeated by its factor; the fraction is a probability, drawn once.
 
     Args:
         dataset: N items.
-        factors: N, each at least 1.
+        factors: float N, each at least 1.
         seed: of the draws.
     """
     draws = np.random.default_rng(seed).random(len(factors))

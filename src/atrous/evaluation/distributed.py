@@ -1,6 +1,6 @@
-"""Several processes that train as one: rank, sums over ranks, the order of samples, synchronised batch norm.
+"""Distributed runs: process context, sums over ranks, the order of samples, synchronised batch norm.
 
-One process is the same code with a world of one. Started by ``torchrun``, which sets the environment.
+One process runs the same code with a world size of one. ``torchrun`` starts several and sets the environment.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class DistributedContext:
         """The lists of all processes, one after another."""
         if self.size == 1:
             return names
-        found: list[list[str]] = [[]] * self.size
-        dist.all_gather_object(found, names)
-        return [name for part in found for name in part]
+        parts: list[list[str]] = [[]] * self.size
+        dist.all_gather_object(parts, names)
+        return [name for part in parts for name in part]
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -79,7 +79,7 @@ class DistributedContext:
 
 @contextmanager
 def distributed_context(device: str | None = None) -> Iterator[DistributedContext]:
-    """The world that ``torchrun`` set up, or one of this process alone.
+    """Join the processes that ``torchrun`` started; alone without it.
 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``; None for a GPU where there is one.
@@ -150,14 +150,14 @@ EpochIndex = tuple[int, int]
 class ResumableBatchSampler:
     """The order of training: an endless sequence of permutations of the data set, each a function of seed and epoch.
 
-    Step ``s`` takes positions ``s * batch`` to ``(s + 1) * batch``; a process takes its share of them. So every
-    sample comes once an epoch, whatever the batch, the number of processes and the step at which a run was stopped.
+    Step ``s`` takes positions ``s * batch_size`` to ``(s + 1) * batch_size``; a process takes its share of them. So
+    every sample comes once an epoch, for any batch size, number of processes and step at which a run was stopped.
     Iterating gives one list of `EpochIndex` for each part of each step.
 
     Args:
         samples: in the data set.
         seed: of the run.
-        batch: of one step over all processes.
+        batch_size: of one step over all processes.
         parts: that a process cuts its share into.
         start: first step.
         stop: step to end before.
@@ -173,19 +173,19 @@ class ResumableBatchSampler:
         samples: int,
         *,
         seed: int,
-        batch: int,
+        batch_size: int,
         parts: int = 1,
         start: int = 0,
         stop: int,
         rank: int = 0,
         size: int = 1,
     ) -> None:
-        if batch % (size * parts):
+        if batch_size % (size * parts):
             raise ValueError(
-                f"batch is {batch}, expected a multiple of {size} processes times {parts} accumulated parts"
+                f"batch_size is {batch_size}, expected a multiple of {size} processes times {parts} accumulated parts"
             )
         self.samples, self.seed = samples, seed
-        self.batch, self.share = batch, batch // size // parts
+        self.batch_size, self.share = batch_size, batch_size // size // parts
         self.parts, self.start, self.stop, self.rank, self.size = parts, start, stop, rank, size
 
     def __len__(self) -> int:
@@ -195,7 +195,7 @@ class ResumableBatchSampler:
         epoch, order = -1, torch.empty(0)
         for step in range(self.start, self.stop):
             for part in range(self.parts):
-                first = step * self.batch + (self.rank * self.parts + part) * self.share
+                first = step * self.batch_size + (self.rank * self.parts + part) * self.share
                 places = []
                 for position in range(first, first + self.share):
                     if position // self.samples != epoch:

@@ -1,26 +1,24 @@
-"""From a model and a data set to scores: whole images, any output stride, scales and flip (section 4.2).
+"""Score a model on a data set: whole images, any output stride, scales and left-right flips (section 4.2).
 
-The probabilities are the mean over the scales and the flipped images, as in Tables 4, 6 and 12.
+Probabilities are averaged over scales and flips, as in Tables 4, 6 and 12.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from atrous.data.resize import shrunk, viewing_factor
 from atrous.evaluation.distributed import DistributedContext
 from atrous.evaluation.metrics import ConfusionMatrix, Scores
+from atrous.evaluation.preprocessor import Preprocessor
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.output_stride import LONGEST_SIDE
-from atrous.ops.normalization import Normalization
-from atrous.ops.resize import resize
+from atrous.models.output_stride import LONGEST_SIDE, check_reachable
 from atrous.ops.tta import View, mean_argmax, mean_probabilities
 from atrous.ops.upsampled_loss import upsampled_argmax
 
@@ -29,8 +27,36 @@ if TYPE_CHECKING:
 
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
+Pass = tuple[float, bool]
+"""A scale, and whether the image is flipped."""
+
 SCALE_LIMITS = (0.05, 16.0)
-"""Beyond these a scale is a slip: a picture of a few pixels, or one that fills the memory."""
+"""A scale outside is a slip: the image would have a few pixels, or fill the memory."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to evaluate: see `evaluate`."""
+
+    output_stride: int
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    @property
+    def passes(self) -> frozenset[Pass]:
+        """What is averaged."""
+        return frozenset((scale, flipped) for scale in self.scales for flipped in {False, self.flip})
+
+    @property
+    def slug(self) -> str:
+        """For the name of a file."""
+        scales = "" if self.scales == (1.0,) else "-scales" + "-".join(f"{scale:g}" for scale in self.scales)
+        return f"os{self.output_stride}{scales}{'-flip' if self.flip else ''}"
+
+    @property
+    def ticks(self) -> dict[str, str]:
+        """The columns of Table 4 beside the stride."""
+        return {"MS": "✓" if len(self.scales) > 1 else "", "Flip": "✓" if self.flip else ""}
 
 
 @dataclass(frozen=True)
@@ -39,12 +65,12 @@ class Evaluation:
 
     Attributes:
         scores: see `Scores`.
-        images: counted.
+        images: number of images.
         seconds: that it took.
         output_stride: of the features.
         scales: of the inputs.
         flip: whether flipped inputs were averaged in.
-        longest_side: that the images were brought to, in pixels, before `scales`; None for the images as they are.
+        longest_side: to which the images were resized, in pixels, before `scales`; None for their own size.
     """
 
     scores: Scores
@@ -95,62 +121,85 @@ def evaluate(
     Raises:
         ValueError: if the data set's classes are not as many as the model's.
     """
+
+    def masks(image: Tensor) -> Iterator[tuple[int, Tensor, float]]:
+        yield 0, predict_classes(model, image[None], scales=scales, flip=flip)[0], 0.0
+
+    started, setting = time.perf_counter(), Setting(output_stride or model.output_stride, tuple(scales), flip)
+    with inference(model, output_stride):
+        [evaluation] = evaluate_settings(model, dataset, [setting], masks, ctx=ctx, progress=progress)
+    return replace(evaluation, seconds=time.perf_counter() - started)
+
+
+def evaluate_settings(
+    model: DeepLabV3,
+    dataset: SegmentationDataset,
+    settings: Sequence[Setting],
+    masks: Callable[[Tensor], Iterable[tuple[int, Tensor, float]]],
+    *,
+    ctx: DistributedContext | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Evaluation]:
+    """Go over a data set once and count a confusion matrix for each of several settings.
+
+    Args:
+        model: on its device, in ``eval()``.
+        dataset: images and masks of any size.
+        settings: what is evaluated.
+        masks: from a photograph, uint8 3,H,W, to the index of each setting, its mask, H,W, and the seconds it took.
+        ctx: processes that share the work; None for this one alone.
+        progress: called with the number of images that this process has done.
+
+    Raises:
+        ValueError: if the data set's classes are not as many as the model's, or the model cannot take a setting.
+    """
     if len(dataset.labels) != model.num_classes:
         raise ValueError(f"the data has {len(dataset.labels)} classes, the model {model.num_classes}")
-    check_scales(scales)
+    for setting in settings:
+        check_scales(setting.scales)
+        check_reachable(setting.output_stride, model.backbone.reachable, model.backbone.name)
     rank, size = (ctx.rank, ctx.size) if ctx else (0, 1)
-    device = next(model.parameters()).device
-    normalise = Normalization(model.mean, model.std)
-    confusion = ConfusionMatrix(model.num_classes, ignore=dataset.labels.ignore)
-    started = time.perf_counter()
-    with inference(model, output_stride):
-        for done, index in enumerate(range(rank, len(dataset), size), 1):
-            sample = dataset[index]
-            image = normalise(as_seen(model, sample.image, scales)[None].to(device))
-            found = predict_classes(model, image, scales=scales, flip=flip, size=_size(sample.image))
-            confusion.update(found[0].cpu(), sample.mask)
-            progress(done)
-        if ctx:
-            confusion.counts = ctx.sum(confusion.counts.to(device)).cpu()
-        stride = model.output_stride
-    seconds = time.perf_counter() - started
-    scores = confusion.scores(dataset.labels.names)
-    return Evaluation(scores, len(dataset), seconds, stride, tuple(scales), flip, model.longest_side)
+    matrices = [ConfusionMatrix(model.num_classes, ignore=dataset.labels.ignore) for _ in settings]
+    seconds = [0.0] * len(settings)
+    for done, index in enumerate(range(rank, len(dataset), size), 1):
+        sample = dataset[index]
+        for i, mask, took in masks(sample.image):
+            matrices[i].update(mask.cpu(), sample.mask)
+            seconds[i] += took
+        progress(done)
+    for matrix in matrices:
+        matrix.counts = ctx.sum(matrix.counts.to(ctx.device)).cpu() if ctx else matrix.counts
+    return [
+        Evaluation(
+            matrix.scores(dataset.labels.names), len(dataset), spent, setting.output_stride, setting.scales,
+            setting.flip, model.longest_side,
+        )
+        for matrix, spent, setting in zip(matrices, seconds, settings, strict=True)
+    ]  # fmt: skip
 
 
 def predict_classes(
-    model: DeepLabV3,
-    images: Tensor,
-    *,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    size: tuple[int, int] | None = None,
+    model: DeepLabV3, images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False
 ) -> Tensor:
     """The class of every pixel, B,H,W uint8; arguments and errors are those of `predict_probabilities`."""
-    size = size or _size(images)
-    if tuple(scales) == (1.0,) and not flip and size == _size(images) and viewing_factor(size, model.longest_side) == 1:
-        return upsampled_argmax(model.low_resolution_logits(images), size, model.output_stride)
-    return mean_argmax(_views(model, images, scales, flip, size), size, model.output_stride)
+    check_scales(scales)
+    size, preprocess = (images.shape[-2], images.shape[-1]), Preprocessor(model)
+    if tuple(scales) == (1.0,) and not flip and preprocess.seen_size(size) == size:
+        return upsampled_argmax(model.low_resolution_logits(preprocess(images)), size, model.output_stride)
+    return mean_argmax(_views(model, preprocess, images, scales, flip), size, model.output_stride)
 
 
 def predict_probabilities(
-    model: DeepLabV3,
-    images: Tensor,
-    *,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    size: tuple[int, int] | None = None,
-    fit: bool = True,
+    model: DeepLabV3, images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False, fit: bool = True
 ) -> Tensor:
     """Mean of the probabilities over scales and flips (section 4.2, "Inference strategy").
 
     Args:
         model: in ``eval()``.
-        images: B,3,h,w float, normalised.
-        scales: each within `SCALE_LIMITS`, of the images brought to the model's `longest_side`.
+        images: photographs, B,3,H,W uint8.
+        scales: each within `SCALE_LIMITS`, of the photographs resized to the model's `longest_side`.
         flip: run the left-right flipped images, too.
-        size: H, W of the pictures, where `images` are these made smaller (`as_seen`); None for that of `images`.
-        fit: bring them to the model's `longest_side`; off for a part of a picture.
+        fit: resize to the model's `longest_side`; False for a tile of a photograph.
 
     Returns:
         B,K,H,W float32, summing to 1 over the classes.
@@ -158,57 +207,28 @@ def predict_probabilities(
     Raises:
         ValueError: if there is no scale, or one is beyond `SCALE_LIMITS`.
     """
-    size = size or _size(images)
-    return mean_probabilities(_views(model, images, scales, flip, size, fit), size, model.output_stride)
-
-
-def as_seen(model: DeepLabV3, image: Tensor, scales: Sequence[float]) -> Tensor:
-    """A picture, uint8 3,H,W, made smaller where the largest of its views is less than half of it.
-
-    So that no pixel is left out, and no large picture is held as floats. A smaller view, as in the paper, takes the
-    pixels next to each of its own.
-    """
-    factor = max(scales) * viewing_factor(_size(image), model.longest_side)
-    if model.longest_side is None or factor > 0.5:
-        return image
-    return shrunk(image, _scaled(_size(image), factor))
-
-
-def probabilities_of_pass(
-    model: DeepLabV3, images: Tensor, size: tuple[int, int], scale: float = 1.0, flipped: bool = False
-) -> Tensor:
-    """Probabilities from one scale, flipped or not: B,K,H,W float32 at `size`, turned back if flipped."""
-    return mean_probabilities([_view(model, images, scale, flipped, size)], size, model.output_stride)
+    check_scales(scales)
+    views = _views(model, Preprocessor(model, fit=fit), images, scales, flip)
+    return mean_probabilities(views, (images.shape[-2], images.shape[-1]), model.output_stride)
 
 
 def _views(
-    model: DeepLabV3, images: Tensor, scales: Sequence[float], flip: bool, size: tuple[int, int], fit: bool = True
+    model: DeepLabV3, preprocess: Preprocessor, images: Tensor, scales: Sequence[float], flip: bool
 ) -> list[View]:
-    check_scales(scales)
-    turns = (False, True) if flip else (False,)
-    return [_view(model, images, scale, turned, size, fit) for scale in scales for turned in turns]
+    view = preprocess.views(images, max(scales))
+    return [
+        run_pass(model, view(scale), flipped) for scale in scales for flipped in ((False, True) if flip else (False,))
+    ]
 
 
-def _view(
-    model: DeepLabV3, images: Tensor, scale: float, flipped: bool, size: tuple[int, int], fit: bool = True
-) -> View:
-    """Small logits of one scale, flipped or not."""
-    seen = _scaled(size, scale * viewing_factor(size, model.longest_side if fit else None))
-    scaled = resize(images, seen)
-    return View(model.low_resolution_logits(scaled.flip(-1) if flipped else scaled), seen, flipped)
-
-
-def _size(images: Tensor) -> tuple[int, int]:
-    return images.shape[-2], images.shape[-1]
-
-
-def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
-    """What becomes of H, W, corners aligned."""
-    return round((size[0] - 1) * factor) + 1, round((size[1] - 1) * factor) + 1
+def run_pass(model: DeepLabV3, inputs: Tensor, flipped: bool) -> View:
+    """Low-resolution logits of one scale, B,3,h,w float, flipped left to right or not."""
+    logits = model.low_resolution_logits(inputs.flip(-1) if flipped else inputs)
+    return View(logits, (inputs.shape[-2], inputs.shape[-1]), flipped)
 
 
 def check_scales(scales: Sequence[float]) -> None:
-    """Refuse scales that are none.
+    """Check the scales of the inputs.
 
     Raises:
         ValueError: if there is no scale, or one is beyond `SCALE_LIMITS`.
@@ -219,7 +239,7 @@ def check_scales(scales: Sequence[float]) -> None:
 
 
 def checked_longest_side(pixels: int) -> int | None:
-    """What a user asks for as a model's `longest_side`: pixels, or 0 for pictures as they are.
+    """A user's choice of `longest_side` in pixels; 0 becomes None, for images at their own size.
 
     Raises:
         ValueError: if it is negative, or more than `LONGEST_SIDE`.

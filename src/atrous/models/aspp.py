@@ -5,28 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook as has_global_hook
+from torch.nn.utils.parametrize import is_parametrized
 
+from atrous.models.batch_norm import BatchNorm
 from atrous.models.output_stride import Dial
 from atrous.ops.conv import AtrousConv2d, parallel
+from atrous.ops.conv import place as set_stride_and_dilation
 from atrous.ops.conv_kernels.tap_gemm import order
 
 FILTERS = 256
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that also takes a batch with one value a channel: it then normalises with the running statistics.
-
-    The image-level features of a single image are such a batch: they have no variance, and ``nn.BatchNorm2d`` refuses
-    to train on them.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """B,C,h,w float to the same."""
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(x)
+"""Of every branch and of the projection (section 3.3)."""
 
 
 def conv_bn_relu(channels: int, filters: int, kernel_size: int = 1) -> nn.Sequential:
@@ -35,9 +25,9 @@ def conv_bn_relu(channels: int, filters: int, kernel_size: int = 1) -> nn.Sequen
 
 
 class ImagePooling(nn.Module):
-    """Image-level features: the global mean, a 1×1 convolution, and the result on every place of the map.
+    """Image-level features: global average pooling, a 1×1 convolution, and upsampling to the size of the map.
 
-    The paper upsamples the 1×1 result bilinearly, which repeats it.
+    Bilinear upsampling of a 1×1 map repeats its value.
     """
 
     def __init__(self, channels: int, filters: int = FILTERS) -> None:
@@ -47,16 +37,16 @@ class ImagePooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """B,C,h,w float to B,filters,h,w."""
         y: Tensor = self.project(x.mean((-2, -1), keepdim=True))
-        # Repeated in memory, too: what is joined with a view of one value is no longer channels-last.
+        # Repeated in memory, too: concatenated with a view of one value, the maps would no longer be channels-last.
         return y.expand(-1, -1, *x.shape[-2:]).contiguous(memory_format=order(x))
 
 
 class ASPP(nn.Module):
-    """Parallel atrous convolutions over one map, concatenated and projected.
+    """Parallel atrous convolutions of one map, concatenated and projected.
 
     Args:
         channels: of the map.
-        rates: of the 3×3 branches, any number of them, given at output stride 16.
+        rates: of the 3×3 branches, one or more or none, given at output stride 16.
         pointwise: whether there is the 1×1 branch.
         image_pooling: whether there are image-level features.
         filters: of every branch and of the projection.
@@ -94,19 +84,28 @@ class ASPP(nn.Module):
         """Scale the rates to the map: doubled at 8, halved at 32."""
         for branch, rate in zip(self.atrous, Dial(output_stride).aspp_rates(self.rates), strict=True):
             assert isinstance(branch, nn.Sequential) and isinstance(branch[0], AtrousConv2d)
-            branch[0].place(1, rate)
+            set_stride_and_dilation(branch[0], 1, rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """B,C,h,w float to B,filters,h,w."""
-        branches = [] if self.pointwise is None else [self.pointwise(x)]
-        branches += self._atrous_branches(x)
-        branches += [] if self.image_pooling is None else [self.image_pooling(x)]
-        y: Tensor = self.project(torch.cat(branches, 1))
+        maps = [] if self.pointwise is None else [self.pointwise(x)]
+        maps += self._atrous_maps(x)
+        maps += [] if self.image_pooling is None else [self.image_pooling(x)]
+        y: Tensor = self.project(torch.cat(maps, 1))
         return y
 
-    def _atrous_branches(self, x: Tensor) -> list[Tensor]:
-        """The 3×3 branches together: they share their input, and what it costs to bring that into shape."""
+    def _atrous_maps(self, x: Tensor) -> list[Tensor]:
+        """The maps of the 3×3 branches. Their convolutions are computed together, since they read the same map."""
         branches = [branch for branch in self.atrous if isinstance(branch, nn.Sequential)]
-        convolutions = [branch[0] for branch in branches if isinstance(branch[0], AtrousConv2d)]
-        found = parallel(x, convolutions) if convolutions else []
-        return [branch[1:](y) for branch, y in zip(branches, found, strict=True)]
+        convolutions = [branch[0] for branch in branches if type(branch[0]) is AtrousConv2d]
+        together = len(convolutions) == len(self.atrous) and all(map(runs_forward_alone, (*branches, *convolutions)))
+        if not convolutions or not together or has_global_hook():  # type: ignore[no-untyped-call]  # a hook, pruning or another kind of layer: call the modules
+            return [branch(x) for branch in self.atrous]
+        return [branch[1:](y) for branch, y in zip(branches, parallel(x, convolutions), strict=True)]
+
+
+def runs_forward_alone(module: nn.Module) -> bool:
+    """Whether calling a module does what its class's ``forward`` does: no hooks, no pruning, no parametrization."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    changed = "forward" in module.__dict__ or module._compiled_call_impl is not None or is_parametrized(module)
+    return not (any(hooks) or changed)

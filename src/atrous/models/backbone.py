@@ -1,4 +1,4 @@
-"""What every backbone offers: features at any output stride that it can reach."""
+"""The interface of a backbone: features at any output stride that it can reach."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from atrous.ops.normalization import IMAGENET
 
 
 class Features(NamedTuple):
-    """What a backbone returns: its last map, B,C,h,w float, and every named stage on the way."""
+    """The last map of a backbone, B,C,h,w float, and that of every stage by name."""
 
     out: Tensor
     stages: dict[str, Tensor]
 
 
 class Backbone(nn.Module):
-    """Images, B,3,H,W float, to features of `channels` channels at the output stride that was set.
+    """Images, B,3,H,W float, to features, B,channels,h,w, at the output stride that was set.
 
     Attributes:
         name: as the user gave it.
         channels: channels of the last map.
-        mean: of each colour, in units where white is 1, that the weights were trained with.
+        mean: of each colour, white being 1, that its weights were trained with.
         std: likewise.
     """
 
@@ -38,34 +38,34 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def set_output_stride(self, output_stride: int) -> None:
-        """Place every layer for `output_stride`; no parameter and no key of the state dict changes.
+        """Give every layer its stride and rate for `output_stride`; no parameter changes.
 
         Raises:
-            ValueError: if the network cannot reach it, with the strides that it can.
+            ValueError: if the network cannot reach it; says what it can.
         """
         raise NotImplementedError
 
     def load_imagenet(self, state: Mapping[str, Tensor]) -> None:
-        """Load ImageNet weights in the layout of those who publish them.
+        """Load ImageNet weights with the keys that they are published with.
 
         Raises:
-            ValueError: naming every missing key, unexpected key and shape that differs.
+            ValueError: if a key is missing or unexpected, or a shape differs.
         """
         raise NotImplementedError
 
 
 def copy_where_shapes_allow(source: nn.Module, target: nn.Module) -> None:
-    """Start a replica of a block from the block's own weights (section 3.2)."""
+    """Start a replica of a block from the block's weights (section 3.2)."""
     theirs, own = source.state_dict(), target.state_dict()
     same = {key: value for key, value in theirs.items() if key in own and own[key].shape == value.shape}
     target.load_state_dict({**own, **same})
 
 
 def mismatch(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
-    """Compare two state dicts.
+    """Compare two state dicts by key and shape.
 
     Raises:
-        ValueError: on one line, with every difference counted and the first few named.
+        ValueError: where they differ: one line that counts the differences and names the first three of a kind.
     """
     differences = {
         "missing": sorted(wanted.keys() - given.keys()),

@@ -1,11 +1,11 @@
-"""torchvision's and segmentation_models_pytorch's DeepLabV3 with a ResNet, as our `DeepLabV3`.
+"""Convert DeepLabV3 with a ResNet of torchvision and segmentation_models_pytorch to `DeepLabV3`.
 
     theirs = torchvision.models.segmentation.deeplabv3_resnet50(weights="DEFAULT")
-    fast = drop_in(theirs)                # images in, the logits that they give out, in less time
-    ours, _ = take_over(theirs)           # the network in our conventions, to go on with
+    fast = drop_in(theirs)                # the same logits as theirs, in less time
+    ours, _ = take_over(theirs)           # the network with our padding and upsampling
 
-torchvision keeps ASPP rates (12, 24, 36) at output stride 8, which are ours, (6, 12, 18) given at 16.
-segmentation_models_pytorch keeps (12, 24, 36) at any stride, and dilates the first unit of an atrous stage, too:
+torchvision has ASPP rates (12, 24, 36) at output stride 8, which are (6, 12, 18) given at 16, as here.
+segmentation_models_pytorch has (12, 24, 36) at any stride, and dilates the first unit of an atrous stage, too:
 ``stride_in="first-dilated"`` (``docs/decisions/002-where-the-stride-sits.md``).
 """
 
@@ -31,10 +31,10 @@ Library = Literal["torchvision", "smp"]
 AUXILIARY = "aux_classifier."
 
 ROUNDING = {torch.float64: 1e-9, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""By which two ways of computing one network may differ, of the norm of its logits; 1e-3 in float32."""
+"""Relative error allowed between two implementations of one network, by dtype; 1e-3 in float32."""
 
-# Prefix by prefix; the first that matches counts.
-_HOMES = {
+# Their prefix to ours; the first that matches counts.
+_PREFIXES = {
     "backbone.": "backbone.",  # torchvision
     "classifier.0.": "head.",
     "classifier.1.": "head_conv.0.",
@@ -61,7 +61,7 @@ _BRANCHES = {
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their keys as ours; an auxiliary head, which serves training alone, is left out.
+    """Their state dict with our keys; the auxiliary head, which serves training alone, is left out.
 
     Args:
         state: of a DeepLabV3 with a ResNet of either library.
@@ -69,23 +69,23 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: for a key that neither library's DeepLabV3 has.
     """
-    return {_home(key): value for key, value in state.items() if not key.startswith(AUXILIARY)}
+    return {_our_key(key): value for key, value in state.items() if not key.startswith(AUXILIARY)}
 
 
 def take_over(theirs: nn.Module) -> tuple[DeepLabV3, Library]:
-    """Their network as ours, with a copy of its weights, in ``eval()``, and whose it was.
+    """Their network as a `DeepLabV3` with a copy of its weights, in ``eval()``, and the library that it is of.
 
-    Depth, classes, rates and output stride are read off its layers, and both are run once on a small image. Ours pads
-    images to its grid, and upsamples logits by its own convention; `DropIn` keeps theirs. At another output stride
-    ours scales ASPP's rates, as the paper does; segmentation_models_pytorch does not.
+    Depth, classes, rates and output stride are read from its layers, and both are run once on a small image to compare
+    them. Ours pads images to its grid and upsamples logits with aligned corners; `DropIn` does as they do. At another
+    output stride ours scales ASPP's rates, as the paper does; segmentation_models_pytorch does not.
 
     Args:
         theirs: ``torchvision.models.segmentation.deeplabv3_resnet50`` or ``101``, or
             ``segmentation_models_pytorch.DeepLabV3`` with a ResNet from 18 to 152 for images of three channels; on its
-            device, in its dtype. One in ``DataParallel`` or ``torch.compile`` is taken out of it.
+            device, in its dtype. ``DataParallel`` and ``torch.compile`` are unwrapped.
 
     Raises:
-        ValueError: for any other network, or one that gives anything but logits at the size of the image.
+        ValueError: for any other network, or one that returns anything but logits at the size of the image.
     """
     theirs = _bare(theirs)
     weights = convert(theirs.state_dict())
@@ -108,7 +108,7 @@ def take_over(theirs: nn.Module) -> tuple[DeepLabV3, Library]:
         raise _unknown(theirs, f"rates {dilations} at output stride {output_stride} are not those of whole rates at 16")
     for name, norm in theirs.named_modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not name.startswith(AUXILIARY):
-            ours.get_submodule(_home(f"{name}.").removesuffix(".")).eps = norm.eps  # type: ignore[assignment]
+            ours.get_submodule(_our_key(f"{name}.").removesuffix(".")).eps = norm.eps  # type: ignore[assignment]
     first = next(theirs.parameters())
     ours = ours.to(first.device, first.dtype).eval()
     _compare(theirs, ours, library)
@@ -129,22 +129,22 @@ def _unknown(theirs: nn.Module, why: str) -> ValueError:
 
 @torch.no_grad()
 def _compare(theirs: nn.Module, ours: DeepLabV3, library: Library) -> None:
-    """Run both once: layers may have been changed in ways that their weights do not show."""
+    """Run both once: layers may have been changed in ways that weights do not show."""
     weight = ours.classifier.weight
     side = 4 * ours.output_stride
     with torch.random.fork_rng(devices=[]):
         images = torch.randn(1, 3, side, side + ours.output_stride).to(weight.device, weight.dtype)
     expected = logits_of(copy.deepcopy(theirs).eval()(images)).to(torch.promote_types(weight.dtype, torch.float32))
-    found = DropIn(ours, library)(images)
-    if found.shape != expected.shape:
+    logits = DropIn(ours, library)(images)
+    if logits.shape != expected.shape:
         raise _unknown(theirs, f"it gives {tuple(expected.shape)} for images of {tuple(images.shape)}")
-    error = float((found - expected).norm() / expected.norm())
+    error = float((logits - expected).norm() / expected.norm())
     if not error <= ROUNDING.get(weight.dtype, 1e-3):
         raise _unknown(theirs, f"what it gives for an image differs by {error:.1e} from what these weights give in one")
 
 
 def logits_of(out: Tensor | dict[str, Tensor]) -> Tensor:
-    """Of what a library's network gives: torchvision's are in a dict."""
+    """The logits in the output of a library's network: torchvision's is a dict."""
     return out["out"] if isinstance(out, dict) else out
 
 
@@ -159,12 +159,12 @@ def _depth(weights: Mapping[str, Tensor]) -> int:
 
 
 def drop_in(theirs: nn.Module, dtype: torch.dtype | None = None) -> DropIn:
-    """What stands in for another library's network: its inference form here, with its logits for every pixel.
+    """A fast replacement for another library's network: an inference form with the same logits for every pixel.
 
     Args:
         theirs: see `take_over`.
-        dtype: as for `DeepLabV3.for_inference`: None is bfloat16 where the machine multiplies that, which rounds to two
-            or three digits; ``torch.float32`` gives the same numbers.
+        dtype: as for `DeepLabV3.for_inference`: None is bfloat16 where the machine multiplies that, with two or three
+            digits; ``torch.float32`` gives the same numbers.
 
     Returns:
         A module: normalised images to logits, a tensor (torchvision's network gives a dict of it).
@@ -177,14 +177,14 @@ def drop_in(theirs: nn.Module, dtype: torch.dtype | None = None) -> DropIn:
 
 
 class DropIn(nn.Module):
-    """A `DeepLabV3` that stands in for another library's: the same logits for every pixel, up to rounding.
+    """A `DeepLabV3` with the padding and upsampling of another library: the same logits, up to rounding.
 
     Ours pads images to the grid and keeps every feature on its pixel (``docs/decisions/001-align-corners.md``). These
-    libraries pad nothing; torchvision upsamples with corners that are not aligned, segmentation_models_pytorch with
-    aligned ones. Weights trained in one of these ways do best in the same.
+    libraries do not pad; torchvision upsamples without aligned corners, segmentation_models_pytorch with them. Weights
+    do best with the convention that they were trained with.
 
     Args:
-        model: with converted weights, from `take_over`; a form ``for_inference`` is the fast one.
+        model: from `take_over`, or its ``for_inference()``, which is fast.
         library: ``torchvision`` or ``smp``.
 
     Raises:
@@ -213,18 +213,18 @@ class DropIn(nn.Module):
         return F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)
 
 
-def _home(key: str) -> str:
-    home = _moved(key, _HOMES)
-    branch = home.removeprefix("head.")
-    if branch != home:
-        home = _moved(branch, _BRANCHES) and f"head.{_moved(branch, _BRANCHES)}"
-    if not home:
+def _our_key(key: str) -> str:
+    ours = _replace_prefix(key, _PREFIXES)
+    branch = ours.removeprefix("head.")
+    if branch != ours:
+        ours = _replace_prefix(branch, _BRANCHES) and f"head.{_replace_prefix(branch, _BRANCHES)}"
+    if not ours:
         raise ValueError(
             f"{key!r} is no key of a DeepLabV3 with a ResNet of torchvision or segmentation_models_pytorch"
         )
-    return home
+    return ours
 
 
-def _moved(key: str, homes: Mapping[str, str]) -> str:
-    """The key in its new home; nothing if it has none."""
-    return next((ours + key.removeprefix(theirs) for theirs, ours in homes.items() if key.startswith(theirs)), "")
+def _replace_prefix(key: str, prefixes: Mapping[str, str]) -> str:
+    """The key with our prefix in place of theirs; empty if it has none of theirs."""
+    return next((ours + key.removeprefix(theirs) for theirs, ours in prefixes.items() if key.startswith(theirs)), "")

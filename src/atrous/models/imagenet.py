@@ -1,4 +1,4 @@
-"""ImageNet weights of a backbone, from those who publish them.
+"""ImageNet weights of a backbone, as timm and torchvision publish them.
 
 Pickles are read only where others publish weights that way, and then with ``weights_only``.
 """
@@ -17,13 +17,13 @@ from atrous.models.timm_backbone import NARROWER
 
 
 def imagenet(backbone: str) -> dict[str, Tensor]:
-    """ImageNet weights of a backbone, in the layout of those who publish them.
+    """ImageNet weights of a backbone, with the keys that they are published with.
 
     For ``timm/tf_efficientnet_lite0`` to ``2`` the packages of the extra ``offline-weights`` are used where they are
     installed; everything else is downloaded, by timm or torchvision, to their cache.
 
     Raises:
-        ValueError: if the weights can be had neither way.
+        ValueError: if the weights are in no package and cannot be downloaded.
     """
     name = backbone.removeprefix("timm/")
     lite = name.split(".")[0].removeprefix("tf_efficientnet_lite")

@@ -1,4 +1,4 @@
-"""What a training starts from: the weights of a model of ours, or of a graph of TF-Lite."""
+"""Load the weights that a training starts from: our weight files, or a TF-Lite graph."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from atrous.models.weights import load_into
 
 
 def initialize(model: DeepLabV3, source: str | Path, *, reset_head: bool = False) -> None:
-    """Load the weights of `source` into a model that has been built, with the normalisation that they know.
+    """Load the weights of `source` into a model, and the normalisation that they were trained with.
 
     Args:
         model: receives them.
         source: as for `atrous.load`; or a DeepLab graph of TF-Lite, see `atrous.models.tflite`.
-        reset_head: keep the model's own classifier, for other classes, and all of its head where theirs is another.
+        reset_head: keep the model's own classifier, for other classes, and the whole head where the shapes differ.
 
     Raises:
         ValueError: if they do not fit.

@@ -1,14 +1,13 @@
 """The one dial: everything that the paper derives from ``output_stride`` (sections 3.1, 3.2, 3.2.1 and 3.3).
 
-A network is described by its *native* strides, those that it has with no atrous convolution at all. A layer that
-reads a map of native stride ``i`` and writes one of native stride ``o`` keeps, under the dial, the part of its stride
-that still fits below ``output_stride``; what was taken away before it becomes its atrous rate:
+The *native* stride of a map is the one that it has without any atrous convolution. Of a layer's own stride remains what
+does not exceed ``output_stride``; the stride that was removed before the layer becomes its atrous rate (section 3.1):
 
 >>> dial = Dial(16)
->>> dial.place(16, 32)  # the layer that would leave output stride 16: its stride goes, its rate stays
-Placement(stride=1, rate=1)
->>> dial.place(32, 32)  # the layers after it: rate 2
-Placement(stride=1, rate=2)
+>>> dial.stride_and_rate(16, 32)  # the layer that would exceed output stride 16: stride 1, rate as before
+StrideAndRate(stride=1, rate=1)
+>>> dial.stride_and_rate(32, 32)  # the layers after it: rate 2
+StrideAndRate(stride=1, rate=2)
 >>> dial.multi_grid(32, (1, 2, 4))  # section 3.2.1
 (2, 4, 8)
 >>> Dial(8).aspp_rates((6, 12, 18))  # section 3.3: doubled at 8
@@ -22,17 +21,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 OUTPUT_STRIDES = (4, 8, 16, 32, 64, 128, 256)
-"""Every output stride that the paper speaks of: Table 1, and 4 in appendix C."""
+"""Those of the paper: 8 to 256 in Table 1, 4 in appendix C."""
 
 LONGEST_SIDE = 1 << 16
-"""The most that a picture may be brought to before the network sees it, in pixels."""
+"""Limit of a model's `longest_side`, in pixels."""
 
 ASPP_STRIDE = 16
-"""ASPP rates are given for this output stride (section 3.3)."""
+"""The output stride that ASPP rates are given at (section 3.3)."""
 
 
-class Placement(NamedTuple):
-    """What the dial decides for one layer: its stride and its atrous rate."""
+class StrideAndRate(NamedTuple):
+    """Stride and atrous rate of one layer."""
 
     stride: int
     rate: int
@@ -43,10 +42,10 @@ class Dial:
     """Strides and rates for one output stride.
 
     Args:
-        output_stride: ratio of the size of the input to the size of the features, one of `OUTPUT_STRIDES`.
+        output_stride: ratio of image resolution to feature resolution, one of `OUTPUT_STRIDES`.
 
     Raises:
-        ValueError: if `output_stride` is no such number.
+        ValueError: if `output_stride` is none of them.
     """
 
     output_stride: int
@@ -59,10 +58,10 @@ class Dial:
         """Atrous rate of a layer whose input has native stride `native` (section 3.1)."""
         return max(1, native // self.output_stride)
 
-    def place(self, native_in: int, native_out: int) -> Placement:
-        """Stride and rate of a layer that, natively, takes a map from stride `native_in` to `native_out`."""
+    def stride_and_rate(self, native_in: int, native_out: int) -> StrideAndRate:
+        """Of a layer that reads a map of native stride `native_in` and writes one of `native_out`."""
         stride = min(native_out, self.output_stride) // min(native_in, self.output_stride)
-        return Placement(max(1, stride), self.rate(native_in))
+        return StrideAndRate(max(1, stride), self.rate(native_in))
 
     def multi_grid(self, native: int, unit_rates: Sequence[int]) -> tuple[int, ...]:
         """Rates in a block at native stride `native`: the block's rate times each unit rate (section 3.2.1)."""
@@ -71,7 +70,7 @@ class Dial:
     def aspp_rates(self, rates: Sequence[int]) -> tuple[int, ...]:
         """ASPP rates, given at output stride 16, for this one: doubled at 8, halved at 32 (section 3.3).
 
-        A half is rounded up and no rate falls below 1, which matters from output stride 64 on only.
+        A half is rounded up, and no rate is below 1; both matter from output stride 64 on only.
         """
         return tuple(
             max(1, (2 * rate * ASPP_STRIDE + self.output_stride) // (2 * self.output_stride)) for rate in rates
@@ -79,7 +78,7 @@ class Dial:
 
 
 def check_reachable(output_stride: int, reachable: Collection[int], network: str) -> Dial:
-    """The dial at `output_stride`, if `network` can reach it.
+    """The dial at `output_stride`, if `network` has it among its `reachable` ones.
 
     Raises:
         ValueError: naming the network, the stride asked for and those that it can reach.

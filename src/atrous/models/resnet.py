@@ -1,9 +1,8 @@
 """The atrous ResNet with multi-grid and the cascaded blocks 5 to 7 (sections 3.1, 3.2 and 3.2.1, Figure 3).
 
-A residual block of the paper (``block1`` to ``block7``) is a ``layer`` here, so that the keys of the state dict are
-those of torchvision's ImageNet weights; what the paper calls a unit is one residual bottleneck. A block's stride sits
-in its ``last`` unit, as in the paper and its authors' code, or in its ``first``, as in the weights that torchvision
-and timm publish (``docs/decisions/002-where-the-stride-sits.md``).
+The paper's ``block1`` to ``block7`` are ``layer1`` to ``layer7`` here, as in torchvision's ImageNet weights; a unit of
+the paper is one residual unit. A block's stride sits in its ``last`` unit, as in the paper, or in its ``first``, as in
+torchvision's and timm's weights (``docs/decisions/002-where-the-stride-sits.md``).
 
 >>> net = ResNet(101, stride_in="last", multi_grid=(1, 2, 4), output_stride=16)
 >>> [unit.rate for unit in net.layer4]
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 
 from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, mismatch
 from atrous.models.output_stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
-from atrous.ops.conv import AtrousConv2d, place
+from atrous.ops.conv import AtrousConv2d
+from atrous.ops.conv import place as set_stride_and_dilation
 
 StrideIn = Literal["first", "last", "first-dilated"]
 
@@ -28,7 +28,7 @@ LAST_BLOCKS = (4, 5, 6, 7)
 
 
 class Unit(nn.Module):
-    """A residual unit that can be placed at any stride and rate; see `Basic` and `Bottleneck`."""
+    """A residual unit of any stride and atrous rate; see `Basic` and `Bottleneck`."""
 
     expansion: int
     conv1: AtrousConv2d
@@ -37,15 +37,15 @@ class Unit(nn.Module):
 
     @property
     def rate(self) -> int:
-        """Atrous rate of the unit's last 3×3 convolution, the one that the paper's rates speak of."""
+        """Atrous rate of the unit's last 3×3 convolution: the rate in the paper's sense."""
         return self.conv2.rate
 
-    def place(self, stride: int, entry_rate: int, rate: int) -> None:
-        """Set the unit's stride, the rate of the layer that carries it, and the rate of what follows."""
+    def set_stride_and_dilation(self, stride: int, entry_rate: int, rate: int) -> None:
+        """Set the unit's stride, the rate of the 3×3 convolution that carries it, and the rate of one after that."""
         raise NotImplementedError
 
     def shortcut(self, x: Tensor, stride: int) -> Tensor:
-        """The input on the output's map: projected, or subsampled as it is."""
+        """The input at the size of the output: projected, or subsampled as it is."""
         if self.downsample is not None:
             projected: Tensor = self.downsample(x)
             return projected
@@ -66,10 +66,10 @@ class Basic(Unit):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _projection(channels, width)
 
-    def place(self, stride: int, entry_rate: int, rate: int) -> None:  # noqa: D102
-        self.conv1.place(stride, entry_rate)
-        self.conv2.place(1, rate)
-        _place_projection(self.downsample, stride)
+    def set_stride_and_dilation(self, stride: int, entry_rate: int, rate: int) -> None:  # noqa: D102
+        set_stride_and_dilation(self.conv1, stride, entry_rate)
+        set_stride_and_dilation(self.conv2, 1, rate)
+        _set_stride(self.downsample, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         y: Tensor = self.relu(self.bn1(self.conv1(x)))
@@ -94,10 +94,10 @@ class Bottleneck(Unit):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _projection(channels, width * self.expansion)
 
-    def place(self, stride: int, entry_rate: int, rate: int) -> None:  # noqa: D102
-        del rate  # one spatial convolution: it carries the stride and nothing spatial follows
-        self.conv2.place(stride, entry_rate)
-        _place_projection(self.downsample, stride)
+    def set_stride_and_dilation(self, stride: int, entry_rate: int, rate: int) -> None:  # noqa: D102
+        del rate  # its only 3×3 convolution carries the stride
+        set_stride_and_dilation(self.conv2, stride, entry_rate)
+        _set_stride(self.downsample, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         y: Tensor = self.relu(self.bn1(self.conv1(x)))
@@ -117,18 +117,18 @@ UNITS: dict[int, tuple[type[Basic] | type[Bottleneck], tuple[int, int, int, int]
 
 
 class ResNet(Backbone):
-    """ResNet whose `output_stride` is a dial.
+    """ResNet with any output stride.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        stride_in: the unit of a block that carries its stride; ``first-dilated``: the first, which takes the rate of
-            the others where it has lost its stride, as in segmentation_models_pytorch.
+        stride_in: the unit that carries a block's stride; ``first-dilated``: the first, with the rate of the others
+            where its stride has been removed, as in segmentation_models_pytorch.
         multi_grid: unit rates of block4 and of every replica of it, one a unit (section 3.2.1); None for ones.
         last_block: 4, or up to 7 for the cascade (section 3.2).
         output_stride: 4 to 32, and to 256 with `last_block` 7.
 
     Raises:
-        ValueError: for a depth, block, rate or stride that there is not, with those that there are.
+        ValueError: for a depth, block, unit rate or stride that there is not; says which there are.
     """
 
     def __init__(
@@ -167,37 +167,37 @@ class ResNet(Backbone):
 
     @property
     def reachable(self) -> tuple[int, ...]:  # noqa: D102
-        # One stride of 2 a block: between blocks where it sits in the last unit, so that the last block has none.
+        # A stride of 4 before block1 and of 2 in every block but one: the first, or where it sits last, the last.
         native = 32 * 2 ** (self.last_block - 4)
         return tuple(stride for stride in OUTPUT_STRIDES if stride <= native)
 
     def set_output_stride(self, output_stride: int) -> None:  # noqa: D102
         dial = check_reachable(output_stride, self.reachable, self.name)
-        native = ROOT_STRIDE
+        native = ROOT_STRIDE  # of the map that a block reads
         for block in range(1, self.last_block + 1):
-            native = self._place_block(block, native, dial)
+            native = self._set_block(block, native, dial)
 
-    def _place_block(self, block: int, native: int, dial: Dial) -> int:
-        """Place the units of one block that reads native stride `native`; the native stride that it writes."""
+    def _set_block(self, block: int, native: int, dial: Dial) -> int:
+        """Set the units of a block that reads a map of native stride `native`; returns that of the map it writes."""
         units = self.block(block)
         in_last = self.stride_in == "last"
         strided = len(units) - 1 if in_last else 0
         has_stride = block < self.last_block if in_last else block > 1
-        after = native * 2 if has_stride else native
-        grid = self.multi_grid if block >= 4 else (1,) * len(units)
-        for i, unit in enumerate(units):
-            came = native if i <= strided else after
-            goes = after if i >= strided else native
-            stride, entry = dial.place(came, goes)
-            # With multi-grid a block has one rate for all of its units (section 3.2.1); without it, the unit that
-            # lost its stride keeps the rate of its input, which makes the dense network equal to the strided one.
-            if self.stride_in == "first-dilated" or (set(grid) != {1} and not in_last):
-                entry = dial.rate(goes)
-            unit.place(stride, entry * grid[i], dial.rate(goes) * grid[i])
-        return after
+        native_out = native * 2 if has_stride else native
+        unit_rates = self.multi_grid if block >= 4 else (1,) * len(units)
+        for i, (unit, unit_rate) in enumerate(zip(units, unit_rates, strict=True)):
+            reads = native if i <= strided else native_out
+            writes = native_out if i >= strided else native
+            stride, entry_rate = dial.stride_and_rate(reads, writes)
+            # With multi-grid a block has one rate for all of its units (section 3.2.1). Without, the unit that lost
+            # its stride keeps the rate of its input, which makes the dense network equal to the strided one.
+            if self.stride_in == "first-dilated" or (set(unit_rates) != {1} and not in_last):
+                entry_rate = dial.rate(writes)
+            unit.set_stride_and_dilation(stride, entry_rate * unit_rate, dial.rate(writes) * unit_rate)
+        return native_out
 
     def block(self, number: int) -> list[Unit]:
-        """The residual units of block 1 to `last_block`."""
+        """The residual units of a block, from 1 to `last_block`."""
         layer: nn.Sequential = getattr(self, f"layer{number}")
         return [unit for unit in layer if isinstance(unit, Unit)]
 
@@ -211,10 +211,10 @@ class ResNet(Backbone):
         return Features(x, stages)
 
     def load_imagenet(self, state: Mapping[str, Tensor]) -> None:
-        """Load torchvision's ImageNet state dict into blocks 1 to 4, and block4's into its replicas where shapes allow.
+        """Load torchvision's ImageNet weights into blocks 1 to 4, and block4's into its replicas where shapes allow.
 
         Raises:
-            ValueError: if a key is missing or unexpected, or a shape differs, with all of them at once.
+            ValueError: if a key is missing or unexpected, or a shape differs; counts them all.
         """
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}
         own = self.state_dict()
@@ -235,7 +235,7 @@ class ResNet(Backbone):
 
 
 def _blocks(counts: tuple[int, int, int, int], last_block: int) -> list[tuple[int, int, int]]:
-    """Number, width and count of units of each block: blocks 5 to 7 are replicas of block4."""
+    """Number, width and number of units of each block; blocks 5 to 7 are replicas of block4 (section 3.2)."""
     blocks = [(i + 1, 64 * 2**i, count) for i, count in enumerate(counts)]
     return blocks + [(block, 512, counts[3]) for block in range(5, last_block + 1)]
 
@@ -246,6 +246,6 @@ def _projection(channels: int, out_channels: int) -> nn.Sequential | None:
     return nn.Sequential(AtrousConv2d(channels, out_channels, 1), nn.BatchNorm2d(out_channels))
 
 
-def _place_projection(projection: nn.Sequential | None, stride: int) -> None:
+def _set_stride(projection: nn.Sequential | None, stride: int) -> None:
     if projection is not None:
-        place(projection[0], stride, 1)
+        set_stride_and_dilation(projection[0], stride, 1)

@@ -1,13 +1,13 @@
-"""Weights of the DeepLab graphs that its authors publish for TF-Lite, to start a training from.
+"""Weights of the DeepLab graphs that the authors publish for TF-Lite, to start a training from.
 
-A graph's convolutions come in the order of its network's, batch norm folded into them, as bytes with a scale. They are
-read as float32, and batch norm becomes what it is once it is folded: a shift. So train such a model with
-``batch_norm="statistics"``, or with ``"head"`` where the head is new.
+A graph has the convolutions in the order of its network, quantised, with batch norm folded into them. They are read as
+float32, and batch norm becomes a shift. So train such a model with ``batch_norm="statistics"``, or with ``"head"``
+where the head is new.
 
     model = DeepLabV3("timm/mobilenetv2_100", 21, aspp_rates=())
     load_tflite(model, "deeplabv3_mnv2_pascal_quant.tflite")
 
-A graph is data, and is read as such: nothing in it is run.
+A graph is read as data; nothing in it is run.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class FoldedConv:
 
 @dataclass(frozen=True)
 class Graph:
-    """What is read of a file: its convolutions in their order, and how its input is normalised, white being 1."""
+    """The convolutions of a file in their order, and the normalisation of its input, white being 1."""
 
     convs: tuple[FoldedConv, ...]
     mean: float
@@ -66,15 +66,15 @@ class Graph:
 
 
 def is_tflite(source: str | Path) -> bool:
-    """Whether a source of weights is to be read as a TF-Lite graph."""
+    """Whether a source of weights is a TF-Lite graph, by its name."""
     return Path(source).suffix == ".tflite" and not os.path.isdir(source)
 
 
 def load_tflite(model: DeepLabV3, path: str | Path, *, reset_head: bool = False) -> None:
     """Load a DeepLab graph's weights and normalisation into a model with a network of timm.
 
-    ASPP takes the graph's 1×1 branch, image-level features and projection where it has as many channels; its atrous
-    branches, which these graphs have not, then begin without effect. Otherwise the head starts anew.
+    ASPP takes the graph's 1×1 branch, image-level features and projection where it has as many channels. These graphs
+    have no atrous branches: in the projection those start with zeros. Otherwise the head starts anew.
 
     Args:
         model: receives them.
@@ -129,7 +129,7 @@ def read_graph(path: Path) -> Graph:
 
 
 def check_graph(path: Path) -> None:
-    """Let ai-edge-litert check every offset of a file, in a process of its own: there are files that crash it.
+    """Let ai-edge-litert check every offset of a file, in another process, since some files crash it.
 
     Raises:
         ValueError: if the file is no TF-Lite graph, or ai-edge-litert is not there.
@@ -180,7 +180,7 @@ def _normalisation(image: Any, int8: int) -> tuple[float, float]:
 
 
 class _Values(dict[int, Tensor]):
-    """The tensors of a file as float32, in their own shapes, each made once however many layers share it."""
+    """The tensors of a file by number, as float32, each dequantised once."""
 
     def __init__(self, schema: Any, tensors: Any, buffers: Any) -> None:
         types = schema.TensorType
@@ -214,14 +214,14 @@ def _quantisation(tensor: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
 
 def _pairs(module: nn.Module) -> list[tuple[nn.Conv2d, str, nn.Module]]:
     """A network's convolutions in the order of their definition, each with its name and batch norm."""
-    found = [
+    layers = [
         (name, layer)
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Conv2d | nn.modules.batchnorm._BatchNorm)
     ]
     return [
         (layer, name, norm)
-        for (name, layer), (_, norm) in zip(found, found[1:], strict=False)
+        for (name, layer), (_, norm) in zip(layers, layers[1:], strict=False)
         if isinstance(layer, nn.Conv2d)
     ]
 

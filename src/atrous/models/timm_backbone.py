@@ -1,9 +1,9 @@
-"""The adapter that gives any convolutional network of timm the dial.
+"""Any convolutional network of timm as a backbone of any output stride.
 
-The paper calls its framework general: it applies to any network. `TimmBackbone` takes that at its word. It runs the
-network once, without data, notes at which native stride each layer reads and writes, and then applies the one rule of
-section 3.1 to every layer. So it needs to know nothing about the network's family, and reaches strides that timm itself
-does not offer. Whether the result really has the stride asked for is checked, not assumed.
+The paper's framework "could be applied to any network". `TimmBackbone` runs the network once on PyTorch's meta device,
+notes the native strides at which each layer reads and writes, and applies the rule of section 3.1 to every layer. It
+needs no knowledge of the network's family, and reaches strides that timm does not offer. Whether the features then have
+the stride that was asked for is checked by another such run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, mismatch
 from atrous.models.output_stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
-from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d, place
+from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d
+from atrous.ops.conv import place as set_stride_and_dilation
 
 NARROWER: dict[str, tuple[str, dict[str, float]]] = {
     "mobilenet_edgetpu_075": ("mobilenet_edgetpu_100", {"channel_multiplier": 0.75})
@@ -27,7 +28,7 @@ NARROWER: dict[str, tuple[str, dict[str, float]]] = {
 """Networks that timm can build and does not name."""
 
 _PROBE = 256
-"""Side of the picture that is sent through a network to learn its strides: divisible by all of them."""
+"""Side of the image that is sent through a network to learn its strides; a multiple of all of them."""
 
 
 class TimmBackbone(Backbone):
@@ -36,13 +37,13 @@ class TimmBackbone(Backbone):
     Args:
         name: timm's name, without a prefix.
         multi_grid: unit rates of the last three units of the last stage, the network's "block4"; None for ones.
-        last_block: 4, or up to 7: the cascade of replicas of those three units (section 3.2), for networks whose last
-            stage is made of inverted residuals (EfficientNet, MobileNet and their like).
-        output_stride: up to the network's own, and to 8 times that with `last_block` 7.
+        last_block: 4, or 5 to 7 with replicas of those three units in cascade (section 3.2), for networks whose last
+            stage consists of inverted residuals (EfficientNet, MobileNet).
+        output_stride: up to the network's own, and up to 8 times that with `last_block` 7.
 
     Raises:
-        ValueError: if timm has no such network (the nearest names are given), cannot give its features, or the network
-            cannot take the stride, the multi-grid or the cascade.
+        ValueError: if timm has no such network (names the nearest) or cannot return its features, or the network
+            cannot take the output stride, the multi-grid or the cascade.
     """
 
     def __init__(
@@ -89,20 +90,20 @@ class TimmBackbone(Backbone):
         dial = check_reachable(output_stride, self.reachable, self.name)
         grid = self.multi_grid if self.multi_grid and set(self.multi_grid) != {1} else None
         unit_rates = dict(zip(self.grid_units, grid, strict=True)) if grid else {}
-        _place_all(self.net, self.layers, dial, unit_rates)
+        _set_strides_and_rates(self.net, self.layers, dial, unit_rates)
         native = self.native_stride
         for block in self.cascade.values():
             for i, unit in enumerate(block.children()):
                 rates = {"": grid[i]} if grid else {}
                 layers = {key: (native if i == 0 else native * 2, native * 2) for key in _spatial(unit)}
-                _place_all(unit, layers, dial, rates)
+                _set_strides_and_rates(unit, layers, dial, rates)
             native *= 2
 
     def forward(self, images: Tensor) -> Features:
-        """B,3,H,W float to features B,C,h,w, and those of every stage of the network, named by their module."""
+        """B,3,H,W float to features B,C,h,w, and those of every stage by the name of its module."""
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % self.padding, 0, -height % self.padding))
-        # What the padding added is cut off, so that feature j stays the one at pixel output_stride * j.
+        # What the padding added is cut off: feature j stays on pixel output_stride * j.
         maps = [x[..., : _cells(height, images, x), : _cells(width, images, x)] for x in self.net(images)]
         stages = dict(zip(self.net.feature_info.module_name(), maps, strict=True))
         x = maps[-1]
@@ -143,7 +144,7 @@ def _create(name: str, **options: Any) -> Any:
 
     name, changes = NARROWER.get(name, (name, {}))
     if name not in timm.list_models(name) and not timm.is_model(name.split(".")[0]):
-        near = [f"timm/{found}" for found in timm.list_models(f"*{name[:8]}*")[:5]]
+        near = [f"timm/{other}" for other in timm.list_models(f"*{name[:8]}*")[:5]]
         raise ValueError(f"timm has no network {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
     try:
         net = timm.create_model(name, features_only=True, **changes, **options)
@@ -162,7 +163,7 @@ def _create(name: str, **options: Any) -> Any:
 
 
 def _stand_in(layer: nn.Module) -> nn.Module | None:
-    """For a layer that cannot be made atrous (means, even windows), or is slow at it, one that can; None to keep it."""
+    """A replacement for a layer that cannot be made atrous (mean pooling, even windows) or is slow at it, or None."""
     if isinstance(layer, nn.Conv2d) and _is_centred(layer):
         return AtrousConv2d.over(layer)
     if isinstance(layer, nn.Conv2d) and _pads_as_tensorflow(layer):
@@ -200,7 +201,7 @@ def _is_centred(layer: nn.Conv2d) -> bool:
 
 
 def _twin(name: str) -> Any:
-    """The network without data, to look at its shapes."""
+    """A copy of the network on the meta device, to look at its shapes."""
     return copy.deepcopy(_without_data(name))
 
 
@@ -225,11 +226,11 @@ def _sides(value: Any) -> tuple[int, ...]:
 def _layers(name: str) -> dict[str, tuple[int, int]]:
     """Native strides at which every spatial layer of a network reads and writes."""
     net = _twin(name)
-    found: dict[str, tuple[int, int]] = {}
+    strides: dict[str, tuple[int, int]] = {}
 
     def note(path: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            found[path] = (_PROBE // inputs[0].shape[-1], _PROBE // output.shape[-1])
+            strides[path] = (_PROBE // inputs[0].shape[-1], _PROBE // output.shape[-1])
 
         return hook
 
@@ -239,19 +240,19 @@ def _layers(name: str) -> dict[str, tuple[int, int]]:
         net(torch.empty(1, 3, _PROBE, _PROBE, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(f"timm/{name} does not take images of {_PROBE}x{_PROBE} pixels: {error}") from error
-    return found
+    return strides
 
 
 @lru_cache(maxsize=64)
 def _padding(name: str) -> int:
-    """To what multiple images must be padded for a network to give features on the grid; 1 for centred convolutions."""
+    """The multiple that images are padded to, so that features are on the grid; 1 for centred convolutions."""
     native = int(_twin(name).feature_info.reduction()[-1])
     return 1 if _side(name, native, _PROBE + 1) == _PROBE // native + 1 else native
 
 
 @lru_cache(maxsize=256)
 def _reaches(name: str, output_stride: int) -> bool:
-    """Whether a network placed for `output_stride` gives features on its grid."""
+    """Whether a network set to `output_stride` has features on its grid."""
     multiple = _padding(name)
     size = -(-(_PROBE + 1) // multiple) * multiple
     return _side(name, output_stride, size) == -(-size // output_stride)
@@ -260,26 +261,26 @@ def _reaches(name: str, output_stride: int) -> bool:
 def _side(name: str, output_stride: int, size: int) -> int:
     """Side of the features of a square image, 0 if the network fails on it."""
     net = _twin(name)
-    _place_all(net, _layers(name), Dial(output_stride), {})
+    _set_strides_and_rates(net, _layers(name), Dial(output_stride), {})
     try:
         return int(net(torch.empty(1, 3, size, size, device="meta"))[-1].shape[-1])
     except (RuntimeError, AssertionError, ValueError, TypeError):
         return 0
 
 
-def _place_all(
+def _set_strides_and_rates(
     net: nn.Module, layers: Mapping[str, tuple[int, int]], dial: Dial, unit_rates: Mapping[str, int]
 ) -> None:
-    """Apply the dial to every layer, and the unit rates to those inside the units that have one."""
-    for path, (came, goes) in layers.items():
-        stride, rate = dial.place(came, goes)
+    """Apply the dial to every layer, and to the units named in `unit_rates` multi-grid (section 3.2.1)."""
+    for path, (native_in, native_out) in layers.items():
+        stride, rate = dial.stride_and_rate(native_in, native_out)
         for unit, unit_rate in unit_rates.items():
             if path == unit or path.startswith(f"{unit}.") or not unit:
-                rate = dial.rate(goes) * unit_rate
-        place(net.get_submodule(path), stride, rate)
+                rate = dial.rate(native_out) * unit_rate
+        set_stride_and_dilation(net.get_submodule(path), stride, rate)
 
 
 def _grid_units(layers: Mapping[str, tuple[int, int]], native_stride: int) -> tuple[str, ...]:
-    """The last three units, by the name of their module, that hold a spatial layer on the network's coarsest map."""
+    """Names of the last three modules that hold a spatial layer on the network's coarsest map: the units of block4."""
     units = dict.fromkeys(path.rpartition(".")[0] for path, (_, goes) in layers.items() if goes == native_stride)
     return tuple(units)[-3:]

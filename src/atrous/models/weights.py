@@ -1,13 +1,12 @@
-"""Weights on disk: one safetensors file that says all that a user of it must know.
+"""Save and load safetensors weights with an embedded model card.
 
 The tensors are float16, the header holds a `ModelCard`: how to build the model, the classes and their colours, the
-normalisation, what was measured, on which data, by which recipe, under which licence. Nothing here runs code from a
-file.
+normalisation, what was measured, on which data, with which recipe, under which licence. No code from a file is run.
 """
 
 from __future__ import annotations
 
-import difflib
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -20,8 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
-from torch import Tensor
+from torch import Tensor, nn
 
+from atrous.atomic import written_whole
+from atrous.messages import did_you_mean
 from atrous.models.backbone import mismatch
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.output_stride import LONGEST_SIDE
@@ -30,12 +31,12 @@ MODEL_FILE = "model.safetensors"
 _HEADER_KEY = "atrous"
 _FLOAT16_MAX = torch.finfo(torch.float16).max
 _MOST_BRANCHES, _LONGEST_NAME = 16, 200
-"""Of what a card may say of a network, before anything is built that fills the memory."""
+"""Limits of what a card may ask for, so that no file can fill the memory."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a weight file says of itself.
+    """What a weight file says about its model.
 
     Attributes:
         arguments: of `DeepLabV3`.
@@ -44,7 +45,7 @@ class ModelCard:
         mean: of each colour, white being 1, that images are normalised with.
         std: likewise.
         output_stride: that it was trained at and predicts at unless told otherwise.
-        longest_side: in pixels, that pictures are brought to for prediction; None for the pictures as they are.
+        longest_side: in pixels, that images are resized to for prediction; None for the images as they are.
         ignore: the label that does not count.
         metrics: what was measured, named by data, split and setting; mIoU from 0 to 1.
         data: what it was trained on.
@@ -114,21 +115,8 @@ def save(model: DeepLabV3, path: Path, card: ModelCard) -> None:
     A tensor that float16 cannot hold stays float32.
     """
     tensors = {key: _halve(value) for key, value in model.state_dict().items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        # Not save_file: it leaves files that nobody but their owner may read.
-        with open(partial, "wb") as file:
-            file.write(serialize(tensors, metadata={_HEADER_KEY: card.to_json()}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as file:  # not save_file: it leaves files that nobody but their owner may read
+        file.write(serialize(tensors, metadata={_HEADER_KEY: card.to_json()}))
 
 
 def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepLabV3, ModelCard]:
@@ -156,16 +144,16 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
 
 
 def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False) -> None:
-    """Load the weights of `source` into a model that has been built, with the normalisation that they know.
+    """Load the weights of `source` into a model, and the normalisation that they were trained with.
 
     Args:
         model: receives them.
         source: as for `load`.
-        reset_head: keep the model's own classifier, for other classes, and all of its head where theirs is another.
+        reset_head: keep the model's own classifier, for other classes, and the whole head where the shapes differ.
 
     Raises:
-        ValueError: if they do not fit, at once with both counts of classes and the keys and shapes that differ; or if
-            they hold NaN or infinity.
+        ValueError: if they do not fit; names both numbers of classes, and the keys and shapes that differ. Or if they
+            hold NaN or infinity.
     """
     path = resolve(source)
     card = read_card(path)
@@ -178,9 +166,9 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
             "with reset_head the classifier starts anew and the rest is kept"
         )
     if theirs != ours or reset_head:
-        state = _started_anew(state, own, "classifier.")
+        state = _with_own(state, own, "classifier.")
     if reset_head and _shapes(state) != _shapes(own):
-        state = _started_anew(state, own, *_HEAD)
+        state = _with_own(state, own, *_HEAD)
     problems += _misfits(own, state, path)
     if problems:
         raise ValueError("; ".join(problems))
@@ -191,8 +179,8 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
 _HEAD = ("head.", "head_conv.")
 
 
-def _started_anew(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *parts: str) -> dict[str, Tensor]:
-    """A state with the model's own tensors of some parts in place of those that were read."""
+def _with_own(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *parts: str) -> dict[str, Tensor]:
+    """A state dict that was read, with the model's own tensors for some parts."""
     kept = {key: value for key, value in state.items() if not key.startswith(parts)}
     return {**kept, **{key: value for key, value in own.items() if key.startswith(parts)}}
 
@@ -245,13 +233,21 @@ def resolve(source: str | Path) -> Path:
     if os.path.isfile(path):  # unlike Path's, false for a name too long for any file
         return path
     if os.path.isdir(path):
-        for found in (path / MODEL_FILE, path / "best" / MODEL_FILE):
-            if found.is_file():
-                return found
+        for file in (path / MODEL_FILE, path / "best" / MODEL_FILE):
+            if file.is_file():
+                return file
         raise ValueError(f"{path} holds neither {MODEL_FILE} nor best/{MODEL_FILE}")
-    near = difflib.get_close_matches(str(source), names(), 1, 0.4)
-    hint = f"; did you mean {near[0]}?" if near else f"; the names are: {', '.join(names()) or 'none'}"
+    hint = did_you_mean(source, names(), otherwise="the names are")
     raise ValueError(f"there is no weight file, run folder or named model {str(source)!r}{hint}")
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 of a model's tensors and their names, as 64 hexadecimal digits."""
+    sha = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def names() -> list[str]:
@@ -265,12 +261,12 @@ def cards() -> dict[str, tuple[Path, ModelCard]]:
 
 
 def speeds() -> tuple[str, dict[str, dict[str, float]]]:
-    """The hardware, and the milliseconds that a photograph took there, by model and metric of its card."""
+    """The hardware, and the milliseconds a photograph took on it, by model and metric of its card."""
     file = _folder() / "speed.json"
     if not file.exists():
         return "", {}
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return f"{found['hardware']}, {found['size'][0]}×{found['size'][1]} pixels", found["milliseconds"]
+    speed = json.loads(file.read_text(encoding="utf-8"))
+    return f"{speed['hardware']}, {speed['size'][0]}×{speed['size'][1]} pixels", speed["milliseconds"]
 
 
 def _zoo() -> Mapping[str, Path]:

@@ -1,9 +1,9 @@
-"""The only place that resamples logits, and the loss on them (section 4.1, "Upsampling logits").
+"""Padding to the grid, upsampling of logits, and the plain loss (section 4.1, "Upsampling logits").
 
 One convention holds everywhere: **feature ``j`` sits on pixel ``output_stride * j``**. That is where the centred,
 strided convolutions of the backbone put it, and why the paper crops 513 = 16 * 32 + 1 pixels: the first and the last
 feature then lie on the first and the last pixel, and bilinear upsampling with aligned corners is exact. An image of any
-other size is padded, below and to the right, up to the next such size, and what was added is cut off again
+other size is padded below and on the right to the next such size, and the logits are cropped
 (``docs/decisions/001-align-corners.md``).
 """
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = 255
-"""The label of pixels that count neither in the loss nor in any metric."""
+"""The label of pixels that are left out of the loss and of every metric."""
 
 
 def grid_size(size: int, output_stride: int) -> int:
@@ -50,7 +50,7 @@ def upsample(logits: Tensor, size: tuple[int, int], output_stride: int) -> Tenso
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Images or probabilities, B,C,H,W float, at another size: corners aligned, as everywhere.
 
-    Used for the scales of multi-scale inference, where the pictures, and afterwards their probabilities, change size.
+    Used for the scales of multi-scale inference: for the images, and then for their probabilities.
     """
     if images.shape[-2:] == size:
         return images
@@ -58,9 +58,9 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def downsample_labels(labels: Tensor, output_stride: int, ignore: int = IGNORE) -> Tensor:
-    """Ground truth under each feature, B,H,W int to B,h,w: what training did before the paper, and Table 8 compares.
+    """Ground truth at the pixel of each feature, B,H,W int to B,h,w: training without upsampled logits (Table 8).
 
-    A feature that sits beyond the image's edge gets `ignore`.
+    A feature beyond the edge of the image gets `ignore`.
     """
     height, width = labels.shape[-2:]
     below, right = grid_size(height, output_stride) - height, grid_size(width, output_stride) - width
@@ -78,14 +78,14 @@ def cross_entropy_sum(
 ) -> Tensor:
     """Cross-entropy summed over the valid pixels; divided by `label_weight` it is their mean.
 
-    The two are kept apart so that they can be added up over accumulated parts and over processes before they are
-    divided: the gradient is then that of the whole batch, wherever its valid pixels lie.
+    The two are separate so that both can be summed over accumulated parts and processes before the division: the
+    gradient is then that of the whole batch, wherever its valid pixels are.
 
     Args:
         logits: B,K,h,w float at `output_stride`.
         labels: B,H,W int, class ids or `ignore`.
         output_stride: pixels from one feature to the next.
-        upsampled: bring the logits to the labels (section 4.1), or the labels to the logits (Table 8, without UL).
+        upsampled: upsample the logits (section 4.1), or downsample the labels (Table 8, without UL).
         class_weights: K float, or None for ones.
         ignore: the label that does not count.
 
@@ -107,7 +107,7 @@ def label_weight(
     class_weights: Tensor | None = None,
     ignore: int = IGNORE,
 ) -> Tensor:
-    """Number of valid pixels, each times the weight of its class: what `cross_entropy_sum` is to be divided by.
+    """Number of valid pixels, each times the weight of its class: the divisor of `cross_entropy_sum`.
 
     The arguments are those of `cross_entropy_sum`; the logits are not needed. Scalar float64, exact for any count.
     """
@@ -116,6 +116,6 @@ def label_weight(
     counted = labels != ignore
     if class_weights is None:
         return counted.sum(dtype=torch.float64)
-    # No shape depends on the labels here, so that a GPU is not waited for.
+    # No shape depends on the labels, so that nothing waits for a GPU.
     weights = class_weights.double()[labels.long().clamp_(0, len(class_weights) - 1)]
     return torch.where(counted, weights, 0.0).sum()

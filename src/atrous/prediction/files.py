@@ -1,7 +1,4 @@
-"""Files, folders and globs in, masks and overlays out: what `atrous predict` does.
-
-A file that fails is noted, and the others are done; whatever stands under its name is whole.
-"""
+"""Segment files, folders and globs into masks and overlays: `atrous predict`."""
 
 from __future__ import annotations
 
@@ -20,29 +17,24 @@ from PIL import Image
 
 from atrous.atomic import sweep
 from atrous.data.image_file import IMAGE_SUFFIXES
-from atrous.data.image_io import (
-    Pixels,
-    read_note,
-    read_size,
-    write_image,
-    write_mask,
-)
+from atrous.data.image_io import Pixels, read_note, read_size, write_image, write_mask
 from atrous.data.overlay import overlay
 from atrous.data.row_io import Strips, open_strips, write_mask_strips
-from atrous.prediction.predictor import Predictor, counts_of, shares_of
+from atrous.prediction.predictor import Predictor
+from atrous.prediction.segmentation import areas_of, pixel_counts
 from atrous.prediction.sliding_window import STRIP
 
 OVERLAY_SIDE = 4096
-"""Longest side of the overlay of a picture that is read by rows: it is made smaller by a whole number."""
+"""Longest side, in pixels, of the overlay of a picture that is read by rows: made smaller by a whole number."""
 
 
 @dataclass
-class Batch:
-    """What `predict_files` did.
+class FilesResult:
+    """The result of `predict_files`.
 
     Attributes:
         areas: share of each class, by name, for each file that was segmented.
-        failures: why, for each file that was not.
+        failures: the reason for each file that was not segmented.
         skipped: files whose outputs were there already.
     """
 
@@ -66,24 +58,24 @@ def predict_files(
     *,
     resume: bool = False,
     progress: Callable[[Path, float], None] = lambda path, share: None,
-) -> Batch:
+) -> FilesResult:
     """Segment files, folders and globs into ``out/masks`` and ``out/overlays``.
 
-    A mask is a palette PNG of class ids at the size of its source, and so is an overlay, but for `OVERLAY_SIDE`. A file
-    that fails is noted, and the others are done. However the process ends, what stands there under its name is whole.
+    A mask is a palette PNG of class ids at the size of its source. An overlay has that size, too, or `OVERLAY_SIDE`. A
+    file that fails is noted, and the others are segmented. Each output is written whole or not at all.
 
     Args:
         predictor: the model with its settings.
         sources: files, folders, globs.
         out: folder to write.
-        resume: leave a file whose mask and overlay are there, newer, and made by these settings of a file of its size.
-        progress: is told each file, and the share of it, 0 to 1, that is done.
+        resume: skip a file whose mask and overlay are newer and were made with these settings from a file of its size.
+        progress: called with each file and the share of it, 0 to 1, that is done.
 
     Raises:
-        ValueError: if a source stands for no file at all, or two files would be written to one name.
+        ValueError: if a source has no photograph, or two files would be written to one name.
         FileNotFoundError: if a source does not exist.
     """
-    batch, names = Batch(), output_names(find_photographs(sources))
+    result, names = FilesResult(), output_names(find_photographs(sources))
     _check_outputs(out, names)
     sweep(out / "masks")
     sweep(out / "overlays")
@@ -94,22 +86,22 @@ def predict_files(
             size = read_size(path, max_pixels=predictor.max_pixels)
             outputs = _Outputs(out / "masks" / name, out / "overlays" / name, f"{settings} {path.stat().st_size}")
             if resume and outputs.are_done(path):
-                batch.skipped.append(path)
+                result.skipped.append(path)
             elif predictor.takes_whole(size):
-                batch.areas[path] = _segment(predictor, path, outputs)
+                result.areas[path] = _segment(predictor, path, outputs)
             else:
-                batch.areas[path] = _segment_by_rows(predictor, path, outputs, functools.partial(progress, path))
+                result.areas[path] = _segment_by_rows(predictor, path, outputs, functools.partial(progress, path))
         except (ValueError, FileNotFoundError) as error:
-            batch.failures[path] = str(error)
+            result.failures[path] = str(error)
         except (RuntimeError, MemoryError) as error:  # too large for the memory, above all
-            batch.failures[path] = f"{path}: {str(error).splitlines()[0] if str(error) else 'out of memory'}"
+            result.failures[path] = f"{path}: {str(error).splitlines()[0] if str(error) else 'out of memory'}"
         progress(path, 1.0)
-    return batch
+    return result
 
 
 @dataclass(frozen=True)
 class _Outputs:
-    """The two files that are made of a photograph, and the note in the mask that says of what and how."""
+    """Mask and overlay of a photograph, and the note in the mask: a digest of the settings, the photograph's bytes."""
 
     mask: Path
     overlay: Path
@@ -120,7 +112,7 @@ class _Outputs:
         made = source.stat().st_mtime_ns
         try:
             read_size(self.overlay, max_pixels=sys.maxsize)
-            # The overlay is the last that is written: an older one is of another prediction.
+            # The overlay is written last: one that is older than the mask is of another prediction.
             in_order = made <= self.mask.stat().st_mtime_ns <= self.overlay.stat().st_mtime_ns
             return in_order and read_note(self.mask) == self.note
         except (ValueError, OSError):
@@ -132,44 +124,40 @@ class _Outputs:
 
 
 def _segment(predictor: Predictor, path: Path, outputs: _Outputs) -> dict[str, float]:
-    """The areas by name."""
-    found = predictor(path)
+    """Write mask and overlay; the areas by name."""
+    result = predictor(path)
     outputs.make_folders()
-    write_mask(outputs.mask, found.mask, predictor.labels, outputs.note)
-    write_image(outputs.overlay, found.overlay())
-    return {found.names[i]: share for i, share in found.areas.items()}
+    write_mask(outputs.mask, result.mask, predictor.labels, outputs.note)
+    write_image(outputs.overlay, result.overlay())
+    return {result.names[i]: share for i, share in result.areas.items()}
 
 
 def _segment_by_rows(
     predictor: Predictor, path: Path, outputs: _Outputs, progress: Callable[[float], None]
 ) -> dict[str, float]:
+    """The same, for a photograph that is never in memory as a whole."""
     picture, labels = open_strips(path, max_pixels=predictor.max_pixels), predictor.labels
     smaller = -(-max(picture.size) // OVERLAY_SIDE)
     counts, kept, top = np.zeros(256, dtype=np.int64), [], 0
 
-    def looked_at() -> Iterator[Pixels]:
+    def observed_rows() -> Iterator[Pixels]:
         nonlocal top
-        for rows in predictor.windows().classes(picture, progress):
-            counts[:] += counts_of(rows)
+        for rows in predictor.sliding_window().classes(picture, progress):
+            counts[:] += pixel_counts(rows)
             kept.append(rows[-top % smaller :: smaller, ::smaller].copy())
             top += len(rows)
             yield rows
 
     outputs.make_folders()
-    write_mask_strips(outputs.mask, looked_at(), picture.size, labels, outputs.note)
+    write_mask_strips(outputs.mask, observed_rows(), picture.size, labels, outputs.note)
     write_image(outputs.overlay, overlay(_reduced(picture, smaller), np.concatenate(kept), labels))
-    return {labels.names[i]: share for i, share in shares_of(counts).items()}
+    return {labels.names[i]: share for i, share in areas_of(counts).items()}
 
 
 def _reduced(picture: Strips, by: int) -> Pixels:
-    """A picture made smaller by a whole number, each pixel the mean of those it stands for."""
-    height, width = (-(-side // by) for side in picture.size)
-    found, top = np.empty((height, width, 3), dtype=np.uint8), 0
-    for strip in picture.strips(-(-STRIP // by) * by):
-        rows = np.asarray(Image.fromarray(strip).reduce(by))
-        found[top : top + len(rows)] = rows
-        top += len(rows)
-    return found
+    """A picture made smaller by a whole number: each pixel is the mean of `by` × `by`."""
+    strips = picture.strips(-(-STRIP // by) * by)
+    return np.concatenate([np.asarray(Image.fromarray(strip).reduce(by)) for strip in strips])
 
 
 def _check_outputs(out: Path, names: dict[Path, str]) -> None:
@@ -184,12 +172,13 @@ def _check_outputs(out: Path, names: dict[Path, str]) -> None:
 
 
 def find_photographs(sources: Iterable[str | Path]) -> list[Path]:
-    """The files that files, folders (not those below them) and globs stand for, each once, sorted within a source.
+    """Paths of the photographs that files, folders (without subfolders) and globs name, each once, sorted in a source.
 
     Raises:
-        ValueError, FileNotFoundError: if a folder or glob holds no photograph, if there is no such file or folder.
+        ValueError: if a folder or glob holds no photograph.
+        FileNotFoundError: if there is no such file or folder.
     """
-    found: dict[Path, None] = {}
+    photographs: dict[Path, None] = {}
     for source in sources:
         path = Path(source)
         if path.is_dir():
@@ -202,8 +191,8 @@ def find_photographs(sources: Iterable[str | Path]) -> list[Path]:
             raise FileNotFoundError(f"there is no file or folder {str(source)!r}")
         if not paths:
             raise ValueError(f"{str(source)!r} holds no photograph (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-        found |= dict.fromkeys(paths)
-    return list(found)
+        photographs |= dict.fromkeys(paths)
+    return list(photographs)
 
 
 def output_names(paths: Sequence[Path]) -> dict[Path, str]:

@@ -1,18 +1,18 @@
-"""Pictures too large for one pass: overlapping windows, put together where the network speaks, from strips to strips.
+"""Sliding-window inference for images too large for one forward pass.
 
-    windows = Windows(model)
-    for rows in windows.classes(open_strips("city.tif"), progress=print):
+    sliding_window = SlidingWindow(model)
+    for rows in sliding_window.classes(open_strips("city.tif"), progress=print):
         ...                                             # uint8 h,W class ids, from top to bottom
 
-What comes out is meant to be what the whole picture in one pass would give:
+The result is meant to be that of one pass over the whole image:
 
-- a window begins on the grid of features (`atrous.ops.resize`), so its features are those of the whole picture, but
-  near its edges, where the network sees padding instead of the picture. `CONTEXT` pixels from there on they count;
-- windows are blended on that grid, as logits, and only then brought to pixels, by what does it for whole pictures;
-- the image-level features of ASPP (section 3.3) are the mean over the whole picture, taken in a pass of its own at
-  output stride 32: a window alone would see another mean, and neighbours would disagree.
+- a window starts on the feature grid (`atrous.ops.resize`), so its features are those of the whole image, except near
+  its edges, where the network sees padding. Features within `CONTEXT` pixels of such an edge do not count;
+- windows are blended as logits on that grid, then upsampled as for whole images;
+- the image-level features of ASPP (section 3.3) are the mean over the whole image, computed in a pass of its own at
+  output stride 32. With the mean of each window, neighbours would disagree.
 
-Memory holds one window's activations and, of the picture's whole width, a window's height of pixels and of logits.
+Memory holds the activations of one window, and rows of pixels and logits of the image's width and a window's height.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ from torch import Tensor, nn
 from atrous.data.image_io import Pixels, to_tensor
 from atrous.data.row_io import Strips
 from atrous.evaluation.evaluate import inference, predict_probabilities
+from atrous.evaluation.preprocessor import Preprocessor
 from atrous.models.aspp import ASPP
 from atrous.models.deeplab import DeepLabV3
 from atrous.ops.malloc import hand_back
-from atrous.ops.normalization import Normalization
 from atrous.ops.resize import grid_size
 from atrous.ops.upsampled_loss import upsampled_argmax
 
 WHOLE_PIXELS = 4097 * 4097
-"""Pictures of up to so many pixels are segmented in one pass, unless a window is asked for."""
+"""Images of up to this many pixels are segmented in one pass, unless a window is asked for."""
 
 WINDOW = 1601
-"""Side of the windows unless another is asked for: so that 20,000 × 20,000 pixels take less than 1.5 GB."""
+"""Default side of the window, in pixels: 20,000 × 20,000 pixels take less than 1.5 GB."""
 
 CONTEXT = 352
-"""Pixels between a window's edge and the first place where it counts.
+"""Pixels between a window's edge and the first feature that counts.
 
 The widest branch of ASPP reaches 18 × 16 = 288 pixels at every output stride, the backbone some more. With 256 pixels
-three to four times as many pixels near a seam change their class, with 448 under half of them (LOG.md)."""
+three to four times as many pixels near a seam change their class, with 448 less than half as many (LOG.md)."""
 
 BLEND = 64
 """Pixels over which one window fades into the next."""
 
 STRIP = 16
-"""Rows that are read at a time: what a reader of rows holds grows with them."""
+"""Rows that are read at a time; the memory of a reader grows with them."""
 
 MARGIN = 64
-"""The same, for the mean over the whole picture, where a few features at an edge weigh little."""
+"""As `CONTEXT`, for the mean over the whole image, in which a few features at an edge weigh little."""
 
 FIRST_PASS = 0.25
-"""Share of the time, for the progress told, that the image-level features take."""
+"""Share of the progress that the image-level features take."""
 
 SAMPLE = 4
-"""Averaged probabilities are kept at every so many pixels, and interpolated between."""
+"""Averaged probabilities are kept at every fourth pixel, and interpolated between."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class Span:
     Attributes:
         start: first pixel.
         stop: the pixel after the last.
-        first: first feature, of the whole picture's, for which the window counts.
+        first: first feature, on the whole image's grid, for which the window counts.
         last: the feature after the last of those.
-        weights: float32, for each of them; over all windows they add up to 1.
+        weights: float32, of each of these features; over all windows they sum to 1.
     """
 
     start: int
@@ -89,9 +89,9 @@ def spans(length: int, side: int, overlap: int, align: int, step: int) -> list[S
 
     Args:
         length: of the axis, in pixels.
-        side: of the windows.
-        overlap: of neighbours, at least, but for the aligning.
-        align: windows begin at multiples of it.
+        side: of the windows, in pixels.
+        overlap: least overlap of neighbours, in pixels, before alignment.
+        align: windows start at multiples of it.
         step: pixels from one feature to the next; divides `align`.
     """
     starts = [0]
@@ -102,24 +102,24 @@ def spans(length: int, side: int, overlap: int, align: int, step: int) -> list[S
     blend = min(BLEND, overlap // 4)
     fades = [(after + stop - blend) / 2 for after, stop in zip(starts[1:], stops[:-1], strict=True)]
     total = -(-(length - 1) // step) + 1
-    places = torch.arange(total) * step
-    # How far the fade into window i, from the one before, has come at each feature.
-    come = [torch.ones(total), *(((places - fade) / blend).clamp(0, 1) for fade in fades), torch.zeros(total)]
-    found = []
+    positions = torch.arange(total) * step
+    # At each feature, from 0 to 1, how far window i - 1 has faded into window i.
+    faded = [torch.ones(total), *(((positions - fade) / blend).clamp(0, 1) for fade in fades), torch.zeros(total)]
+    windows = []
     for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-        weights = come[i] - come[i + 1]
-        counts = weights.nonzero().flatten()
-        first, last = int(counts[0]), int(counts[-1]) + 1
-        found.append(Span(start, stop, first, last, weights[first:last]))
-    return found
+        weights = faded[i] - faded[i + 1]
+        counted = weights.nonzero().flatten()
+        first, last = int(counted[0]), int(counted[-1]) + 1
+        windows.append(Span(start, stop, first, last, weights[first:last]))
+    return windows
 
 
-class Windows:
-    """A model for pictures of any size.
+class SlidingWindow:
+    """Inference on images of any size.
 
     Args:
         model: in its inference form, on its device.
-        window: side of the windows, in pixels.
+        window: side of the window, in pixels.
         scales: as `atrous.evaluation.evaluate.predict_probabilities`.
         flip: likewise.
 
@@ -139,15 +139,14 @@ class Windows:
         context = round(CONTEXT / min(1.0, *self.scales))  # at half the size the network sees twice as far
         self.overlap = min(2 * context + BLEND, self.side // 2)
         self.step = min(SAMPLE, stride) if self.averaged else stride
-        self.normalise = Normalization(model.mean, model.std)
-        self.device = next(model.parameters()).device
+        self.preprocess = Preprocessor(model, fit=False)
 
     def classes(self, picture: Strips, progress: Callable[[float], None] = lambda share: None) -> Iterator[Pixels]:
-        """Class ids of a picture, as strips uint8 h,W from top to bottom.
+        """Class ids of an image, in strips uint8 h,W from top to bottom.
 
         Args:
-            picture: is read twice, if the model has image-level features.
-            progress: is told the share, 0 to 1, that is done.
+            picture: the rows of the image; read twice if the model has image-level features.
+            progress: called with the share, 0 to 1, that is done.
         """
         (height, width), done = picture.size, 0
         for band in self._bands(picture, progress):
@@ -158,12 +157,12 @@ class Windows:
         hand_back()  # an overlay takes as much as a window
 
     def _bands(self, picture: Strips, progress: Callable[[float], None]) -> Iterator[Tensor]:
-        """Features of the whole picture, 1,K,h,w, from top to bottom; a band begins with the last row before it."""
+        """Blended logits or probabilities, 1,K,h,w, from top to bottom; a band starts with the last row before it."""
         stride, size = self.model.output_stride, picture.size
         downs, acrosses = (spans(length, self.side, self.overlap, stride, self.step) for length in size)
         means = self._image_level(picture, lambda share: progress(FIRST_PASS * share))
         begun, rows = FIRST_PASS if means else 0.0, _Rows(picture, self.side)
-        band, top = torch.zeros(1, self.model.num_classes, 0, acrosses[-1].last, device=self.device), 0
+        band, top = torch.zeros(1, self.model.num_classes, 0, acrosses[-1].last, device=self.preprocess.device), 0
         for i, down in enumerate(downs):
             band = F.pad(band, (0, 0, 0, down.last - top - band.shape[2]))
             pixels = rows.take(down.start, down.stop)
@@ -180,25 +179,26 @@ class Windows:
     def _features(self, pixels: Pixels, means: Sequence[Tensor]) -> Tensor:
         """One window, uint8 h,W,3: 1,K,h',w' logits, or probabilities if they are averaged."""
         with inference(self.model), _given(self.model, means):
-            found = self._run(pixels)
+            features = self._run(pixels)
         for axis in (2, 3) if self.averaged else ():
-            places = torch.arange(-(-(found.shape[axis] - 1) // self.step) + 1, device=self.device) * self.step
-            found = found.index_select(axis, places.clamp(max=found.shape[axis] - 1))
-        return found
+            last = features.shape[axis] - 1
+            positions = torch.arange(-(-last // self.step) + 1, device=features.device) * self.step
+            features = features.index_select(axis, positions.clamp(max=last))
+        return features
 
     def _run(self, pixels: Pixels) -> Tensor:
         hand_back()
-        image = self.normalise(to_tensor(pixels)[None].to(self.device)).contiguous(memory_format=torch.channels_last)
+        image = to_tensor(pixels)[None]
         if self.averaged:
             return predict_probabilities(self.model, image, scales=self.scales, flip=self.flip, fit=False)
-        image = image.to(self.model.classifier.weight.dtype)  # as the model would, but without keeping both
-        return self.model.low_resolution_logits(image)
+        # Cast here, so that the float32 copy is freed before the network runs.
+        return self.model.low_resolution_logits(self.preprocess(image).to(self.model.classifier.weight.dtype))
 
     def _image_level(self, picture: Strips, progress: Callable[[float], None]) -> list[Tensor]:
-        """What ASPP's image-level branch sees of the whole picture, 1,C,1,1, for each scale and flip; [] without it."""
+        """Input of ASPP's image-level branch for the whole image, 1,C,1,1, for each scale and flip; [] without it."""
         if _pooling(self.model) is None:
             return []
-        # As long as a network comes to 32, its features there are every second of those at 16: the mean is the same.
+        # Features at output stride 32 are every second of those at 16, so their mean is about the same.
         stride = 32 if 32 in self.model.backbone.reachable else self.model.output_stride
         downs, acrosses = (_parts(length, self.side, stride) for length in picture.size)
         rows, sums, counts = _Rows(picture, self.side), torch.zeros(()), torch.zeros(())
@@ -216,7 +216,7 @@ class Windows:
 
 
 def _weighted(features: Tensor, down: Span, across: Span, step: int) -> Tensor:
-    """The part of a window's features that counts, times how much it does."""
+    """The features of a window that count, times their weights."""
     (top, left), weights = (down.start // step, across.start // step), torch.outer(down.weights, across.weights)
     part = features[:, :, down.first - top : down.last - top, across.first - left : across.last - left]
     return part * weights.to(features)
@@ -224,7 +224,7 @@ def _weighted(features: Tensor, down: Span, across: Span, step: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of an axis, pixels `first` to `last`, seen from `start` to `stop`; features are `align` pixels apart."""
+    """Pixels `first` to `last` of an axis, with context from `start` to `stop`; features are `align` pixels apart."""
 
     start: int
     first: int
@@ -233,14 +233,14 @@ class _Part:
     align: int
 
     def inner(self, count: int) -> slice:
-        """Which of so many features, evenly spread from start to stop, are the part's."""
+        """Which of `count` features, evenly spaced from start to stop, are the part's own."""
         each = (count - 1) / max(1, grid_size(self.stop - self.start, self.align) - 1)
         end = round((self.last - self.start) * each) if self.last < self.stop else count
         return slice(round((self.first - self.start) * each), end)
 
 
 def _parts(length: int, side: int, align: int) -> list[_Part]:
-    """An axis cut into parts at multiples of `align`, each to be seen with `MARGIN` around it, `side` in all."""
+    """Cut an axis into parts at multiples of `align`; with `MARGIN` around it, a part has at most `side` pixels."""
     margin = min(MARGIN, side // 8) // align * align
     each = (side - 2 * margin) // align * align if length > side else length
     firsts = range(0, length, each)
@@ -253,7 +253,7 @@ def _pooling(model: DeepLabV3) -> nn.Module | None:
 
 @contextlib.contextmanager
 def _noted(model: DeepLabV3) -> Iterator[list[Tensor]]:
-    """The maps that the image-level branch takes the mean of, 1,C,h,w float32 each, in the order of its calls."""
+    """Record the inputs of the image-level branch, 1,C,h,w float32 each, in the order of its calls."""
     seen: list[Tensor] = []
     pooling = _pooling(model)
     assert pooling is not None
@@ -266,7 +266,7 @@ def _noted(model: DeepLabV3) -> Iterator[list[Tensor]]:
 
 @contextlib.contextmanager
 def _given(model: DeepLabV3, means: Sequence[Tensor]) -> Iterator[None]:
-    """The image-level branch sees these means, one a call, instead of its map's."""
+    """Let the image-level branch see these means, one a call, instead of its own input's."""
     pooling, calls = _pooling(model), iter(means)
     if pooling is None:
         yield
@@ -281,7 +281,7 @@ def _given(model: DeepLabV3, means: Sequence[Tensor]) -> Iterator[None]:
 
 
 class _Rows:
-    """The rows of a picture, taken from top to bottom; those that windows share are read once."""
+    """The rows of an image, from top to bottom; rows that windows share are read once."""
 
     def __init__(self, picture: Strips, most: int) -> None:
         height, width = picture.size
@@ -290,8 +290,8 @@ class _Rows:
         self._top = self._bottom = 0
 
     def take(self, start: int, stop: int) -> Pixels:
-        """Rows `start` to `stop`, uint8 h,W,3, to be used before the next call; neither goes back from call to call."""
-        for i in range(self._bottom - start):  # one by one: NumPy would copy what overlaps
+        """Rows `start` to `stop`, uint8 h,W,3, valid until the next call; neither may decrease from call to call."""
+        for i in range(self._bottom - start):  # one by one: NumPy would copy overlapping rows first
             self._held[i] = self._held[i + start - self._top]
         self._top = start
         while self._bottom < stop:

@@ -1,7 +1,7 @@
-"""Whatever can teach: a model of ours, or a trained TF-Lite graph of another make.
+"""Teachers for pseudo-labels: a model of ours, or a trained TF-Lite graph.
 
-A teacher gives every class a probability at every pixel of a photograph; `atrous.prediction.pseudo_label` writes masks
-from them.
+A teacher gives the probability of every class at every pixel of a photograph; `atrous.prediction.pseudo_label` writes
+masks from them.
 
     teacher = open_teacher("deeplabv3_mnv2_pascal_quant.tflite", labels=VOC)
     teacher.probabilities("cat.jpg")  # float32 21,H,W
@@ -31,7 +31,7 @@ _GRAY = 127
 
 
 class Teacher(Protocol):
-    """What `open_teacher` gives."""
+    """A model that gives the probabilities of its classes: see `open_teacher`."""
 
     labels: Labels
 
@@ -52,14 +52,14 @@ def open_teacher(
 
     Args:
         source: of its weights.
-        labels: the classes of a TF-Lite graph, which holds no names; of our own models, those that it must have.
-        scales: average the probabilities over these scales; for a TF-Lite graph, of the longest side at its input's.
-        flip: and over left-right flipped inputs.
-        output_stride: of our own models; TF-Lite graphs have one of their own.
+        labels: the classes of a TF-Lite graph, which holds no names; those that a model of ours must have.
+        scales: average the probabilities over these scales; for a TF-Lite graph, 1 fits the longest side to its input.
+        flip: average over left-right flipped inputs, too.
+        output_stride: of our own models; a TF-Lite graph has its own.
         device: of our own models.
 
     Raises:
-        ValueError: if there is no such thing, or it has other classes.
+        ValueError: if there is no such model, or it has other classes.
     """
     check_scales(scales)
     if Path(source).suffix != ".tflite":
@@ -68,16 +68,16 @@ def open_teacher(
             raise ValueError(f"{source} has the classes {', '.join(teacher.labels.names)}; the data has others")
         return teacher
     if labels is None:
-        raise ValueError(f"{source} holds no names of classes; expected a dataset.yaml that has them")
+        raise ValueError(f"{source} holds no class names; expected a dataset.yaml that has them")
     return TFLiteTeacher(Path(source), labels, scales=scales, flip=flip)
 
 
 class TFLiteTeacher:
-    """A segmentation graph of TF-Lite, run by ai-edge-litert.
+    """A TF-Lite segmentation graph, run by ai-edge-litert.
 
-    Its input is 1,S,S,3 uint8, its output K logits for a grid of pixels, or their argmax with the logits before it, as
-    in the DeepLab graphs that its authors publish. A photograph is scaled so that its longest side is S times the
-    scale; what does not fill the input is padded with gray, what exceeds it is seen in windows.
+    Its input is 1,S,S,3 uint8. Its output is a grid of K logits, or their argmax, as in the DeepLab graphs that the
+    authors publish. A photograph is resized so that its longest side is S times the scale. A smaller one is padded with
+    gray; a larger one is segmented by a sliding window.
 
     Args:
         path: of the graph.
@@ -86,23 +86,22 @@ class TFLiteTeacher:
         flip: likewise.
 
     Raises:
-        ValueError: if ai-edge-litert is not there, or the graph is not as above.
+        ValueError: if ai-edge-litert is not installed, or the graph is not as above.
         FileNotFoundError: if there is no such file.
     """
 
     def __init__(self, path: Path, labels: Labels, *, scales: Sequence[float] = (1.0,), flip: bool = False) -> None:
         check_graph(path)
         self.labels, self.scales, self.flip = labels, tuple(scales), flip
-        self._graph, given = _interpreter(path)
-        self._input = given["index"]
-        self.side = int(given["shape"][1])
-        if list(given["shape"]) != [1, self.side, self.side, 3] or given["dtype"] is not np.uint8:
-            shape = given["dtype"].__name__, list(given["shape"])
-            raise ValueError(f"{path}: its input is {shape[0]} of shape {shape[1]}; expected uint8 of 1, S, S, 3")
+        self._graph, details = _interpreter(path)
+        self._input, shape, dtype = details["index"], list(details["shape"]), details["dtype"]
+        self.side = int(shape[1])
+        if shape != [1, self.side, self.side, 3] or dtype is not np.uint8:
+            raise ValueError(f"{path}: its input is {dtype.__name__} of shape {shape}; expected uint8 of 1, S, S, 3")
         self._logits = self._find_logits(path)
 
     def probabilities(self, source: Path) -> npt.NDArray[np.float32]:
-        """Mean over scales and flips of the probability of every class, float32 K,H,W; errors as `read_image`."""
+        """Probability of every class, averaged over scales and flips, float32 K,H,W; errors as `read_image`."""
         image = torch.from_numpy(read_image(source)).permute(2, 0, 1)
         height, width = image.shape[1:]
         total = torch.zeros(len(self.labels), height, width)
@@ -112,8 +111,8 @@ class TFLiteTeacher:
             size = (max(1, round(height * factor)), max(1, round(width * factor)))
             scaled = resized(image.flip(-1) if flipped else image, size)
             logits = F.interpolate(self._by_windows(scaled)[None], (height, width), mode="bilinear")[0]
-            found = logits.softmax(0)
-            total += found.flip(-1) if flipped else found
+            probabilities = logits.softmax(0)
+            total += probabilities.flip(-1) if flipped else probabilities
         array: npt.NDArray[np.float32] = (total / len(views)).numpy()
         return array
 
@@ -130,35 +129,35 @@ class TFLiteTeacher:
         return total / count
 
     def _window(self, part: Tensor) -> Tensor:
-        page = np.full((1, self.side, self.side, 3), _GRAY, dtype=np.uint8)
+        padded = np.full((1, self.side, self.side, 3), _GRAY, dtype=np.uint8)
         high, wide = part.shape[1:]
-        page[0, :high, :wide] = part.permute(1, 2, 0).numpy()
-        self._graph.set_tensor(self._input, page)
+        padded[0, :high, :wide] = part.permute(1, 2, 0).numpy()
+        self._graph.set_tensor(self._input, padded)
         self._graph.invoke()
         raw = self._graph.get_tensor(self._logits["index"]).astype(np.float32)
         scale, zero = self._logits["quantization"]
         grid = torch.from_numpy((raw - zero) * scale if scale else raw).permute(0, 3, 1, 2)
-        # DeepLab's graphs put the first and the last feature on the first and the last pixel.
+        # In DeepLab's graphs the first and the last feature lie on the first and the last pixel.
         return F.interpolate(grid, (self.side, self.side), mode="bilinear", align_corners=True)[0, :, :high, :wide]
 
     def _find_logits(self, path: Path) -> dict[str, Any]:
-        """The smallest tensor of K channels at the end of the graph: logits before they are resized and maximised."""
-        classes, found = len(self.labels), None
+        """The smallest tensor of K channels at the end of the graph: logits before upsampling and argmax."""
+        classes, logits = len(self.labels), None
         for tensor in reversed(self._graph.get_tensor_details()):
             shape = list(tensor["shape"])
             if len(shape) == 4 and shape[3] == classes and shape[1] == shape[2]:
-                if found is None or shape[1] <= found["shape"][1]:
-                    found = tensor
-            elif found is not None:
+                if logits is None or shape[1] <= logits["shape"][1]:
+                    logits = tensor
+            elif logits is not None:
                 break
-        if found is None:
+        if logits is None:
             raise ValueError(f"{path}: no layer has {classes} channels, one for each class of the data")
-        return dict(found)
+        return dict(logits)
 
 
 def _interpreter(path: Path) -> tuple[Any, dict[str, Any]]:
     litert = importlib.import_module("ai_edge_litert.interpreter")
-    # The usual delegate fuses layers away, and with them the logits; without it they can be read.
+    # The default delegate fuses layers, so that the logits cannot be read.
     plain = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
         graph = litert.Interpreter(
@@ -174,7 +173,7 @@ def _interpreter(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _starts(length: int, side: int) -> Iterator[int]:
-    """Where windows of a side begin so that they cover a length, the last one ending with it."""
+    """First pixels of windows of `side` that cover `length`; the last window ends with it."""
     count = max(1, -(-length // side))
     for i in range(count):
         yield round(i * (length - side) / max(1, count - 1)) if count > 1 else 0

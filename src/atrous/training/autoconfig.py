@@ -1,4 +1,4 @@
-"""A recipe for a data set of one's own, chosen from what the data holds, with the reasons.
+"""Choose a recipe for a dataset, with the reasons (``atrous train finetune``).
 
     recipe, reasons = finetune("my-data")
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from atrous.data.datasets.dataset import splits
 from atrous.data.image_io import read_size
 from atrous.data.sampling import open_splits, pixel_counts
+from atrous.messages import listed
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import read_card, resolve
 from atrous.training.config import Recipe, override
@@ -101,25 +102,29 @@ def choose(survey: Survey, train_split: str = "train", weights: str | None = Non
     enlarged = longest is not None and longest > survey.long_side
     seen = f", {survey.short_side * longest // survey.long_side} as seen" if longest else ""
     crop = _crop(survey.short_side if enlarged or longest is None else survey.short_side * longest / survey.long_side)
-    least = 400 if base.weights in (None, "imagenet") else 200
-    iterations = int(np.clip(round(base.iterations * (images / _TUNED) ** 0.5, -2), least, 30_000))
+    least = 200 if base.model.from_model else 400
+    iterations = int(np.clip(round(base.schedule.iterations * (images / _TUNED) ** 0.5, -2), least, 30_000))
     weighted = class_weights(survey.pixels.sum(axis=0))
     rare = _rare(survey)
-    recipe = replace(
+    schedule, optim = base.schedule, base.optim
+    recipe = override(
         base,
-        train_split=train_split,
-        val_split="val" if "val" in survey.splits and train_split != "val" else None,
-        crop=(crop, crop),
-        scales=scales,
-        longest_side=longest,
-        iterations=iterations,
-        warmup=min(base.warmup, iterations // 20),
-        lr=base.lr if images >= 100 else 0.6 * base.lr,
-        ema=round(1 - (1 - base.ema) * base.iterations / iterations, 4),
-        class_weights=weighted,
-        balance=_RARE if rare else 0.0,
-        val_every=max(1, iterations // 12),
+        {
+            "train_split": train_split,
+            "val_split": "val" if "val" in survey.splits and train_split != "val" else None,
+            "crop": (crop, crop),
+            "scales": scales,
+            "longest_side": longest,
+            "iterations": iterations,
+            "warmup": min(schedule.warmup, iterations // 20),
+            "lr": optim.lr if images >= 100 else 0.6 * optim.lr,
+            "ema_decay": round(1 - (1 - optim.ema_decay) * schedule.iterations / iterations, 4),
+            "class_weights": weighted,
+            "repeat_factor_threshold": _RARE if rare else 0.0,
+            "val_every": max(1, iterations // 12),
+        },
     )
+    optim = recipe.optim
     reasons = [
         why,
         _reason_for_size(survey, longest),
@@ -130,15 +135,16 @@ def choose(survey: Survey, train_split: str = "train", weights: str | None = Non
             else f"the shorter side of the pictures is {survey.short_side} (median{seen}), and a crop larger than the "
             "picture would be padding"
         ),
-        f"{iterations} steps of {recipe.batch}: {images} images, {iterations * recipe.batch / images:.0f} epochs",
-        f"lr {recipe.lr:g} with {recipe.optimizer}, {recipe.head_lr_factor:g} times that for the new layers"
+        f"{iterations} steps of {optim.batch_size}: {images} images, "
+        f"{iterations * optim.batch_size / images:.0f} epochs",
+        f"lr {optim.lr:g} with {optim.optimizer}, {optim.head_lr_factor:g} times that for the new layers"
         + ("" if images >= 100 else ": fewer than 100 images, so a smaller one"),
         _reason_for_weights(survey, weighted),
-        f"images of {_listed(rare)} come more often: each is in fewer than {_RARE:.0%} of the images"
+        f"images of {listed(rare, 5)} come more often: each is in fewer than {_RARE:.0%} of the images"
         if rare
         else f"no image comes more often than another: every class is in at least {_RARE:.0%} of the images",
-        f"validation on val every {recipe.val_every} steps; the best weights are kept"
-        if recipe.val_split
+        f"validation on val every {recipe.run.val_every} steps; the best weights are kept"
+        if recipe.data.val_split
         else "no split named val, so nothing is validated and the last weights are kept",
     ]
     return recipe, reasons
@@ -149,7 +155,7 @@ def _start(survey: Survey, weights: str | None) -> tuple[Recipe, str]:
     if weights == "imagenet":
         return RECIPES[BASE_IMAGENET], "starts from ImageNet, as asked for, or since it knows another network"
     if weights == "none":
-        return replace(RECIPES[BASE_IMAGENET], weights=None), "starts from nothing, as asked for"
+        return override(RECIPES[BASE_IMAGENET], {"weights": None}), "starts from nothing, as asked for"
     if weights is None:
         street = [name for name in survey.names if _words(name) & _STREET]
         seen = frozenset[str]().union(*(_words(name) for name in street))
@@ -170,8 +176,8 @@ def _start(survey: Survey, weights: str | None) -> tuple[Recipe, str]:
     kept = {key: told[key] for key in same if key in told}
     if told.get("last_block") != (7 if told.get("head") == "cascade" else 4):
         kept["last_block"] = told.get("last_block")
-    kept["aspp_rates"] = told.get("aspp_rates") or list(RECIPES[BASE].aspp_rates)
-    return override(replace(RECIPES[BASE], weights=weights), kept), why
+    kept["aspp_rates"] = told.get("aspp_rates") or list(RECIPES[BASE].model.aspp_rates)
+    return override(RECIPES[BASE], {**kept, "weights": weights}), why
 
 
 def _words(name: str) -> set[str]:
@@ -215,7 +221,7 @@ def _reason_for_size(survey: Survey, longest: int | None) -> str:
     if longest is None:
         return f"pictures as they are: their longer side is {survey.long_side} (median)"
     why = "thin things would be lost" if longest > survey.long_side else "a crop would show too little of them"
-    return f"pictures are brought to a longest side of {longest}, now {survey.long_side} (median): {why}"
+    return f"pictures are resized to a longest side of {longest}, now {survey.long_side} (median): {why}"
 
 
 def _rare(survey: Survey) -> list[str]:
@@ -233,7 +239,3 @@ def _reason_for_weights(survey: Survey, weights: tuple[float, ...] | None) -> st
         f"classes weighted from {min(weights)} to {max(weights)}: {survey.names[most]} has "
         f"{total[most] / total.sum():.1%} of the pixels, {survey.names[least]} {total[least] / total.sum():.2%}"
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,32 +1,35 @@
-"""A recipe says a whole training run (the named ones are in `atrous.training.recipes`).
+"""Every setting of a training run, as frozen dataclasses and as YAML (the named recipes: `atrous.training.recipes`).
 
-Frozen dataclasses, and YAML files of the same keys: whoever has a run's recipe and its data can make it again. The
-defaults of `Recipe` are the paper's first stage on PASCAL VOC 2012 (section 4.1).
+    override(Recipe(), {"crop": 513, "optim.lr": 0.01, "schedule": {"iterations": 100}})
+
+A `Recipe` has parts: network, data, loss, optimisation, schedule, and what a run measures and saves. The names of the
+settings are unique over all parts, so that a setting can be named with its part or alone. The defaults are the paper's
+first stage on PASCAL VOC 2012 (section 4.1).
 """
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import yaml
 
+from atrous.messages import did_you_mean
 from atrous.models.output_stride import LONGEST_SIDE
 from atrous.training.lr_schedule import poly
-
-MAX_RECIPE_BYTES = 1 << 20
+from atrous.yaml_io import parse_yaml
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Every setting of a training run.
+class ModelConfig:
+    """The network, and the weights that it starts from.
 
     Attributes:
-        backbone: see `atrous.DeepLabV3`, as for the seven after it.
+        backbone: see `atrous.DeepLabV3`, as for the eight after it.
         head: ``aspp`` or ``cascade``.
         last_block: 4 to 7.
         multi_grid: unit rates, or None for ones.
@@ -34,56 +37,17 @@ class Recipe:
         aspp_pointwise: ASPP's 1×1 branch.
         image_pooling: ASPP's image-level features.
         stride_in: ``first``, ``last``, or None for the one that goes with the weights.
+        output_stride: in training.
         weights: ``imagenet``; a named model, a weight file, a run folder or a DeepLab graph of TF-Lite to start from;
             or None.
-        reset_head: start the classifier anew, where `weights` are a model's with other classes.
-        train_split: of the data; ``train+val`` joins two, ``train*2+pseudo`` has the images of one twice.
-        val_split: of the data, or None for no validation.
-        bootstrap: classes whose images are duplicated (section 4.1); ``auto`` takes the five of lowest IoU that the
-            model in `weights` was measured with.
-        bootstrap_times: how often such an image is in an epoch.
-        balance: threshold of repeat-factor sampling, the share of images below which a class is rare; 0 for none.
-        crop: side, or height and width, of the training crops in pixels.
-        scales: range of the random scale.
-        longest_side: pictures are brought to it, in pixels, before `scales` and in prediction; None for the pictures as
-            they are, as in the paper.
-        flip: probability of a left-right flip.
-        photometric: strength of random brightness, contrast and saturation; the paper has none.
-        class_mix: probability that half of the classes of another crop are laid over a crop; the paper has none.
-        output_stride: in training.
-        batch: images in one step, over all processes and accumulated parts.
-        accumulate: parts that a process's share of the batch is cut into, to fit in memory.
-        iterations: steps.
-        optimizer: ``sgd`` with momentum, or ``adamw``.
-        lr: initial learning rate.
-        power: of the "poly" schedule.
-        poly_iterations: step at which that schedule reaches 0, or None for `iterations`. A later one ends a training
-            while the rate is still high, at a step that turned out best on val: all else being the same, its steps are
-            the first of the longer training, to the bit.
-        warmup: steps of linear warm-up; the paper has none.
-        head_lr_factor: how many times larger the rate of the new layers is.
-        momentum: of SGD.
-        weight_decay: on convolution weights; never on batch norm and biases where `decay_all` is off.
-        decay_all: decay batch norm and biases too.
+        reset_head: start with a new classifier, where `weights` are a model's with other classes.
         batch_norm: ``train``; ``freeze`` it whole (section 4.1, second stage); freeze its ``statistics``; or freeze the
             statistics of the backbone and train all of it in the ``head``.
         batch_norm_decay: of the running statistics.
-        upsample_logits: loss at the size of the ground truth; off, on ground truth downsampled (Table 8).
-        class_weights: one a class, or None.
-        teacher: a named model, weight file or run folder that is distilled from; None for none, as in the paper.
-        teacher_weight: share of the loss, 0 to 1, that is the divergence from the teacher's probabilities.
-        teacher_temperature: that both logits are divided by for it.
-        ema: decay of an exponential moving average of the weights, which is then what is evaluated and kept; 0 for
-            none.
-        amp: ``off``, ``bf16`` or ``fp16``: automatic mixed precision.
-        checkpointing: keep only what enters each unit of the backbone for the backward pass, and compute the rest anew:
-            less memory for more time, the same numbers (with frozen batch norm, up to rounding).
-        compile: train by ``torch.compile``, for GPUs: a minute or two at the start, the same numbers up to rounding. On
-            a CPU it needs a C++ compiler and gains nothing.
-        seed: of everything random.
-        val_every: steps between validations.
-        val_output_stride: of validation, or None for that of training.
-        save_every: steps between checkpoints.
+        activation_checkpointing: keep only the input of each unit of the backbone for the backward pass, and compute
+            the rest again: less memory for more time, the same numbers (with frozen batch norm, up to rounding).
+        compile: train with ``torch.compile``, for GPUs: a minute or two at the start, the same numbers up to rounding.
+            On a CPU it needs a C++ compiler and gains nothing.
     """
 
     backbone: str = "resnet101"
@@ -94,113 +58,320 @@ class Recipe:
     aspp_pointwise: bool = True
     image_pooling: bool = True
     stride_in: Literal["first", "last"] | None = None
+    output_stride: int = 16
     weights: str | None = "imagenet"
     reset_head: bool = False
+    batch_norm: Literal["train", "statistics", "freeze", "head"] = "train"
+    batch_norm_decay: float = 0.9997
+    activation_checkpointing: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        _check_range(self, 0, 1, "batch_norm_decay")
+
+    @property
+    def from_model(self) -> bool:
+        """Whether `weights` name a segmentation model: neither ImageNet's nor none."""
+        return self.weights not in (None, "imagenet")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images a run reads, how often each, and how crops of them are augmented.
+
+    Attributes:
+        train_split: ``train+val`` joins two splits, ``train*2+pseudo`` has the images of one twice.
+        val_split: None for no validation.
+        bootstrap: classes whose images are duplicated (section 4.1); ``auto`` takes the five of lowest IoU in the last
+            validation of the model in `weights`.
+        bootstrap_times: how often such an image is in an epoch.
+        repeat_factor_threshold: of repeat-factor sampling, the share of images below which a class is rare; 0 for none.
+        crop: side, or height and width, of the training crops in pixels.
+        scales: range of the random scale.
+        longest_side: images are resized to it, in pixels, before `scales` and in prediction; None for no resizing, as
+            in the paper.
+        flip: probability of a left-right flip.
+        color_jitter: strength of random brightness, contrast and saturation; the paper has none.
+        class_mix: probability that half of the classes of another crop are pasted into a crop; the paper has none.
+    """
+
     train_split: str = "trainaug"
     val_split: str | None = "val"
     bootstrap: tuple[str, ...] | Literal["auto"] = ()
     bootstrap_times: int = 2
-    balance: float = 0.0
+    repeat_factor_threshold: float = 0.0
     crop: int | tuple[int, int] = 513
     scales: tuple[float, float] = (0.5, 2.0)
     longest_side: int | None = None
     flip: float = 0.5
-    photometric: float = 0.0
+    color_jitter: float = 0.0
     class_mix: float = 0.0
-    output_stride: int = 16
-    batch: int = 16
-    accumulate: int = 1
-    iterations: int = 30_000
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.007
-    power: float = 0.9
-    poly_iterations: int | None = None
-    warmup: int = 0
-    head_lr_factor: float = 1.0
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    decay_all: bool = False
-    batch_norm: Literal["train", "statistics", "freeze", "head"] = "train"
-    batch_norm_decay: float = 0.9997
-    upsample_logits: bool = True
-    class_weights: tuple[float, ...] | None = None
-    teacher: str | None = None
-    teacher_weight: float = 0.5
-    teacher_temperature: float = 2.0
-    ema: float = 0.0
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    checkpointing: bool = False
-    compile: bool = False
-    seed: int = 0
-    val_every: int = 1_000
-    val_output_stride: int | None = None
-    save_every: int = 500
 
     def __post_init__(self) -> None:
-        for name, lowest in _LOWEST.items():
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {lowest}")
-        for name in ("flip", "photometric", "ema", "batch_norm_decay", "balance", "teacher_weight", "class_mix"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
+        _check_range(self, 1, None, "bootstrap_times")
+        _check_range(self, 0, 1, "flip", "color_jitter", "repeat_factor_threshold", "class_mix")
         if self.longest_side is not None and not 1 <= self.longest_side <= LONGEST_SIDE:
             raise ValueError(f"longest_side is {self.longest_side}, expected 1 to {LONGEST_SIDE} pixels, or null")
-        weights = self.class_weights
-        if weights is not None and (min(weights, default=0) < 0 or not any(weights)):
-            raise ValueError(f"class_weights is {weights}, expected none below 0 and one above it")
-        if not self.teacher_temperature > 0:
-            raise ValueError(f"teacher_temperature is {self.teacher_temperature}, expected more than 0")
-        if self.seed >= 2**63:
-            raise ValueError(f"seed is {self.seed}, expected less than 2**63")
-        if self.batch % self.accumulate:
-            raise ValueError(f"batch is {self.batch}, expected a multiple of accumulate, {self.accumulate}")
-        self._check_end()
-
-    def _check_end(self) -> None:
-        last = self.poly_iterations
-        if last is not None and last < self.iterations:
-            raise ValueError(
-                f"poly_iterations is {last}, expected at least the {self.iterations} iterations, or null: "
-                "the rate then falls to 0 with the last of them"
-            )
 
     @property
     def crop_size(self) -> tuple[int, int]:
         """Height and width of `crop`."""
         return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
 
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised: cross-entropy, with the divergence from a teacher where there is one.
+
+    Attributes:
+        upsample_logits: loss at the size of the ground truth; off, on ground truth downsampled (Table 8).
+        class_weights: one a class, or None.
+        teacher: a named model, weight file or run folder to distil from; None for none, as in the paper.
+        teacher_weight: share of the loss, 0 to 1, that is the divergence from the teacher's probabilities.
+        teacher_temperature: that both logits are divided by for it.
+    """
+
+    upsample_logits: bool = True
+    class_weights: tuple[float, ...] | None = None
+    teacher: str | None = None
+    teacher_weight: float = 0.5
+    teacher_temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check_range(self, 0, 1, "teacher_weight")
+        weights = self.class_weights
+        if weights is not None and (min(weights, default=0) < 0 or not any(weights)):
+            raise ValueError(f"class_weights is {weights}, expected none below 0 and one above it")
+        if not self.teacher_temperature > 0:
+            raise ValueError(f"teacher_temperature is {self.teacher_temperature}, expected more than 0")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How a step is taken.
+
+    Attributes:
+        batch_size: images in one step, over all processes and accumulated parts.
+        grad_accum_steps: parts that a process's share of the batch is cut into, to fit in memory.
+        optimizer: ``sgd`` with momentum, or ``adamw``.
+        lr: initial learning rate.
+        head_lr_factor: how many times larger the learning rate of the new layers is.
+        momentum: of SGD.
+        weight_decay: on convolution weights; on batch norm and biases only with `decay_all`.
+        decay_all: decay batch norm and biases too.
+        ema_decay: of an exponential moving average of the weights, which is then what is evaluated and kept; 0 for
+            none.
+        amp: ``off``, ``bf16`` or ``fp16``: automatic mixed precision.
+    """
+
+    batch_size: int = 16
+    grad_accum_steps: int = 1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.007
+    head_lr_factor: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    decay_all: bool = False
+    ema_decay: float = 0.0
+    amp: Literal["off", "bf16", "fp16"] = "off"
+
+    def __post_init__(self) -> None:
+        _check_range(self, 1, None, "batch_size", "grad_accum_steps")
+        _check_range(self, 0, None, "lr", "head_lr_factor", "momentum", "weight_decay")
+        _check_range(self, 0, 1, "ema_decay")
+        if self.batch_size % self.grad_accum_steps:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, expected a multiple of grad_accum_steps, {self.grad_accum_steps}"
+            )
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long a run is, and its learning rate over the steps: the "poly" schedule (section 4.1).
+
+    Attributes:
+        iterations: steps.
+        power: of the schedule.
+        schedule_iterations: step at which the schedule reaches 0, or None for `iterations`. A later one ends a training
+            while the learning rate is still high; its steps are, to the bit, the first of the longer training.
+        warmup: steps of linear warm-up; the paper has none.
+    """
+
+    iterations: int = 30_000
+    power: float = 0.9
+    schedule_iterations: int | None = None
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        _check_range(self, 1, None, "iterations")
+        _check_range(self, 0, None, "power", "warmup")
+        last = self.schedule_iterations
+        if last is not None and last < self.iterations:
+            raise ValueError(
+                f"schedule_iterations is {last}, expected at least the {self.iterations} iterations, or null: "
+                "the learning rate then falls to 0 with the last of them"
+            )
+
+    def lr_factor(self, step: int) -> float:
+        """What the initial learning rate is multiplied by after `step` steps."""
+        return poly(step, self.schedule_iterations or self.iterations, power=self.power, warmup=self.warmup)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run measures and saves, and its seed.
+
+    Attributes:
+        seed: of everything random.
+        val_every: steps between validations.
+        val_output_stride: of validation, or None for that of training.
+        save_every: steps between checkpoints.
+    """
+
+    seed: int = 0
+    val_every: int = 1_000
+    val_output_stride: int | None = None
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        _check_range(self, 1, None, "val_every", "save_every")
+        _check_range(self, 0, None, "seed")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed is {self.seed}, expected less than 2**63")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every setting of a training run, in parts."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
     def lr_at(self, step: int) -> float:
-        """The learning rate after `step` steps, of the layers whose rate is not a multiple of it."""
-        return self.lr * poly(step, self.poly_iterations or self.iterations, power=self.power, warmup=self.warmup)
+        """The learning rate after `step` steps, of all layers but the new ones."""
+        return self.optim.lr * self.schedule.lr_factor(step)
+
+    @property
+    def val_output_stride(self) -> int:
+        """Output stride in validation."""
+        return self.run.val_output_stride or self.model.output_stride
 
     def to_yaml(self) -> str:
         """As a file that `load_recipe` reads."""
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        plain = {
+            part: {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+            for part, values in asdict(self).items()
+        }
         return yaml.safe_dump(plain, sort_keys=False)
 
 
-_LOWEST: dict[str, float] = {
-    "batch": 1, "accumulate": 1, "iterations": 1, "val_every": 1, "save_every": 1, "bootstrap_times": 1,
-    "seed": 0, "warmup": 0,
-    "lr": 0, "power": 0, "head_lr_factor": 0, "weight_decay": 0, "momentum": 0,
+PARTS: dict[str, Any] = {
+    "model": ModelConfig, "data": DataConfig, "loss": LossConfig, "optim": OptimConfig, "schedule": ScheduleConfig,
+    "run": RunConfig,
 }  # fmt: skip
+PART_OF = {setting.name: part for part, kind in PARTS.items() for setting in fields(kind)}
+"""The part that each setting is in."""
+RENAMED = {
+    "batch": "batch_size", "accumulate": "grad_accum_steps", "ema": "ema_decay", "balance": "repeat_factor_threshold",
+    "photometric": "color_jitter", "poly_iterations": "schedule_iterations",
+    "checkpointing": "activation_checkpointing",
+}  # fmt: skip
+"""Names of settings in recipes of before, for the error."""
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """Every setting by its own name, without its part."""
+    return {key: getattr(getattr(recipe, part), key) for key, part in PART_OF.items()}
 
 
 def override(recipe: Recipe, values: Mapping[Any, Any]) -> Recipe:
-    """A recipe with other values for some keys.
+    """A recipe with other values for some settings.
+
+    Args:
+        recipe: is left as it is.
+        values: by a setting's name (``crop``), its full name (``data.crop``), or in a mapping under its part.
 
     Raises:
-        ValueError: for an unknown key, with the nearest, or a value of the wrong kind.
+        ValueError: for an unknown name, with the nearest, or a value of the wrong kind.
     """
-    kinds = typing.get_type_hints(Recipe)
-    for key in values:
-        if key not in kinds:
-            raise ValueError(f"a recipe has no key {key!r}{nearest(str(key), kinds)}")
-    return replace(recipe, **{key: _fit(key, value, kinds[key]) for key, value in values.items()})
+    changes: dict[str, dict[str, Any]] = {}
+    for key, value in _leaves(values):
+        part = changes.setdefault(PART_OF[key], {})
+        if key in part:
+            raise ValueError(f"{key} is given twice")
+        part[key] = _checked(key, value)
+    return replace(recipe, **{name: replace(getattr(recipe, name), **part) for name, part in changes.items()})
+
+
+def _leaves(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Every setting with its value, whichever way it is named."""
+    for key, value in values.items():
+        if key in PARTS:
+            if not isinstance(value, Mapping):
+                names = ", ".join(name for name, part in PART_OF.items() if part == key)
+                raise ValueError(f"{key} is {value!r}, expected settings: {names}")
+            yield from ((_leaf(inner, key), each) for inner, each in value.items())
+        else:
+            part, dot, name = str(key).rpartition(".")
+            yield _leaf(name if dot else key, part), value
+
+
+def _leaf(name: Any, part: str) -> str:
+    if name in RENAMED:
+        raise ValueError(f"{name} is called {RENAMED[name]}")
+    if name not in PART_OF:
+        known = [*PART_OF, *PARTS] if not part else [key for key, at in PART_OF.items() if at == part] or PART_OF
+        raise ValueError(f"a recipe has no key {f'{part}.{name}' if part else name!r}{did_you_mean(name, known)}")
+    if part and PART_OF[name] != part:
+        raise ValueError(f"a recipe has no key '{part}.{name}'; did you mean {PART_OF[name]}.{name}?")
+    return str(name)
+
+
+def _checked(key: str, value: Any) -> Any:
+    from pydantic import ValidationError
+
+    value = tuple(value) if isinstance(value, list) else value
+    value = "off" if key == "amp" and value is False else value  # YAML reads a bare off as false
+    kind = typing.get_type_hints(PARTS[PART_OF[key]])[key]
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError:
+        raise ValueError(f"{key} is {value!r}, expected {_described(kind)}") from None
+
+
+@lru_cache(maxsize=64)
+def _adapter(kind: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def _described(kind: Any) -> str:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, types.UnionType) or origin is typing.Union:
+        return " or ".join(_described(option) for option in inner)
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in inner)
+    if origin is tuple:
+        count = "a list" if inner[-1] is Ellipsis else f"a list of {len(inner)}"
+        return f"{count} of {_described(inner[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}[kind]
+
+
+def _check_range(config: object, low: float, high: float | None, *keys: str) -> None:
+    for key in keys:
+        value = getattr(config, key)
+        if value < low or (high is not None and value > high):
+            expected = f"at least {low}" if high is None else f"{low} to {high}"
+            raise ValueError(f"{key} is {value}, expected {expected}")
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """``key=value`` words, the values read as YAML: ``lr=0.01``, ``scales=[0.75, 2]``, ``multi_grid=null``.
+    """``key=value`` words, the values read as YAML: ``lr=0.01``, ``data.scales=[0.75, 2]``, ``multi_grid=null``.
 
     Raises:
         ValueError: for a word without ``=`` or with a value that is not YAML.
@@ -218,91 +389,15 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
-    """Every key in which two recipes differ, as ``key: one, other``; a schedule as long as the training is no other."""
-    if (one.iterations, one.poly_iterations or one.iterations) == (
-        other.iterations,
-        other.poly_iterations or other.iterations,
-    ):
-        other = replace(other, poly_iterations=one.poly_iterations)
-    return [
-        f"{f.name}: {getattr(one, f.name)}, {getattr(other, f.name)}"
-        for f in fields(Recipe)
-        if getattr(one, f.name) != getattr(other, f.name)
-    ]
+    """Every setting in which two recipes differ, as ``key: one, other``.
 
-
-def parse_yaml(text: str) -> Any:
-    """The plain values that a text stands for.
-
-    Raises:
-        ValueError: if it is not YAML.
+    A `schedule_iterations` that equals `iterations` is the same as none.
     """
-    try:
-        return yaml.safe_load(text)
-    # Values that do not go with their tag, such as !!int '', make PyYAML stumble in many ways.
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+    ours, theirs = settings_of(one), settings_of(other)
+    if _lengths(one.schedule) == _lengths(other.schedule):
+        theirs["schedule_iterations"] = ours["schedule_iterations"]
+    return [f"{key}: {ours[key]}, {theirs[key]}" for key in ours if ours[key] != theirs[key]]
 
 
-def _fit(key: str, value: Any, kind: Any) -> Any:
-    """The value as the field's type, or an error that says what was found and what was expected."""
-    options = (
-        typing.get_args(kind)
-        if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
-        else (kind,)
-    )
-    for option in options:
-        fitted = _fit_one(value, option)
-        if fitted is not _MISFIT:
-            return fitted
-    expected = " or ".join(_described(option) for option in options)
-    raise ValueError(f"{key} is {value!r}, expected {expected}")
-
-
-_MISFIT = object()
-
-
-def _fit_one(value: Any, kind: Any) -> Any:
-    if kind is type(None):
-        return value if value is None else _MISFIT
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        # YAML reads a bare off as false.
-        value = "off" if value is False and "off" in inner else value
-        return value if isinstance(value, str) and value in inner else _MISFIT
-    if origin is tuple:
-        if not isinstance(value, list | tuple) or (inner[-1] is not Ellipsis and len(value) != len(inner)):
-            return _MISFIT
-        parts = [_fit_one(part, inner[0]) for part in value]
-        return _MISFIT if any(part is _MISFIT for part in parts) else tuple(parts)
-    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        return _number(value)
-    return value if type(value) is kind else _MISFIT
-
-
-def _number(value: int | float | str) -> Any:
-    # YAML 1.1 takes 1e-4 for a word; people do not.
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return _MISFIT
-    return number if number - number == 0 else _MISFIT
-
-
-def _described(kind: Any) -> str:
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if kind is type(None):
-        return "null"
-    if origin is Literal:
-        return " or ".join(repr(choice) for choice in inner)
-    if origin is tuple:
-        count = "a list" if inner[-1] is Ellipsis else f"a list of {len(inner)}"
-        return f"{count} of {_described(inner[0])}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-
-
-def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """For the end of an error: the known word that is the nearest to one that is not, or all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"
+def _lengths(schedule: ScheduleConfig) -> tuple[int, int]:
+    return schedule.iterations, schedule.schedule_iterations or schedule.iterations

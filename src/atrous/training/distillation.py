@@ -1,7 +1,6 @@
-"""Distillation: a trained model teaches another of the same classes while that one trains on its labels.
+"""Distillation: a student also learns the softened probabilities of a trained teacher (the recipe's `teacher`).
 
-The recipe's `teacher` asks for it; the paper has none. Masks by a teacher for photographs without labels are another
-way to the same end: see `atrous.prediction.pseudo_label`.
+The paper has none. A teacher can also label photographs that have no masks: `atrous.prediction.pseudo_label`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
-from atrous.training.config import Recipe
+from atrous.training.config import LossConfig
 
 
 class Distillation:
@@ -23,16 +22,16 @@ class Distillation:
         ValueError: if the teacher has other classes than the student, or another normalisation.
     """
 
-    def __init__(self, recipe: Recipe, student: DeepLabV3) -> None:
-        assert recipe.teacher
-        teacher, card = load(recipe.teacher, output_stride=student.output_stride)
+    def __init__(self, config: LossConfig, student: DeepLabV3) -> None:
+        assert config.teacher
+        teacher, card = load(config.teacher, output_stride=student.output_stride)
         if teacher.num_classes != student.num_classes:
-            raise ValueError(f"teacher {recipe.teacher} has {teacher.num_classes} classes, not {student.num_classes}")
+            raise ValueError(f"teacher {config.teacher} has {teacher.num_classes} classes, not {student.num_classes}")
         if (card.mean, card.std) != (tuple(student.mean), tuple(student.std)):
-            raise ValueError(f"teacher {recipe.teacher} normalises images in another way than {recipe.backbone}")
+            raise ValueError(f"teacher {config.teacher} normalises images in another way than the student")
         self.model: DeepLabV3 | None = teacher
         self.ready: DeepLabV3 | None = None
-        self.share, self.temperature = recipe.teacher_weight, recipe.teacher_temperature
+        self.share, self.temperature = config.teacher_weight, config.teacher_temperature
 
     def mixed(self, loss: Tensor, logits: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
         """The loss summed over pixels, a part of it replaced by the divergence from the teacher.
@@ -48,6 +47,6 @@ class Distillation:
             self.ready, self.model = self.model.to(inputs.device).for_inference(), None
         with torch.no_grad():
             target = torch.log_softmax(self.ready.low_resolution_logits(inputs).float() / self.temperature, 1)
-        found = torch.log_softmax(logits.float() / self.temperature, 1)
-        divergence = (target.exp() * (target - found)).sum(1).mean() * self.temperature**2
+        predicted = torch.log_softmax(logits.float() / self.temperature, 1)
+        divergence = (target.exp() * (target - predicted)).sum(1).mean() * self.temperature**2
         return (1 - self.share) * loss + self.share * divergence * weight.to(loss.dtype)

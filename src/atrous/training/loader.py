@@ -1,12 +1,12 @@
-"""What a training reads: a checked data set, how often each image of it comes, and crops of it in batches.
+"""Training data: checked splits, sampling, augmented crops in batches.
 
-Everything random is a function of seed, epoch and index, whatever process makes it.
+Everything random is a function of seed, epoch and index, in whichever process it is drawn.
 """
 
 from __future__ import annotations
 
-import os
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,27 @@ from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import read_card, resolve
 from atrous.ops.normalization import Normalization
-from atrous.training.config import Recipe
-from atrous.training.interrupts import is_out_of_memory
+from atrous.platforms import leave_process_group, place_sockets
+from atrous.training.config import DataConfig, LossConfig, OptimConfig
+from atrous.training.interrupts import Signals, Stopped, dead_loader, is_dead_loader, is_out_of_memory
+
+_STALLED, _PATIENCE = 5.0, 3
+"""Among several ranks, seconds after which a loader says that a batch has not come, and how often after a signal."""
 
 
 class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
-    """Augmented crops, each a function of seed, epoch and index, whatever process makes it."""
+    """Augmented crops, each a function of seed, epoch and index alone."""
 
     def __init__(self, dataset: SegmentationDataset, augment: Augment, seed: int, class_mix: float = 0.0) -> None:
         self.dataset, self.augment, self.seed, self.class_mix = dataset, augment, seed, class_mix
 
     def __getitem__(self, place: EpochIndex) -> tuple[Tensor, Tensor, str] | Exception:
-        """Image uint8 3,h,w, mask uint8 h,w and name of one sample in one epoch; or what is wrong with its files."""
+        """Image uint8 3,h,w, mask uint8 h,w and name of one sample in one epoch; or the error of its files."""
         epoch, index = place
         try:
             sample = self.dataset[index]
             image, mask = self._drawn(sample, generator(self.seed, epoch, index))
-        except (ValueError, OSError, MemoryError) as error:  # raised in a worker it would come wrapped in a traceback
+        except (ValueError, OSError, MemoryError) as error:  # raised in a worker, it would arrive with a traceback
             return error
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -56,58 +60,70 @@ class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
         return class_mix(pair, over, draws, self.augment.ignore)
 
 
-def open_data(recipe: Recipe, data: str | Path) -> tuple[SegmentationDataset, SegmentationDataset | None]:
-    """What a recipe trains on, and what it validates on, if anything.
+def open_data(
+    data: str | Path, config: DataConfig, loss: LossConfig
+) -> tuple[SegmentationDataset, SegmentationDataset | None]:
+    """The datasets to train on and to validate on; None for no validation.
 
     Raises:
         ValueError: if a split is not there, or the classes do not go with the recipe or with each other.
     """
-    dataset = open_splits(data, recipe.train_split)
+    dataset = open_splits(data, config.train_split)
     classes = len(dataset.labels)
-    if recipe.class_weights and len(recipe.class_weights) != classes:
-        raise ValueError(f"class_weights has {len(recipe.class_weights)} values, the data {classes} classes")
-    if recipe.teacher and (taught := read_card(resolve(recipe.teacher)).names) != dataset.labels.names:
-        raise ValueError(f"teacher {recipe.teacher} knows the classes {', '.join(taught)}; the data has others")
-    held_out = open_splits(data, recipe.val_split) if recipe.val_split else None
+    if loss.class_weights and len(loss.class_weights) != classes:
+        raise ValueError(f"class_weights has {len(loss.class_weights)} values, the data {classes} classes")
+    if loss.teacher and (taught := read_card(resolve(loss.teacher)).names) != dataset.labels.names:
+        raise ValueError(f"teacher {loss.teacher} knows the classes {', '.join(taught)}; the data has others")
+    held_out = open_splits(data, config.val_split) if config.val_split else None
     if held_out and held_out.labels != dataset.labels:
-        raise ValueError(f"the splits {recipe.train_split} and {recipe.val_split} of {data} have different classes")
+        raise ValueError(f"the splits {config.train_split} and {config.val_split} of {data} have different classes")
     return dataset, held_out
 
 
-def sampled(dataset: SegmentationDataset, presence: Presence, recipe: Recipe) -> SegmentationDataset:
-    """With the images of hard and of rare classes as often as the recipe asks for."""
+def sampled(
+    dataset: SegmentationDataset, presence: Presence, config: DataConfig, weights: str | None, seed: int
+) -> SegmentationDataset:
+    """With the images of hard and of rare classes repeated.
+
+    Args:
+        dataset: of the run.
+        presence: which image holds which class, N,K.
+        config: bootstrapping and repeat-factor sampling.
+        weights: that the run starts from.
+        seed: of the run.
+    """
     factors = np.ones(len(dataset))
-    if recipe.bootstrap:
-        classes = hardest_classes(recipe) if recipe.bootstrap == "auto" else recipe.bootstrap
-        factors = bootstrap_factors(presence, dataset.labels, classes, recipe.bootstrap_times)
-    if recipe.balance:
-        factors = np.maximum(factors, repeat_factors(presence, recipe.balance))
-    return repeated(dataset, factors, seed=recipe.seed)
+    if config.bootstrap:
+        classes = hardest_classes(weights) if config.bootstrap == "auto" else config.bootstrap
+        factors = bootstrap_factors(presence, dataset.labels, classes, config.bootstrap_times)
+    if config.repeat_factor_threshold:
+        factors = np.maximum(factors, repeat_factors(presence, config.repeat_factor_threshold))
+    return repeated(dataset, factors, seed=seed)
 
 
-def hardest_classes(recipe: Recipe, count: int = 5) -> tuple[str, ...]:
-    """The classes of lowest IoU in the last validation of the model that a recipe starts from.
+def hardest_classes(weights: str | None, count: int = 5) -> tuple[str, ...]:
+    """The classes of lowest IoU in the last validation of the model that a run starts from.
 
     Raises:
         ValueError: if it starts from none, or from one without IoU by class.
     """
-    if recipe.weights in (None, "imagenet"):
+    if weights in (None, "imagenet"):
         raise ValueError("bootstrap is auto, expected weights of a run, whose hardest classes are taken")
-    assert recipe.weights
-    measured = {} if is_tflite(recipe.weights) else read_card(resolve(recipe.weights)).metrics
+    assert weights
+    measured = {} if is_tflite(weights) else read_card(resolve(weights)).metrics
     by_class = measured.get("val", {}).get("iou")
     if not by_class:
-        raise ValueError(f"bootstrap is auto, but {recipe.weights} has no IoU by class; name the classes")
+        raise ValueError(f"bootstrap is auto, but {weights} has no IoU by class; name the classes")
     scored = {name: iou for name, iou in by_class.items() if iou is not None}
     return tuple(sorted(scored, key=scored.__getitem__)[:count])
 
 
 def check_masks(dataset: SegmentationDataset, *, labelled: bool = True) -> Presence:
-    """Read every mask, and the size of its image, before the first step: a bad one is found now and not after hours.
+    """Read every mask, and the size of its image, so that a bad one is found before the first step.
 
     Args:
         dataset: of the run.
-        labelled: refuse a data set in which no pixel has a class.
+        labelled: refuse a dataset in which no pixel has a class.
 
     Returns:
         Which image holds which class, N,K.
@@ -123,41 +139,43 @@ def check_masks(dataset: SegmentationDataset, *, labelled: bool = True) -> Prese
     return presence
 
 
-def crops_of(dataset: SegmentationDataset, recipe: Recipe, model: DeepLabV3) -> Crops:
-    """A data set as crops for a model, augmented as the recipe asks for."""
+def crops_of(dataset: SegmentationDataset, config: DataConfig, model: DeepLabV3, seed: int) -> Crops:
+    """Augmented crops of a dataset, for a model."""
     augment = Augment(
-        crop=recipe.crop,
-        scales=recipe.scales,
-        flip=recipe.flip,
+        crop=config.crop,
+        scales=config.scales,
+        flip=config.flip,
         fill=Normalization(model.mean, model.std).fill,
         ignore=dataset.labels.ignore,
-        color_jitter=recipe.photometric,
-        longest_side=recipe.longest_side,
+        color_jitter=config.color_jitter,
+        longest_side=config.longest_side,
     )
-    return Crops(dataset, augment, recipe.seed, recipe.class_mix)
+    return Crops(dataset, augment, seed, config.class_mix)
 
 
-def loader(crops: Crops, recipe: Recipe, start: int, workers: int, ctx: DistributedContext) -> DataLoader[Any]:
-    """This process's share of the crops, part by part, from step `start` to the last."""
+def loader(crops: Crops, config: OptimConfig, steps: range, workers: int, ctx: DistributedContext) -> DataLoader[Any]:
+    """This process's share of the crops, part by part, for some steps."""
     stream = ResumableBatchSampler(
         len(crops.dataset),
-        seed=recipe.seed,
-        batch=recipe.batch,
-        parts=recipe.accumulate,
-        start=start,
-        stop=recipe.iterations,
+        seed=crops.seed,
+        batch_size=config.batch_size,
+        parts=config.grad_accum_steps,
+        start=steps.start,
+        stop=steps.stop,
         rank=ctx.rank,
         size=ctx.size,
     )
+    if workers:
+        place_sockets()
     return DataLoader(
         crops,
         batch_sampler=stream,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_init_worker,
         pin_memory=ctx.device.type == "cuda",
-        generator=torch.Generator(),  # leaves the global random state, which checkpoints hold, alone
-        timeout=0,  # any other, and PyTorch looks for dead workers only when it is over, not every 5 s
+        generator=torch.Generator(),  # the global random state, which checkpoints hold, stays as it is
+        timeout=_STALLED if workers and ctx.size > 1 else 0,
     )
 
 
@@ -166,17 +184,65 @@ Part = tuple[Tensor, Tensor, list[str]]
 
 
 def collate(samples: list[tuple[Tensor, Tensor, str] | Exception]) -> Part | Exception:
-    """Samples as one part of a batch; or the first of them that could not be read."""
-    whole = [sample for sample in samples if not isinstance(sample, Exception)]
+    """Samples as one part of a batch; or the first error among them."""
+    crops = [sample for sample in samples if not isinstance(sample, Exception)]
     for sample in samples:
         if isinstance(sample, Exception):
             return sample
-    images, masks, names = zip(*whole, strict=True)
+    images, masks, names = zip(*crops, strict=True)
     return torch.stack(images), torch.stack(masks), list(names)
 
 
-def _ignore_interrupts(_: int) -> None:
-    # A signal sent to the group is the training process's to act on. SIGTERM stays deadly: it is how that one ends us.
+def next_part(
+    batches: Iterator[Part | Exception], step: int, signals: Signals, alone: bool, save: Callable[[], None]
+) -> Part:
+    """The next part of a batch; a signal does not wait for a loader that stalls.
+
+    Args:
+        batches: of `loader`.
+        step: steps done.
+        signals: of the run.
+        alone: whether there are no other ranks, which would wait for this one.
+        save: saves the run as it is.
+
+    Raises:
+        Exception: what is wrong with a file.
+        Stopped: for a signal, or if a worker has died; all is saved where this process is alone.
+    """
+    left = _PATIENCE
+    while True:
+        try:
+            with signals.interrupting(alone, step, save):
+                part = next(batches)
+        except Stopped:
+            _end_workers(batches)
+            raise
+        except (RuntimeError, OSError, EOFError) as error:  # those of a file are returned, not raised
+            if "DataLoader timed out" in str(error):
+                left -= bool(signals.received)
+                if left:
+                    continue
+                _end_workers(batches)
+                what = "--resume goes on from the newest checkpoint"
+                raise Stopped(f"stopped at step {step}, waiting for data; {what}", 128 + signals.received) from error
+            if isinstance(error, RuntimeError) and not is_dead_loader(error):
+                raise
+            if alone:
+                save()
+            raise dead_loader(error, step, "--resume goes on") from error
+        if isinstance(part, Exception):
+            raise part
+        return part
+
+
+def _end_workers(batches: Iterator[Any]) -> None:
+    """The end of the process waits for its workers; one that is stalled would never end by itself."""
+    for worker in getattr(batches, "_workers", ()):
+        worker.kill()
+
+
+def _init_worker(_: int) -> None:
+    # The training process acts on a signal to the group. SIGTERM still ends a worker: that is how it is stopped.
     torch.set_num_threads(1)
-    os.setpgrp()
+    leave_process_group()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,9 +1,8 @@
-"""What a run keeps in its folder, and says of itself: its recipe, its data, the card of its weights, its first line."""
+"""The run folder: its recipe, the description of its data, the model card, and the first line of output."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ from atrous.models.output_stride import Dial
 from atrous.models.weights import ModelCard
 from atrous.ops.resize import grid_size
 from atrous.training import checkpoint
-from atrous.training.config import Recipe, differences
+from atrous.training.config import ModelConfig, Recipe, differences, settings_of
 from atrous.training.recipes import load_recipe
 from atrous.training.state import State, loses_scale
 
 
 def describe(dataset: SegmentationDataset) -> dict[str, Any]:
-    """What a checkpoint keeps of its data, to tell other data from it."""
-    names = hashlib.sha256("\n".join(dataset.names).encode()).hexdigest()
+    """What a checkpoint holds about its data, so that a resume on other data is refused."""
+    names = hashlib.sha256("\n".join(dataset.names).encode("utf-8", "surrogateescape")).hexdigest()
     return {"classes": list(dataset.labels.names), "images": len(dataset), "names": names}
 
 
@@ -31,16 +30,16 @@ def saved_state(run: Path, dataset: SegmentationDataset) -> dict[str, Any] | Non
     saved = checkpoint.load_newest(run)
     if saved is None and checkpoint.steps(run):
         raise ValueError(f"{run} has checkpoints, but none is whole; start anew with another --out")
-    ctx = describe(dataset)
-    for key, there in (saved or {}).get("data", {}).items():
-        if there != ctx[key]:
-            what = "other images" if key == "names" else f"{key} {ctx[key]}, expected {there}"
+    description = describe(dataset)
+    for key, expected in (saved or {}).get("data", {}).items():
+        if expected != description[key]:
+            what = "other images" if key == "names" else f"{key} {description[key]}, expected {expected}"
             raise ValueError(f"{run} was started on other data: {what}")
     return saved
 
 
 def claim(run: Path, recipe: Recipe, resume: bool, ctx: DistributedContext) -> None:
-    """Make the run's folder ours, or refuse to write over another run."""
+    """Write the recipe into the run's folder, or refuse to write over another run."""
     written = run / "recipe.yaml"
     if checkpoint.steps(run):
         if not resume:
@@ -61,17 +60,17 @@ _FOLDED = (
 )
 
 
-def _of_small_crop(recipe: Recipe) -> str:
+def _of_small_crop(config: ModelConfig, crop: tuple[int, int]) -> str:
     """A warning where no atrous branch of ASPP can learn more than its centre (section 3.3, Figure 4).
 
     Branches that a model's weights bring have learnt it already; they warn of a crop within one output stride.
     """
-    if recipe.head != "aspp" or not recipe.aspp_rates:
+    if config.head != "aspp" or not config.aspp_rates:
         return ""
-    stride, (height, width) = recipe.output_stride, recipe.crop_size
+    stride, (height, width) = config.output_stride, crop
     rows, columns = (grid_size(side, stride) // stride + 1 for side in (height, width))
-    rate = min(Dial(stride).aspp_rates(recipe.aspp_rates))
-    if max(rows, columns) > (rate if recipe.weights in (None, "imagenet") else 2):
+    rate = min(Dial(stride).aspp_rates(config.aspp_rates))
+    if max(rows, columns) > (2 if config.from_model else rate):
         return ""
     return (
         f"Warning: crops of {height}x{width} pixels are maps of {rows}x{columns} at output stride {stride}, where the "
@@ -87,32 +86,35 @@ def headline_of(
     dataset: SegmentationDataset,
     held_out: SegmentationDataset | None,
 ) -> str:
-    """What is about to be trained, on what, as one line; a warning before it, where there is one."""
+    """One line about the network, the data and the steps; warnings before it."""
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     going = f"going on at step {state.step}" if state.step else "starting"
-    schedule = f", of a schedule of {recipe.poly_iterations}" if recipe.poly_iterations else ""
+    schedule = recipe.schedule
+    warnings = _FOLDED if loses_scale(recipe.model, state.model) else ""
+    warnings += "" if state.step else _of_small_crop(recipe.model, recipe.data.crop_size)
+    longer = f", of a schedule of {schedule.schedule_iterations}" if schedule.schedule_iterations else ""
     return (
-        f"{_FOLDED if loses_scale(recipe, state.model) else ''}{'' if state.step else _of_small_crop(recipe)}"
-        f"{recipe.backbone}, output stride {recipe.output_stride}, {parameters / 1e6:.1f} M parameters; "
+        f"{warnings}"
+        f"{recipe.model.backbone}, output stride {recipe.model.output_stride}, {parameters / 1e6:.1f} M parameters; "
         f"{len(dataset)} images to train on, {len(held_out) if held_out else 0} to validate on, from {data}; "
-        f"{going}, {recipe.iterations} steps of {recipe.batch}{schedule}; run folder {run}"
+        f"{going}, {schedule.iterations} steps of {recipe.optim.batch_size}{longer}; run folder {run}"
     )
 
 
 def card_of(
-    recipe: Recipe, state: State, dataset: SegmentationDataset, data: str | Path, found: Evaluation | None
+    recipe: Recipe, state: State, dataset: SegmentationDataset, data: str | Path, evaluation: Evaluation | None
 ) -> ModelCard:
-    """What the weights of a run say of themselves."""
+    """The model card of a run's weights."""
     model, labels = state.evaluated, dataset.labels
     metrics: dict[str, Any] = {}
-    if found:
-        scores = found.scores.as_dict()
-        means = {name: scores[name] for name, _ in found.scores}
+    if evaluation:
+        scores = evaluation.scores.as_dict()
+        means = {name: scores[name] for name, _ in evaluation.scores}
         metrics["val"] = {
             **means,
             "iou": scores["iou"],
-            "output_stride": found.output_stride,
-            "images": found.images,
+            "output_stride": evaluation.output_stride,
+            "images": evaluation.images,
             "step": state.step,
         }
     return ModelCard(
@@ -121,10 +123,10 @@ def card_of(
         palette=labels.palette,
         mean=model.mean,
         std=model.std,
-        output_stride=recipe.output_stride,
-        longest_side=recipe.longest_side,
+        output_stride=recipe.model.output_stride,
+        longest_side=recipe.data.longest_side,
         ignore=labels.ignore,
         metrics=metrics,
-        data=f"{Path(str(data)).name}, split {recipe.train_split}, {len(dataset)} images",
-        recipe=asdict(recipe),
+        data=f"{Path(str(data)).name}, split {recipe.data.train_split}, {len(dataset)} images",
+        recipe=settings_of(recipe),
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def check_stages(stages: Sequence[Stage], resume: bool) -> None:
     Raises:
         ValueError: as `train_stages`.
     """
-    first = stages[0].recipe.weights
+    first = stages[0].recipe.model.weights
     if first not in (None, "imagenet"):
         assert first is not None
         resolve(first)
@@ -113,9 +113,9 @@ def check_stages(stages: Sequence[Stage], resume: bool) -> None:
     for stage in stages:
         if not resume and checkpoint.steps(stage.run):
             raise ValueError(f"{stage.run} holds a run; add --resume, or name another --out")
-        splits = [split for split in (stage.recipe.train_split, stage.recipe.val_split) if split]
+        splits = [split for split in (stage.recipe.data.train_split, stage.recipe.data.val_split) if split]
         classes = [len(open_splits(stage.data, split).labels) for split in splits][0]
-        if before and classes != before and not stage.recipe.reset_head:
+        if before and classes != before and not stage.recipe.model.reset_head:
             raise ValueError(
                 f"{stage.run}: {stage.data} has {classes} classes, the stage before {before}; "
                 "a recipe with reset_head: true starts the classifier anew"
@@ -164,6 +164,6 @@ def finished(run: Path, recipe: Recipe) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     there = load_recipe(run / "recipe.yaml")
-    if changed := differences(replace(there, weights=recipe.weights), recipe):
+    if changed := differences(override(there, {"weights": recipe.model.weights}), recipe):
         raise ValueError(f"{run} was finished with another recipe (there, here): {'; '.join(changed)}")
     return done

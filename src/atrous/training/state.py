@@ -1,10 +1,10 @@
-"""All that changes during a run: model, optimizer, moving average; how a step is taken, and what a checkpoint holds."""
+"""The state of a run: model, loss, optimizer, moving average; how a step is taken, saved and restored."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from atrous.atomic import write_text
 from atrous.evaluation.distributed import DistributedContext, synchronise_batch_norm
-from atrous.models.deeplab import DeepLabV3, batch_norms_of
+from atrous.messages import listed
+from atrous.models.activation_checkpointing import set_checkpointing
+from atrous.models.batch_norm import batch_norms_of
+from atrous.models.deeplab import DeepLabV3
+from atrous.models.inference import compiled
 from atrous.models.initialize import initialize
 from atrous.models.resnet import StrideIn
 from atrous.models.tflite import is_tflite
@@ -25,11 +29,10 @@ from atrous.ops.normalization import Normalization
 from atrous.ops.resize import cross_entropy_sum, label_weight
 from atrous.ops.upsampled_loss import upsampled_cross_entropy_sum
 from atrous.training import checkpoint
-from atrous.training.compile import set_compile
-from atrous.training.config import Recipe
+from atrous.training.config import LossConfig, ModelConfig, OptimConfig, Recipe
 from atrous.training.distillation import Distillation
 from atrous.training.ema import ExponentialMovingAverage
-from atrous.training.frozen_bn import fold_frozen
+from atrous.training.frozen_bn import FoldedBatchNorm
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LEAST_SCALE = 2.0**-14
@@ -37,26 +40,26 @@ _LEAST_SCALE = 2.0**-14
 
 
 class Objective(nn.Module):
-    """The loss as a module, so that data-parallel training wraps all of it: uint8 images and labels to a scalar."""
+    """The loss as a module for data-parallel training to wrap: uint8 images and labels to a scalar."""
 
     class_weights: Tensor | None
 
-    def __init__(self, model: DeepLabV3, recipe: Recipe, ignore: int) -> None:
+    def __init__(self, model: DeepLabV3, config: LossConfig, amp: str, ignore: int) -> None:
         super().__init__()
         self.model = model
-        self.teaching = Distillation(recipe, model) if recipe.teacher else None
+        self.logits: Callable[[Tensor], Tensor] = FoldedBatchNorm(model)
+        self.teaching = Distillation(config, model) if config.teacher else None
         self.normalise = Normalization(model.mean, model.std)
-        self.amp = PRECISIONS.get(recipe.amp)
-        self.upsampled, self.ignore = recipe.upsample_logits, ignore
-        weights = torch.tensor(recipe.class_weights) if recipe.class_weights else None
+        self.amp = PRECISIONS.get(amp)
+        self.upsampled, self.ignore = config.upsample_logits, ignore
+        weights = torch.tensor(config.class_weights) if config.class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy summed over the valid pixels of B,3,H,W uint8 images with B,H,W uint8 labels."""
-        model = self.model
         inputs = self.normalise(images).contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, self.amp, enabled=self.amp is not None):
-            logits = model.low_resolution_logits(inputs)
+            logits = self.logits(inputs)
         loss = self._against_truth(logits, labels)
         return self.teaching.mixed(loss, logits, inputs, self.weight(labels)) if self.teaching else loss
 
@@ -69,7 +72,7 @@ class Objective(nn.Module):
         )
 
     def weight(self, labels: Tensor) -> Tensor:
-        """What the sum is to be divided by."""
+        """What the summed loss is divided by."""
         return label_weight(
             labels,
             self.model.output_stride,
@@ -81,7 +84,7 @@ class Objective(nn.Module):
 
 @dataclass
 class State:
-    """All that changes during a run, and so all that a checkpoint holds."""
+    """All that changes during a run; a checkpoint holds the same."""
 
     recipe: Recipe
     model: DeepLabV3
@@ -103,27 +106,26 @@ class State:
         ctx: DistributedContext,
         saved: dict[str, Any] | None = None,
     ) -> State:
-        """At the start of a run, or as it was `saved`."""
-        torch.manual_seed(recipe.seed)
+        """The state at the start of a run, or as it was `saved`."""
+        torch.manual_seed(recipe.run.seed)
         stride_in = (saved or {}).get("stride_in")
-        built = build_model(recipe, num_classes, blank=saved is not None, stride_in=stride_in)
+        built = build_model(recipe.model, num_classes, blank=saved is not None, stride_in=stride_in)
+        built.longest_side = recipe.data.longest_side
         if saved and "normalization" in saved:
             # Not the backbone's own, where the weights that the run began with had another.
             built.backbone.mean, built.backbone.std = saved["normalization"]
         model: nn.Module = built.to(ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        average = ExponentialMovingAverage(model, recipe.ema) if recipe.ema else None
+        average = ExponentialMovingAverage(model, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
         if ctx.size > 1:
             model = synchronise_batch_norm(model, ctx.device)
         assert isinstance(model, DeepLabV3)
         model.train()
-        if recipe.compile:
-            set_compile(model, recipe.compile)
-        else:
-            fold_frozen(model)
-        objective = Objective(model, recipe, ignore).to(ctx.device)
+        objective = Objective(model, recipe.loss, recipe.optim.amp, ignore).to(ctx.device)
+        if recipe.model.compile:
+            objective.logits = compiled(model.low_resolution_logits, True)
         parallel = _data_parallel(objective) if ctx.size > 1 else objective
-        optimizer = build_optimizer(recipe, model)
-        scaler = torch.amp.GradScaler(ctx.device.type, enabled=recipe.amp == "fp16")
+        optimizer = build_optimizer(recipe.optim, model)
+        scaler = torch.amp.GradScaler(ctx.device.type, enabled=recipe.optim.amp == "fp16")
         state = cls(recipe, model, objective, parallel, optimizer, scaler, average)
         if saved:
             state.restore(saved)
@@ -172,13 +174,13 @@ class State:
         return mean
 
     def _bad_gradient(self) -> str:
-        """What is wrong with the gradients, or nothing."""
-        if self.scaler.is_enabled():  # it leaves such a step out by itself, and scales the next loss by less
+        """Why the step cannot be taken, or an empty string."""
+        if self.scaler.is_enabled():  # it skips such a step, and scales the next loss by less
             scale = self.scaler.get_scale()
             return f"no gradient was finite at any scale of the loss down to {scale:g}" if scale < _LEAST_SCALE else ""
         named = {key: p.grad for key, p in self.model.named_parameters() if p.grad is not None}
         bad = _not_finite(named)
-        return f"the loss is finite, but not the gradient of {_some(bad)}" if bad else ""
+        return f"the loss is finite, but not the gradient of {listed(bad)}" if bad else ""
 
     def _refuse(self, why: str, culprits: list[list[str]], ctx: DistributedContext) -> NoReturn:
         self.optimizer.zero_grad()
@@ -200,7 +202,7 @@ class State:
 
     def must_validate(self, held_out: object) -> bool:
         """Whether there is something to validate on, this step asks for it, and it has not been done."""
-        asked = self.step % self.recipe.val_every == 0 or self.step == self.recipe.iterations
+        asked = self.step % self.recipe.run.val_every == 0 or self.step == self.recipe.schedule.iterations
         return bool(held_out) and asked and self.step > 0 and self.validated != self.step
 
     def note(self, score: float) -> bool:
@@ -216,23 +218,25 @@ class State:
         Raises:
             FloatingPointError: if anything that it would hold is not finite; the one before stays the newest.
         """
-        self._check_finite()
+        self.check_finite()
         if ctx.first:
-            checkpoint.save(run, self.step, {**self._to_save(), "data": data})
+            checkpoint.save(run, self.step, {**self.to_save(), "data": data})
         ctx.wait()
 
-    def _check_finite(self) -> None:
+    def check_finite(self) -> None:
+        """Raise FloatingPointError if anything that a checkpoint would hold is not finite."""
         held = {**self.model.state_dict()}
         held |= {f"average.{key}": value for key, value in self.average.state_dict().items()} if self.average else {}
         for entry, moments in self.optimizer.state_dict()["state"].items():
             held |= {f"optimizer.{entry}.{key}": value for key, value in moments.items() if torch.is_tensor(value)}
         if bad := _not_finite(held):
             raise FloatingPointError(
-                f"after step {self.step} there is NaN or infinity in {_some(bad)}; "
+                f"after step {self.step} there is NaN or infinity in {listed(bad)}; "
                 "nothing is saved, and the checkpoint before is as it was"
             )
 
-    def _to_save(self) -> dict[str, Any]:
+    def to_save(self) -> dict[str, Any]:
+        """What a checkpoint holds, and `restore` takes."""
         return {
             "step": self.step,
             "stride_in": self.model.arguments.get("stride_in"),
@@ -268,54 +272,53 @@ class State:
 
 
 def build_model(
-    recipe: Recipe, num_classes: int, *, blank: bool = False, stride_in: StrideIn | None = None
+    config: ModelConfig, num_classes: int, *, blank: bool = False, stride_in: StrideIn | None = None
 ) -> DeepLabV3:
-    """The recipe's model, with the weights that it starts from.
+    """The network, with the weights that it starts from.
 
     Args:
-        recipe: of the run.
+        config: of the network.
         num_classes: of the data.
         blank: leave the weights out, for they are about to be loaded from a checkpoint.
         stride_in: as that checkpoint has it, so that the weights it started from need not be there any more.
     """
-    source = recipe.weights if recipe.weights not in (None, "imagenet") else None
-    stride_in = stride_in or recipe.stride_in or ("first" if recipe.weights == "imagenet" else None)
+    source = config.weights if config.from_model else None
+    stride_in = stride_in or config.stride_in or ("first" if config.weights == "imagenet" else None)
     if source and not stride_in and not is_tflite(source):
         stride_in = read_card(resolve(source)).arguments.get("stride_in")
     model = DeepLabV3(
-        recipe.backbone,
+        config.backbone,
         num_classes,
-        head=recipe.head,
-        last_block=recipe.last_block,
-        multi_grid=recipe.multi_grid,
-        aspp_rates=recipe.aspp_rates,
-        aspp_pointwise=recipe.aspp_pointwise,
-        image_pooling=recipe.image_pooling,
-        output_stride=recipe.output_stride,
-        weights="imagenet" if recipe.weights == "imagenet" and not blank else None,
+        head=config.head,
+        last_block=config.last_block,
+        multi_grid=config.multi_grid,
+        aspp_rates=config.aspp_rates,
+        aspp_pointwise=config.aspp_pointwise,
+        image_pooling=config.image_pooling,
+        output_stride=config.output_stride,
+        weights="imagenet" if config.weights == "imagenet" and not blank else None,
         stride_in=stride_in,
     )
     if source and not blank:
-        initialize(model, source, reset_head=recipe.reset_head)
-    model.longest_side = recipe.longest_side
-    model.set_batch_norm_decay(recipe.batch_norm_decay)
-    model.set_checkpointing(recipe.checkpointing)
-    if recipe.batch_norm != "train":
-        model.freeze_batch_norm(affine=recipe.batch_norm == "freeze", head=recipe.batch_norm != "head")
+        initialize(model, source, reset_head=config.reset_head)
+    model.set_batch_norm_decay(config.batch_norm_decay)
+    set_checkpointing(model.backbone, config.activation_checkpointing)
+    if config.batch_norm != "train":
+        model.freeze_batch_norm(affine=config.batch_norm == "freeze", head=config.batch_norm != "head")
     return model
 
 
-def loses_scale(recipe: Recipe, model: DeepLabV3) -> bool:
+def loses_scale(config: ModelConfig, model: DeepLabV3) -> bool:
     """Whether training the backbone's batch norm takes from weights the scale of their maps.
 
     Where it has been folded away, its statistics are 0 and 1 and say nothing of the maps. With a batch's own in their
     place the first step is that of another network (``docs/results.md``, the ablation).
 
     Args:
-        recipe: of the run.
+        config: of the network.
         model: as it starts.
     """
-    if recipe.weights in (None, "imagenet") or recipe.batch_norm != "train":
+    if not config.from_model or config.batch_norm != "train":
         return False
     norms = list(batch_norms_of(model.backbone))
     means = [norm.running_mean for norm in norms if norm.running_mean is not None]
@@ -323,24 +326,24 @@ def loses_scale(recipe: Recipe, model: DeepLabV3) -> bool:
     return bool(means) and not any(bool(mean.any()) for mean in means) and all(bool(v.eq(1).all()) for v in variances)
 
 
-def build_optimizer(recipe: Recipe, model: DeepLabV3) -> torch.optim.Optimizer:
-    """SGD with momentum (section 4.1) or AdamW, with the new layers' larger rate where the recipe has one."""
+def build_optimizer(config: OptimConfig, model: DeepLabV3) -> torch.optim.Optimizer:
+    """SGD with momentum (section 4.1) or AdamW, with the new layers' larger learning rate."""
     new = {id(parameter) for parameter in model.head_parameters()}
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            groups.setdefault((id(parameter) in new, parameter.ndim > 1 or recipe.decay_all), []).append(parameter)
+            groups.setdefault((id(parameter) in new, parameter.ndim > 1 or config.decay_all), []).append(parameter)
     settings: list[dict[str, Any]] = [
         {
             "params": parameters,
-            "factor": recipe.head_lr_factor if in_head else 1.0,
-            "weight_decay": recipe.weight_decay if decayed else 0.0,
+            "factor": config.head_lr_factor if in_head else 1.0,
+            "weight_decay": config.weight_decay if decayed else 0.0,
         }
         for (in_head, decayed), parameters in groups.items()
     ]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(settings, lr=recipe.lr, fused=True)
-    return torch.optim.SGD(settings, lr=recipe.lr, momentum=recipe.momentum, fused=True)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(settings, lr=config.lr, fused=True)
+    return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, fused=True)
 
 
 def _data_parallel(objective: Objective) -> DistributedDataParallel:
@@ -362,7 +365,3 @@ def _not_finite(named: Mapping[str, Tensor]) -> list[str]:
     if bool(torch.stack([total.double() for total in sums]).isfinite().all()):
         return []
     return [key for key, value in floats.items() if not bool(value.isfinite().all())]
-
-
-def _some(keys: list[str]) -> str:
-    return f"{', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"

@@ -1,12 +1,12 @@
-"""What every layout of a data set on disk shares: an item, a listing of a split, and how names and files are paired.
+"""What all layouts share: `Item`, `Listing`, `Layout`, and pairing images with masks by stem.
 
-`folder.py`, `voc.py`, `cityscapes.py` and `coco.py` each hold one layout, `datasets.py` opens any of them.
+Each layout has a file of its own here (`folder.py`, `voc.py`, `cityscapes.py`, `coco.py`); `layouts.py` lists them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,17 +14,18 @@ from typing import NamedTuple, Protocol
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
+from atrous.messages import listed
 
 
 class MaskSource(Protocol):
-    """A mask that is no picture on disk: `str()` names it in messages, and it pickles, for workers to read from."""
+    """A mask that is not an image file of ids: `str()` names it in messages; it pickles, for loader workers."""
 
     def read(self) -> Pixels:
         """The ids as stored, uint8 H,W; ValueError or FileNotFoundError naming the file."""
 
 
 class Item(NamedTuple):
-    """One image and its mask: a file, what else one can be read from, or none, and then every pixel is ignored."""
+    """One image and its mask; without a mask, every pixel is ignored."""
 
     name: str
     image: Path
@@ -33,17 +34,18 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """What a split holds, before any pixel is read.
+    """The files and classes of one split, before any pixel is read.
 
     Attributes:
-        place: where it lies, for messages.
-        items: the pairs that are there.
+        place: where the split is, for messages.
+        items: the images that have a mask.
         labels: the classes.
-        remap: 256 ids by stored id, -1 where no such id exists; or none.
-        problems: one line for each thing that makes the split unfit.
-        warnings: one line for each thing that looks like a mistake.
-        unlabelled: why there are no masks, if there are none: such a split can be predicted, not trained on or scored.
+        remap: class id by stored id, 256 entries, -1 for an id that must not occur; None: stored ids are class ids.
+        problems: one line each; any of them makes the split unfit.
+        warnings: one line each, for what looks like a mistake.
+        unlabelled: why there are no masks, or "". A split without masks can be predicted, not trained on or scored.
         left_out: by reason, how many images the layout's rule leaves out.
+        read_as: what the data was taken for, for `atrous data check`.
     """
 
     place: str
@@ -54,47 +56,54 @@ class Listing:
     warnings: tuple[str, ...] = ()
     unlabelled: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
+    read_as: str = ""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A way in which data sets lie on disk.
+    """One way to arrange a data set on disk.
 
     Attributes:
-        expected: what is to be there, for messages.
-        published: where such data can be had, a sentence for messages; or nothing.
-        find: the folder that it lies in, from the one that a user names; None if it is not of this layout.
-        splits: the splits that are there.
-        list: one of them.
+        expected: the files that it has, for messages.
+        published: where such data can be downloaded, a sentence for messages, or "".
+        recognise: the data set's folder, given the one that the user names; None if it is of another layout.
+        splits: names of the splits that are there.
+        read: the classes and samples of one split.
     """
 
     expected: str
     published: str
-    find: Callable[[Path], Path | None]
+    recognise: Callable[[Path], Path | None]
     splits: Callable[[Path], list[str]]
-    list: Callable[[Path, str], Listing]
+    read: Callable[[Path, str], Listing]
 
 
-def by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> tuple[dict[str, Path], list[str]]:
-    """The pictures of a folder by stem, sorted, and a line for each stem that two of them share."""
-    found: dict[str, Path] = {}
-    doubles = []
-    names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
-    for path in (folder / name for name in names if not name.startswith(".")):
-        if path.suffix.lower() not in suffixes:
-            continue
-        other = found.setdefault(path.stem, path)
-        if other != path:
-            doubles.append(f"{folder}: {other.name} and {path.name} have the same stem; expected one file a name")
-    return found, doubles
+_CLUTTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "__macosx"})
 
 
-def named(names: Sequence[str]) -> str:
-    """The first three, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def is_clutter(name: str) -> bool:
+    """Whether a file or folder of this name is what a tool left behind, not data: `._x.jpg`, `Thumbs.db`, `@eaDir`."""
+    return name.startswith(".") or name.lower() in _CLUTTER
 
 
-def paired(
+def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> tuple[dict[str, Path], list[str]]:
+    """The files of a folder by stem, sorted; and a problem, at most one line, if some of them share a stem."""
+    files: dict[str, Path] = {}
+    duplicates = []
+    for path in (folder / name for name in names_in(folder)):
+        if path.suffix.lower() in suffixes and (other := files.setdefault(path.stem, path)) != path:
+            duplicates.append(f"{other.name} and {path.name}")
+    if not duplicates:
+        return files, []
+    return files, [f"{folder}: {listed(duplicates)} have the same stem; expected one file a name"]
+
+
+def names_in(folder: Path) -> list[str]:
+    """Sorted names of what is in a folder, without clutter; none if the folder is not there."""
+    return sorted(name for name in os.listdir(folder) if not is_clutter(name)) if folder.is_dir() else []
+
+
+def pair(
     place: Path,
     names: Iterable[str],
     images: Mapping[str, Path],
@@ -102,22 +111,35 @@ def paired(
     where: str,
     published: str = "",
 ) -> tuple[tuple[Item, ...], list[str]]:
-    """The pairs that are whole, and a line each for the names that lack an image or, unless masks are None, a mask."""
+    """Items of the names that have an image and a mask, and a line each for those that lack one.
+
+    With `masks` None, no item has a mask and none is missed.
+    """
     names, end = list(names), f"; {published}" if published else ""
     no_image = [name for name in names if name not in images]
     no_mask = [name for name in names if name in images and masks is not None and name not in masks]
     problems = []
     if no_image:
-        problems.append(f"{place}: {len(no_image)} of {len(names)} names have no image: {named(no_image)}{end}")
+        problems.append(f"{place}: {len(no_image)} of {len(names)} names have no image: {listed(no_image)}{end}")
     if no_mask:
         problems.append(
-            f"{place}: {len(no_mask)} of {len(names)} images have no mask in {where}: {named(no_mask)}{end}"
+            f"{place}: {len(no_mask)} of {len(names)} images have no mask in {where}: {listed(no_mask)}{end}"
         )
     lacking = {*no_image, *no_mask}
-    whole = (name for name in names if name not in lacking)
-    return tuple(Item(name, images[name], None if masks is None else masks[name]) for name in whole), problems
+    complete = (name for name in names if name not in lacking)
+    return tuple(Item(name, images[name], None if masks is None else masks[name]) for name in complete), problems
+
+
+_SPLIT_NAMES = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
+WHOLE = "all"
+"""The split of a data set that has none."""
+
+
+def split_name(name: str) -> str:
+    """What a folder or file of a split is called here: valid is val, for one."""
+    return _SPLIT_NAMES.get(name.lower(), name)
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder; none if it is not there."""
-    return [entry.name for entry in os.scandir(folder) if entry.is_dir()] if folder.is_dir() else []
+    """Names of the folders in a folder, sorted, without clutter; none if it is not there."""
+    return [name for name in names_in(folder) if (folder / name).is_dir()]

