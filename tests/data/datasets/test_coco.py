@@ -346,6 +346,7 @@ def test_polygons_without_area_are_nothing(build: Build) -> None:
     ("sections", "message"),
     [
         ({"categories": []}, "it has no categories"),
+        ({"categories": [{"id": 1, "name": None}]}, "category 1 has the name None, which is no text"),
         ({"categories": [{"id": 2, "name": "tv"}]}, "annotations of category 1, which it does not list"),
         ({"images": [{"id": 1}]}, "KeyError 'file_name'"),
         ({"images": [5]}, "TypeError"),

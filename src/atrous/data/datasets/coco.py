@@ -284,7 +284,9 @@ def _parse(path: Path) -> _Content:
         if section == "images":
             content.images[int(record["id"])] = (str(record["file_name"]), *_size(record))
         elif section == "categories":
-            content.categories[int(record["id"])] = str(record["name"])
+            if not isinstance(record["name"], str):
+                raise ValueError(f"category {record['id']} has the name {record['name']!r}, which is no text")
+            content.categories[int(record["id"])] = record["name"]
             content.groups[int(record["id"])] = str(record.get("supercategory", ""))
         elif section == "annotations":
             segmentation = record.get("segmentation")
