@@ -131,18 +131,18 @@ class RunLogger:
 
 @contextmanager
 def _closing(board: Any) -> Iterator[None]:
-    """Close TensorBoard's writer; an error of its thread is raised by the next call to it, and not printed besides."""
+    """Close TensorBoard's writer; the next call to it raises an error of its thread, which is not printed as well."""
     before = threading.excepthook
 
-    def elsewhere(found: threading.ExceptHookArgs) -> None:
-        if type(found.thread).__name__ != "_AsyncWriterThread":
-            before(found)
+    def elsewhere(args: threading.ExceptHookArgs) -> None:
+        if type(args.thread).__name__ != "_AsyncWriterThread":
+            before(args)
 
     threading.excepthook = elsewhere
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # what ended the run is to be told, and not what followed from it
+        with suppress(OSError):  # tell what ended the run, not what followed from it
             board.close()
         raise
     else:
