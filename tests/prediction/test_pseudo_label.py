@@ -12,7 +12,7 @@ from PIL import Image
 from atrous.data.datasets.dataset import open_dataset
 from atrous.data.labels import Labels, load_labels, write_labels
 from atrous.prediction.predictor import Predictor
-from atrous.prediction.pseudo_label import label
+from atrous.prediction.pseudo_label import classes_of, label
 from atrous.prediction.tflite_teacher import TFLiteTeacher, _starts, open_teacher
 
 LABELS = Labels(("ground", "thing"), ((0, 0, 0), (255, 0, 0)), 255)
@@ -147,3 +147,9 @@ def test_a_split_that_people_labelled_is_left_alone(photographs: Path, tiny_data
     with pytest.raises(ValueError, match=r"masks that no teacher made; expected another --split than train"):
         label(Half(), [photographs], data, split="train")
     assert sorted((data / "masks" / "train").iterdir()) == before
+
+
+def test_a_data_set_that_maps_stored_ids_takes_no_teachers_masks(tmp_path: Path) -> None:
+    (tmp_path / "dataset.yaml").write_text("names: [background, leaf]\nmap: {255: 1}\n")
+    with pytest.raises(ValueError, match=r"dataset\.yaml: it maps stored ids, but a teacher's masks hold class ids"):
+        classes_of(tmp_path)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from atrous.atomic import written_whole
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import read_image, write_image, write_mask
-from atrous.data.labels import Labels, load_labels, write_labels
+from atrous.data.labels import Labels, load_description, write_labels
 from atrous.prediction.files import find_photographs, output_names
 from atrous.prediction.segmentation import pixel_counts
 from atrous.prediction.tflite_teacher import Teacher
@@ -62,8 +62,14 @@ class LabelResult:
 
 
 def classes_of(data: Path) -> Labels | None:
-    """The classes of a data set, or None if it has none yet; errors as `load_labels`."""
-    return load_labels(data / "dataset.yaml") if (data / "dataset.yaml").exists() else None
+    """The classes of a data set, or None if it has none yet; errors as `load_labels`, and ValueError for a `map`."""
+    path = data / "dataset.yaml"
+    if not path.exists():
+        return None
+    labels, remap = load_description(path)
+    if remap is not None:
+        raise ValueError(f"{path}: it maps stored ids, but a teacher's masks hold class ids; expected no key map")
+    return labels
 
 
 def label(
