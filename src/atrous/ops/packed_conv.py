@@ -72,7 +72,7 @@ class PackedConv2d(AtrousConv2d):
             other: of the shape of the result, added before the activation.
             keep: leave `other` as it is; otherwise the result may be written over it.
         """
-        padding = self._padding(x)
+        x, padding = self._padded(x)
         if not self._fuses(x, other):
             return self._plain(x, other, padding)
         if self._goes_by_phases(x, padding):
@@ -84,10 +84,9 @@ class PackedConv2d(AtrousConv2d):
             return self._finished(layout(x), other)
         return self._fused(x, layout, None if other is None else other.clone() if keep else other, padding)
 
-    def _padding(self, x: Tensor) -> tuple[int, int]:
-        del x
+    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         assert not isinstance(self.padding, str)
-        return self.padding[0], self.padding[-1]
+        return x, (self.padding[0], self.padding[-1])
 
     def _fuses(self, x: Tensor, other: Tensor | None) -> bool:
         if torch.compiler.is_compiling() or is_recorded() or x.device.type != "cpu":
@@ -210,9 +209,8 @@ class PackedConv2d(AtrousConv2d):
 class PackedConv2dSame(PackedConv2d):
     """The same for a convolution that pads as TensorFlow does: to an output of ceil(H / stride)."""
 
-    def forward(self, x: Tensor, other: Tensor | None = None, *, keep: bool = True) -> Tensor:  # noqa: D102
-        x, self.padding = same_padding(x, self)
-        return super().forward(x, other, keep=keep)
+    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        return same_padding(x, self)
 
 
 def current_choice() -> str:
