@@ -138,7 +138,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x]\n" + "".join(
         ("names: [sky, null]", r"names\[1\] is empty"),
         ("names: sky", "str 'sky'; expected a list"),
         ("names: {0: sky}", "dict.*expected a list"),
-        ("nmaes: [sky]", "'nmaes' .did you mean 'names'"),
+        ("nmaes: [sky]", "'nmaes'; did you mean names"),
         ("names: [sky]\ncolours: []", "unknown key 'colours'; expected names, palette, ignore, map"),
         ("palette: []", "no key 'names'"),
         ("names: []", "0 classes"),

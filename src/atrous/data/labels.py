@@ -8,7 +8,6 @@ COCO.
     labels.names[0], labels.palette[0]
 """
 
-import difflib
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import yaml
 
 from atrous.atomic import write_text
+from atrous.messages import did_you_mean
 from atrous.yaml_io import parse_yaml
 
 Colour = tuple[int, int, int]
@@ -207,7 +207,11 @@ def ids_of_colours(
     if unknown.size:
         code, count = int(unknown[0]), int((unknown == unknown[0]).sum())
         colour = (code >> 16, code >> 8 & 255, code & 255)
-        raise ValueError(f"mask has colour {colour} in {count} pixels; expected the {len(palette)} of the palette")
+        shown = ", ".join(map(str, palette[:3])) + (f" and {len(palette) - 3} more" if len(palette) > 3 else "")
+        raise ValueError(
+            f"mask has colour {colour} in {count} pixels, which is no class's; expected {shown}, by id (VOC's colours, "
+            f"unless dataset.yaml has a `palette`), or a mask of ids"
+        )
     ids: npt.NDArray[np.uint8] = np.array([known[int(code)] for code in ordered], dtype=np.uint8)[indices]
     return ids
 
@@ -265,7 +269,8 @@ def _labels_from(document: object) -> Labels:
         raise ValueError(f"the document is {_described(document)}; expected a mapping with a list `names`")
     for key in document:
         if key not in _KEYS:
-            raise ValueError(f"unknown key {reprlib.repr(key)}{_nearest(key)}; expected names, palette, ignore, map")
+            hint = did_you_mean(key, _KEYS, otherwise="")
+            raise ValueError(f"unknown key {reprlib.repr(key)}{hint}; expected names, palette, ignore, map")
     if "names" not in document:
         raise ValueError("no key 'names'; expected the list of class names")
     names = document["names"]
@@ -295,11 +300,6 @@ def _colours(palette: object) -> tuple[Colour, ...]:
     if not isinstance(palette, list):
         raise ValueError(f"palette is {_described(palette)}; expected a list of [red, green, blue]")
     return tuple(tuple(colour) if isinstance(colour, list) else colour for colour in palette)
-
-
-def _nearest(key: object) -> str:
-    close = difflib.get_close_matches(str(key), _KEYS, n=1) if isinstance(key, str) else []
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _described(value: object) -> str:

@@ -6,7 +6,6 @@ normalisation, what was measured, on which data, with which recipe, under which 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -22,6 +21,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from atrous.atomic import written_whole
+from atrous.messages import did_you_mean
 from atrous.models.backbone import mismatch
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.output_stride import LONGEST_SIDE
@@ -114,21 +115,8 @@ def save(model: DeepLabV3, path: Path, card: ModelCard) -> None:
     A tensor that float16 cannot hold stays float32.
     """
     tensors = {key: _halve(value) for key, value in model.state_dict().items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        # Not save_file: it leaves files that nobody but their owner may read.
-        with open(partial, "wb") as file:
-            file.write(serialize(tensors, metadata={_HEADER_KEY: card.to_json()}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as file:  # not save_file: it leaves files that nobody but their owner may read
+        file.write(serialize(tensors, metadata={_HEADER_KEY: card.to_json()}))
 
 
 def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepLabV3, ModelCard]:
@@ -249,8 +237,7 @@ def resolve(source: str | Path) -> Path:
             if file.is_file():
                 return file
         raise ValueError(f"{path} holds neither {MODEL_FILE} nor best/{MODEL_FILE}")
-    near = difflib.get_close_matches(str(source), names(), 1, 0.4)
-    hint = f"; did you mean {near[0]}?" if near else f"; the names are: {', '.join(names()) or 'none'}"
+    hint = did_you_mean(source, names(), otherwise="the names are")
     raise ValueError(f"there is no weight file, run folder or named model {str(source)!r}{hint}")
 
 

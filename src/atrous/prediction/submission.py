@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import tarfile
 import zipfile
@@ -28,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from atrous.atomic import write_text
+from atrous.atomic import write_text, written_whole
 from atrous.data.datasets.dataset import Item, Listing, kind_of, list_split, refuse_problems
 from atrous.data.image_io import read_size, write_image, write_mask
 from atrous.data.labels import CITYSCAPES_LABEL_IDS, CITYSCAPES_TRAIN_IDS, VOC, Labels
@@ -212,21 +211,18 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 
 
 def _pack(out: Path, name: str, members: Sequence[str], faults: Callable[[Path], list[str]]) -> None:
-    partial = out / f".{os.getpid()}.{name}"
-    try:
+    with written_whole(out / name) as file:
         if name.endswith(".zip"):
-            with zipfile.ZipFile(partial, "w") as zipped:
+            with zipfile.ZipFile(file, "w") as zipped:
                 for member in members:
                     zipped.write(out / member, member)
         else:
-            with tarfile.open(partial, "w:gz") as packed:
+            with tarfile.open(fileobj=file, mode="w:gz") as packed:
                 for member in members:
                     packed.add(out / member, member, filter=_without_owner)
-        if lines := faults(partial):
+        file.flush()
+        if lines := faults(Path(file.name)):
             raise ValueError(f"{out}: {listed(lines, 1)}; remove the wrong files there, and they are predicted again")
-        os.replace(partial, out / name)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:

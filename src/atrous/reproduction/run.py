@@ -10,7 +10,6 @@ The plan comes first, with an estimate of the time; then the trainings of all ta
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from atrous.atomic import write_text
+from atrous.messages import did_you_mean
 from atrous.reproduction import figures, report
 from atrous.reproduction.estimate import seconds_left
 from atrous.reproduction.plan import Options, Plan, Training, plan, pooled
@@ -61,9 +61,9 @@ def check_words(words: Sequence[str], options: Options) -> None:
 def _check_known(word: str, known: list[str], kind: str) -> None:
     if word not in known:
         # Another number is near to every table.
-        near = [] if re.fullmatch(r"(table|figure)-\d+", word) else difflib.get_close_matches(word, known, 1, 0.5)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        raise ValueError(f"there is no {kind} {word!r}; {hint}")
+        near = "" if re.fullmatch(r"(table|figure)-\d+", word) else did_you_mean(word, known, otherwise="")
+        near = near or f"; there are: {', '.join(known)}"
+        raise ValueError(f"there is no {kind} {word!r}{near}")
 
 
 def reproduce(

@@ -6,8 +6,6 @@ VOC's bicycle (section 4.3, Figure 7).
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy.typing as npt
 import yaml
 from PIL import Image
 
+from atrous.atomic import written_folder
 from atrous.data.image_io import Pixels
 
 Mask = npt.NDArray[np.bool_]
@@ -33,19 +32,16 @@ def write_toy_dataset(folder: Path) -> Path:
     """Write the dataset in the folder layout, unless it is there; whole or not at all."""
     if (folder / "dataset.yaml").is_file():
         return folder
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for number, (split, count) in enumerate(SPLITS.items()):
-        for kind in ("images", "masks"):
-            (partial / kind / split).mkdir(parents=True)
-        for i in range(count):
-            image, mask = draw((number, i))
-            Image.fromarray(image).save(partial / "images" / split / f"{split}{i:03}.png")
-            Image.fromarray(mask).save(partial / "masks" / split / f"{split}{i:03}.png")
-    description = {"names": list(NAMES), "palette": [list(colour) for colour in PALETTE], "ignore": 255}
-    (partial / "dataset.yaml").write_text(yaml.safe_dump(description), encoding="utf-8")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(partial, folder)
+    with written_folder(folder) as partial:
+        for number, (split, count) in enumerate(SPLITS.items()):
+            for kind in ("images", "masks"):
+                (partial / kind / split).mkdir(parents=True)
+            for i in range(count):
+                image, mask = draw((number, i))
+                Image.fromarray(image).save(partial / "images" / split / f"{split}{i:03}.png")
+                Image.fromarray(mask).save(partial / "masks" / split / f"{split}{i:03}.png")
+        description = {"names": list(NAMES), "palette": [list(colour) for colour in PALETTE], "ignore": 255}
+        (partial / "dataset.yaml").write_text(yaml.safe_dump(description), encoding="utf-8")
     return folder
 
 

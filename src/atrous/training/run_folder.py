@@ -1,4 +1,4 @@
-"""What a run keeps in its folder, and says of itself: its recipe, its data, the card of its weights, its first line."""
+"""The run folder: its recipe, the description of its data, the model card, and the first line of output."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from atrous.models.output_stride import Dial
 from atrous.models.weights import ModelCard
 from atrous.ops.resize import grid_size
 from atrous.training import checkpoint
-from atrous.training.config import ModelConfig, Recipe, differences, settings_of
+from atrous.training.config import RESUMABLE, ModelConfig, Recipe, differences, override, settings_of
 from atrous.training.recipes import load_recipe
 from atrous.training.state import State, loses_scale
 
 
 def describe(dataset: SegmentationDataset) -> dict[str, Any]:
-    """What a checkpoint keeps of its data, to tell other data from it."""
-    names = hashlib.sha256("\n".join(dataset.names).encode()).hexdigest()
+    """What a checkpoint holds about its data, so that a resume on other data is refused."""
+    names = hashlib.sha256("\n".join(dataset.names).encode("utf-8", "surrogateescape")).hexdigest()
     return {"classes": list(dataset.labels.names), "images": len(dataset), "names": names}
 
 
@@ -30,28 +30,52 @@ def saved_state(run: Path, dataset: SegmentationDataset) -> dict[str, Any] | Non
     saved = checkpoint.load_newest(run)
     if saved is None and checkpoint.steps(run):
         raise ValueError(f"{run} has checkpoints, but none is whole; start anew with another --out")
-    ctx = describe(dataset)
-    for key, there in (saved or {}).get("data", {}).items():
-        if there != ctx[key]:
-            what = "other images" if key == "names" else f"{key} {ctx[key]}, expected {there}"
+    description = describe(dataset)
+    for key, expected in (saved or {}).get("data", {}).items():
+        if expected != description[key]:
+            what = "other images" if key == "names" else f"{key} {description[key]}, expected {expected}"
             raise ValueError(f"{run} was started on other data: {what}")
     return saved
 
 
-def claim(run: Path, recipe: Recipe, resume: bool, ctx: DistributedContext) -> None:
-    """Make the run's folder ours, or refuse to write over another run."""
-    written = run / "recipe.yaml"
+def claim(run: Path, recipe: Recipe, resume: bool, ctx: DistributedContext) -> str:
+    """Write the recipe into the run's folder, or refuse to write over another run.
+
+    Returns:
+        For the first line of output, the settings that change on the way.
+    """
+    written, note = run / "recipe.yaml", ""
     if checkpoint.steps(run):
         if not resume:
             raise ValueError(
                 f"{run} holds a run at step {checkpoint.steps(run)[-1]}; add --resume, or name another --out"
             )
-        changed = differences(load_recipe(written), recipe) if written.exists() else []
-        if changed:
-            raise ValueError(f"{run} was started with another recipe (there, here): {'; '.join(changed)}")
+        if written.exists():
+            changed = check_resumable(run, load_recipe(written), recipe)
+            note = f"; changed (before, now): {'; '.join(changed)}" if changed else ""
     if ctx.first:
         run.mkdir(parents=True, exist_ok=True)
         write_text(written, recipe.to_yaml())
+    return note
+
+
+def check_resumable(run: Path, before: Recipe, recipe: Recipe) -> list[str]:
+    """The settings that change on the way of a run, as `differences` names them.
+
+    Raises:
+        ValueError: with the settings that cannot; or if the run has already taken more steps than asked for.
+    """
+    kept = override(before, {key: value for key, value in settings_of(recipe).items() if key in RESUMABLE})
+    if changed := differences(kept, recipe):
+        raise ValueError(
+            f"{run} was started with another recipe (there, here): {'; '.join(changed)}; a resumed run can change "
+            f"{', '.join(RESUMABLE)}"
+        )
+    done = checkpoint.steps(run)[-1]
+    if recipe.schedule.iterations < done:
+        asked = recipe.schedule.iterations
+        raise ValueError(f"{run} is at step {done}, expected iterations of at least that, not {asked}")
+    return differences(before, kept)
 
 
 _FOLDED = (
@@ -86,7 +110,7 @@ def headline_of(
     dataset: SegmentationDataset,
     held_out: SegmentationDataset | None,
 ) -> str:
-    """What is about to be trained, on what, as one line; a warning before it, where there is one."""
+    """One line about the network, the data and the steps; warnings before it."""
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     going = f"going on at step {state.step}" if state.step else "starting"
     schedule = recipe.schedule
@@ -102,19 +126,19 @@ def headline_of(
 
 
 def card_of(
-    recipe: Recipe, state: State, dataset: SegmentationDataset, data: str | Path, found: Evaluation | None
+    recipe: Recipe, state: State, dataset: SegmentationDataset, data: str | Path, evaluation: Evaluation | None
 ) -> ModelCard:
-    """What the weights of a run say of themselves."""
+    """The model card of a run's weights."""
     model, labels = state.evaluated, dataset.labels
     metrics: dict[str, Any] = {}
-    if found:
-        scores = found.scores.as_dict()
-        means = {name: scores[name] for name, _ in found.scores}
+    if evaluation:
+        scores = evaluation.scores.as_dict()
+        means = {name: scores[name] for name, _ in evaluation.scores}
         metrics["val"] = {
             **means,
             "iou": scores["iou"],
-            "output_stride": found.output_stride,
-            "images": found.images,
+            "output_stride": evaluation.output_stride,
+            "images": evaluation.images,
             "step": state.step,
         }
     return ModelCard(

@@ -1,4 +1,4 @@
-"""All that changes during a run: model, optimizer, moving average; how a step is taken, and what a checkpoint holds."""
+"""The state of a run: model, loss, optimizer, moving average; how a step is taken, saved and restored."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _LEAST_SCALE = 2.0**-14
 
 
 class Objective(nn.Module):
-    """The loss as a module, so that data-parallel training wraps all of it: uint8 images and labels to a scalar."""
+    """The loss as a module for data-parallel training to wrap: uint8 images and labels to a scalar."""
 
     class_weights: Tensor | None
 
@@ -72,7 +72,7 @@ class Objective(nn.Module):
         )
 
     def weight(self, labels: Tensor) -> Tensor:
-        """What the sum is to be divided by."""
+        """What the summed loss is divided by."""
         return label_weight(
             labels,
             self.model.output_stride,
@@ -84,7 +84,7 @@ class Objective(nn.Module):
 
 @dataclass
 class State:
-    """All that changes during a run, and so all that a checkpoint holds."""
+    """All that changes during a run; a checkpoint holds the same."""
 
     recipe: Recipe
     model: DeepLabV3
@@ -106,7 +106,7 @@ class State:
         ctx: DistributedContext,
         saved: dict[str, Any] | None = None,
     ) -> State:
-        """At the start of a run, or as it was `saved`."""
+        """The state at the start of a run, or as it was `saved`."""
         torch.manual_seed(recipe.run.seed)
         stride_in = (saved or {}).get("stride_in")
         built = build_model(recipe.model, num_classes, blank=saved is not None, stride_in=stride_in)
@@ -174,8 +174,8 @@ class State:
         return mean
 
     def _bad_gradient(self) -> str:
-        """What is wrong with the gradients, or nothing."""
-        if self.scaler.is_enabled():  # it leaves such a step out by itself, and scales the next loss by less
+        """Why the step cannot be taken, or an empty string."""
+        if self.scaler.is_enabled():  # it skips such a step, and scales the next loss by less
             scale = self.scaler.get_scale()
             return f"no gradient was finite at any scale of the loss down to {scale:g}" if scale < _LEAST_SCALE else ""
         named = {key: p.grad for key, p in self.model.named_parameters() if p.grad is not None}
