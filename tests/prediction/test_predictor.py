@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import itertools
 import json
 import os
@@ -161,9 +163,7 @@ def shared() -> Predictor:
     return Predictor(model, labels, device="cpu", dtype=torch.float32, window=161)
 
 
-def test_threads_share_a_predictor(shared: Predictor, drawn: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ATROUS_CONV", "library")
-    monkeypatch.setenv("ATROUS_WINOGRAD", "never")
+def test_threads_share_a_predictor(shared: Predictor, drawn: Draw) -> None:
     images = [
         drawn(seed, *size)[0] for seed, size in enumerate([(40, 52), (33, 97), (161, 120), (90, 200), (200, 170)])
     ]
@@ -423,6 +423,68 @@ def test_what_in_a_folder_is_no_picture_is_named_and_nothing_waits(predictor, dr
     assert written(tmp_path / "out") == ["masks/good.png", "overlays/good.png"]
     for name in ("nowhere.jpg", "loop.png", "pipe.jpg"):
         assert list(predict_files(predictor, [folder / name], tmp_path / "out").failures) == [folder / name]
+
+
+LONG = ["m" * 230, "n" * 251, "ö" * 120, "m" * 229 + "x"]
+
+
+def test_a_long_file_name_does_not_end_the_batch(predictor, drawn: Draw, tmp_path: Path) -> None:
+    for number, stem in enumerate(["a", *LONG, "z"]):
+        photograph(tmp_path / "in" / f"{stem}.png", drawn, number)
+    (tmp_path / "out" / "overlays" / "z.png").mkdir(parents=True)  # so that one output cannot be written
+    batch = predict_files(predictor, [tmp_path / "in"], tmp_path / "out")
+    assert sorted(path.stem for path in batch.areas) == sorted(["a", *LONG])
+    assert list(batch.failures) == [tmp_path / "in" / "z.png"]
+    assert batch.failures[tmp_path / "in" / "z.png"].startswith(f"{tmp_path / 'in' / 'z.png'}: ")
+    assert sorted(path.stem for path in batch.shortened) == sorted(LONG)
+    for path, name in batch.shortened.items():
+        assert len(os.fsencode(name)) <= 200 and name[:50] == path.stem[:50]
+        assert np.array_equal(read_mask(tmp_path / "out" / "masks" / name), predictor(path).mask)
+    assert len(set(batch.shortened.values())) == len(LONG)
+    again = predict_files(predictor, [tmp_path / "in"], tmp_path / "out", resume=True)
+    assert len(again.skipped) == 5 and again.as_dict()["shortened"] == batch.as_dict()["shortened"]
+    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
+        find_photographs(["x" * 300 + ".png"])
+
+
+def test_a_full_disk_ends_the_batch(predictor, drawn: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photograph(tmp_path / "a.png", drawn)
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "a.png")
+
+    monkeypatch.setattr("atrous.prediction.files.write_mask", full)
+    with pytest.raises(OSError, match="No space left"):
+        predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out")
+
+
+def test_what_tools_leave_in_folders_is_no_photograph(drawn: Draw, tmp_path: Path) -> None:
+    for name in (
+        "a.png",
+        "._a.png",
+        ".b.png",
+        "@eaDir/a.png",
+        ".ipynb_checkpoints/a.png",
+        "in/c.png",
+        "__MACOSX/d.png",
+    ):
+        photograph(tmp_path / ".hidden" / name, drawn)
+    folder = tmp_path / ".hidden"  # that a user names it says that it is meant
+    assert find_photographs([folder]) == [folder / "a.png"]
+    assert find_photographs([f"{folder}/**/*.png"]) == [folder / "a.png", folder / "in" / "c.png"]
+    assert find_photographs([folder / "._a.png"]) == [folder / "._a.png"]
+    with pytest.raises(ValueError, match="holds no photograph"):
+        find_photographs([f"{folder}/@eaDir/../.*.png"])
+
+
+def test_bytes_and_file_objects_are_photographs(predictor, drawn: Draw, tmp_path: Path) -> None:
+    image = photograph(tmp_path / "a.png", drawn, 5, 60, 60)
+    raw, expected = (tmp_path / "a.png").read_bytes(), predictor(image).mask
+    with open(tmp_path / "a.png", "rb") as file:
+        for source in (raw, bytearray(raw), io.BytesIO(raw), file):
+            assert np.array_equal(predictor(source).mask, expected)
+    with pytest.raises(ValueError, match="whole|truncated"):
+        predictor(raw[: len(raw) // 2])
 
 
 def test_names_of_any_bytes(trained: Path, drawn: Draw, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -260,8 +260,16 @@ def run_pass(
     return View(model.low_resolution_logits(padded)[..., :height, :width], size, flipped)
 
 
-def check_class_names(names: Sequence[str] | None, data_names: Sequence[str], num_classes: int) -> None:
+def check_class_names(
+    names: Sequence[str] | None, data_names: Sequence[str], num_classes: int, flag: str = "names=None"
+) -> None:
     """Compare a model's classes with a data set's: their names and order, or their number if `names` is None.
+
+    Args:
+        names: of the model's classes.
+        data_names: of the data set's classes.
+        num_classes: of the model.
+        flag: what a user gives to compare the number alone, for the message.
 
     Raises:
         ValueError: with both lists and the first difference, if they are not the same.
@@ -270,15 +278,21 @@ def check_class_names(names: Sequence[str] | None, data_names: Sequence[str], nu
         if len(data_names) != num_classes:
             raise ValueError(f"the data has {len(data_names)} classes, the model {num_classes}")
         return
-    if tuple(names) == tuple(data_names):
-        return
-    pairs = enumerate(zip_longest(data_names, names, fillvalue=None))
-    first, (theirs, ours) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-    raise ValueError(
-        f"the data has the {len(data_names)} classes {', '.join(data_names)}; the model has the {len(names)} classes "
-        f"{', '.join(names)}; the first difference is class {first}, {theirs or 'none'} in the data and "
-        f"{ours or 'none'} in the model; expected the same names in the same order"
-    )
+    if difference := class_difference(names, data_names):
+        raise ValueError(f"{difference}; expected the same names in the same order, or {flag}")
+
+
+def class_difference(names: Sequence[str], data_names: Sequence[str]) -> str:
+    """Both lists of classes and the first that differs; "" if none does."""
+    pairs = enumerate(zip_longest(data_names, names, fillvalue="none"))
+    for i, (theirs, ours) in pairs:
+        if theirs != ours:
+            return (
+                f"the data has the {len(data_names)} classes {', '.join(data_names)}; the model has the {len(names)} "
+                f"classes {', '.join(names)}; the first difference is class {i}, {theirs} in the data and {ours} in "
+                "the model"
+            )
+    return ""
 
 
 def check_scales(scales: Sequence[float]) -> None:
