@@ -247,7 +247,7 @@ def right_argmax(args: argparse.Namespace, device: torch.device, report: Report)
 
 def right_conv(args: argparse.Namespace, device: torch.device, report: Report) -> None:
     """Every form of atrous convolution, forward and both gradients, against float64 on the CPU."""
-    from atrous.ops.conv_kernels.dispatch import FORMS, FULL_FORMS, atrous_conv2d_fast
+    from atrous.ops.conv_kernels.dispatch import FORMS, atrous_conv2d_fast
 
     for depthwise in (False, True):
         channels, filters, size = (64, 48, 17) if args.quick else (256, 128, 33)
@@ -260,11 +260,9 @@ def right_conv(args: argparse.Namespace, device: torch.device, report: Report) -
             dtype = DTYPES.get(kind, torch.float32)
             exact = _conv_passes(None, x.to(dtype).double(), [w.to(dtype).double() for w in weights], rates, ups)
             for form in FORMS:
-                if depthwise and form in FULL_FORMS:
+                if form != "library" and depthwise != (form == "depthwise"):
                     continue
                 name = f"{'depthwise' if depthwise else 'conv'} {form} {kind}"
-                if form == "triton" and (device.type != "cuda" or kind == "float32"):
-                    continue
                 with report.step(name), _tf32(kind == "tf32"):
 
                     def run(x: Tensor, ws: list[Tensor], rates: list[int], form: str = form) -> list[Tensor]:
@@ -335,7 +333,8 @@ def right_training(args: argparse.Namespace, device: torch.device, report: Repor
         losses = {}
         for where in (torch.device("cpu"), device):
             torch.manual_seed(0)
-            state, parts = _training(("resnet18", 65 if args.quick else 97, 2 if args.quick else 4), where, batch_norm=batch_norm)
+            network = ("resnet18", 65, 2) if args.quick else ("resnet18", 97, 4)
+            state, parts = _training(network, where, batch_norm=batch_norm)
             losses[where.type] = [state.take_step(parts, 1e-3, _world(where)) for _ in range(3)]
         gap = max(abs(a / b - 1) for a, b in zip(losses[device.type], losses["cpu"], strict=True))
         report.add(
@@ -545,7 +544,6 @@ def fast_infer(args: argparse.Namespace, device: torch.device, report: Report) -
         forms: dict[str, Callable[[], nn.Module]] = {
             "eager float32": lambda model=model: model,
             "ours": lambda model=model: model.for_inference(),
-            "ours, auto": lambda model=model: model.for_inference(),
         }
         if args.compile:
             forms["compiled"] = lambda model=model: model.for_inference(compile=True)
@@ -554,9 +552,7 @@ def fast_infer(args: argparse.Namespace, device: torch.device, report: Report) -
                 x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
                 with report.step(f"infer {name} {form} batch {batch}"):
                     net = build()
-                    from atrous.ops.conv_kernels.dispatch import default_form
-
-                    with torch.inference_mode(), default_form("auto" if form == "ours, auto" else "model"):
+                    with torch.inference_mode():
                         spent = seconds(lambda net=net, x=x: net(x), device, 2 if args.quick else 15, 3)
                     report.add(
                         f"infer {name} {form} batch {batch}", milliseconds=spent * 1e3, per_image=spent * 1e3 / batch

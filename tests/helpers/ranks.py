@@ -8,7 +8,6 @@ import torch
 from atrous.data.datasets.dataset import open_dataset
 from atrous.evaluation.distributed import DistributedContext, SynchronisedBatchNorm, distributed_context
 from atrous.evaluation.evaluate import evaluate
-from atrous.ops.conv_kernels.dispatch import default_form
 from atrous.training.config import Recipe, override
 from atrous.training.state import State
 
@@ -36,7 +35,7 @@ def main(data: Path, out: Path) -> None:
     labels[0, :20] = 255
     labels[3] = 255  # uneven counts, and an image without any
     empty = torch.full_like(labels, 255)
-    with distributed_context("cpu") as ctx, default_form("model"):
+    with distributed_context("cpu") as ctx:
         found: dict[str, Any] = {}
         # In float64, for a rounding in float32 moves some rectifiers across their kink.
         torch.set_default_dtype(torch.float64)

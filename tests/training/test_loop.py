@@ -486,6 +486,36 @@ def test_a_signal_saves_and_leaves_and_resume_goes_on(
     assert checkpoint.steps(tmp_path / "run")[-1] > stopped
 
 
+def leaves(pid: int) -> list[int]:
+    """The processes below one that have none below them."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [leaf for child in children for leaf in leaves(child) or [child]]
+
+
+def test_a_signal_while_a_worker_stalls_saves_and_leaves(long_run: Callable[..., Forked], tmp_path: Path) -> None:
+    process = long_run("--workers", "1")
+    pids = leaves(process.process.pid)
+    workers = [pid for pid in pids if b"tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert workers
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(1)
+    process.send(signal.SIGTERM)
+    assert process.status(25) == 143, process.output
+    assert "Traceback" not in process.output and "--resume goes on" in process.output.splitlines()[-1]
+    assert final_state(tmp_path / "run")["step"] == checkpoint.steps(tmp_path / "run")[-1]
+
+
+def test_names_that_are_no_utf8_are_trained_on_and_resumed(tiny: Recipe, make_data: Any, tmp_path: Path) -> None:
+    data = make_data(tmp_path / os.fsdecode(b"donn\xe9es"), {"train": 4, "val": 1})
+    for path in [path for path in data.rglob("*.png")]:
+        path.rename(path.with_name(os.fsdecode(b"caf\xe9" + path.name.encode())))
+    folder, recipe = tmp_path / os.fsdecode(b"r\xe9sultat"), override(tiny, {"iterations": 2, "save_every": 1})
+    assert run(recipe, data, folder) is not None
+    assert run(override(recipe, {"iterations": 3}), data, folder, resume=True, workers=1) is not None
+    assert run(override(tiny, {"iterations": 1, "weights": str(folder)}), data, tmp_path / "from it") is not None
+
+
 def test_the_whole_split_is_looked_at_before_the_first_step(tiny: Recipe, make_data: Any, tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", {"train": 2, "val": 2})
     path = sorted((data / "masks" / "val").iterdir())[-1]

@@ -240,7 +240,7 @@ def _examine(dataset: SegmentationDataset, item: Item) -> _Examined:
         size = (width, height)
         with item.image.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        ids = dataset.read_ids(item, (height, width))
+        ids = dataset.read_ids(item, (height, width), check_palette=True)
         return _Examined(item, digest, size, np.bincount(ids.ravel(), minlength=256))
     except UnknownIdError as error:
         return _Examined(item, digest, size, problem=error.reason, unknown_ids=error.histogram)

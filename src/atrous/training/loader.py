@@ -6,6 +6,7 @@ Everything random is a function of seed, epoch and index, in whichever process i
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from atrous.models.weights import read_card, resolve
 from atrous.ops.normalization import Normalization
 from atrous.platforms import leave_process_group, place_sockets
 from atrous.training.config import DataConfig, LossConfig, OptimConfig
-from atrous.training.interrupts import is_out_of_memory
+from atrous.training.interrupts import Signals, Stopped, dead_loader, is_dead_loader, is_out_of_memory
+
+_STALLED, _PATIENCE = 5.0, 3
+"""Among several ranks, seconds after which a loader says that a batch has not come, and how often after a signal."""
 
 
 class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
@@ -171,7 +175,7 @@ def loader(crops: Crops, config: OptimConfig, steps: range, workers: int, ctx: D
         worker_init_fn=_init_worker,
         pin_memory=ctx.device.type == "cuda",
         generator=torch.Generator(),  # the global random state, which checkpoints hold, stays as it is
-        timeout=0,  # with any other, PyTorch looks for dead workers only after that time, not every 5 s
+        timeout=_STALLED if workers and ctx.size > 1 else 0,
     )
 
 
@@ -187,6 +191,54 @@ def collate(samples: list[tuple[Tensor, Tensor, str] | Exception]) -> Part | Exc
             return sample
     images, masks, names = zip(*crops, strict=True)
     return torch.stack(images), torch.stack(masks), list(names)
+
+
+def next_part(
+    batches: Iterator[Part | Exception], step: int, signals: Signals, alone: bool, save: Callable[[], None]
+) -> Part:
+    """The next part of a batch; a signal does not wait for a loader that stalls.
+
+    Args:
+        batches: of `loader`.
+        step: steps done.
+        signals: of the run.
+        alone: whether there are no other ranks, which would wait for this one.
+        save: saves the run as it is.
+
+    Raises:
+        Exception: what is wrong with a file.
+        Stopped: for a signal, or if a worker has died; all is saved where this process is alone.
+    """
+    left = _PATIENCE
+    while True:
+        try:
+            with signals.interrupting(alone, step, save):
+                part = next(batches)
+        except Stopped:
+            _end_workers(batches)
+            raise
+        except (RuntimeError, OSError, EOFError) as error:  # those of a file are returned, not raised
+            if "DataLoader timed out" in str(error):
+                left -= bool(signals.received)
+                if left:
+                    continue
+                _end_workers(batches)
+                what = "--resume goes on from the newest checkpoint"
+                raise Stopped(f"stopped at step {step}, waiting for data; {what}", 128 + signals.received) from error
+            if isinstance(error, RuntimeError) and not is_dead_loader(error):
+                raise
+            if alone:
+                save()
+            raise dead_loader(error, step, "--resume goes on") from error
+        if isinstance(part, Exception):
+            raise part
+        return part
+
+
+def _end_workers(batches: Iterator[Any]) -> None:
+    """The end of the process waits for its workers; one that is stalled would never end by itself."""
+    for worker in getattr(batches, "_workers", ()):
+        worker.kill()
 
 
 def _init_worker(_: int) -> None:

@@ -21,7 +21,7 @@ from atrous.training.state import State, loses_scale
 
 def describe(dataset: SegmentationDataset) -> dict[str, Any]:
     """What a checkpoint holds about its data, so that a resume on other data is refused."""
-    names = hashlib.sha256("\n".join(dataset.names).encode()).hexdigest()
+    names = hashlib.sha256("\n".join(dataset.names).encode("utf-8", "surrogateescape")).hexdigest()
     return {"classes": list(dataset.labels.names), "images": len(dataset), "names": names}
 
 

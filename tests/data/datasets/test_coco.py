@@ -220,6 +220,23 @@ def test_images_are_found_where_tools_put_them(build: Build, tmp_path: Path, pla
     assert splits(root) == ["default"] and len(open_dataset(root, "default")) == 1
 
 
+def test_other_names_of_the_file(build: Build, tmp_path: Path) -> None:
+    root = build(annotation(1, box(0, 0, 40, 40), 1600), **OWN)
+    path = root / "annotations" / "instances_train2017.json"
+    image = root / "train2017" / "000000000001.jpg"
+    for folder in ("train", "valid", "images"):
+        (root / "new" / folder).mkdir(parents=True)
+    for folder in ("train", "valid"):
+        (root / "new" / folder / "_annotations.coco.json").write_bytes(path.read_bytes())
+        (root / "new" / folder / image.name).write_bytes(image.read_bytes())
+    assert splits(root / "new") == ["train", "val"] and len(open_dataset(root / "new", "val")) == 1
+    for folder in ("train", "valid"):
+        (root / "new" / folder / "_annotations.coco.json").unlink()
+    path.rename(root / "new" / "annotations.json")
+    image.rename(root / "new" / "images" / image.name)
+    assert splits(root / "new") == ["all"] and len(open_dataset(root / "new", "all")) == 1
+
+
 def test_boxes_alone_are_refused(build: Build) -> None:
     root = build(annotation(1, [], 1600), **OWN)
     with pytest.raises(ValueError, match=r"train2017\.json: its annotations are boxes; expected polygons"):
@@ -231,11 +248,11 @@ def test_real_exports_are_read_as_what_they_are() -> None:
     if not formats.is_dir():
         pytest.skip("no shared/formats beside the repository")
     names = tuple(json.loads((formats / "classes.json").read_text()))
-    for layout in ("coco_instances", "coco_instances-rle"):
-        worst, least = 1.0, 0.9 if layout == "coco_instances" else 1.0
+    for layout in ("coco_instances", "coco_instances-rle", "supervision-coco"):
+        worst, least = 1.0, 1.0 if layout == "coco_instances-rle" else 0.9
         for split in splits(formats / layout):
             dataset = open_dataset(formats / layout, split)
-            assert dataset.labels.names == names
+            assert dataset.labels.names == names, "supervision leaves background out, and ours is first"
             for name, _, mask in dataset:
                 truth = np.array(Image.open(formats / "truth" / f"{name}.png"))
                 for value in np.unique(truth[truth != 255]):

@@ -31,7 +31,6 @@ from atrous.data.datasets.dataset import SegmentationDataset
 from atrous.evaluation.distributed import DistributedContext, ResumableBatchSampler, generator
 from atrous.evaluation.evaluate import Evaluation, evaluate
 from atrous.models.deeplab import DeepLabV3
-from atrous.ops.conv_kernels.dispatch import default_form
 from atrous.training.config import Recipe
 from atrous.training.loader import Crops, Part, collate
 from atrous.training.state import Objective, State
@@ -153,8 +152,7 @@ class Replica:
         if following is not None and self.workers:
             self._request(following)
         self.state.step = step
-        with default_form("model"):
-            loss = self.state.take_step(parts, 0.0, self.ctx)
+        loss = self.state.take_step(parts, 0.0, self.ctx)
         return Push(
             batch=batch,
             step=step,
@@ -169,8 +167,7 @@ class Replica:
         """Scores of the weights on the data held out."""
         assert self.held_out is not None
         self._load(weights)
-        with default_form("model"):
-            return evaluate(self.state.model, self.held_out, output_stride=self.recipe.run.val_output_stride)
+        return evaluate(self.state.model, self.held_out, output_stride=self.recipe.run.val_output_stride)
 
     def _load(self, weights: Weights) -> None:
         # Ray's arrays are read-only, which PyTorch warns of.
