@@ -88,6 +88,7 @@ class TimmBackbone(Backbone):
 
     def set_output_stride(self, output_stride: int) -> None:  # noqa: D102
         dial = check_reachable(output_stride, self.reachable, self.name)
+        self.output_stride = min(output_stride, self.native_stride)
         grid = self.multi_grid if self.multi_grid and set(self.multi_grid) != {1} else None
         unit_rates = dict(zip(self.grid_units, grid, strict=True)) if grid else {}
         _set_strides_and_rates(self.net, self.layers, dial, unit_rates)
@@ -102,9 +103,14 @@ class TimmBackbone(Backbone):
     def forward(self, images: Tensor) -> Features:
         """B,3,H,W float to features B,C,h,w, and those of every stage by the name of its module."""
         height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % self.padding, 0, -height % self.padding))
-        # What the padding added is cut off: feature j stays on pixel output_stride * j.
-        maps = [x[..., : _cells(height, images, x), : _cells(width, images, x)] for x in self.net(images)]
+        if self.padding > 1:
+            # No negative number is divided: exported, such a division rounds towards zero.
+            below, right = (self.padding - 1 - (side + self.padding - 1) % self.padding for side in (height, width))
+            images = F.pad(images, (0, right, 0, below))
+        maps = self.net(images)
+        if self.padding > 1:  # what the padding added is cut off: feature j stays on pixel output_stride * j
+            strides = [min(native, self.output_stride) for native in self.net.feature_info.reduction()]
+            maps = [x[..., : (height + s - 1) // s, : (width + s - 1) // s] for x, s in zip(maps, strides, strict=True)]
         stages = dict(zip(self.net.feature_info.module_name(), maps, strict=True))
         x = maps[-1]
         for name, block in self.cascade.items():
@@ -132,11 +138,6 @@ class TimmBackbone(Backbone):
         nn.init.kaiming_normal_(first.conv_pw.weight, mode="fan_out")
         first.has_skip = False  # its input has the channels of the whole stage, and its map may be smaller
         return nn.Sequential(*units)
-
-
-def _cells(size: int, images: Tensor, features: Tensor) -> int:
-    stride = -(-images.shape[-1] // features.shape[-1])
-    return -(-size // stride)
 
 
 def _create(name: str, **options: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atrous.ops.conv_kernels.autotune import is_recorded
 from atrous.ops.conv_kernels.depthwise import gains_by_wide_gradients, wide_gradients
 from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast
 
@@ -120,8 +121,18 @@ class AtrousConv2dSame(AtrousConv2d):
 def same_padding(x: Tensor, layer: nn.Conv2d) -> tuple[Tensor, tuple[int, int]]:
     """What a convolution that pads as TensorFlow does reads, and the padding that is left to it.
 
-    On a map whose side is on the grid of the stride the padding is even, and nothing has to be copied.
+    On a map whose side is on the grid of the stride the padding is even, and nothing has to be copied. An export takes
+    every map for one, as those of padded images are.
+
+    Raises:
+        ValueError: if an export's example is on no grid.
     """
+    if is_recorded():
+        if any((length - 1) % stride for length, stride in zip(x.shape[-2:], layer.stride, strict=True)):
+            size = "×".join(str(int(length)) for length in x.shape[-2:])
+            raise ValueError(f"export with a map of {size} at stride {layer.stride[0]}; expected images on the grid")
+        rates, sides = layer.dilation, layer.kernel_size
+        return x, (rates[0] * (sides[0] // 2), rates[1] * (sides[1] // 2))
     below, right = (
         max((-(-length // stride) - 1) * stride + rate * (side - 1) + 1 - length, 0)
         for length, side, stride, rate in zip(
