@@ -42,15 +42,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time ours beside the installed peers; the exit status."""
-    found = parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     try:
-        return _run(found)
+        return _run(args)
     except ValueError as error:
         print(f"benchmarks: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
-def _run(found: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from atrous.atomic import write_text
@@ -59,21 +59,21 @@ def _run(found: argparse.Namespace) -> int:
     console = Console(stderr=True, markup=False, emoji=False)
     with console.status("") as status:
         result = bench(
-            found.what,
-            peers=found.peers,
-            backbone=found.backbone,
-            output_stride=found.output_stride,
-            size=found.size,
-            batch=found.batch,
-            fp32=found.fp32,
-            compile=found.compile,
-            rounds=found.rounds,
-            device=found.device,
+            args.what,
+            peers=args.peers,
+            backbone=args.backbone,
+            output_stride=args.output_stride,
+            size=args.size,
+            batch=args.batch,
+            fp32=args.fp32,
+            compile=args.compile,
+            rounds=args.rounds,
+            device=args.device,
             progress=status.update,
         )
-    if found.out:
-        write_text(found.out, json.dumps(result.as_dict(), indent=1) + "\n")
-    if found.json:
+    if args.out:
+        write_text(args.out, json.dumps(result.as_dict(), indent=1) + "\n")
+    if args.json:
         print(json.dumps(result.as_dict(), allow_nan=False))
     else:
         console.print(render(result))

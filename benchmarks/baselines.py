@@ -19,11 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atrous.evaluation.distributed import DistributedContext
 from atrous.models.convert import DropIn, Library, logits_of, take_over
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import compiled
-from atrous.ops.resize import grid_size
-from atrous.ops.upsampled_loss import upsampled_cross_entropy_sum
+from atrous.ops.resize import IGNORE, grid_size
+from atrous.training.config import override
+from atrous.training.recipes import RECIPES
+from atrous.training.state import Objective, State, build_optimizer
 from benchmarks.timing import Candidate, Row
 
 CLASSES = 21
@@ -151,11 +154,11 @@ def infer(
     gflop = _gflop(lambda: pair.theirs(images))
     with torch.inference_mode():
         reference = logits_of(pair.theirs(images))
-    found: list[Candidate | Row] = list(_our_forms(pair, images, reference, gflop, fp32))
+    candidates: list[Candidate | Row] = list(_our_forms(pair, images, reference, gflop, fp32))
     for peer in peers:
         if not missing(peer):
-            found += _BUILDERS[peer](pair, images, reference, gflop, fp32)
-    return found + list(rows)
+            candidates += _BUILDERS[peer](pair, images, reference, gflop, fp32)
+    return candidates + list(rows)
 
 
 def _our_forms(pair: Pair, images: Tensor, reference: Tensor, gflop: float, fp32: bool) -> list[Candidate]:
@@ -172,19 +175,21 @@ def _our_forms(pair: Pair, images: Tensor, reference: Tensor, gflop: float, fp32
 
         return once
 
-    found = []
+    candidates = []
     for name, dtype in wanted.items():
         form = pair.ours.for_inference(dtype=dtype)
         once = run(DropIn(form, pair.library))
         multiplied = form.classifier.weight.dtype
-        found.append(Candidate(name, once, gflop, _differs(once(), reference), dtype=multiplied))
+        candidates.append(Candidate(name, once, gflop, _differs(once(), reference), dtype=multiplied))
     if images.shape[-1] != grid_size(images.shape[-1], pair.ours.output_stride):
         name, dtype = next(iter(wanted.items()))
         # A form of its own: each keeps weights laid out for one size of map.
         padded = run(pair.ours.for_inference(dtype=dtype))
         why = "another convention"
-        found.append(Candidate(f"{name}, padded to its own grid", padded, gflop, note=why, dtype=found[0].dtype))
-    return found
+        candidates.append(
+            Candidate(f"{name}, padded to its own grid", padded, gflop, note=why, dtype=candidates[0].dtype)
+        )
+    return candidates
 
 
 def _library_forms(pair: Pair, images: Tensor, reference: Tensor, gflop: float, fp32: bool) -> list[Candidate]:
@@ -194,7 +199,7 @@ def _library_forms(pair: Pair, images: Tensor, reference: Tensor, gflop: float, 
         with torch.inference_mode():
             return pair.theirs(images)
 
-    found = [Candidate(name, eager, gflop)]
+    candidates = [Candidate(name, eager, gflop)]
     if not fp32:
         net = copy.deepcopy(pair.theirs).to(memory_format=torch.channels_last)
         inputs = images.contiguous(memory_format=torch.channels_last)
@@ -204,8 +209,8 @@ def _library_forms(pair: Pair, images: Tensor, reference: Tensor, gflop: float, 
                 return net(inputs)
 
         agreement = _differs(logits_of(autocast()), reference)
-        found.append(Candidate(f"{name} bf16 autocast", autocast, gflop, agreement, dtype=torch.bfloat16))
-    return found
+        candidates.append(Candidate(f"{name} bf16 autocast", autocast, gflop, agreement, dtype=torch.bfloat16))
+    return candidates
 
 
 def _other_library(library: str) -> Callable[..., list[Candidate | Row]]:
@@ -239,14 +244,14 @@ def _openvino(pair: Pair, images: Tensor, reference: Tensor, gflop: float, fp32:
         path = Path(folder) / "model.onnx"
         path.write_bytes(pair.onnx(images))
         network = openvino.Core().read_model(path)
-    found: list[Candidate | Row] = []
+    candidates: list[Candidate | Row] = []
     for precision in ("f32",) if fp32 else ("f32", "bf16"):
         options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         run = partial(openvino.Core().compile_model(network, "CPU", options), images.numpy())
         agreement = _differs(torch.from_numpy(run()[0]), reference)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        found.append(Candidate(f"openvino {precision}", run, gflop, agreement, dtype=dtype))
-    return found
+        candidates.append(Candidate(f"openvino {precision}", run, gflop, agreement, dtype=dtype))
+    return candidates
 
 
 _BUILDERS: dict[str, Callable[..., list[Candidate | Row]]] = {
@@ -267,50 +272,49 @@ def train(
     device: torch.device,
     compile: bool | str = False,
 ) -> list[Candidate | Row]:
-    """Candidates for one training step: images and labels in, the optimizer's step done.
+    """Candidates for one training step: images in bytes and labels in, the optimizer's step done.
+
+    Ours is the step of ``atrous train`` (`atrous.training.state.State.take_step`) with the paper's recipe.
 
     Arguments and errors are those of `infer`; `compile` is for all, as for `atrous.models.inference.compiled`.
     """
     library = _library(output_stride, size)
     pair = Pair(backbone, output_stride, library).to(device)
-    images = torch.randn(batch, 3, size, size, device=device)
-    labels = torch.randint(0, CLASSES, (batch, size, size), device=device)
-    gflop = 3 * _gflop(lambda: pair.theirs(images))
-    found: list[Candidate | Row] = []
+    images = torch.randint(0, 256, (batch, 3, size, size), device=device, dtype=torch.uint8)
+    labels = torch.randint(0, CLASSES, (batch, size, size), device=device, dtype=torch.uint8)
+    gflop = 3 * _gflop(lambda: pair.theirs(images.float()))
+    candidates: list[Candidate | Row] = []
     suffix = " compiled" if compile else ""
     for name, dtype in (("atrous bf16", torch.bfloat16), ("atrous fp32", torch.float32)):
         step = _our_step(pair.ours, images, labels, dtype, compile)
-        found.append(Candidate(name + suffix, step, gflop, dtype=dtype))
+        candidates.append(Candidate(name + suffix, step, gflop, dtype=dtype))
     for peer in peers:
         if row := skipped(peer):
-            found.append(row)
+            candidates.append(row)
         elif peer == library:
             for name, dtype in ((f"{peer} bf16 autocast", torch.bfloat16), (peer, torch.float32)):
                 step = _their_step(pair.theirs, images, labels, dtype, compile)
-                found.append(Candidate(name + suffix, step, gflop, dtype=dtype))
+                candidates.append(Candidate(name + suffix, step, gflop, dtype=dtype))
         else:
             why = "does not train" if peer in ("onnxruntime", "openvino") else f"compared on {library}'s network"
-            found.append(Row(peer, note=f"skipped: {why}", skipped=True))
-    return found
+            candidates.append(Row(peer, note=f"skipped: {why}", skipped=True))
+    return candidates
 
 
 def _our_step(
     model: DeepLabV3, images: Tensor, labels: Tensor, dtype: torch.dtype, compile: bool | str
-) -> Callable[[], None]:
+) -> Callable[[], object]:
+    amp = "bf16" if dtype == torch.bfloat16 else "off"
+    recipe = override(RECIPES["voc-resnet101"], {"amp": amp, "batch_size": len(images)})
     model = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
-    run = compiled(model.low_resolution_logits, compile) if compile else model.low_resolution_logits
-    optimizer = torch.optim.SGD(model.parameters(), 0.007, momentum=0.9, weight_decay=1e-4, fused=True)
-    inputs, truth = images.contiguous(memory_format=torch.channels_last), labels.to(torch.uint8)
-
-    def step() -> None:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            logits = run(inputs)
-        loss = upsampled_cross_entropy_sum(logits, truth, model.output_stride) / truth.numel()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    objective = Objective(model, recipe.loss, recipe.optim.amp, IGNORE).to(images.device)
+    if compile:
+        objective.logits = compiled(model.low_resolution_logits, compile)
+    scaler = torch.amp.GradScaler(images.device.type, enabled=False)
+    optimizer = build_optimizer(recipe.optim, model)
+    state = State(recipe, model, objective, objective, optimizer, scaler, average=None)
+    ctx, parts = DistributedContext(0, 1, images.device), [(images, labels, [""] * len(images))]
+    return lambda: state.take_step(parts, recipe.optim.lr, ctx)
 
 
 def _their_step(
@@ -318,14 +322,15 @@ def _their_step(
 ) -> Callable[[], None]:
     net = copy.deepcopy(net).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), 0.007, momentum=0.9, weight_decay=1e-4)
-    inputs = images.contiguous(memory_format=torch.channels_last)
     if compile:
         net = compiled(net, compile)
 
     def step() -> None:
+        inputs = (images.float() / 255 - 0.45).div_(0.225).contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = logits_of(net(inputs))
-        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
+        loss = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 
@@ -340,8 +345,8 @@ def _gflop(run: Callable[[], Any]) -> float:
     return float(counter.get_total_flops()) / 1e9
 
 
-def _differs(found: Tensor, reference: Tensor) -> float:
-    return float((found.float() - reference.float()).abs().max() / reference.float().abs().max())
+def _differs(result: Tensor, reference: Tensor) -> float:
+    return float((result.float() - reference.float()).abs().max() / reference.float().abs().max())
 
 
 def _onnx(net: Any, images: Tensor) -> bytes:

@@ -95,8 +95,8 @@ def _infer(setting: dict[str, Any]) -> Prepared:
 def _train(setting: dict[str, Any]) -> Prepared:
     setting["batch"] = setting["batch"] or 2
     wanted = {key: value for key, value in setting.items() if key != "fp32"}
-    found = baselines.train(**wanted)
-    kept = [row for row in found if not (setting["fp32"] and "bf16" in row.name)]
+    candidates = baselines.train(**wanted)
+    kept = [row for row in candidates if not (setting["fp32"] and "bf16" in row.name)]
     return kept, ("backbone", "output_stride", "size", "batch", "compile", "device")
 
 
@@ -132,20 +132,20 @@ def _conv(setting: dict[str, Any]) -> Prepared:
     setting["batch"], stride, device = setting["batch"] or 1, setting["output_stride"], setting["device"]
     side = -(-setting["size"] // stride)
     rates = [rate * 16 // stride for rate in (6, 12, 18)]
-    found: list[Candidate | Row] = []
+    candidates: list[Candidate | Row] = []
     for dtype in (torch.float32,) if setting["fp32"] else (torch.float32, torch.bfloat16):
         x = torch.randn(setting["batch"], 2048, side, side, device=device).to(dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         weights = [torch.randn(256, 2048, 3, 3, device=device).to(dtype) / 136 for _ in rates]
-        found += _conv_forms(x, weights, rates)
-    return found, ("output_stride", "size", "batch", "device")
+        candidates += _conv_forms(x, weights, rates)
+    return candidates, ("output_stride", "size", "batch", "device")
 
 
 def _conv_forms(x: Tensor, weights: list[Tensor], rates: list[int]) -> list[Candidate]:
     def run(form: str) -> Callable[[], list[Tensor]]:
         def once() -> list[Tensor]:
             with torch.no_grad():
-                return atrous_conv2d_fast(x, weights, rates, form)
+                return atrous_conv2d_fast(x, weights, rates, None if form == "rule" else form)
 
         return once
 
@@ -153,11 +153,11 @@ def _conv_forms(x: Tensor, weights: list[Tensor], rates: list[int]) -> list[Cand
     reference = run("library")()
     scale = max(float(y.float().abs().max()) for y in reference)
     gflop = 2 * x[:, 0].numel() * sum(weight.numel() for weight in weights) / 1e9
-    found = []
-    for form in ("auto", "window", "gemm", "phases", "library"):
+    candidates = []
+    for form in ("rule", "window", "tap_gemm", "library"):
         differs = max(float((y.float() - z.float()).abs().max()) for y, z in zip(run(form)(), reference, strict=True))
-        found.append(Candidate(f"{form} {kind}", run(form), gflop, None if form == "library" else differs / scale))
-    return found
+        candidates.append(Candidate(f"{form} {kind}", run(form), gflop, None if form == "library" else differs / scale))
+    return candidates
 
 
 WHAT: dict[str, Callable[[dict[str, Any]], Prepared]] = {

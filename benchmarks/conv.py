@@ -2,7 +2,7 @@
 
     python benchmarks/conv.py                               # the shapes of ASPP, forward and both gradients
     python benchmarks/conv.py --sizes 65 --rates 36 --dtypes bfloat16 --batches 1
-    python benchmarks/conv.py --depthwise --side 5 --channels 1152 --sizes 24 --rates 2 4 --forms library mirror window
+    python benchmarks/conv.py --depthwise --side 5 --channels 1152 --sizes 24 --rates 2 4 --forms library depthwise
     python benchmarks/conv.py --clock cpu --threads 1       # processor time: on a machine that others use too
 
 A line a pass and form: the median and the least time, and the ratio of the library's median to it. What differs from
@@ -61,7 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=3, help="of the filter")
     parser.add_argument("--depthwise", action="store_true", help="filters of one channel each")
     parser.add_argument("--passes", nargs="+", default=["forward", "input", "weight"])
-    parser.add_argument("--forms", nargs="+", default=["library", "window", "gemm", "phases"])
+    parser.add_argument("--forms", nargs="+", default=["library", "window", "tap_gemm"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
@@ -123,8 +123,8 @@ def agree(runs: dict[str, Callable[[], list[Tensor]]], tolerance: float) -> None
     """Warm up, and see that all forms give the same."""
     expected = runs["library"]()
     for form, run in runs.items():
-        for found, true in zip(run(), expected, strict=True):
-            error = float((found.float() - true.float()).norm() / true.float().norm())
+        for result, true in zip(run(), expected, strict=True):
+            error = float((result.float() - true.float()).norm() / true.float().norm())
             if error > tolerance:
                 raise SystemExit(f"{form} differs from the library by {error:.1e}")
 
@@ -145,7 +145,7 @@ def alternate(runs: dict[str, Callable[[], list[Tensor]]], args: argparse.Namesp
 
 def show(result: dict[str, Any]) -> None:
     print(
-        "{dtype:9} {batch}x{size:<3} rates {rates!s:13} {pass:8} {form:8}".format(**result),
+        "{dtype:9} {batch}x{size:<3} rates {rates!s:13} {pass:8} {form:9}".format(**result),
         "{:8.1f} ms (least {:8.1f}) {:6.2f}x {:6.0f} GFLOP/s".format(
             result["median"] * 1e3, result["least"] * 1e3, result["ratio"], result["useful_gflops"]
         ),

@@ -110,14 +110,14 @@ def main() -> None:
     parser.add_argument("--output-stride", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
-    found = parser.parse_args()
-    if found.images < 1 or found.calibrate == found.split:
+    args = parser.parse_args()
+    if args.images < 1 or args.calibrate == args.split:
         parser.error("the ranges want at least one image, of a split that is not measured")
-    model, _ = load(found.model)
+    model, _ = load(args.model)
     model.eval()
-    if found.output_stride:
-        model.output_stride = found.output_stride
-    dataset, calibration = open_dataset(found.data, found.split), open_dataset(found.data, found.calibrate)
+    if args.output_stride:
+        model.output_stride = args.output_stride
+    dataset, calibration = open_dataset(args.data, args.split), open_dataset(args.data, args.calibrate)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         path, ready, small = (Path(folder) / name for name in ("f32.onnx", "ready.onnx", "int8.onnx"))
@@ -125,12 +125,12 @@ def main() -> None:
         quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
         name = onnx.load(str(ready), load_external_data=False).graph.input[0].name
         quantize_static(
-            str(ready), str(small), Seen(model, calibration, found.images, name), quant_format=QuantFormat.QDQ,
+            str(ready), str(small), Seen(model, calibration, args.images, name), quant_format=QuantFormat.QDQ,
             per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax, extra_options={"ActivationSymmetric": False},
         )  # fmt: skip
         for form, file in (("float32", path), ("int8", small)):
-            runtime = Runtime(file, found.threads)
+            runtime = Runtime(file, args.threads)
             model.network = runtime  # type: ignore[method-assign, assignment]
             scores = evaluate(model, dataset).scores
             rows[form] = {
@@ -141,12 +141,12 @@ def main() -> None:
             }
             print(f"{form:8} mIoU {100 * scores.miou:.2f}  pixel accuracy {100 * scores.pixel_accuracy:.2f}  "
                   f"{rows[form]['milliseconds']:.0f} ms a pass")  # fmt: skip
-    if found.json:
-        images = min(found.images, len(calibration))
-        setting = {"model": found.model, "split": found.split, "output_stride": model.output_stride,
-                   "calibrated_on": f"{images} images of {found.calibrate}", "threads": found.threads,
+    if args.json:
+        images = min(args.images, len(calibration))
+        setting = {"model": args.model, "split": args.split, "output_stride": model.output_stride,
+                   "calibrated_on": f"{images} images of {args.calibrate}", "threads": args.threads,
                    "onnxruntime": onnxruntime.__version__}  # fmt: skip
-        found.json.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

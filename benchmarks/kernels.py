@@ -1,11 +1,11 @@
-"""What the Triton kernels compile to for GPUs that are not there: instructions, registers, spills and shared memory.
+"""What the Triton kernel of the loss compiles to for GPUs that are not there: registers, spills and shared memory.
 
     python benchmarks/kernels.py                        # A100, H100 and B200
     python benchmarks/kernels.py --capabilities 90
 
-Triton compiles for any GPU with what its own package carries, so that this runs on every machine. Each kernel is
+Triton compiles for any GPU with what its own package carries, so that this runs on every machine. The kernel is
 compiled as it would be launched: the arguments are those of a call, and what Triton derives from them (strides of 1,
-multiples of 16) is derived here. How fast the kernels are, only a GPU says.
+multiples of 16) is derived here. How fast it is, only a GPU says.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from atrous.ops import upsampled_loss_triton
-from atrous.ops.conv_kernels import triton as conv_triton
 
 CAPABILITIES = (80, 90, 100)
 POINTERS = {
@@ -39,7 +38,7 @@ POINTERS = {
 }
 OPTIONS = ("num_warps", "num_stages")
 REGISTERS_OF_A_MULTIPROCESSOR = 65_536
-LINE = "{:46} {:>4} {:>9} {:>7} {:>7} {:>5} {:>8} {:>4} {:>5}"
+LINE = "{:46} {:>4} {:>9} {:>7} {:>7} {:>5} {:>8} {:>5}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,6 @@ class Compiled:
         spilled: bytes of a thread that did not fit into its registers, and go through memory.
         shared: bytes of shared memory of a program.
         warps: of a program; as many more fit beside them as registers are left.
-        tensor_cores: their instructions in its code; 0 where it multiplies without them.
         wide_loads: share of its loads from global memory that bring 16 bytes at a time.
     """
 
@@ -59,7 +57,6 @@ class Compiled:
     spilled: int
     shared: int
     warps: int
-    tensor_cores: int
     wide_loads: float
 
     @property
@@ -71,12 +68,12 @@ class Compiled:
 
 def main() -> None:
     args = arguments()
-    print(LINE.format("kernel", "sm", "registers", "spilled", "shared", "warps", "resident", "mma", "wide"))
+    print(LINE.format("kernel", "sm", "registers", "spilled", "shared", "warps", "resident", "wide"))
     for capability in args.capabilities:
         for name, call in CALLS.items():
-            found = compiled(call, capability)[0]
-            per_thread = (found.registers, found.spilled, found.shared, found.warps, found.resident_warps)
-            print(LINE.format(name, capability, *per_thread, found.tensor_cores, f"{found.wide_loads:.0%}"))
+            kernel = compiled(call, capability)[0]
+            sizes = (kernel.registers, kernel.spilled, kernel.shared, kernel.warps, kernel.resident_warps)
+            print(LINE.format(name, capability, *sizes, f"{kernel.wide_loads:.0%}"))
 
 
 def arguments() -> argparse.Namespace:
@@ -98,16 +95,13 @@ Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Inside, launches of our kernels are noted, not made."""
-    places = [(conv_triton, "_kernel"), (upsampled_loss_triton, "_cells")]
-    kernels = [getattr(module, name) for module, name in places]
+    kernel = upsampled_loss_triton._cells
     launches: list[Launch] = []
-    for (module, name), kernel in zip(places, kernels, strict=True):
-        setattr(module, name, _Recorder(kernel, launches))
+    upsampled_loss_triton._cells = _Recorder(kernel, launches)
     try:
         yield launches
     finally:
-        for (module, name), kernel in zip(places, kernels, strict=True):
-            setattr(module, name, kernel)
+        upsampled_loss_triton._cells = kernel
 
 
 class _Recorder:
@@ -123,9 +117,7 @@ class _Recorder:
 
 def _compile(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], capability: int) -> Compiled:
     given = {name: value for name, value in options.items() if name in OPTIONS}
-    # Arguments are on the CPU, where only the interpreter runs: it alone widens.
     constants = {name: value for name, value in options.items() if name not in OPTIONS}
-    constants |= {"WIDEN": False} if "WIDEN" in constants else {}
     signature: dict[str, str] = dict.fromkeys(kernel.arg_names, "constexpr")
     attributes = {}
     for place, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
@@ -139,16 +131,13 @@ def _compile(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], capabi
         if isinstance(value, torch.Tensor) or value % 16 == 0:
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=given)
-    registers, spilled = _resources(found.asm["cubin"])
-    ptx = found.asm["ptx"]
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=given)
+    registers, spilled = _resources(binary.asm["cubin"])
+    ptx = binary.asm["ptx"]
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*;", ptx)
     loads = len(copies) + len(re.findall(r"\bld\.global", ptx))
     wide = sum(bool(re.search(r", 0x10\b|, 16\b", copy)) for copy in copies)
-    multiplied = len(re.findall(r"wgmma\.mma_async|\bmma\.sync|tcgen05\.mma", ptx))
-    return Compiled(
-        registers, spilled, found.metadata.shared, found.metadata.num_warps, multiplied, wide / max(1, loads)
-    )
+    return Compiled(registers, spilled, binary.metadata.shared, binary.metadata.num_warps, wide / max(1, loads))
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
@@ -157,20 +146,9 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
         text = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    assert found, text
-    return int(found[1]), int(found[2])
-
-
-def _conv(task: str, dtype: torch.dtype) -> Callable[[], object]:
-    """ASPP's 3×3 convolution, 2048 to 256 channels."""
-
-    def call() -> object:
-        x, y = (torch.empty(1, channels, 33, 33, dtype=dtype) for channels in (2048, 256))
-        weight = torch.empty(256, 2048, 3, 3, dtype=dtype)
-        return conv_triton.TRITON[task](x, [y], [weight], [6])
-
-    return call
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert usage, text
+    return int(usage[1]), int(usage[2])
 
 
 def _loss(classes: int, stride: int) -> Callable[[], object]:
@@ -183,15 +161,8 @@ def _loss(classes: int, stride: int) -> Callable[[], object]:
 
 
 CALLS: dict[str, Callable[[], object]] = {
-    **{
-        f"convolution, {'gradient of the ' * (task == 'input')}{task}, {name}": _conv(task, dtype)
-        for task in ("forward", "input")
-        for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16), ("tf32", torch.float32))
-    },
-    **{
-        f"loss and gradient, {classes} classes, stride {stride}": _loss(classes, stride)
-        for classes, stride in ((2, 16), (11, 16), (21, 16), (21, 8), (150, 16), (1000, 16))
-    },
+    f"loss and gradient, {classes} classes, stride {stride}": _loss(classes, stride)
+    for classes, stride in ((2, 16), (11, 16), (21, 16), (21, 8), (150, 16), (1000, 16))
 }
 
 if __name__ == "__main__":

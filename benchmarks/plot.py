@@ -31,11 +31,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE)
     parser.add_argument("--machine", required=True, help="part of the files' names: zen5, zen3")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "performance.png")
-    found = parser.parse_args()
-    groups = {title: bars(result) for title, result in newest(found.results, found.machine).items()}
+    args = parser.parse_args()
+    groups = {title: bars(result) for title, result in newest(args.results, args.machine).items()}
     if not any(groups.values()):
-        parser.error(f"no result of a machine {found.machine!r} in {found.results}")
-    draw({title: rows for title, rows in groups.items() if rows}, found.out)
+        parser.error(f"no result of a machine {args.machine!r} in {args.results}")
+    draw({title: rows for title, rows in groups.items() if rows}, args.out)
 
 
 def newest(folder: Path, machine: str) -> dict[str, dict[str, Any]]:
@@ -57,14 +57,14 @@ def bars(result: dict[str, Any]) -> list[tuple[str, float, float, float]]:
         if row["name"].startswith("atrous") and not any(word in row["name"] for word in ("cached", "padded"))
     }
     first = rows[0]
-    found = []
+    bars_of_result = []
     for row in rows:
         if row["name"].startswith(("atrous", "Pillow")):
             continue
         against = ours.get(precision(row["name"]), first)
         scale = first["seconds"] / against["seconds"]
-        found.append((row["name"], *(scale * row[key] for key in ("ratio", "ratio_low", "ratio_high"))))
-    return found
+        bars_of_result.append((row["name"], *(scale * row[key] for key in ("ratio", "ratio_low", "ratio_high"))))
+    return bars_of_result
 
 
 def precision(name: str) -> str:

@@ -48,7 +48,6 @@ CANDIDATES: dict[str, list[tuple[str, dict[str, Any]]]] = {
 
 def our_step(backbone: str, frozen: bool = False, layers: bool = False) -> Callable[[], Any]:
     from atrous.evaluation.distributed import DistributedContext
-    from atrous.ops.conv_kernels.dispatch import default_form
     from atrous.training.config import override
     from atrous.training.recipes import RECIPES
     from atrous.training.state import State
@@ -58,17 +57,13 @@ def our_step(backbone: str, frozen: bool = False, layers: bool = False) -> Calla
         "batch_norm": "statistics" if frozen else "train",
     }  # fmt: skip
     recipe = override(RECIPES["camvid-efficientnet_lite0"], changes)
-    here = DistributedContext(0, 1, torch.device("cpu"))
-    state = State.build(recipe, 21, 255, here)
+    ctx = DistributedContext(0, 1, torch.device("cpu"))
+    state = State.build(recipe, 21, 255, ctx)
     if layers:
         state.objective.logits = state.model.low_resolution_logits
     images, labels = _inputs(backbone)
 
-    def step() -> None:
-        with default_form("model"):
-            state.take_step([(images, labels, [""] * len(images))], 1e-4, here)
-
-    return step
+    return lambda: state.take_step([(images, labels, [""] * len(images))], 1e-4, ctx)
 
 
 def their_step(backbone: str) -> Callable[[], Any]:
@@ -127,12 +122,12 @@ def compare(backbone: str, rounds: int, threads: int) -> list[dict[str, Any]]:
         pipes.append(ours)
     turns: list[list[tuple[float, float, float]]] = []
     for turn in range(rounds + 1):
-        found: dict[int, tuple[float, float, float]] = {}
+        usage: dict[int, tuple[float, float, float]] = {}
         for i in [*range(turn % len(pipes), len(pipes)), *range(turn % len(pipes))]:
             pipes[i].send(True)
-            found[i] = pipes[i].recv()
+            usage[i] = pipes[i].recv()
         if turn:  # the first is a warm-up
-            turns.append([found[i] for i in range(len(pipes))])
+            turns.append([usage[i] for i in range(len(pipes))])
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(False)
         process.join()
@@ -161,17 +156,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--backbones", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--json", type=Path)
-    found = parser.parse_args()
-    if found.rounds < 2:
+    args = parser.parse_args()
+    if args.rounds < 2:
         parser.error("--rounds must be at least 2, for quartiles")
-    rows = [row for backbone in found.backbones for row in compare(backbone, found.rounds, found.threads)]
-    if found.json:
+    rows = [row for backbone in args.backbones for row in compare(backbone, args.rounds, args.threads)]
+    if args.json:
         sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, it knows its own folder only
         from benchmarks.timing import describe_machine
 
-        machine = {**describe_machine(), "threads": found.threads}
-        setting = {"batch": BATCH, "side": SIDE, "rounds": found.rounds, "dtype": "float32"}
-        found.json.write_text(
+        machine = {**describe_machine(), "threads": args.threads}
+        setting = {"batch": BATCH, "side": SIDE, "rounds": args.rounds, "dtype": "float32"}
+        args.json.write_text(
             json.dumps({"what": "step", "setting": setting, "machine": machine, "rows": rows}, indent=1) + "\n"
         )
 

@@ -236,20 +236,20 @@ def _resident_mb() -> float:
 
 def describe_machine() -> dict[str, Any]:
     """Processor, accelerator, threads and versions: what a figure is worth nothing without."""
-    found: dict[str, Any] = {
+    versions: dict[str, Any] = {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "capability": torch.backends.cpu.get_cpu_capability(),
     }
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
+        versions["gpu"] = torch.cuda.get_device_name()
     for package in ("atrous", "torch", "torchvision", "segmentation-models-pytorch", "onnxruntime", "openvino"):
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _processor() -> str:

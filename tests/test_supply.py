@@ -7,11 +7,13 @@ import functools
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 import atrous
-from atrous.training.config import Recipe
+from atrous import yaml_io
+from atrous.training.config import Recipe, override
 from forks import Forked
 
 PACKAGE = Path(atrous.__file__).parent
@@ -80,7 +82,7 @@ def test_the_only_library_that_is_loaded_is_the_systems_own() -> None:
 
 def test_yaml_is_read_by_safe_load() -> None:
     used = {called for _, called, _ in calls() if called.startswith("yaml.") and "load" in called}
-    assert used == {"yaml.safe_load"}
+    assert used <= {"yaml.safe_load"} and issubclass(yaml_io._Loader, yaml.SafeLoader)
 
 
 def test_no_shell_takes_part() -> None:
@@ -92,7 +94,7 @@ def test_nothing_but_the_named_downloads_speaks_to_the_network() -> None:
 
 
 def test_commands_ask_for_no_other_machine(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(replace(tiny, iterations=1).to_yaml())
+    (tmp_path / "recipe.yaml").write_text(override(tiny, {"iterations": 1}).to_yaml())
     run, out, cpu = tmp_path / "run", tmp_path / "out", ["--device", "cpu"]
     lines = [
         ["train", str(tmp_path / "recipe.yaml"), "--data", str(tiny_data), "--out", str(run), "-j", "1", *cpu],

@@ -1,10 +1,12 @@
-"""The one way that a file is written: under another name beside its target, then renamed. None is there by halves.
+"""Write files and folders atomically: under another name beside the target, flushed to disk, then renamed.
 
     write_text(path, text)
     with written_whole(path) as file:
         file.write(...)
+    with written_folder(path) as folder:
+        (folder / "file").write_text(...)
 
-`sweep` deletes what writers that were killed have left.
+`sweep` deletes what killed writers have left.
 """
 
 from __future__ import annotations
@@ -13,14 +15,18 @@ import contextlib
 import errno
 import io
 import os
+import shutil
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from atrous.platforms import flush, is_running
 
-class _Unnumbered(io.BufferedWriter):
-    """Without the number that Pillow would write to by itself: it does not see when the disk takes but a part."""
+
+class _NoFileno(io.BufferedWriter):
+    """Hides the descriptor: Pillow would write to it by itself, and does not see when the disk takes but a part."""
 
     def fileno(self) -> int:
         raise io.UnsupportedOperation("fileno")
@@ -28,15 +34,22 @@ class _Unnumbered(io.BufferedWriter):
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which takes its place once all is written; left by an error or Ctrl-C, it is gone."""
-    # Beside its target, since a rename is atomic only within one file system; opened plainly, for the umask to apply.
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    """A file to write, which takes its place once all is written; after an error or Ctrl-C nothing is left of it.
+
+    Raises:
+        OSError: with the target's name, whatever the one that failed was.
+    """
+    beside = _beside(path)
     try:
-        with _Unnumbered(io.FileIO(beside, "w")) as file:
+        # Opened plainly, for the umask to apply.
+        with io.FileIO(beside, "w") as raw, _NoFileno(raw) as file:
             yield file
+            file.flush()
+            os.fsync(raw.fileno())
         os.replace(beside, path)
+        flush(path.parent)
     except OSError as error:
-        if error.filename is not None:
+        if error.filename is not None and Path(os.fsdecode(error.filename)) != beside:
             raise
         # A full disk: what writes knows no name, and Pillow at times no reason either.
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
@@ -44,42 +57,40 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         beside.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Delete what writers that were killed have left in a folder; what a process that still runs is writing stays."""
-    for path in folder.glob(".*.tmp"):
-        parts = path.name.split(".")
-        if len(parts) > 4 and parts[-2].isdecimal() and parts[-3].isdecimal() and not _runs(int(parts[-3])):
-            path.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    if os.name == "nt":  # there, os.kill would do what its name says
-        return True
+@contextlib.contextmanager
+def written_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its place once all is written; after an error or Ctrl-C nothing is left of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = _beside(path)
+    beside.mkdir()
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+        yield beside
+        for inner in (*beside.rglob("*"), beside):
+            flush(inner)
+        os.replace(beside, path)
+        flush(path.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        flush(partial)
-        os.replace(partial, path)
-        flush(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a small file in UTF-8, whole or not at all. Bytes of a file name that were no UTF-8 are written as such."""
+    with written_whole(path) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))
 
 
-def flush(path: Path) -> None:
-    """Make sure that a file, or a folder's list of its files, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def sweep(folder: Path) -> None:
+    """Delete what killed writers have left in a folder; what a running process is writing stays."""
+    for path in folder.glob(".*.tmp"):
+        parts = path.name.split(".")
+        if len(parts) > 4 and parts[-2].isdecimal() and parts[-3].isdecimal() and not is_running(int(parts[-3])):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """In the same folder, since a rename is atomic only within a file system; short, since names have a limit."""
+    digest = zlib.crc32(os.fsencode(path.name))
+    return path.with_name(f".{digest:08x}.{os.getpid()}.{threading.get_ident()}.tmp")

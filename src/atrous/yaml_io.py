@@ -30,7 +30,7 @@ def parse_yaml(text: str) -> Any:
         ValueError: if it is not YAML, or a mapping has a key twice.
     """
     try:
-        return yaml.load(text, _Loader)
+        return _Loader(text).get_single_data()
     # Values that do not go with their tag, such as !!int '', make PyYAML stumble in many ways.
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error

@@ -1,12 +1,14 @@
-"""The candidates of `atrous bench infer` and `train` compute the same network; a small one, to be quick."""
+"""The candidates of `python -m benchmarks infer` and `train` compute the same network; a small one, to be quick."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 
+from atrous.training.state import State
 from benchmarks import baselines
 from benchmarks.baselines import CLASSES, NEEDS, Pair
 from benchmarks.timing import Candidate, Row
@@ -80,6 +82,24 @@ def test_a_training_step_runs_and_who_does_not_train_says_so() -> None:
     assert [row.dtype for row in found if isinstance(row, Candidate)] == [torch.bfloat16, torch.float32] * 2
     notes = {row.name: row.note for row in found if isinstance(row, Row)}
     assert notes == {"openvino": "skipped: does not train", "torchvision": "skipped: compared on smp's network"}
+
+
+@pytest.mark.usefixtures("one_pair")
+def test_our_training_step_is_that_of_atrous_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = []
+
+    def noted(state: State, *given: Any) -> float:
+        losses.append(take_step(state, *given))
+        return losses[-1]
+
+    take_step = State.take_step
+    monkeypatch.setattr(State, "take_step", noted)
+    rows = baselines.train(backbone="resnet18", output_stride=16, size=64, batch=2, peers=[], device=CPU)
+    ours = next(row for row in rows if row.name == "atrous fp32")
+    assert isinstance(ours, Candidate)
+    for _ in range(2):
+        ours.run()
+    assert len(losses) == 2 and losses[1] < losses[0]
 
 
 @pytest.mark.usefixtures("one_pair")

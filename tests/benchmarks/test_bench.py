@@ -34,7 +34,7 @@ def test_the_loss_agrees_with_interpolate_and_cross_entropy() -> None:
 
 def test_the_forms_of_the_atrous_convolutions_agree() -> None:
     result = bench("conv", size=33, output_stride=16, rounds=1, device="cpu", fp32=True)
-    check(result, ["auto float32", "window float32", "gemm float32", "phases float32", "library float32"])
+    check(result, ["rule float32", "window float32", "tap_gemm float32", "library float32"])
     assert all(row.agreement is None or row.agreement < 1e-4 for row in result.rows)
     assert all(row.gflop_per_second > 0 for row in result.rows)
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from PIL import Image
 
 from atrous.cli.parser import main
 from atrous.models.weights import names
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 
 Draw = Callable[[int, int, int], tuple[np.ndarray, np.ndarray]]
 CPU = ["--device", "cpu"]
@@ -198,7 +197,7 @@ def place(
     Image.fromarray(image).save("photo.png")
     whole = Path("photo.png").read_bytes()
     Path("half.png").write_bytes(whole[: len(whole) // 2])
-    Path("tiny.yaml").write_text(replace(tiny, val_split=None).to_yaml())
+    Path("tiny.yaml").write_text(override(tiny, {"val_split": None}).to_yaml())
     Path("typo.yaml").write_text("base: voc-resnet101\niteratons: 5\n")
     Path("broken.yaml").write_text("a: [")
     Path("foreign.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
@@ -261,9 +260,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a recipe that is no YAML": (["train", "broken.yaml", "--data", "data"], "broken.yaml is not YAML"),
     "a typo in --set": ([*TRAIN, "--data", "data", "--set", "crp=3"], "no key 'crp'; did you mean crop?"),
     "--set without a value": ([*TRAIN, "--data", "data", "--set", "crop"], "--set takes KEY=VALUE, found 'crop'"),
-    "a value out of range": ([*TRAIN, "--data", "data", "--batch", "0"], "batch is 0, expected at least 1"),
+    "a value out of range": ([*TRAIN, "--data", "data", "--batch-size", "0"], "batch_size is 0, expected at least 1"),
     "a rate of none": ([*TRAIN, "--data", "data", "--lr", "nan"], "lr is nan, expected a number"),
-    "a batch that cannot be cut": ([*TRAIN, "--data", "data", "--accumulate", "3"], "a multiple of accumulate, 3"),
+    "a batch that cannot be cut": (
+        [*TRAIN, "--data", "data", "--grad-accum-steps", "3"],
+        "a multiple of grad_accum_steps, 3",
+    ),
     "fewer workers than none": ([*TRAIN, "--data", "data", "-j", "-1"], "--workers is -1, expected at least 0"),
     "a run that is there": (["train", "tiny.yaml", "--out", "run", "--data", "data"], "run holds a run at step 30"),
     "a file for a run": (["train", "tiny.yaml", "--out", "file", "--data", "data", *CPU], "file"),

@@ -113,6 +113,16 @@ def test_load_labels_reads_what_it_documents(tmp_path: Path) -> None:
     assert load_labels(path) == Labels(("sky", "road"), module.voc_palette(2), 255)
 
 
+def test_a_map_of_stored_ids(tmp_path: Path) -> None:
+    path = tmp_path / "dataset.yaml"
+    path.write_text("\ufeffnames: [sky, road]\r\nmap: {255: 1, 7: road, 1: 255}\r\n", "utf-8")
+    labels, remap = module.load_description(path)
+    assert labels.names == ("sky", "road") and remap is not None and len(remap) == 256
+    assert {stored: remap[stored] for stored in (0, 1, 2, 7, 254, 255)} == {0: 0, 1: 255, 2: -1, 7: 1, 254: -1, 255: 1}
+    path.write_text("names: [sky, road]")
+    assert module.load_description(path)[1] is None
+
+
 # Eight to the power of eight strings, were it ever written out.
 BOMB = "a: &a [x,x,x,x,x,x,x,x]\n" + "".join(
     f"{key}: &{key} [{','.join(['*' + before] * 8)}]\n" for before, key in itertools.pairwise("abcdefghi")
@@ -128,13 +138,21 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x]\n" + "".join(
         ("names: [sky, null]", r"names\[1\] is empty"),
         ("names: sky", "str 'sky'; expected a list"),
         ("names: {0: sky}", "dict.*expected a list"),
-        ("nmaes: [sky]", "'nmaes' .did you mean 'names'"),
-        ("names: [sky]\ncolours: []", "unknown key 'colours'; expected names, palette, ignore"),
+        ("nmaes: [sky]", "'nmaes'; did you mean names"),
+        ("names: [sky]\ncolours: []", "unknown key 'colours'; expected names, palette, ignore, map"),
         ("palette: []", "no key 'names'"),
         ("names: []", "0 classes"),
         ("names: [sky]\npalette: 3", "int 3; expected a list of"),
         ("names: [sky]\npalette: [[1, 2, x]]", r"palette\[0\]"),
         ("names: [sky]\nignore: none", "ignore is 'none'"),
+        ("names: [a, 1e3]", r"names\[1\] is float 1000.0; expected a string: put it in quotes"),
+        ("names: [a]\nnames: [b]", "line 2: the key 'names' is there twice"),
+        ("names: [a]\nmap: [0]", "map is list .0.; expected stored ids with their class"),
+        ("names: [a, b]\nmap: {255: 2}", "map has 255: 2; expected 0..255: 0..1, a name, or 255, ignored"),
+        ("names: [a, b]\nmap: {300: 1}", "map has 300: 1; expected 0..255: "),
+        ("names: [a, b]\nmap: {'7': 1}", "map has '7': 1; expected 0..255: "),
+        ("names: [a, b]\nmap: {7: c}", "map has 7: 'c'; expected 0..255: "),
+        ("names: [a, b]\nmap: {7: true}", "map has 7: True; expected 0..255: "),
         ("", "document is empty"),
         ("[a]", "document is list"),
         ("names: [", "cannot be read as YAML"),

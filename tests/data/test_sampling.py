@@ -6,17 +6,17 @@ import io
 import math
 import tarfile
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from atrous.data.labels import VOC, VOC_HARD_CLASSES, Labels
+from atrous.data.labels import VOC, Labels
 from atrous.data.sampling import bootstrap_factors, open_splits, repeat_factors, repeated
 from atrous.training import loader as training
 from atrous.training.config import Recipe, override
+from atrous.training.recipes import VOC_HARD_CLASSES
 
 VOC_FOLDER = Path(__file__).parents[3] / "shared" / "data" / "voc2012"
 
@@ -97,9 +97,11 @@ def test_a_recipe_lengthens_the_epoch(tiny_data: Path, tiny: Recipe) -> None:
     presence = training.check_masks(dataset)
     ids = [set(np.unique(dataset[i].mask)) - {255} for i in range(len(dataset))]
     assert [set(np.flatnonzero(row)) for row in presence] == ids
-    longer = training.sampled(dataset, presence, replace(tiny, bootstrap=("blue",), bootstrap_times=3))
+    longer = training.sampled(
+        dataset, presence, override(tiny, {"bootstrap": ("blue",), "bootstrap_times": 3}).data, None, 0
+    )
     assert Counter(longer.names) == {f"train{i}": 3 if 3 in found else 1 for i, found in enumerate(ids)}
-    assert training.sampled(dataset, presence, tiny).names == dataset.names
+    assert training.sampled(dataset, presence, tiny.data, None, 0).names == dataset.names
 
 
 def test_auto_takes_the_classes_of_lowest_iou(trained: Path, tiny: Recipe) -> None:
@@ -107,15 +109,17 @@ def test_auto_takes_the_classes_of_lowest_iou(trained: Path, tiny: Recipe) -> No
 
     by_class = read_card(resolve(trained)).metrics["val"]["iou"]
     recipe = override(tiny, {"bootstrap": "auto", "weights": str(trained)})
-    assert training.hardest_classes(recipe, count=2) == tuple(sorted(by_class, key=lambda name: by_class[name])[:2])
+    assert training.hardest_classes(recipe.model.weights, count=2) == tuple(
+        sorted(by_class, key=lambda name: by_class[name])[:2]
+    )
     with pytest.raises(ValueError, match="expected weights of a run"):
-        training.hardest_classes(replace(recipe, weights="imagenet"))
+        training.hardest_classes("imagenet")
 
 
 def test_the_same_masks_are_read_once(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = open_splits(tiny_data, "train*3")
     read = []
     original = dataset.read_ids
-    monkeypatch.setattr(dataset, "read_ids", lambda item, size: read.append(item.name) or original(item, size))
+    monkeypatch.setattr(dataset, "read_ids", lambda item, size, **more: read.append(item.name) or original(item, size))
     assert training.check_masks(dataset).shape == (24, 4)
     assert sorted(read) == sorted(open_splits(tiny_data, "train").names)

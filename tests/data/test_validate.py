@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from atrous.data.image_io import write_mask
 from atrous.data.labels import VOC
 from atrous.data.validate import check, class_counts, render
 
@@ -54,7 +55,7 @@ def test_a_sound_set_is_counted(root: Path) -> None:
     found = json.loads(json.dumps(report.as_dict()))
     assert found["sound"] and found["classes"] == ["sky", "road"] and found["splits"]["val"]["images"] == 1
     assert found["splits"]["train"]["class_images"] == {"sky": 2, "road": 1}
-    assert "sound, 0 warnings" in shown(root)
+    assert "no problems, 0 warnings" in shown(root)
 
 
 def test_every_fault_is_found_and_none_stops_the_rest(root: Path) -> None:
@@ -90,7 +91,7 @@ def test_likely_mistakes_are_warned_of(root: Path) -> None:
     put(root, "train", "again", seed=1)
     put(root, "val", "b", seed=9, mask=2)
     Image.fromarray(np.zeros((4, 6), np.uint8)).save(root / "masks" / "val" / "orphan.png")
-    report = check(root)
+    report = check(root, allow_empty_classes=True)
     assert report.problems == []
     for part in (
         "train: 1 pictures occur more than once: a, again",
@@ -100,6 +101,76 @@ def test_likely_mistakes_are_warned_of(root: Path) -> None:
     ):
         assert sum(part in line for line in report.warnings) == 1, part
     assert len(report.warnings) == 4 and "[bold]car" in shown(root)
+
+
+def put_masks(root: Path, values: np.ndarray, names: str, count: int = 1) -> None:
+    """A data set of one train image a mask, all with the same ids."""
+    for number in range(count):
+        put(root, "train", f"{number:02}", seed=100 + number, size=values.shape[::-1], mask=None)
+        Image.fromarray(values.astype(np.uint8)).save(root / "masks" / "train" / f"{number:02}.png")
+    (root / "dataset.yaml").write_text(f"names: {names}\n")
+
+
+HALF = np.repeat([[0, 1]], 4, axis=0)
+BOTH = "if 255 is leaf and 0 is background, write `names: [background, leaf]` and `map: {255: 1}` in dataset.yaml"
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "said"),
+    [
+        (HALF * 255, "[leaf]", ["leaf is the only class", "ids 0 (4 pixels), 255 (4 pixels)", BOTH]),
+        (HALF * 255, "[background, leaf]", ["train: no pixel of leaf", "if 255 is leaf, write `map: {255: 1}` in"]),
+        (HALF * 255, "[a, b, c]", ["no pixel of b, c", "if 255 is one of the classes, write `map: {255: ID}`"]),
+        (HALF * 0, "[sky, road]", ["train: no pixel of road; expected every class"]),
+        (HALF * 0, "[sky]", ["sky is the only class"]),
+        (HALF * 0 + 255, "[sky, road]", ["train: every pixel is ignored; expected some of the 2 classes"]),
+        (HALF, "[leaf]", ["mask has id 1 (4 pixels)", "`names: [background, leaf]` in dataset.yaml"]),
+        (HALF * 128, "[background, leaf]", ["mask has id 128 (4 pixels)", "write `map: {128: 1}` in dataset.yaml"]),
+        (HALF + 1, "[sky, road]", ["id 2 (4 pixels)", "if the first class, sky, is id 1, write `map: {1: 0, 2: 1}`"]),
+        (np.array([[0, 1, 2]]), "[a, b]", ["id 2 (1 pixels)", "if 0 is background, write `names: [background, a, b]`"]),
+        (np.array([[0, 128, 255]]), "[a, b, c]", ["id 128 (1 pixels)", "write `map: {128: 1, 255: 2}`"]),
+    ],
+)
+def test_masks_that_do_not_fit_their_names_are_problems(
+    tmp_path: Path, values: np.ndarray, names: str, said: list[str]
+) -> None:
+    put_masks(tmp_path, values, names)
+    (problem,) = check(tmp_path).problems
+    assert [part for part in said if part not in problem] == [], problem
+
+
+def test_empty_classes_can_be_allowed(tmp_path: Path) -> None:
+    put_masks(tmp_path, HALF * 255, "[background, leaf]")
+    report = check(tmp_path, allow_empty_classes=True)
+    assert report.problems == [] and "no pixel of leaf" in report.warnings[0]
+
+
+def test_an_ignored_border_is_not_taken_for_a_class(tmp_path: Path) -> None:
+    put_masks(tmp_path, np.array([[0, 1, 255]]), "[a, b, c]")
+    (problem,) = check(tmp_path).problems
+    assert "no pixel of c" in problem and "map" not in problem
+
+
+def test_problems_of_one_kind_are_one_line(tmp_path: Path) -> None:
+    put_masks(tmp_path, np.array([[0, 128, 255]]), "[a, b, c]", count=30)
+    for number in range(10):
+        (tmp_path / "images" / "train" / f"{number:02}.png").write_bytes(b"nothing")
+        mask = Image.fromarray(np.zeros((2, 10 + number), np.uint8))
+        mask.save(tmp_path / "masks" / "train" / f"{number + 10:02}.png")
+    unreadable, sizes, ids = check(tmp_path).problems
+    assert unreadable.startswith("train: 10 files like this: ") and "00.png: not an image" in unreadable
+    assert "; and " in unreadable and "01.png" in unreadable and "02.png" not in unreadable
+    assert sizes.startswith("train: 10 files like this: ") and "10.png: mask of 10x2; expected 3x1" in sizes
+    assert "train: 10 files like this" in ids and "the masks of train have the ids 0 (10 pixels), 128 (10" in ids
+    assert ids.endswith("write `map: {128: 1, 255: 2}` in dataset.yaml")
+
+
+def test_the_same_pictures_in_two_splits_are_one_line(tmp_path: Path) -> None:
+    put_masks(tmp_path, HALF, "[a, b]", count=30)
+    shutil.copytree(tmp_path / "images" / "train", tmp_path / "images" / "val")
+    shutil.copytree(tmp_path / "masks" / "train", tmp_path / "masks" / "val")
+    (problem,) = check(tmp_path).problems
+    assert problem.startswith("train and val: 30 files like this: ") and "00.png" in problem and "02.png" not in problem
 
 
 def test_a_split_of_ignored_pixels_is_warned_of(root: Path) -> None:
@@ -118,11 +189,12 @@ def test_vocs_trainaug_may_contain_its_train(tmp_path: Path) -> None:
         pixels = np.random.default_rng(seed).integers(0, 256, (4, 6, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / "JPEGImages" / f"{name}.jpg")
         for folder in ("SegmentationClass", "SegmentationClassAug"):
-            Image.fromarray(np.full((4, 6), 15, np.uint8)).save(tmp_path / folder / f"{name}.png")
-    report = check(f"voc:{tmp_path}")
+            write_mask(tmp_path / folder / f"{name}.png", np.full((4, 6), 15, np.uint8), VOC)
+    report = check(f"voc:{tmp_path}", allow_empty_classes=True)
     assert report.problems == [] and list(report.splits) == ["train", "trainaug", "val"]
     (sets / "trainaug.txt").write_text("a\nb\n")
-    assert ["same picture in trainaug and val" in line for line in check(tmp_path).problems] == [True]
+    problems = check(tmp_path, allow_empty_classes=True).problems
+    assert ["same picture in trainaug and val" in line for line in problems] == [True]
 
 
 def test_what_cannot_be_checked_at_all(root: Path) -> None:
@@ -172,4 +244,4 @@ def test_a_path_that_is_named_like_an_emoji_is_shown_as_it_is(tiny_data: Path, t
     data = shutil.copytree(tiny_data, tmp_path / "a:v:b")
     console = Console(record=True, width=200)
     console.print(render(check(f"folder:{data}")))
-    assert "a:v:b: sound" in console.export_text()
+    assert "a:v:b: no problems" in console.export_text()

@@ -61,28 +61,28 @@ def test_ranks_and_parts_share_out_the_batch_of_one_process(batch: int, size: in
 
 
 def test_two_ranks_stopped_at_every_step_lose_nothing() -> None:
-    whole = Counter(places(batch=4))
+    whole = Counter(places(batch_size=4))
     for stop in range(STEPS + 1):
         found: Counter[tuple[int, int]] = Counter()
         for rank in range(2):
-            found.update(places(batch=4, rank=rank, size=2, stop=stop))
-            found.update(places(batch=4, rank=rank, size=2, start=stop))
+            found.update(places(batch_size=4, rank=rank, size=2, stop=stop))
+            found.update(places(batch_size=4, rank=rank, size=2, start=stop))
         assert found == whole
 
 
 def test_the_length_is_the_number_of_parts() -> None:
-    stream = ResumableBatchSampler(SAMPLES, seed=0, batch=6, parts=3, start=4, stop=10)
+    stream = ResumableBatchSampler(SAMPLES, seed=0, batch_size=6, parts=3, start=4, stop=10)
     assert len(stream) == 18 == len(list(stream))
 
 
 def test_a_data_set_smaller_than_the_batch() -> None:
-    found = [place for part in ResumableBatchSampler(3, seed=0, batch=8, stop=3) for place in part]
+    found = [place for part in ResumableBatchSampler(3, seed=0, batch_size=8, stop=3) for place in part]
     assert Counter(found) == {(epoch, index): 1 for epoch in range(8) for index in range(3)}
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
     def orders(seed: int) -> list[tuple[int, ...]]:
-        found = [place for part in ResumableBatchSampler(50, seed=seed, batch=50, stop=3) for place in part]
+        found = [place for part in ResumableBatchSampler(50, seed=seed, batch_size=50, stop=3) for place in part]
         return [tuple(index for epoch, index in found if epoch == e) for e in range(3)]
 
     assert orders(1) == orders(1)
@@ -91,7 +91,7 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     with pytest.raises(ValueError, match="batch is 6, expected a multiple of 2 processes times 2 accumulated parts"):
-        ResumableBatchSampler(10, seed=0, batch=6, parts=2, size=2, stop=1)
+        ResumableBatchSampler(10, seed=0, batch_size=6, parts=2, size=2, stop=1)
 
 
 def test_a_generator_is_a_function_of_all_its_numbers() -> None:

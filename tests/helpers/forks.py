@@ -243,7 +243,7 @@ def save_all_states(folder: str) -> None:
     def take_step(state: State, *arguments: Any) -> float:
         loss = real(state, *arguments)
         state.step += 1
-        torch.save(state._to_save(), Path(folder) / f"{state.step}.pt")
+        torch.save(state.to_save(), Path(folder) / f"{state.step}.pt")
         state.step -= 1
         return loss
 
@@ -253,10 +253,19 @@ def save_all_states(folder: str) -> None:
 def steps_with_empty(out: str, steps: int) -> None:
     """Train on batches of which a fifth of the images, now and then all of a rank's, have no valid pixel."""
     from atrous.evaluation.distributed import distributed_context
-    from atrous.training.config import Recipe
+    from atrous.training.config import Recipe, override
 
     torch.set_default_dtype(torch.float64)
-    recipe = Recipe(backbone="timm/lcnet_050", multi_grid=None, aspp_rates=(1,), weights=None, batch_norm_decay=0.9)
+    recipe = override(
+        Recipe(),
+        {
+            "backbone": "timm/lcnet_050",
+            "multi_grid": None,
+            "aspp_rates": (1,),
+            "weights": None,
+            "batch_norm_decay": 0.9,
+        },
+    )
     generator = torch.Generator().manual_seed(5)
     with distributed_context("cpu") as ctx:
         state = State.build(recipe, 4, 255, ctx)

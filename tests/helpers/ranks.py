@@ -1,6 +1,5 @@
 """What `test_distributed` runs in one process and in each of two: steps of training, an evaluation, odd batches."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,23 @@ import torch
 from atrous.data.datasets.dataset import open_dataset
 from atrous.evaluation.distributed import DistributedContext, SynchronisedBatchNorm, distributed_context
 from atrous.evaluation.evaluate import evaluate
-from atrous.ops.conv_kernels.dispatch import default_form
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 from atrous.training.state import State
 
-RECIPE = Recipe(
-    backbone="timm/lcnet_050", weights=None, multi_grid=None, aspp_rates=(1,), lr=0.1, weight_decay=0.0,
-    batch_norm_decay=0.5, batch=4, ema=0.9,
-)  # fmt: skip
+RECIPE = override(
+    Recipe(),
+    {
+        "backbone": "timm/lcnet_050",
+        "weights": None,
+        "multi_grid": None,
+        "aspp_rates": (1,),
+        "lr": 0.1,
+        "weight_decay": 0.0,
+        "batch_norm_decay": 0.5,
+        "batch_size": 4,
+        "ema_decay": 0.9,
+    },
+)
 
 
 def main(data: Path, out: Path) -> None:
@@ -27,18 +35,18 @@ def main(data: Path, out: Path) -> None:
     labels[0, :20] = 255
     labels[3] = 255  # uneven counts, and an image without any
     empty = torch.full_like(labels, 255)
-    with distributed_context("cpu") as ctx, default_form("model"):
+    with distributed_context("cpu") as ctx:
         found: dict[str, Any] = {}
         # In float64, for a rounding in float32 moves some rectifiers across their kink.
         torch.set_default_dtype(torch.float64)
         found["plain"], state = step(ctx, RECIPE, images, labels)
         found["kinds"] = {type(norm).__name__ for norm in state.model.batch_norms()} == {"SynchronisedBatchNorm"}
         found["average"] = state.evaluated.state_dict()
-        found["frozen, in parts"], _ = step(ctx, replace(RECIPE, batch_norm="freeze"), images, labels, parts=2)
+        found["frozen, in parts"], _ = step(ctx, override(RECIPE, {"batch_norm": "freeze"}), images, labels, parts=2)
         found["one rank empty"], _ = step(ctx, RECIPE, images, torch.cat([labels[:2], empty[:2]]))
         found["empty"], _ = step(ctx, RECIPE, images, empty)
         torch.set_default_dtype(torch.float32)
-        found["bf16"], _ = step(ctx, replace(RECIPE, amp="bf16"), images, labels)
+        found["bf16"], _ = step(ctx, override(RECIPE, {"amp": "bf16"}), images, labels)
         model = State.build(RECIPE, 4, 255, ctx).model
         evaluation = evaluate(model, open_dataset(data, "val"), ctx=ctx)
         found["scores"] = {**evaluation.scores.as_dict(), "images": evaluation.images}
@@ -64,7 +72,7 @@ def step(
     share = len(images) // ctx.size
     mine = slice(ctx.rank * share, (ctx.rank + 1) * share)
     pairs = zip(images[mine].chunk(parts), labels[mine].chunk(parts), strict=True)
-    loss = state.take_step([(part, truth, ["x"] * len(part)) for part, truth in pairs], recipe.lr, ctx)
+    loss = state.take_step([(part, truth, ["x"] * len(part)) for part, truth in pairs], recipe.optim.lr, ctx)
     statistics = {key: value for key, value in state.model.named_buffers() if "running" in key}
     return {"loss": loss, "gradient": gradient, "buffers": statistics}, state
 

@@ -10,8 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import fold_batch_norm, native_dtype, with_output_stride
-from atrous.ops.conv_kernels.onednn import fuses
-from atrous.ops.packed_conv import PackedConv2d
+from atrous.ops.packed_conv import PackedConv2d, fuses
 
 
 def shaken(backbone: str, **options: object) -> DeepLabV3:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from atrous.ops import conv
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d, atrous_conv2d, place
 from atrous.ops.conv_kernels import depthwise, dispatch
-from atrous.ops.conv_kernels.dispatch import default_form
-from atrous.ops.conv_kernels.space_to_batch import by_phases
+from atrous.ops.conv_kernels.space_to_batch import space_to_batch
 
 
 def equation_1(x: Tensor, w: Tensor, rate: int) -> Tensor:
@@ -123,11 +122,19 @@ def test_odd_max_pool_is_placed_as_a_convolution_is() -> None:
     ("side", "stride", "rate"), [(5, 1, 1), (3, 2, 1), (5, 2, 1), (5, 1, 2), (3, 1, 2), (3, 1, 6), (3, 2, 2), (3, 1, 1)]
 )
 @pytest.mark.parametrize("kind", [AtrousConv2d, AtrousConv2dSame])
-@pytest.mark.parametrize("form", ["library", "model", "auto", "window"])
+@pytest.mark.parametrize("form", ["library", "", "depthwise"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_depthwise_gradients_in_bfloat16_are_right(
-    kind: type[AtrousConv2d], side: int, stride: int, rate: int, form: str, bias: bool
+    kind: type[AtrousConv2d],
+    side: int,
+    stride: int,
+    rate: int,
+    form: str,
+    bias: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if form:
+        monkeypatch.setattr(dispatch, "_rule", lambda *_: form)
     # Against float64, for the library's own are noise, or NaN, where the rate is more than 1.
     torch.manual_seed(side)
     layer = kind(64, 64, side, stride=stride, rate=rate, groups=64, bias=bias)
@@ -139,7 +146,7 @@ def test_depthwise_gradients_in_bfloat16_are_right(
     )
     truths = torch.autograd.grad(exact, wanted, gradient.double())
     for _ in range(3):  # what is not initialised differs from call to call
-        with default_form(form), torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16):
             y = layer(x)
         assert y.dtype == torch.bfloat16 and (y - exact).norm() < 0.01 * exact.norm()
         for ours, truth in zip(torch.autograd.grad(y, wanted, gradient.bfloat16()), truths, strict=True):
@@ -148,31 +155,34 @@ def test_depthwise_gradients_in_bfloat16_are_right(
 
 @pytest.mark.parametrize(("side", "rate"), [(3, 2), (5, 2), (5, 4), (3, 8), (7, 3)])
 @pytest.mark.parametrize("size", [(21, 33), (16, 16), (5, 40), (1, 1)])
-@pytest.mark.parametrize("form", ["model", "mirror", "window", "auto"])
+@pytest.mark.parametrize("form", ["", "depthwise"])
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
 def test_depthwise_gradients_in_float32_are_right_however_far_a_filter_reaches(
     side: int, rate: int, size: tuple[int, int], form: str, capability: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # With AVX2 what reaches more than 6 pixels goes by phases, on any processor that says so.
+    # With AVX2 what reaches more than 6 pixels goes by space to batch, on any processor that says so.
     monkeypatch.setattr(depthwise, "CAPABILITY", capability)
     monkeypatch.setattr(dispatch, "SMALL", 0)
-    phases: list[int] = []
-    monkeypatch.setattr(depthwise, "by_phases", lambda *given: (phases.append(given[-1]), by_phases(*given))[1])
+    monkeypatch.setattr(dispatch, "_tried", lambda task, form, *_: form)
+    if form:
+        monkeypatch.setattr(dispatch, "_rule", lambda *_: form)
+    rates: list[int] = []
+    monkeypatch.setattr(
+        depthwise, "space_to_batch", lambda *given: (rates.append(given[-1]), space_to_batch(*given))[1]
+    )
     kind = AtrousConv2dSame if size == (16, 16) else AtrousConv2d
     layer = kind(128, 128, side, rate=rate, groups=128)
     x = torch.randn(3, 128, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
     exact = F.conv2d(x.double(), layer.weight.double(), None, 1, rate * (side // 2), rate, 128)
     gradient = torch.randn(exact.shape).contiguous(memory_format=torch.channels_last)
-    with default_form(form):
-        y = layer(x)
-        found = torch.autograd.grad(y, (x, layer.weight), gradient)
+    y = layer(x)
+    gradients = torch.autograd.grad(y, (x, layer.weight), gradient)
     assert (y - exact).norm() < 1e-6 * exact.norm() and y.is_contiguous(memory_format=torch.channels_last)
     truths = torch.autograd.grad(exact, (x, layer.weight), gradient.double())
-    for ours, truth in zip(found, truths, strict=True):
+    for ours, truth in zip(gradients, truths, strict=True):
         assert (ours - truth).norm() < 1e-6 * truth.norm()
     far = capability == "AVX2" and rate * (side // 2) > 6
-    if form in ("model", "mirror"):  # forward, and the gradient of the input
-        assert phases == [rate, rate] * far
+    assert rates == [rate, rate] * far  # forward, and the gradient of the input
 
 
 def test_filters_that_are_no_squares_stay_with_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +191,7 @@ def test_filters_that_are_no_squares_stay_with_the_library(monkeypatch: pytest.M
     assert depthwise.lacks_kernel(x, square, 4) and not depthwise.lacks_kernel(x, flat, 4)
     assert not depthwise.lacks_kernel(x, square, 3) and not depthwise.lacks_kernel(x.bfloat16(), square, 4)
     expected = F.conv2d(x, flat, None, 1, (4, 8), 4, 16)
-    torch.testing.assert_close(depthwise.far_forward(x, [], [flat], [4])[0], expected)
+    torch.testing.assert_close(depthwise.depthwise_forward(x, [], [flat], [4])[0], expected)
 
 
 @pytest.mark.parametrize("groups", [1, 16])
@@ -200,8 +210,8 @@ def test_at_stride_1_a_same_padding_one_has_the_forms(
     )
     native.load_state_dict(layer.state_dict())
     x = torch.randn(2, 16, 12, 9).contiguous(memory_format=torch.channels_last)
-    with default_form("window"):
-        torch.testing.assert_close(layer(x), native(x))
+    monkeypatch.setattr(dispatch, "_rule", lambda *_: "window" if groups == 1 else "depthwise")
+    torch.testing.assert_close(layer(x), native(x))
     assert given == [[rate]] * calls
 
 

@@ -1,9 +1,10 @@
-"""Convolution with what follows it, in one call: the same numbers, and the usual way where that is needed."""
+"""Convolution with fused activation and addition: the same numbers as separate operators, and when those run."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -12,16 +13,22 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from atrous.ops import packed_conv
+from atrous.ops import packed_conv, trusted
 from atrous.ops.conv import AtrousConv2d
-from atrous.ops.conv_kernels import onednn
-from atrous.ops.conv_kernels.dispatch import default_form
-from atrous.ops.conv_kernels.onednn import fuses, holds
-from atrous.ops.conv_kernels.space_to_batch import by_phases
-from atrous.ops.packed_conv import PackedConv2d, PackedConv2dSame
+from atrous.ops.conv_kernels import depthwise, dispatch
+from atrous.ops.conv_kernels.space_to_batch import space_to_batch
+from atrous.ops.packed_conv import PackedConv2d, PackedConv2dSame, fuses, holds
 
 ACTIVATIONS = [nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh]
 LAST = torch.channels_last
+
+needs_onednn = pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")
+
+
+@pytest.fixture(autouse=True)
+def sound() -> None:
+    """No test before has left the note that its image or weights were not finite."""
+    packed_conv._current.plain = False
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -63,7 +70,7 @@ def test_it_is_the_convolution_the_addition_and_the_activation(
         assert torch.equal(other, before), "what was to be kept is changed"
 
 
-@pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")
+@needs_onednn
 def test_weights_are_laid_out_once_a_size_comes_again_and_anew_when_they_change() -> None:
     layer = PackedConv2d(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()).requires_grad_(False)
     x = draw(1, 8, 9, 9)
@@ -140,58 +147,117 @@ def test_the_usual_way_under_export_autocast_and_in_double(monkeypatch: pytest.M
         close(copy.deepcopy(layer).double()(x.double(), other.double()), expected.double())
 
 
-@pytest.mark.parametrize("form", ["library", "window", "gemm", "phases", "model"])
-def test_a_form_of_atrous_convolution_can_be_asked_for(form: str) -> None:
+@pytest.mark.parametrize("form", ["library", "window", "tap_gemm"])
+def test_the_form_of_the_rule_is_taken(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setattr(dispatch, "_rule", lambda *_: form)
     layer = PackedConv2d(AtrousConv2d(8, 8, 3, rate=3, bias=True), nn.ReLU()).requires_grad_(False)
     x, other = draw(1, 8, 9, 9), draw(1, 8, 9, 9)
     expected = (F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=3, dilation=3) + other).relu()
-    with torch.inference_mode(), default_form(form):
+    with torch.inference_mode():
         close(layer(x, other), expected)
 
 
-def test_operators_that_are_missing_or_wrong_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object) -> Tensor:
-        raise AttributeError("no such operator")
+def missing(*_: object) -> Tensor:
+    raise AttributeError("no such operator")
 
-    def wrong(*arguments: object) -> Tensor:
-        return fused(*arguments) + 1
 
-    fused = onednn.fused_convolution
-    for broken in (missing, wrong):
-        monkeypatch.setattr(onednn, "fused_convolution", broken)
-        assert not fuses.__wrapped__(torch.float32, nn.ReLU)
-    monkeypatch.setattr(packed_conv, "fuses", lambda *_: False)
+def lie(*arguments: Any) -> Tensor:
+    return FUSED(*arguments) + 1
+
+
+def nan(*arguments: Any) -> Tensor:
+    return FUSED(*arguments) * torch.nan
+
+
+FUSED = packed_conv.fused_convolution
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("broken", "why"), [(missing, "fails with AttributeError"), (lie, "differs"), (nan, "differs")]
+)
+def test_an_operator_that_is_missing_or_wrong_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, broken: Any, why: str
+) -> None:
+    monkeypatch.setattr(trusted, "_RESULTS", {})
+    monkeypatch.setattr(packed_conv, "fused_convolution", broken)
     layer = PackedConv2d(nn.Conv2d(4, 4, 1), nn.ReLU()).requires_grad_(False)
     x = draw(1, 4, 6, 6)
     with torch.inference_mode():
-        close(layer(x), F.conv2d(x, layer.weight, layer.bias).relu().double())
+        with pytest.warns(RuntimeWarning, match=f"oneDNN's convolution with ReLU on cpu in float32 {why}"):
+            close(layer(x), F.conv2d(x, layer.weight, layer.bias).relu().double())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # it warns once
+            close(layer(x), F.conv2d(x, layer.weight, layer.bias).relu().double())
+
+
+def test_a_shape_gives_the_same_bytes_whatever_came_before() -> None:
+    for dtype in packed_conv.DTYPES:
+        for channels, groups, side, rate in ((64, 1, 1, 1), (32, 1, 3, 2), (64, 64, 5, 1), (128, 1, 3, 1)):
+            native = AtrousConv2d(channels, channels, side, rate=rate, groups=groups).to(dtype, memory_format=LAST)
+            layer = PackedConv2d(native.requires_grad_(False), nn.ReLU())
+            x, other = draw(1, channels, 21, 17, dtype=dtype), draw(1, channels, 9, 12, dtype=dtype)
+            with torch.inference_mode():
+                first, second, third = layer(x), layer(x), layer(x)
+                layer(other), layer(other)
+                assert all(torch.equal(first, again) for again in (second, third, layer(x), layer(x)))
+
+
+# NaN and infinity ---------------------------------------------------------------------------------------------------
+
+
+def small_net(activation: type[nn.Module], *, packed: bool) -> nn.Sequential:
+    """An image to classes, as in a mobile network; the layers beyond the first know nothing of the image."""
+    torch.manual_seed(0)
+    convs = [
+        (nn.Conv2d(3, 16, 3, padding=1), activation()),
+        (nn.Conv2d(16, 16, 3, padding=1, groups=16), activation()),
+        (nn.Conv2d(16, 128, 1), activation()),
+        (nn.Conv2d(128, 128, 3, padding=1), activation()),
+        (nn.Conv2d(128, 5, 1), nn.Identity()),
+    ]
+    layers = [PackedConv2d(conv, act) if packed else nn.Sequential(conv, act) for conv, act in convs]
+    return nn.Sequential(*layers).requires_grad_(False).to(memory_format=LAST).eval()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])
+@pytest.mark.parametrize("where", ["pixel", "filter", "bias", "layer"])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6])
+def test_nan_and_infinity_travel_as_in_the_plain_network(activation: type[nn.Module], where: str, value: float) -> None:
+    plain, packed, x = small_net(activation, packed=False), small_net(activation, packed=True), draw(1, 3, 19, 19)
+    sound = x.clone()
+    if where == "pixel":
+        x[0, 1, 9, 9] = value
+    for number in (2, 4) if where != "pixel" else ():
+        conv, twin = plain[number][0], packed[number]
+        for layer in (conv, twin):
+            {"filter": layer.weight[1, 0, 0, :1], "bias": layer.bias[:1], "layer": layer.weight}[where].fill_(value)
+    with torch.inference_mode():
+        expected = plain(x)
+        for _ in range(3):
+            torch.testing.assert_close(packed(x), expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+        if where == "pixel":
+            torch.testing.assert_close(packed(sound), plain(sound), rtol=1e-4, atol=1e-4)
 
 
 def test_what_it_can_hold() -> None:
     assert holds(nn.ReLU()) and holds(nn.Identity()) and not holds(nn.Softmax()) and not holds(nn.Sequential())
 
 
-@pytest.mark.skipif(not packed_conv.fuses(torch.float32, nn.ReLU6), reason="oneDNN has no fused convolutions here")
-def test_a_far_reaching_depthwise_layer_takes_the_phases_where_they_win(monkeypatch: pytest.MonkeyPatch) -> None:
-    native = AtrousConv2d(16, 16, 5, rate=4, groups=16, bias=True).eval().requires_grad_(False)
-    native = native.to(memory_format=torch.channels_last)
-    conv, x = (
-        packed_conv.PackedConv2d(native, nn.ReLU6()),
-        torch.randn(1, 16, 21, 18).to(memory_format=torch.channels_last),
-    )
-    taken: list[int] = []
+@needs_onednn
+def test_a_far_reaching_depthwise_layer_goes_by_space_to_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = AtrousConv2d(16, 16, 5, rate=4, groups=16, bias=True).eval().requires_grad_(False).to(memory_format=LAST)
+    conv, x = PackedConv2d(native, nn.ReLU6()), draw(1, 16, 21, 18)
+    rates: list[int] = []
 
-    def noted(*arguments: Any) -> torch.Tensor:
-        taken.append(arguments[3])
-        return by_phases(*arguments)
+    def noted(x: Tensor, weight: Tensor, rate: int) -> Tensor:
+        rates.append(rate)
+        return space_to_batch(x, weight, rate)
 
-    monkeypatch.setattr(packed_conv, "by_phases", noted)
-    for wins in (True, False):
-        monkeypatch.setattr(packed_conv, "phases_win", lambda *_, wins=wins: wins)
+    monkeypatch.setattr(depthwise, "space_to_batch", noted)
+    monkeypatch.setattr(dispatch, "SMALL", 0)
+    for capability in ("AVX2", "AVX512"):
+        monkeypatch.setattr(depthwise, "CAPABILITY", capability)
         with torch.inference_mode():
             torch.testing.assert_close(conv(x), nn.ReLU6()(native(x)), rtol=1e-5, atol=1e-5)
-    assert taken == [4]
-    monkeypatch.setattr(packed_conv, "phases_win", lambda *_: True)
-    with torch.inference_mode(), default_form("model"):
-        conv(x)
-    assert taken == [4]  # a form that the clock chooses has no place where results must repeat
+    assert rates.count(4) >= 1 and conv._layout[0] is not None

@@ -1,4 +1,4 @@
-"""The mean over scales and flips, a strip at a time, against the plain form in double precision."""
+"""The mean over scales and flips, tile by tile, against the plain form in double precision."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_it_is_the_plain_mean(
     assert all(torch.equal(view.logits, kept) for view, kept in zip(views, before, strict=True))
 
 
-def test_strips_of_any_height_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_of_any_height_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     views = draw((41, 30), 6, 8, (0.5, 1.25))
     whole = mean_probabilities(views, (41, 30), 8)
@@ -86,6 +86,27 @@ def test_half_precision_is_computed_in_float32_and_double_stays() -> None:
     doubles = [view._replace(logits=view.logits.double()) for view in views]
     found = mean_probabilities(doubles, (33, 33), 16)
     assert found.dtype == torch.float64 and (found - plain(doubles, (33, 33), 16)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_not_finite_travel_as_in_the_plain_mean(value: float) -> None:
+    torch.manual_seed(0)
+    views = draw((65, 90), 5, 16, (0.5, 1.0))
+    views[1].logits[0, 2, 1, 2] = value
+    expected = plain(views, (65, 90), 16)
+    mean = mean_probabilities(views, (65, 90), 16)
+    torch.testing.assert_close(mean.double(), expected, rtol=0, atol=1e-6, equal_nan=True)
+    assert 0 < int(mean.isnan().sum()) < mean.numel() or value == -torch.inf
+    classes = mean_argmax(views, (65, 90), 16)
+    assert torch.equal(classes.long(), mean.argmax(1))
+
+
+def test_pytorchs_operators_where_kernels_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATROUS_KERNELS", "library")
+    monkeypatch.setattr(views_of, "_tiles", None)  # it is not called
+    views = draw((33, 41), 3, 8, (0.5, 1.0))
+    assert (mean_probabilities(views, (33, 41), 8) - plain(views, (33, 41), 8)).abs().max() < 1e-6
+    mean_argmax(views, (33, 41), 8)
 
 
 def test_equal_classes_give_the_first() -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atrous.ops import resize, tiled_upsample, upsampled_loss
+from atrous.ops import resize, tiled_upsample, trusted, upsampled_loss
 from atrous.ops.upsampled_loss import upsampled_argmax, upsampled_cross_entropy_sum
 
 # output stride, H, W, classes, batch
@@ -219,6 +219,70 @@ def test_compiles_as_one_graph(backend: str) -> None:
     torch.testing.assert_close(compiled.grad, eager.grad)
     classes = torch.compile(lambda x: upsampled_argmax(x, (20, 17), 8), fullgraph=True, backend=backend)(logits)
     assert torch.equal(classes, upsampled_argmax(logits, (20, 17), 8))
+
+
+# NaN, infinity and kernels that fail --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_argmax_of_logits_that_are_not_finite_is_the_plain_one(value: float, everywhere: bool) -> None:
+    logits, size = sample(16, 65, 90, 5, 2)[0], (65, 90)
+    logits[0, 2 if everywhere else slice(2, 4), slice(None) if everywhere else 2, slice(None) if everywhere else 3] = (
+        value
+    )
+    expected = resize.upsample(logits, size, 16).argmax(1).to(torch.uint8)
+    assert torch.equal(upsampled_argmax(logits, size, 16), expected)
+
+
+def test_the_library_where_kernels_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = sample(8, 33, 41, 6, 2)
+    monkeypatch.setenv("ATROUS_KERNELS", "library")
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        given = logits.to(dtype).requires_grad_()
+        loss = upsampled_cross_entropy_sum(given, labels, 8, torch.rand(6) + 0.1)
+        assert "NllLoss" in str(loss.grad_fn) and loss.dtype == (dtype if dtype == torch.float64 else torch.float32)
+    monkeypatch.setattr(upsampled_loss, "first_maximum", None)  # it is not called
+    expected = resize.upsample(logits, (33, 41), 8).argmax(1).to(torch.uint8)
+    assert torch.equal(upsampled_argmax(logits, (33, 41), 8), expected)
+
+
+def lie(*given: object) -> tuple[Tensor, Tensor]:
+    loss, gradient = TILES(*given)
+    return loss, gradient.roll(1, 0)
+
+
+def nan(*given: object) -> tuple[Tensor, Tensor]:
+    loss, gradient = TILES(*given)
+    return loss, gradient * torch.nan
+
+
+def crash(*given: object) -> tuple[Tensor, Tensor]:
+    raise RuntimeError("out of registers")
+
+
+TILES = upsampled_loss._by_kernel
+
+
+@pytest.mark.parametrize(("broken", "why"), [(lie, "differs"), (nan, "differs"), (crash, "out of registers")])
+def test_a_kernel_that_fails_its_trial_is_not_taken(monkeypatch: pytest.MonkeyPatch, broken: object, why: str) -> None:
+    logits, labels = sample(8, 33, 41, 6, 2)
+    monkeypatch.setattr(trusted, "_RESULTS", {})
+    monkeypatch.setattr(upsampled_loss, "_by_kernel", broken)
+    with pytest.warns(RuntimeWarning, match=f"the tiled loss on cpu in float32 .*{why}"):
+        loss = upsampled_cross_entropy_sum(logits, labels, 8)
+    torch.testing.assert_close(loss, plain(logits, labels, 8))
+
+
+def test_on_cuda_the_loss_is_triton_or_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, tried = torch.device("cuda"), []
+    monkeypatch.setattr(upsampled_loss, "trusted", lambda name, *_: bool(tried.append(name)) or True)
+    monkeypatch.setattr(upsampled_loss, "_has_triton", lambda: False)
+    assert not upsampled_loss._has_kernel(cuda, torch.float32) and not tried
+    monkeypatch.setattr(upsampled_loss, "_has_triton", lambda: True)
+    assert upsampled_loss._has_kernel(cuda, torch.float32) and tried == ["the Triton kernel of the loss"]
+    assert not upsampled_loss._has_kernel(cuda, torch.float64)
+    assert not upsampled_loss._has_kernel(torch.device("mps"), torch.float32)
 
 
 def test_operators_keep_their_contract() -> None:

@@ -1,4 +1,4 @@
-"""The model in PyTorch's tracers and exporters, ONNX Runtime and OpenVINO: the sizes and logits of eager, at any size."""
+"""The model traced and exported (TorchScript, torch.export, ONNX, OpenVINO): eager's sizes and logits at any size."""
 
 from __future__ import annotations
 

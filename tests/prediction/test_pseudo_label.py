@@ -132,7 +132,7 @@ def test_a_tflite_graph_teaches_a_train() -> None:
 
 def test_a_graph_without_names_or_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.tflite").write_bytes(b"not a graph at all")
-    with pytest.raises(ValueError, match="holds no names of classes"):
+    with pytest.raises(ValueError, match="holds no class names"):
         open_teacher(tmp_path / "x.tflite")
     with pytest.raises(FileNotFoundError, match="no such file"):
         open_teacher(tmp_path / "y.tflite", labels=LABELS)

@@ -155,7 +155,7 @@ def test_what_was_interrupted_goes_on(voc: Path, model: Model, tmp_path: Path) -
     whole = submission.write(model(VOC), data, tmp_path / "whole", device="cpu")
     assert members(whole.archive) == members(out / "results.tgz")
     Image.new("P", (5, 5)).save(out / FOLDER / "2008_2.png")
-    with pytest.raises(ValueError, match=r"2008_2\.png: 5x5 pixels; expected 25x40.*; remove what is wrong there"):
+    with pytest.raises(ValueError, match=r"2008_2\.png: 5x5 pixels; expected 25x40.*; remove the wrong files there"):
         submission.write(model(VOC), data, out, device="cpu")
     assert not list(out.glob(".*")), "no half an archive is left"
 

@@ -17,9 +17,9 @@ from atrous.reproduction.figures import (
     figure_4_csv,
     figure_4_markdown,
     figure_4_plot,
-    found_by,
-    holding,
+    images_with_most,
     picture_grid,
+    predicted,
     spread_with_failure,
     valid_weights,
 )
@@ -29,10 +29,10 @@ from atrous.reproduction.figures import (
 def test_figure_4_is_what_a_filter_of_ones_counts(rate: int) -> None:
     counted = F.conv2d(torch.ones(1, 1, 65, 65), torch.ones(1, 1, 3, 3), padding=rate, dilation=rate)
     assert counted.shape[-2:] == (65, 65)
-    found = valid_weights(rate)
+    valid = valid_weights(rate)
     for count in COUNTS:
-        assert found[count] == Fraction(int((counted == count).sum()), 65 * 65)
-    assert sum(found.values()) == 1
+        assert valid[count] == Fraction(int((counted == count).sum()), 65 * 65)
+    assert sum(valid.values()) == 1
 
 
 def test_figure_4_degenerates_to_the_centre() -> None:
@@ -75,10 +75,10 @@ def test_the_last_picture_is_the_worst(trained, tiny_data) -> None:
 
     def miou(index: int) -> float:
         sample = dataset[index]
-        truth, found = sample.mask.numpy(), found_by(model, sample.image, 8)
+        truth, ids = sample.mask.numpy(), predicted(model, sample.image, 8)
         valid = truth != 255
-        shares = [((truth == k) & (found == k) & valid).sum() / (((truth == k) | (found == k)) & valid).sum()
-                  for k in range(4) if (((truth == k) | (found == k)) & valid).any()]  # fmt: skip
+        shares = [((truth == k) & (ids == k) & valid).sum() / (((truth == k) | (ids == k)) & valid).sum()
+                  for k in range(4) if (((truth == k) | (ids == k)) & valid).any()]  # fmt: skip
         return float(np.mean(shares))
 
     assert len(indices) == len(set(indices)) == 3
@@ -88,10 +88,10 @@ def test_the_last_picture_is_the_worst(trained, tiny_data) -> None:
 def test_pictures_that_hold_most_of_a_class_come_first(tiny_data) -> None:
     dataset = open_dataset(tiny_data, "train")
     shares = [float((dataset[i].mask == 2).float().mean()) for i in range(len(dataset))]
-    assert holding(dataset, ["green"], 3) == sorted(range(len(dataset)), key=lambda i: -shares[i])[:3]
+    assert images_with_most(dataset, ["green"], 3) == sorted(range(len(dataset)), key=lambda i: -shares[i])[:3]
 
 
 def test_a_prediction_leaves_the_model_as_it_was(tiny_data) -> None:
     model = DeepLabV3("timm/lcnet_050", 4, aspp_rates=(1,), image_pooling=False).train()
-    found = found_by(model, open_dataset(tiny_data, "val")[0].image, 8)
-    assert found.dtype == np.uint8 and model.training and model.output_stride == 16
+    ids = predicted(model, open_dataset(tiny_data, "val")[0].image, 8)
+    assert ids.dtype == np.uint8 and model.training and model.output_stride == 16

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from atrous.evaluation.evaluate import Setting
-from atrous.reproduction.estimate import flops, measured_rate, seconds_left, training_seconds, work_left, work_of_a_step
-from atrous.reproduction.plan import Options, Training, plan
+from atrous.reproduction.plan import Options, plan, pooled
+from atrous.training.config import override
 from atrous.training.stages import mark_finished
 
 
@@ -52,18 +52,18 @@ def test_seeds_data_and_recipe_each_give_another_folder(options: Options, tiny_d
 
 
 def test_bootstrapping_goes_on_from_one_training(options: Options) -> None:
-    found = list(plan("figure-7", options).trainings.values())
-    first, without, with_ = found
+    first, without, with_ = plan("figure-7", options).trainings.values()
     assert first.after is None and without.after == with_.after == first.name
     assert without.recipe and with_.recipe and first.recipe
-    assert without.recipe.weights == str(first.run) and with_.recipe == replace(without.recipe, bootstrap="auto")
-    assert first.recipe.val_split == "val"  # its scores by class are what auto goes by
+    assert without.recipe.model.weights == str(first.run)
+    assert with_.recipe == override(without.recipe, {"bootstrap": "auto"})
+    assert first.recipe.data.val_split == "val"  # its scores by class are what auto goes by
 
 
 def test_hard_classes_are_the_presets_where_the_data_have_them(options: Options, tmp_path: Path) -> None:
     def chosen(options: Options) -> object:
         last = list(plan("figure-7", options, dry=True).trainings.values())[-1]
-        return last.recipe and last.recipe.bootstrap
+        return last.recipe and last.recipe.data.bootstrap
 
     assert chosen(replace(options, data=None, out=tmp_path)) == ("wheel",)
     assert chosen(options) == "auto" and chosen(replace(options, preset="camvid")) == "auto"
@@ -74,38 +74,44 @@ def test_coco_is_left_out_or_comes_first(options: Options, make_data, tmp_path: 
     without = plan("table-6", options)
     assert without.uses[4] == () and any("--pretraining" in note for note in without.notes)
     assert options.data
-    found = plan("table-6", replace(options, pretraining=f"folder:{options.data}"))
-    _, pretraining, after = found.trainings.values()
+    six = plan("table-6", replace(options, pretraining=f"folder:{options.data}"))
+    _, pretraining, after = six.trainings.values()
     assert (
         after.after == pretraining.name and pretraining.settings == () and pretraining.data == f"folder:{options.data}"
     )
-    assert after.recipe and pretraining.recipe and not after.recipe.reset_head
-    assert after.recipe.lr == pytest.approx(pretraining.recipe.lr / 70)
-    assert found.uses[4] == ((after.name, Setting(8, (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True)),)
+    assert after.recipe and pretraining.recipe and not after.recipe.model.reset_head
+    assert after.recipe.optim.lr == pytest.approx(pretraining.recipe.optim.lr / 70)
+    assert six.uses[4] == ((after.name, Setting(8, (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True)),)
 
 
 def test_replicas_are_as_many_as_the_machine_has_cores(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 5)
-    found = plan("table-11", options)
-    assert [training.replicas for training in found.trainings.values()] == [1, 2, 4]
-    assert [len(uses) for uses in found.uses] == [1, 1, 1, 0, 0, 0] and any("5 cores" in note for note in found.notes)
+    planned = plan("table-11", options)
+    assert [training.replicas for training in planned.trainings.values()] == [1, 2, 4]
+    assert [len(uses) for uses in planned.uses] == [1, 1, 1, 0, 0, 0] and any(
+        "5 cores" in note for note in planned.notes
+    )
 
 
 def test_what_is_kept_is_the_last_weights(options: Options) -> None:
     for training in plan("table-9", options).trainings.values():
-        assert training.recipe and training.recipe.val_every == training.recipe.iterations == 4
+        assert training.recipe and training.recipe.run.val_every == training.recipe.schedule.iterations == 4
 
 
 def test_class_weights_of_other_classes_are_left_out(tiny_data: Path, tmp_path: Path) -> None:
-    found = plan("table-9", Options("camvid", data=str(tiny_data), out=tmp_path))
-    assert found.base.class_weights is None and any("class weights" in note for note in found.notes)
+    planned = plan("table-9", Options("camvid", data=str(tiny_data), out=tmp_path))
+    assert planned.base.loss.class_weights is None and any("class weights" in note for note in planned.notes)
 
 
 def test_backbones(options: Options) -> None:
     one = plan("table-1", replace(options, backbones=("timm/lcnet_050",), values={"weights": None}))
-    assert {training.recipe.backbone for training in one.trainings.values() if training.recipe} == {"timm/lcnet_050"}
+    assert {training.recipe.model.backbone for training in one.trainings.values() if training.recipe} == {
+        "timm/lcnet_050"
+    }
     two = plan("table-2", replace(options, backbones=("resnet18", "resnet34"))).trainings.values()
-    assert [training.recipe.backbone for training in two if training.recipe] == ["resnet18"] * 4 + ["resnet34"] * 4
+    assert [training.recipe.model.backbone for training in two if training.recipe] == ["resnet18"] * 4 + [
+        "resnet34"
+    ] * 4
     with pytest.raises(ValueError, match="compares two networks"):
         plan("table-2", replace(options, backbones=("resnet18",)))
     with pytest.raises(ValueError, match="takes 1 or 2 networks, found 3"):
@@ -113,9 +119,9 @@ def test_backbones(options: Options) -> None:
 
 
 def test_a_model_in_place_of_a_training(options: Options) -> None:
-    found = plan("table-4", replace(options, model="runs/x", seeds=3))
-    (training,) = found.trainings.values()
-    assert training.recipe is None and len(training.settings) == 4 and len(found.uses[0]) == 1
+    planned = plan("table-4", replace(options, model="runs/x", seeds=3))
+    (training,) = planned.trainings.values()
+    assert training.recipe is None and len(training.settings) == 4 and len(planned.uses[0]) == 1
     with pytest.raises(
         ValueError, match="table-5 compares trainings.*it goes with table-4, table-6, table-12, figure-6"
     ):
@@ -152,43 +158,18 @@ def test_a_training_knows_how_far_it_is(options: Options) -> None:
     assert training.state == "finished"
 
 
-# Estimates.
+def test_several_tables_share_one_pool_and_its_first_seed_comes_first(options: Options) -> None:
+    plans = [plan(what, replace(options, seeds=2)) for what in ("table-9", "table-10")]
+    pool = pooled(plans)
+    assert len(pool) == 2 * (5 + 3 - 1)
+    seeds = [training.recipe.run.seed for training in pool.values() if training.recipe]
+    assert seeds == [0] * 7 + [1] * 7
+    (shared, _) = plans[0].trainings.keys() & plans[1].trainings.keys()
+    assert {setting.output_stride for setting in pool[shared].settings} == {8, 16}
 
 
-def test_multiplications_are_those_of_the_layers() -> None:
-    recipe = plan("table-1", Options("paper"), dry=True).base
-    aspp = replace(recipe, backbone="resnet50", multi_grid=None)
-    # Halving the stride makes block4 and ASPP four times as large, and block3 stays: 8 against 16.
-    at = {stride: flops(aspp, (257, 257), stride) for stride in (8, 16, 32)}
-    assert 2 < at[8] / at[16] < 4 and 1 < at[16] / at[32] < 4
-    bare = replace(aspp, head="cascade", last_block=4, aspp_rates=(6,), image_pooling=False)
-    # torchvision's ResNet-50 has 4.09 GMAC on 224x224 at stride 32, 2 operations each.
-    assert flops(bare, (224, 224), 32) == pytest.approx(2 * 4.09e9, rel=0.08)
-
-
-def test_work_left_shrinks_as_steps_are_done(options: Options) -> None:
-    training = next(iter(plan("table-9", options).trainings.values()))
-    assert training.recipe
-    whole = work_left(training)
-    (training.run / "checkpoints" / "step-3").mkdir(parents=True)
-    assert whole - work_left(training) == pytest.approx(3 * work_of_a_step(training.recipe))
-    assert seconds_left([training], work_left(training) / 7) == {training.name: pytest.approx(7)}
-
-
-def test_the_rate_is_that_of_finished_runs(options: Options) -> None:
-    training = next(iter(plan("table-9", options).trainings.values()))
-    assert training.recipe and measured_rate([training]) is None
-    training.run.mkdir(parents=True)
-    (training.run / "recipe.yaml").write_text(training.recipe.to_yaml())
-    # 2 steps at 4 a second, then, resumed, 2 more at 8: images, of which a step has `batch`.
-    batch = training.recipe.batch
-    (training.run / "log.csv").write_text(
-        f"step,loss,lr,images_per_second,memory_mb,miou\n2,1,1,{4 * batch},9,\n4,1,1,{8 * batch},9,\n4,,,,,0.5\n"
-    )
-    mark_finished(training.run, 0.5)
-    assert training_seconds(training.run, batch) == pytest.approx(2 / 4 + 2 / 8)
-    assert measured_rate([training]) == pytest.approx(4 * work_of_a_step(training.recipe) / 0.75)
-
-
-def test_a_model_that_is_given_has_no_estimate(tmp_path: Path) -> None:
-    assert work_left(Training("x", None, None, tmp_path)) == 0
+def test_in_the_pool_a_training_comes_after_its_first_stage(options: Options) -> None:
+    order = list(pooled([plan("figure-7", replace(options, seeds=2))]).values())
+    names = [training.name for training in order]
+    assert len(order) == 6
+    assert all(training.after is None or names.index(training.after) < i for i, training in enumerate(order))

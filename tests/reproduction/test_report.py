@@ -56,9 +56,9 @@ def test_cells_that_the_paper_does_not_have_or_that_are_not_done_do_not_count() 
     assert order_of([row("a", 70.0, 50.0), row("b", 70.0, 40.0)]).pairs == 0
 
 
-def test_mean_and_spread_are_the_usual_ones() -> None:
-    found = row("a", 70.0, 1.0, 2.0, 4.0)
-    assert found.mean == pytest.approx(7 / 3) and found.spread == pytest.approx(1.5275, abs=1e-4)
+def test_mean_and_deviation_are_the_usual_ones() -> None:
+    three = row("a", 70.0, 1.0, 2.0, 4.0)
+    assert three.mean == pytest.approx(7 / 3) and three.deviation == pytest.approx(1.5275, abs=1e-4)
 
 
 def test_relative_time_is_beside_the_first_row() -> None:
@@ -91,7 +91,7 @@ def test_a_table_says_what_is_done_and_what_is_left(planned: Plan) -> None:
     assert [line[3] for line in lines[2:]] == ["75.36", "75.93", "76.58", "76.46", "77.21"]
     assert [line[4] for line in lines[2:]] == ["50.00", "51.00", "53.00", "–", "52.00"]
     assert lines[2][5:7] == ["-1.85", "-2.00"]
-    assert "Order: 5 of 6 pairs as in the paper; 1 the other way." in text
+    assert "Order: 5 of 6 pairs as in the paper, 1 reversed." in text
     assert (
         "Multi-Grid (1, 2, 4), ASPP (6, 12, 18), Image Pooling over Multi-Grid (1, 2, 4), ASPP (6, 12, 18): +0.63"
         in text
@@ -103,15 +103,15 @@ def test_a_table_says_what_is_done_and_what_is_left(planned: Plan) -> None:
 def test_the_csv_has_a_line_a_cell_and_a_column_a_seed(tiny_data: Path, tmp_path: Path) -> None:
     planned = plan("table-5", Options("tiny", data=str(tiny_data), out=tmp_path, seeds=2))
     fill(planned, [50.0, 51.0, 53.0, None, 52.0])
-    found = list(csv.DictReader(csv_text(planned, rows_of(planned)).splitlines()))
-    assert [line["paper"] for line in found] == ["75.36", "75.93", "76.58", "76.46", "77.21"]
-    assert [line["seed 1"] for line in found] == ["50.0000", "51.0000", "53.0000", "", "52.0000"]
-    assert found[3]["mean"] == "" and found[0]["deviation"] == "0.0000"
+    lines = list(csv.DictReader(csv_text(planned, rows_of(planned)).splitlines()))
+    assert [line["paper"] for line in lines] == ["75.36", "75.93", "76.58", "76.46", "77.21"]
+    assert [line["seed 1"] for line in lines] == ["50.0000", "51.0000", "53.0000", "", "52.0000"]
+    assert lines[3]["mean"] == "" and lines[0]["deviation"] == "0.0000"
 
 
 def test_table_11_claims_no_order(tiny_data: Path, tmp_path: Path) -> None:
     planned = plan("table-11", Options("tiny", data=str(tiny_data), out=tmp_path))
-    assert "draws nothing from the order" in order_line(planned, order_of(rows_of(planned)))
+    assert "concludes nothing from the order" in order_line(planned, order_of(rows_of(planned)))
 
 
 def test_an_ablation_has_each_row_beside_the_first(tiny_data: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_an_ablation_has_each_row_beside_the_first(tiny_data: Path, tmp_path: Pa
     rows = rows_of(planned)
     text = markdown(planned, rows, order_of(rows))
     lines = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
-    assert lines[0] == ["", "ours, mean ± deviation of 2 seeds", "beside the first"]
+    assert lines[0] == ["", "ours, mean ± deviation of 2 seeds", "to the first"]
     told = [line[-1] for line in lines[2:10]]
     assert [*told[:2], *told[3:]] == ["", "-1.00", "+1.00", "-1.50", "", "+0.00", "+0.25"]
     assert told[2].startswith("the same training")
@@ -134,11 +134,11 @@ def test_the_commands_by_hand_are_the_same_recipes(what: str, tiny_data: Path, t
     planned = plan(what, Options(preset, data=str(tiny_data), out=tmp_path))
     for training in planned.trainings.values():
         train, *evaluations = [shlex.split(command)[1:] for command in commands_of(training)]
-        found = _parser().parse_args(train)
-        recipe = override(load_recipe(found.recipes[0]), parse_assignments(found.assignments))
+        args = _parser().parse_args(train)
+        recipe = override(load_recipe(args.recipes[0]), parse_assignments(args.assignments))
         assert recipe == training.recipe
-        assert found.out == training.run and found.data == [str(tiny_data)]
-        assert (found.asynchronous or 0) == training.replicas
+        assert args.out == training.run and args.data == [str(tiny_data)]
+        assert (args.asynchronous or 0) == training.replicas
         parsed = [_parser().parse_args(line) for line in evaluations]
         told = [(one.output_stride, tuple(one.scales), one.flip) for one in parsed]
         assert told == [(row.output_stride, row.scales, row.flip) for row in training.settings]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import pytest
 
 from atrous.cli.parser import main
 from atrous.models.weights import load, save
-from atrous.reproduction.plan import Training
-from atrous.reproduction.worker import Worker, _answer
+from atrous.reproduction import estimate
+from atrous.reproduction import pool as pool_module
+from atrous.reproduction.cell import Job, do
 
 SMALL = ["--backbone", "timm/lcnet_050", "--iterations", "8", "-j", "0", "--device", "cpu"]
-SETTINGS = ["weights=null", "save_every=1", "aspp_rates=[1]", "crop=33", "batch=4"]
+SETTINGS = ["weights=null", "save_every=1", "aspp_rates=[1]", "crop=33", "batch_size=4"]
 
 
 def command(what: str, out: Path, *more: str) -> list[str]:
@@ -66,17 +68,17 @@ def test_tiny_is_killed_in_the_middle_goes_on_and_ends(tmp_path: Path, capsys: p
 
     assert main(command("table-10", out, "--json")) == 0
     printed, said = capsys.readouterr()
-    found = json.loads(printed)
+    result = json.loads(printed)
     assert f"goes on in {run}" in said and "3 of 3 trainings left" in said
     assert f"going on at step {reached}" in (run / "output.txt").read_text()
-    assert found["left"] == [] and found["failed"] == {} and len(found["rows"]) == 6
-    assert all(0 <= row["ours"] <= 100 for row in found["rows"])
-    assert [row["paper"] for row in found["rows"]] == [74.45, 77.21, 75.90, 75.62, 78.51, 75.75]
-    assert found["order"]["pairs"] == 15
-    files = {kind: Path(path) for kind, path in found["files"].items()}
+    assert result["left"] == [] and result["failed"] == {} and len(result["rows"]) == 6
+    assert all(0 <= row["ours"] <= 100 for row in result["rows"])
+    assert [row["paper"] for row in result["rows"]] == [74.45, 77.21, 75.90, 75.62, 78.51, 75.75]
+    assert result["order"]["pairs"] == 15
+    files = {kind: Path(path) for kind, path in result["files"].items()}
     assert "train output_stride 16" not in files["markdown"].read_text().split("## ")[0].splitlines()[0]
     lines = list(csv.DictReader(files["csv"].read_text().splitlines()))
-    assert [float(line["mean"]) for line in lines] == [pytest.approx(row["ours"], abs=1e-4) for row in found["rows"]]
+    assert [float(line["mean"]) for line in lines] == [pytest.approx(row["ours"], abs=1e-4) for row in result["rows"]]
 
     # Each step once, whatever was done twice; no checkpoint is kept of what is finished.
     steps = [row["step"] for row in csv.DictReader((run / "log.csv").read_text().splitlines()) if row["loss"]]
@@ -86,7 +88,7 @@ def test_tiny_is_killed_in_the_middle_goes_on_and_ends(tmp_path: Path, capsys: p
     assert len(before) == 6
     assert main(command("table-10", out, "--json")) == 0
     again = json.loads(capsys.readouterr().out)
-    assert again["rows"] == found["rows"] and before == {path: path.stat().st_mtime_ns for path in before}
+    assert again["rows"] == result["rows"] and before == {path: path.stat().st_mtime_ns for path in before}
     assert main(command("table-9", out, "--dry-run", "--json")) == 0
     shared = json.loads(capsys.readouterr().out)
     assert [training["state"] for training in shared["trainings"].values()].count("finished") == 1
@@ -110,36 +112,73 @@ def test_ctrl_c_stops_cleanly_says_what_is_left_and_the_same_command_goes_on(tmp
     assert "going on at step" in (run / "output.txt").read_text()
 
 
+def in_this_process(monkeypatch: pytest.MonkeyPatch, cell: Callable[[Job], None]) -> None:
+    """A cell is a call here, and its process only prints its error."""
+
+    def start(job: Job, environment: Any) -> subprocess.Popen[bytes]:
+        job.training.run.mkdir(parents=True, exist_ok=True)
+        try:
+            cell(job)
+        except Exception as error:
+            (job.training.run / "output.txt").write_text(f"error: {type(error).__name__}: {error}\n")
+            return subprocess.Popen(["false"])
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(pool_module, "start", start)
+    monkeypatch.setattr(estimate, "probed_speed", lambda recipe, device: 1e9)
+
+
+def pretended(job: Job) -> None:
+    training = job.training
+    assert training.recipe
+    if training.recipe.model.output_stride == 16:
+        raise FloatingPointError("the loss is nan at step 3")
+    for setting in training.settings:
+        training.result(setting).parent.mkdir(parents=True, exist_ok=True)
+        training.result(setting).write_text(json.dumps({"miou": 0.4 + setting.output_stride / 100}))
+
+
 def test_a_cell_that_fails_is_survived_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def pretended(_: Worker, training: Training) -> dict[str, Any]:
-        assert training.recipe
-        if training.recipe.output_stride == 16:
-            return {"error": "FloatingPointError: the loss is nan at step 3"}
-        for setting in training.settings:
-            training.result(setting).parent.mkdir(parents=True, exist_ok=True)
-            training.result(setting).write_text(json.dumps({"miou": 0.4 + setting.output_stride / 100}))
-        return {"done": True}
-
-    monkeypatch.setattr(Worker, "train", pretended)
-    monkeypatch.setattr(Worker, "probe", lambda self, recipe: 1e9)
+    in_this_process(monkeypatch, pretended)
     out = tmp_path / "out"
     assert main(command("table-10", out, "--json")) == 1
     printed, said = capsys.readouterr()
-    found = json.loads(printed)
-    ours = [row["ours"] and round(row["ours"], 6) for row in found["rows"]]
+    result = json.loads(printed)
+    ours = [row["ours"] and round(row["ours"], 6) for row in result["rows"]]
     assert ours == [56.0, None, 56.0, 48.0, None, 48.0]
-    assert list(found["failed"].values()) == ["FloatingPointError: the loss is nan at step 3"]
+    assert list(result["failed"].values()) == ["FloatingPointError: the loss is nan at step 3"]
     label = "train output_stride 16, eval output_stride 16; train output_stride 16, eval output_stride 8"
-    assert found["left"] == [label] and f"failed: {label}: FloatingPointError" in said
-    assert f"Left: {label}." in Path(found["files"]["markdown"]).read_text()
+    assert result["left"] == [label] and f"failed: {label}: FloatingPointError" in said
+    assert f"Left: {label}." in Path(result["files"]["markdown"]).read_text()
+
+
+def test_several_tables_train_what_they_share_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+
+    def noted(job: Job) -> None:
+        ran.append(job.training.name)
+        for setting in job.training.settings:
+            job.training.result(setting).parent.mkdir(parents=True, exist_ok=True)
+            job.training.result(setting).write_text(json.dumps({"miou": 0.5}))
+
+    in_this_process(monkeypatch, noted)
+    words = command("table-9", tmp_path, "--json", "--parallel", "3")
+    assert main(["reproduce", "table-10", "figure-4", *words[1:]]) == 0
+    printed, said = capsys.readouterr()
+    results = json.loads(printed)
+    assert list(results) == ["figure-4", "table-10", "table-9"] and "7 of 7 trainings left" in said
+    assert len(ran) == len(set(ran)) == 7
+    assert all(results[what]["left"] == [] and (tmp_path / f"{what}.md").exists() for what in ("table-9", "table-10"))
 
 
 def test_figure_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "figure-4", "--out", str(tmp_path), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert Path(found["csv"]).read_text().startswith("rate,1 valid")
+    result = json.loads(capsys.readouterr().out)
+    assert Path(result["csv"]).read_text().startswith("rate,1 valid")
 
 
 def test_the_list_says_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +192,7 @@ def test_the_list_says_what_is_written(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_model_that_is_given_goes_up_the_ladder(
     trained: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Worker, "do", lambda self, job: _answer(job))  # in this process
+    in_this_process(monkeypatch, do)
     model, card = load(trained)
     save(model, tmp_path / "sized.safetensors", replace(card, longest_side=200))
     given = str(tmp_path / "sized.safetensors")
@@ -177,6 +216,9 @@ def test_a_model_that_is_given_goes_up_the_ladder(
         (["table-13"], "the result of Cityscapes' test server; docs/results.md"),
         (["table-5", "--preset", "tinny"], "there is no preset 'tinny'; did you mean tiny?"),
         (["table-5", "--seeds", "0"], "--seeds and --iterations are at least 1"),
+        (["table-5", "--parallel", "0"], "--parallel is 0, expected at least 1"),
+        (["list", "table-5"], "list stands alone, found list table-5"),
+        (["table-5", "tabel-1"], "there is no table or figure 'tabel-1'; did you mean table-1?"),
         (["ablation", "--preset", "tiny"], "ablation is about one recipe: --preset streets"),
         (["table-5", "--preset", "streets"], "preset streets is for the ablations alone, not for table-5"),
         (["table-5", "--preset", "camvid"], "no data of its own; --data PATH: CamVid"),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from atrous.cli.parser import _parser
 from atrous.reproduction.specs import GRIDS, PRESETS, recipe_of, scaled_crop
-from atrous.training.config import Recipe, differences
+from atrous.training.config import Recipe, differences, override, settings_of
 from atrous.training.recipes import RECIPES
 
 # A line a row: what places the cell, then its mIoU. T is a tick, - none.
@@ -49,7 +48,7 @@ def paper_recipes(what: str) -> list[Recipe]:
 def test_the_numbers_are_the_papers(what: str) -> None:
     lines = [line.split() for line in PRINTED[what].replace("\\n", "\n").split("\n") if line.strip()]
     cells = [cell for cell in GRIDS[what].cells if cell.paper is not None]
-    told = [[*("".join((value or "-").split()).replace("✓", "T") for value in cell.at.values())] for cell in cells]
+    told = [[*("".join((value or "-").split()).replace("✓", "T") for value in cell.place.values())] for cell in cells]
     assert told == [line[:-1] for line in lines]
     assert [cell.paper for cell in cells] == [float(line[-1]) for line in lines]
 
@@ -61,7 +60,7 @@ def test_the_page_of_results_has_every_number_of_the_paper_and_commands_that_par
             section = page.split(f"## {what.replace('-', ' ').capitalize()}. ")[1].split("\n## ")[0]
             rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
             papers = ["" if cell.paper is None else f"{cell.paper:.2f}" for cell in grid.cells]
-            assert [row[len(grid.heads)].strip() for row in rows] == papers
+            assert [row[len(grid.cells[0].place)].strip() for row in rows] == papers
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
     commands = [line.split("  #")[0] for line in blocks.splitlines() if line.startswith("atrous")]
     assert len(commands) > 20
@@ -106,9 +105,10 @@ TRAINED = {
                 {"crop": 513, "upsample_logits": False, "batch_norm": "train"},
                 {"crop": 321, "upsample_logits": False, "batch_norm": "train"},
                 {"crop": 321, "upsample_logits": True, "batch_norm": "train"}],
-    "table-9": [{"batch": 4}, {"batch": 8}, {"batch": 12}, {"batch": 16}, {"batch": 16, "accumulate": 4}],
-    "table-10": [{"output_stride": 8, "batch": 6}, {"output_stride": 16, "batch": 16},
-                 {"output_stride": 32, "batch": 24}] * 2,
+    "table-9": [{"batch_size": 4}, {"batch_size": 8}, {"batch_size": 12}, {"batch_size": 16},
+                {"batch_size": 16, "grad_accum_steps": 4}],
+    "table-10": [{"output_stride": 8, "batch_size": 6}, {"output_stride": 16, "batch_size": 16},
+                 {"output_stride": 32, "batch_size": 24}] * 2,
     "table-11": [{}] * 6,
     "table-12": [{"crop": 769, "iterations": 90_000, "train_split": "train"}] * 4,
     "figure-6": [{}],
@@ -123,16 +123,26 @@ BEST = {
     "aspp_rates": (6, 12, 18),
     "image_pooling": True,
 }
-PROTOCOL = {"batch": 16, "crop": 513, "iterations": 30_000, "lr": 0.007, "output_stride": 16, "train_split": "trainaug"}
+PROTOCOL = {
+    "batch_size": 16,
+    "crop": 513,
+    "iterations": 30_000,
+    "lr": 0.007,
+    "output_stride": 16,
+    "train_split": "trainaug",
+}
 
 
 @pytest.mark.parametrize("what", TRAINED)
 def test_the_recipes_are_the_papers(what: str) -> None:
     best = BEST if what in ("table-6", "table-8", "table-9", "table-10", "table-11", "table-12") else {}
     for recipe, expected in zip(paper_recipes(what), TRAINED[what], strict=True):
-        found = recipe.__dict__
-        assert {**PROTOCOL, **best, **expected}.items() <= found.items()
-        assert (recipe.weights, recipe.batch_norm_decay, recipe.optimizer) == ("imagenet", 0.9997, "sgd")
+        assert {**PROTOCOL, **best, **expected}.items() <= settings_of(recipe).items()
+        assert (recipe.model.weights, recipe.model.batch_norm_decay, recipe.optim.optimizer) == (
+            "imagenet",
+            0.9997,
+            "sgd",
+        )
 
 
 def test_the_ladders_are_the_papers() -> None:
@@ -159,15 +169,16 @@ def test_batches_keep_the_papers_proportion() -> None:
     preset = PRESETS["camvid"]
     base = RECIPES["camvid-efficientnet_lite0"]
     sizes = {
-        what: [recipe_of(cell, base, preset).batch for cell in GRIDS[what].cells] for what in ("table-9", "table-10")
+        what: [recipe_of(cell, base, preset).optim.batch_size for cell in GRIDS[what].cells]
+        for what in ("table-9", "table-10")
     }
-    assert base.batch == 8
+    assert base.optim.batch_size == 8
     assert sizes == {"table-9": [2, 4, 6, 8, 8], "table-10": [3, 8, 12] * 2}
-    small = replace(base, batch=2)
-    assert [recipe_of(cell, small, preset).batch for cell in GRIDS["table-9"].cells] == [1, 1, 2, 2, 4]
+    small = override(base, {"batch_size": 2})
+    assert [recipe_of(cell, small, preset).optim.batch_size for cell in GRIDS["table-9"].cells] == [1, 1, 2, 2, 4]
 
 
 def test_hard_classes_on_other_data_are_those_of_lowest_iou() -> None:
     preset = PRESETS["camvid"]
     recipes = [recipe_of(cell, preset.base(GRIDS["figure-7"]), preset) for cell in GRIDS["figure-7"].cells]
-    assert [recipe.bootstrap for recipe in recipes] == [(), "auto"]
+    assert [recipe.data.bootstrap for recipe in recipes] == [(), "auto"]

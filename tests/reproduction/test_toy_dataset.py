@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from atrous.data.datasets.dataset import open_dataset
-from atrous.reproduction.toy_dataset import NAMES, SIZE, SPLITS, WHEEL_EVERY, draw, shapes
+from atrous.reproduction.toy_dataset import NAMES, SIZE, SPLITS, WHEEL_EVERY, draw, write_toy_dataset
 
 
 def digest(folder: Path) -> str:
@@ -19,16 +19,16 @@ def digest(folder: Path) -> str:
 
 
 def test_it_is_the_same_every_time_and_made_once(tmp_path: Path) -> None:
-    one, two = shapes(tmp_path / "one"), shapes(tmp_path / "two")
+    one, two = write_toy_dataset(tmp_path / "one"), write_toy_dataset(tmp_path / "two")
     assert digest(one) == digest(two)
     (one / "images" / "train" / "train000.png").unlink()
-    assert len(list((shapes(one) / "images" / "train").iterdir())) == SPLITS["train"] - 1
+    assert len(list((write_toy_dataset(one) / "images" / "train").iterdir())) == SPLITS["train"] - 1
     assert not list(tmp_path.glob(".*partial"))
 
 
 def test_every_class_is_there_and_the_wheel_is_rare_and_thin(tmp_path: Path) -> None:
     for split, count in SPLITS.items():
-        dataset = open_dataset(shapes(tmp_path / "shapes"), split)
+        dataset = open_dataset(write_toy_dataset(tmp_path / "shapes"), split)
         assert len(dataset) == count and dataset.labels.names == NAMES
         masks = [dataset[i].mask.numpy() for i in range(count)]
         assert all(mask.shape == SIZE for mask in masks)

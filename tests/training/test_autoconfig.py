@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from atrous.cli.parser import main
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import ModelCard, cards, save
 from atrous.training.autoconfig import ANYTHING, BASE, BASE_IMAGENET, STREETS, Survey, choose, class_weights, finetune
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 from atrous.training.loop import train
 from atrous.training.recipes import RECIPES
 from atrous.training.state import build_model
@@ -35,9 +34,9 @@ def test_on_camvid_it_is_the_tuned_recipe() -> None:
     for weights, base in (("imagenet", BASE_IMAGENET), (ANYTHING, BASE)):
         recipe, _ = finetune(CAMVID, weights)
         tuned = RECIPES[base]
-        np.testing.assert_allclose(recipe.class_weights or (), tuned.class_weights or (), rtol=0.16)
-        assert replace(recipe, class_weights=tuned.class_weights, val_every=tuned.val_every) == tuned
-    assert finetune(CAMVID)[0].weights == STREETS
+        np.testing.assert_allclose(recipe.loss.class_weights or (), tuned.loss.class_weights or (), rtol=0.16)
+        assert override(recipe, {"class_weights": tuned.loss.class_weights, "val_every": tuned.run.val_every}) == tuned
+    assert finetune(CAMVID)[0].model.weights == STREETS
 
 
 @pytest.mark.parametrize(
@@ -55,19 +54,23 @@ def test_it_starts_from_the_weights_that_know_the_classes(names: tuple[str, ...]
     pixels = np.full((50, len(names)), 100)
     recipe, reasons = choose(Survey(names, pixels, 360, 480, ("train", "val")))
     _, card = cards()[start]
-    assert recipe.weights == start and recipe.backbone == card.arguments["backbone"] and recipe.reset_head
-    assert recipe.aspp_rates == (6, 12, 18), "atrous branches, whether the start has them or not"
+    assert (
+        recipe.model.weights == start
+        and recipe.model.backbone == card.arguments["backbone"]
+        and recipe.model.reset_head
+    )
+    assert recipe.model.aspp_rates == (6, 12, 18), "atrous branches, whether the start has them or not"
     assert reasons[0].startswith(f"starts from {start}") and card.licence in reasons[0]
-    build_model(recipe, len(names))
+    build_model(recipe.model, len(names))
 
 
 def test_it_starts_from_what_is_asked_for() -> None:
-    assert choose(survey(), weights="imagenet")[0].backbone == RECIPES[BASE_IMAGENET].backbone
+    assert choose(survey(), weights="imagenet")[0].model.backbone == RECIPES[BASE_IMAGENET].model.backbone
     recipe, reasons = choose(survey(), weights="camvid-efficientnet_lite0")
-    assert (recipe.backbone, recipe.weights) == ("timm/tf_efficientnet_lite0", "camvid-efficientnet_lite0")
+    assert (recipe.model.backbone, recipe.model.weights) == ("timm/tf_efficientnet_lite0", "camvid-efficientnet_lite0")
     assert reasons[0] == "starts from camvid-efficientnet_lite0, as asked for"
     nothing, reasons = choose(survey(), weights="none")
-    assert nothing.weights is None and reasons[0] == "starts from nothing, as asked for"
+    assert nothing.model.weights is None and reasons[0] == "starts from nothing, as asked for"
     with pytest.raises(ValueError, match="no weight file, run folder or named model 'camvid-light'; did you mean"):
         choose(survey(), weights="camvid-light")
     with pytest.raises(ValueError, match=r"finetune cannot start from x\.tflite: .*: objects-mobilenetv2 and"):
@@ -83,8 +86,8 @@ def test_it_takes_the_shape_of_a_run_that_it_starts_from(tmp_path: Path) -> None
         card = ModelCard(model.arguments, ("a", "b", "c"), ((0, 0, 0),) * 3, model.mean, model.std)
         save(model, path := tmp_path / f"{i}.safetensors", card)
         recipe, _ = choose(survey(), weights=str(path))
-        build_model(recipe, 2)
-        assert recipe.backbone == "resnet18" and recipe.aspp_rates == shape.get("aspp_rates", (6, 12, 18))
+        build_model(recipe.model, 2)
+        assert recipe.model.backbone == "resnet18" and recipe.model.aspp_rates == shape.get("aspp_rates", (6, 12, 18))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,7 @@ def test_the_flags_stand_over_what_it_starts_from(
     seen: list[Recipe] = []
     monkeypatch.setattr("atrous.training.loop.train", lambda recipe, *_, **__: seen.append(recipe))
     assert main(["train", "finetune", "--data", str(tiny_data), "--out", str(tmp_path), *flags.split()]) == 0
-    assert (seen[0].weights, seen[0].backbone) == (weights, backbone)
+    assert (seen[0].model.weights, seen[0].model.backbone) == (weights, backbone)
 
 
 def test_a_run_goes_on_with_what_was_chosen_for_it(
@@ -115,7 +118,7 @@ def test_a_run_goes_on_with_what_was_chosen_for_it(
 ) -> None:
     seen: list[Recipe] = []
     monkeypatch.setattr("atrous.training.loop.train", lambda recipe, *_, **__: seen.append(recipe))
-    before = replace(RECIPES["folder-efficientnet_lite0"], weights="runs/gone", iterations=7)
+    before = override(RECIPES["folder-efficientnet_lite0"], {"weights": "runs/gone", "iterations": 7})
     (tmp_path / "recipe.yaml").write_text(before.to_yaml())
     assert main(["train", "finetune", "--data", str(tiny_data), "--out", str(tmp_path), "--resume"]) == 0
     assert seen == [before] and "what was chosen before, in" in " ".join(capsys.readouterr().err.split())
@@ -128,7 +131,7 @@ def test_a_run_goes_on_with_what_was_chosen_for_it(
 )  # fmt: skip
 def test_the_crop_fits_the_pictures(side: int, crop: int, scales: tuple[float, float]) -> None:
     recipe, _ = choose(survey(side=side))
-    assert recipe.crop == (crop, crop) and recipe.scales == scales
+    assert recipe.data.crop == (crop, crop) and recipe.data.scales == scales
 
 
 @pytest.mark.parametrize(
@@ -138,11 +141,11 @@ def test_the_crop_fits_the_pictures(side: int, crop: int, scales: tuple[float, f
 )  # fmt: skip
 def test_small_pictures_are_enlarged_and_large_ones_made_smaller(long_side: int, seen: int | None, why: str) -> None:
     recipe, reasons = choose(survey(side=long_side * 3 // 4, long_side=long_side))
-    assert recipe.longest_side == seen and why in reasons[1]
+    assert recipe.data.longest_side == seen and why in reasons[1]
     wide, why_wide = choose(survey(side=1100, long_side=5000))
-    assert wide.crop == (273, 273) and "1100 (median, 281 as seen)" in why_wide[2]
+    assert wide.data.crop == (273, 273) and "1100 (median, 281 as seen)" in why_wide[2]
     strip, _ = choose(survey(side=100, long_side=3000))
-    assert strip.longest_side is None and strip.crop == (97, 97), "made smaller, nothing of it would be left"
+    assert strip.data.longest_side is None and strip.data.crop == (97, 97), "made smaller, nothing of it would be left"
 
 
 @pytest.mark.parametrize(
@@ -150,9 +153,9 @@ def test_small_pictures_are_enlarged_and_large_ones_made_smaller(long_side: int,
 )
 def test_steps_grow_with_the_root_of_the_images(images: int, steps: int) -> None:
     recipe, _ = choose(survey(images=images), weights="imagenet")
-    assert recipe.iterations == steps
-    assert recipe.ema == pytest.approx(1 - 4.8 / steps, abs=1e-4) and recipe.warmup <= steps // 20
-    assert recipe.lr == pytest.approx(5e-4 if images >= 100 else 3e-4)
+    assert recipe.schedule.iterations == steps
+    assert recipe.optim.ema_decay == pytest.approx(1 - 4.8 / steps, abs=1e-4) and recipe.schedule.warmup <= steps // 20
+    assert recipe.optim.lr == pytest.approx(5e-4 if images >= 100 else 3e-4)
 
 
 def test_weights_are_the_root_of_median_frequency_balancing() -> None:
@@ -166,15 +169,15 @@ def test_rare_classes_come_more_often() -> None:
     pixels = np.full((100, 2), 50)
     pixels[9:, 1] = 0
     rare, why = choose(Survey(("sky", "kite"), pixels, 360, 480, ("train",)))
-    assert rare.balance == 0.1 and any("kite" in line for line in why)
+    assert rare.data.repeat_factor_threshold == 0.1 and any("kite" in line for line in why)
     pixels[:10, 1] = 50
-    assert choose(Survey(("sky", "kite"), pixels, 360, 480, ("train",)))[0].balance == 0
-    assert rare.val_split is None and any("no split named val" in line for line in why)
+    assert choose(Survey(("sky", "kite"), pixels, 360, 480, ("train",)))[0].data.repeat_factor_threshold == 0
+    assert rare.data.val_split is None and any("no split named val" in line for line in why)
 
 
 def test_splits_it_can_train_on(make_data: Callable[..., Path], tmp_path: Path) -> None:
     only, _ = finetune(make_data(tmp_path / "only", {"everything": 3}))
-    assert (only.train_split, only.val_split) == ("everything", None)
+    assert (only.data.train_split, only.data.val_split) == ("everything", None)
     with pytest.raises(ValueError, match=r"splits one, two; expected one named train"):
         finetune(make_data(tmp_path / "two", {"one": 3, "two": 3}))
 
@@ -182,5 +185,5 @@ def test_splits_it_can_train_on(make_data: Callable[..., Path], tmp_path: Path) 
 def test_what_it_chooses_trains(make_data: Callable[..., Path], tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", {"train": 6, "val": 3}, sizes=[(70, 90), (90, 70)])
     recipe, _ = finetune(data)
-    quick = replace(recipe, iterations=2, batch=2, val_every=2, warmup=0, ema=0.5)
+    quick = override(recipe, {"iterations": 2, "batch_size": 2, "val_every": 2, "warmup": 0, "ema_decay": 0.5})
     assert train(quick, data, tmp_path / "run", workers=0, device="cpu") is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import asdict, fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,49 +12,65 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atrous.training.config import MAX_RECIPE_BYTES, Recipe, differences, override, parse_assignments
-from atrous.training.recipes import RECIPES, load_recipe
+from atrous.training.config import (
+    PART_OF,
+    PARTS,
+    RENAMED,
+    Recipe,
+    differences,
+    override,
+    parse_assignments,
+    settings_of,
+)
+from atrous.training.recipes import MAX_RECIPE_BYTES, RECIPES, load_recipe
 
 # Section 4.1 and Appendix C, by hand.
 PAPER = {
     "voc-resnet101": {
         "backbone": "resnet101", "head": "aspp", "multi_grid": (1, 2, 4), "aspp_rates": (6, 12, 18),
         "image_pooling": True, "weights": "imagenet", "train_split": "trainaug", "crop": 513, "scales": (0.5, 2.0),
-        "output_stride": 16, "batch": 16, "iterations": 30_000, "lr": 0.007, "power": 0.9, "batch_norm": "train",
+        "output_stride": 16, "batch_size": 16, "iterations": 30_000, "lr": 0.007, "power": 0.9, "batch_norm": "train",
         "batch_norm_decay": 0.9997, "upsample_logits": True, "optimizer": "sgd", "flip": 0.5,
     },
     "voc-resnet101-trainval": {
-        "train_split": "trainval", "crop": 513, "output_stride": 8, "batch": 16, "iterations": 30_000, "lr": 0.001,
+        "train_split": "trainval", "crop": 513, "output_stride": 8, "batch_size": 16, "iterations": 30_000, "lr": 0.001,
         "power": 0.9, "batch_norm": "freeze", "weights": "runs/voc-resnet101", "val_split": None, "bootstrap": (),
     },
     # "MS-COCO trainval_minus_minival", the protocol of section 4.1.
     "coco-resnet101": {
-        "train_split": "train", "crop": 513, "output_stride": 16, "batch": 16, "lr": 0.007, "power": 0.9,
+        "train_split": "train", "crop": 513, "output_stride": 16, "batch_size": 16, "lr": 0.007, "power": 0.9,
         "batch_norm": "train", "batch_norm_decay": 0.9997, "weights": "imagenet",
     },
     # "smaller initial learning rate = 0.0001 and same training protocol as in Sec. 4.1"
     "voc-resnet101-coco": {
-        "train_split": "trainaug", "crop": 513, "output_stride": 16, "batch": 16, "iterations": 30_000, "lr": 0.0001,
-        "power": 0.9, "batch_norm": "train", "batch_norm_decay": 0.9997, "weights": "runs/coco-resnet101",
+        "train_split": "trainaug", "crop": 513, "output_stride": 16, "batch_size": 16, "iterations": 30_000,
+        "lr": 0.0001, "power": 0.9, "batch_norm": "train", "batch_norm_decay": 0.9997, "weights": "runs/coco-resnet101",
     },
     # "output_stride = 8 ... batch normalization parameters are frozen ... we duplicate the images that contain hard
     # classes (namely bicycle, chair, table, potted-plant, and sofa)"
     "voc-resnet101-test": {
-        "train_split": "trainval", "output_stride": 8, "batch": 16, "iterations": 30_000, "lr": 0.0001,
+        "train_split": "trainval", "output_stride": 8, "batch_size": 16, "iterations": 30_000, "lr": 0.0001,
         "batch_norm": "freeze", "weights": "runs/voc-resnet101-coco", "bootstrap_times": 2, "val_split": None,
         "bootstrap": ("bicycle", "chair", "diningtable", "pottedplant", "sofa"),
     },
     "cityscapes-resnet101": {
-        "train_split": "train", "crop": 769, "output_stride": 16, "batch": 16, "iterations": 90_000, "lr": 0.007,
+        "train_split": "train", "crop": 769, "output_stride": 16, "batch_size": 16, "iterations": 90_000, "lr": 0.007,
         "power": 0.9, "batch_norm": "train", "batch_norm_decay": 0.9997,
     },
     # "the trainval_coarse set (i.e., the 3475 finely annotated images and the extra 20000 coarsely annotated images)"
     "cityscapes-resnet101-coarse": {
-        "train_split": "train+val+train_extra", "val_split": None, "crop": 769, "output_stride": 16, "batch": 16,
+        "train_split": "train+val+train_extra", "val_split": None, "crop": 769, "output_stride": 16, "batch_size": 16,
         "iterations": 90_000, "lr": 0.007, "batch_norm": "train", "weights": "runs/cityscapes-resnet101",
     },
 }  # fmt: skip
-OURS_ONLY = {"warmup": 0, "photometric": 0.0, "ema": 0.0, "class_weights": None, "head_lr_factor": 1.0, "amp": "off"}
+OURS_ONLY = {
+    "warmup": 0,
+    "color_jitter": 0.0,
+    "ema_decay": 0.0,
+    "class_weights": None,
+    "head_lr_factor": 1.0,
+    "amp": "off",
+}
 
 
 def written(path: Path, text: str) -> Path:
@@ -63,12 +80,12 @@ def written(path: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("name", PAPER)
 def test_a_named_recipe_carries_the_papers_numbers(name: str) -> None:
-    assert PAPER[name].items() <= asdict(load_recipe(name)).items()
+    assert PAPER[name].items() <= settings_of(load_recipe(name)).items()
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_what_the_paper_does_not_have_is_off(name: str) -> None:
-    assert OURS_ONLY.items() <= asdict(load_recipe(name)).items()
+    assert OURS_ONLY.items() <= settings_of(load_recipe(name)).items()
 
 
 def test_the_defaults_are_the_papers_first_stage() -> None:
@@ -77,7 +94,7 @@ def test_the_defaults_are_the_papers_first_stage() -> None:
 
 def test_the_shipped_weights_have_a_recipe() -> None:
     recipe = load_recipe("camvid-efficientnet_lite0")
-    assert recipe.backbone == "timm/tf_efficientnet_lite0" and recipe.train_split == "train"
+    assert recipe.model.backbone == "timm/tf_efficientnet_lite0" and recipe.data.train_split == "train"
 
 
 def test_every_recipe_of_the_papers_data_is_in_the_table() -> None:
@@ -87,15 +104,19 @@ def test_every_recipe_of_the_papers_data_is_in_the_table() -> None:
 @pytest.mark.parametrize("data", ["camvid", "folder"])
 def test_the_second_stage_on_other_data_is_the_papers(data: str) -> None:
     first, second = RECIPES[f"{data}-efficientnet_lite0"], RECIPES[f"{data}-efficientnet_lite0-trainval"]
-    assert (second.output_stride, second.batch_norm, second.train_split) == (8, "freeze", "train+val")
-    assert second.weights == f"runs/{data}-efficientnet_lite0" and second.backbone == first.backbone
+    assert (second.model.output_stride, second.model.batch_norm, second.data.train_split) == (8, "freeze", "train+val")
+    assert second.model.weights == f"runs/{data}-efficientnet_lite0" and second.model.backbone == first.model.backbone
     # The paper goes from 0.007 to 0.001.
-    assert second.lr / first.lr == pytest.approx(0.001 / 0.007, rel=0.03)
+    assert second.optim.lr / first.optim.lr == pytest.approx(0.001 / 0.007, rel=0.03)
 
 
 def test_a_folder_with_any_classes_has_a_recipe() -> None:
     recipe = RECIPES["folder-efficientnet_lite0-pretrained"]
-    assert recipe.reset_head and recipe.class_weights is None and recipe.lr < RECIPES["folder-efficientnet_lite0"].lr
+    assert (
+        recipe.model.reset_head
+        and recipe.loss.class_weights is None
+        and recipe.optim.lr < RECIPES["folder-efficientnet_lite0"].optim.lr
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -105,24 +126,77 @@ def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
 
 
 def test_yaml_round_trip_of_every_kind_of_value(tmp_path: Path) -> None:
-    recipe = Recipe(
-        multi_grid=None, crop=(97, 129), weights=None, val_split=None, class_weights=(1.0, 0.5), amp="bf16",
-        stride_in="last", last_block=5, head="cascade", val_output_stride=8, lr=1e-7, reset_head=True,
-    )  # fmt: skip
+    recipe = override(
+        Recipe(),
+        {
+            "multi_grid": None,
+            "crop": (97, 129),
+            "weights": None,
+            "val_split": None,
+            "class_weights": (1.0, 0.5),
+            "amp": "bf16",
+            "stride_in": "last",
+            "last_block": 5,
+            "head": "cascade",
+            "val_output_stride": 8,
+            "lr": 1e-7,
+            "reset_head": True,
+        },
+    )
     assert load_recipe(written(tmp_path / "r.yaml", recipe.to_yaml())) == recipe
-    assert set(yaml.safe_load(recipe.to_yaml())) == {field.name for field in fields(Recipe)}
+    nested = yaml.safe_load(recipe.to_yaml())
+    assert set(nested) == set(PARTS) and {key for part in nested.values() for key in part} == set(PART_OF)
 
 
 def test_keys_stand_over_the_defaults_and_over_a_base(tmp_path: Path) -> None:
-    over = load_recipe(written(tmp_path / "a.yaml", "batch: 8\nlr: 1e-3\n"))
-    assert over == replace(Recipe(), batch=8, lr=0.001)
+    over = load_recipe(written(tmp_path / "a.yaml", "batch_size: 8\nlr: 1e-3\n"))
+    assert over == override(Recipe(), {"batch_size": 8, "lr": 0.001})
     based = load_recipe(written(tmp_path / "b.yaml", "base: cityscapes-resnet101\ncrop: [513, 1025]\n"))
-    assert based == replace(RECIPES["cityscapes-resnet101"], crop=(513, 1025))
+    assert based == override(RECIPES["cityscapes-resnet101"], {"crop": (513, 1025)})
+
+
+def test_the_name_of_a_setting_is_in_one_part_alone() -> None:
+    names = [field.name for kind in PARTS.values() for field in fields(kind)]
+    assert len(names) == len(set(names)) == len(PART_OF) and not set(names) & set(PARTS)
+
+
+def test_a_setting_is_named_alone_with_its_part_or_under_it(tmp_path: Path) -> None:
+    expected = override(Recipe(), {"crop": 65, "lr": 0.1})
+    texts = [
+        "crop: 65\nlr: 0.1",
+        "data.crop: 65\noptim.lr: 0.1",
+        "data: {crop: 65}\noptim:\n  lr: 1e-1",
+        "data: {crop: 65}\nlr: 0.1",
+    ]
+    for text in texts:
+        assert load_recipe(written(tmp_path / "r.yaml", text)) == expected
+    assert override(Recipe(), parse_assignments(["data.crop=65", "lr=1e-1"])) == expected
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_key_of_before_is_told_its_new_name(old: str) -> None:
+    for key in (old, f"optim.{old}"):
+        with pytest.raises(ValueError, match=f"^{old} is called {RENAMED[old]}$"):
+            override(Recipe(), {key: 1})
+    assert RENAMED[old] in PART_OF
+
+
+def test_a_card_of_today_holds_what_override_takes() -> None:
+    recipe = RECIPES["objects-mobilenetv2"]
+    assert override(Recipe(), json.loads(json.dumps(settings_of(recipe)))) == recipe
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("data: {crp: 5}", "no key 'data.crp'; did you mean crop"),
+        ("model: {crop: 5}", "no key 'model.crop'; did you mean data.crop"),
+        ("modle.backbone: x", "no key 'modle.backbone'; did you mean model.backbone"),
+        ("modle: {backbone: x}", "no key 'modle'; did you mean model"),
+        ("data: 5", "data is 5, expected settings: train_split, "),
+        ("crop: 5\ndata: {crop: 6}", "crop is given twice"),
+        ("lr: 0.1\ncrop: 5\nlr: 0.2", "line 3: the key 'lr' is there twice"),
+        ("optim:\n  lr: 0.1\n  lr: 0.2", "line 3: the key 'lr' is there twice"),
         ("iteration: 5", "no key 'iteration'; did you mean iterations"),
         ("output_strid: 8", "did you mean output_stride"),
         ("1: 2", "no key 1"),
@@ -148,11 +222,14 @@ def test_keys_stand_over_the_defaults_and_over_a_base(tmp_path: Path) -> None:
         ("longest_side: 70000", "longest_side is 70000, expected 1 to 65536 pixels, or null"),
         ("longest_side: 0", "longest_side is 0, expected 1 to"),
         ("class_mix: 2", "class_mix is 2.0, expected 0 to 1"),
-        ("iterations: 9\npoly_iterations: 8", "poly_iterations is 8, expected at least the 9 iterations, or null"),
+        (
+            "iterations: 9\nschedule_iterations: 8",
+            "schedule_iterations is 8, expected at least the 9 iterations, or null",
+        ),
         ("scales: [0.5]", "scales is .*, expected a list of 2 of a number"),
         ("aspp_rates: [6, x]", "aspp_rates is .*, expected a list of a whole number"),
         ("multi_grid: 2", "multi_grid is 2, expected a list of a whole number or null"),
-        ("batch: 6\naccumulate: 4", "batch is 6, expected a multiple of accumulate, 4"),
+        ("batch_size: 6\ngrad_accum_steps: 4", "batch_size is 6, expected a multiple of grad_accum_steps, 4"),
         ("- a\n- b", "holds list, expected keys and values"),
         ("", "holds NoneType, expected keys and values"),
         ("a: [", "is not YAML"),
@@ -194,12 +271,12 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 def test_a_whole_number_stands_for_a_number() -> None:
     changed = override(Recipe(), {"lr": 1, "scales": [1, 2]})
-    assert changed.lr == 1.0 and changed.scales == (1.0, 2.0) and type(changed.lr) is float
+    assert changed.optim.lr == 1.0 and changed.data.scales == (1.0, 2.0) and type(changed.optim.lr) is float
 
 
 @pytest.mark.parametrize("word", ["amp=off", "amp='off'", "amp=false"])
 def test_a_bare_off_is_the_word(word: str) -> None:
-    assert override(replace(Recipe(), amp="bf16"), parse_assignments([word])).amp == "off"
+    assert override(override(Recipe(), {"amp": "bf16"}), parse_assignments([word])).optim.amp == "off"
 
 
 def test_assignments_are_read_as_yaml() -> None:
@@ -214,24 +291,24 @@ def test_an_assignment_that_is_none(word: str) -> None:
 
 
 def test_differences_name_key_and_both_values() -> None:
-    found = differences(Recipe(), replace(Recipe(), lr=0.1, head="cascade"))
+    found = differences(Recipe(), override(Recipe(), {"lr": 0.1, "head": "cascade"}))
     assert found == ["head: aspp, cascade", "lr: 0.007, 0.1"]
     assert differences(Recipe(), Recipe()) == []
 
 
 def test_a_schedule_as_long_as_the_training_is_no_difference() -> None:
-    plain = Recipe(iterations=9)
-    said = replace(plain, poly_iterations=9)
+    plain = override(Recipe(), {"iterations": 9})
+    said = override(plain, {"schedule_iterations": 9})
     assert differences(plain, said) == differences(said, plain) == []
-    assert differences(said, replace(plain, poly_iterations=10)) == ["poly_iterations: 9, 10"]
-    assert differences(said, replace(plain, iterations=8)) == ["iterations: 9, 8", "poly_iterations: 9, None"]
+    assert differences(said, override(plain, {"schedule_iterations": 10})) == ["schedule_iterations: 9, 10"]
+    assert differences(said, override(plain, {"iterations": 8})) == ["iterations: 9, 8", "schedule_iterations: 9, None"]
 
 
 def test_a_recipe_cannot_be_changed_and_override_leaves_the_old_one() -> None:
     recipe = Recipe()
     with pytest.raises(AttributeError):
         recipe.lr = 1.0  # type: ignore[misc]
-    assert override(recipe, {"lr": 1.0}).lr == 1.0 and recipe.lr == 0.007
+    assert override(recipe, {"lr": 1.0}).optim.lr == 1.0 and recipe.optim.lr == 0.007
 
 
 YAML_VALUES = st.recursive(
@@ -239,7 +316,7 @@ YAML_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=5,
 )
-KEYS = st.sampled_from([field.name for field in fields(Recipe)] + ["base"])
+KEYS = st.sampled_from([*PART_OF, *PARTS, "base"])
 FUZZ = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 WORDS = st.sampled_from(
     ["!!int ''", "!!float ''", "!!bool x", "!!timestamp x", "2020-99-99", "0b_", "1:99", "&a", "*a", "<<: ", "? ",
@@ -279,9 +356,9 @@ def test_any_bytes_are_a_recipe_or_one_clear_line(content: bytes, tmp_path: Path
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (-1.0, 1.0), ()])
 def test_class_weights_that_weigh_nothing_are_refused(weights: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="class_weights is .*, expected none below 0 and one above it"):
-        Recipe(class_weights=weights)
+        override(Recipe(), {"class_weights": weights})
 
 
 def test_a_seed_fits_into_a_generator() -> None:
     with pytest.raises(ValueError, match="seed is .*, expected less than 2"):
-        Recipe(seed=2**63)
+        override(Recipe(), {"seed": 2**63})

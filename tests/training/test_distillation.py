@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from atrous.evaluation.distributed import DistributedContext
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 from atrous.training.loop import train
 from atrous.training.state import State
 
@@ -20,7 +19,7 @@ HERE = DistributedContext(0, 1, torch.device("cpu"))
 
 @pytest.fixture
 def taught(longer: Recipe, trained: Path) -> Recipe:
-    return replace(longer, teacher=str(trained), teacher_weight=0.25, teacher_temperature=3.0)
+    return override(longer, {"teacher": str(trained), "teacher_weight": 0.25, "teacher_temperature": 3.0})
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,9 +53,9 @@ def test_the_loss_is_the_weighted_sum_of_both(taught: Recipe) -> None:
 
 
 def test_a_student_like_its_teacher_learns_nothing_from_it(taught: Recipe, trained: Path) -> None:
-    like = replace(taught, weights=str(trained), teacher_weight=1.0)
+    like = override(taught, {"weights": str(trained), "teacher_weight": 1.0})
     state = State.build(like, 4, 255, HERE)
-    other = State.build(replace(like, weights=None), 4, 255, HERE)
+    other = State.build(override(like, {"weights": None}), 4, 255, HERE)
     images, labels = batch()
     found = [float(s.objective.eval()(images, labels).detach()) / int((labels != 255).sum()) for s in (state, other)]
     # What is left is the rounding of the teacher's bfloat16, where the machine takes that.
@@ -64,7 +63,7 @@ def test_a_student_like_its_teacher_learns_nothing_from_it(taught: Recipe, train
 
 
 def test_the_teacher_is_no_part_of_the_model(taught: Recipe) -> None:
-    state, plain = State.build(taught, 4, 255, HERE), State.build(replace(taught, teacher=None), 4, 255, HERE)
+    state, plain = State.build(taught, 4, 255, HERE), State.build(override(taught, {"teacher": None}), 4, 255, HERE)
     images, labels = batch()
     state.take_step([(images, labels, ["a", "b"])], 0.001, HERE)
     assert state.objective.state_dict().keys() == plain.objective.state_dict().keys()
@@ -75,7 +74,7 @@ def test_a_teacher_of_other_classes_is_refused(taught: Recipe) -> None:
     with pytest.raises(ValueError, match=r"has 4 classes, not 5"):
         State.build(taught, 5, 255, HERE)
     with pytest.raises(ValueError, match="no weight file, run folder or named model 'nobody'"):
-        State.build(replace(taught, teacher="nobody"), 4, 255, HERE)
+        State.build(override(taught, {"teacher": "nobody"}), 4, 255, HERE)
 
 
 def test_a_teacher_of_classes_with_other_names_is_refused(taught: Recipe, tiny_data: Path, tmp_path: Path) -> None:
@@ -87,6 +86,6 @@ def test_a_teacher_of_classes_with_other_names_is_refused(taught: Recipe, tiny_d
 
 
 def test_a_run_with_a_teacher_trains_and_resumes(taught: Recipe, tiny_data: Path, tmp_path: Path) -> None:
-    quick = replace(taught, iterations=2, val_every=2)
+    quick = override(taught, {"iterations": 2, "val_every": 2})
     assert train(quick, tiny_data, tmp_path / "run", workers=0, device="cpu") is not None
     train(quick, tiny_data, tmp_path / "run", resume=True, workers=0, device="cpu")

@@ -7,16 +7,15 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 from atrous.training.interrupts import Signals, Stopped, explained
 
-RECIPE = replace(Recipe(), batch=8, accumulate=2, crop=(100, 200))
+RECIPE = override(Recipe(), {"batch_size": 8, "grad_accum_steps": 2, "crop": (100, 200)})
 
 
 @pytest.fixture(autouse=True)

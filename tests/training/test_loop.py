@@ -23,7 +23,7 @@ from atrous.data.datasets.dataset import open_dataset
 from atrous.evaluation.evaluate import evaluate
 from atrous.models.weights import load, read_card
 from atrous.training import checkpoint, state
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 from atrous.training.interrupts import Stopped
 from atrous.training.loader import Crops
 from atrous.training.loop import train
@@ -49,7 +49,9 @@ def test_a_run_leaves_all_that_it_promises(trained: Path, tiny_data: Path) -> No
     assert checkpoint.steps(trained) == [30]
     model, card = load(trained)
     assert card.names == ("ground", "red", "green", "blue")
-    assert card.recipe["backbone"] == load_recipe(trained / "recipe.yaml").backbone == "timm/tf_efficientnet_lite0"
+    assert (
+        card.recipe["backbone"] == load_recipe(trained / "recipe.yaml").model.backbone == "timm/tf_efficientnet_lite0"
+    )
     assert card.metrics["val"]["step"] == 30 and card.metrics["val"]["images"] == 4
     assert card.data == "shapes, split train, 8 images"
     found = evaluate(model, open_dataset(tiny_data, "val"))
@@ -58,12 +60,30 @@ def test_a_run_leaves_all_that_it_promises(trained: Path, tiny_data: Path) -> No
 
 def test_a_tiny_data_set_is_overfitted(tmp_path: Path, make_data: Callable[..., Path]) -> None:
     data = make_data(tmp_path / "data", {"train": 4}, sizes=[(64, 64)])
-    recipe = Recipe(
-        backbone="timm/tf_efficientnet_lite0", multi_grid=None, aspp_rates=(1,), weights="imagenet", crop=64,
-        train_split="train", val_split="train", scales=(1.0, 1.0), flip=0.0, output_stride=4, batch=4, iterations=32,
-        optimizer="adamw", lr=0.002, head_lr_factor=2.0, weight_decay=0.0, batch_norm_decay=0.8, val_every=1_000,
-        save_every=1_000,
-    )  # fmt: skip
+    recipe = override(
+        Recipe(),
+        {
+            "backbone": "timm/tf_efficientnet_lite0",
+            "multi_grid": None,
+            "aspp_rates": (1,),
+            "weights": "imagenet",
+            "crop": 64,
+            "train_split": "train",
+            "val_split": "train",
+            "scales": (1.0, 1.0),
+            "flip": 0.0,
+            "output_stride": 4,
+            "batch_size": 4,
+            "iterations": 32,
+            "optimizer": "adamw",
+            "lr": 0.002,
+            "head_lr_factor": 2.0,
+            "weight_decay": 0.0,
+            "batch_norm_decay": 0.8,
+            "val_every": 1_000,
+            "save_every": 1_000,
+        },
+    )
     best = run(recipe, data, tmp_path / "run")
     found = losses(tmp_path / "run")
     assert found[-1] < found[0] / 3
@@ -73,7 +93,18 @@ def test_a_tiny_data_set_is_overfitted(tmp_path: Path, make_data: Callable[..., 
 @pytest.fixture(scope="module")
 def straight(tiny: Recipe, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, dict[str, Any]]:
     """A run that never stopped: with everything that has a state of its own."""
-    recipe = replace(tiny, iterations=5, batch=6, accumulate=2, ema=0.9, photometric=0.3, val_every=2, warmup=2)
+    recipe = override(
+        tiny,
+        {
+            "iterations": 5,
+            "batch_size": 6,
+            "grad_accum_steps": 2,
+            "ema_decay": 0.9,
+            "color_jitter": 0.3,
+            "val_every": 2,
+            "warmup": 2,
+        },
+    )
     folder = tmp_path_factory.mktemp("straight")
     run(recipe, tiny_data, folder)
     return recipe, final_state(folder)
@@ -116,7 +147,7 @@ def test_killed_before_the_last_save_the_run_goes_on_from_the_one_before(
     straight: tuple[Recipe, dict[str, Any]], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, expected = straight
-    recipe = replace(recipe, save_every=2)
+    recipe = override(recipe, {"save_every": 2})
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
 
         def killed(state: State, *arguments: Any) -> float:
@@ -152,19 +183,19 @@ def test_the_best_weights_are_kept_and_not_the_last(
         return replace(found, scores=replace(found.scores, miou=next(values)))
 
     monkeypatch.setattr(module, "evaluate", scored)
-    assert run(replace(tiny, iterations=3, val_every=1), tiny_data, tmp_path) == 0.9
+    assert run(override(tiny, {"iterations": 3, "val_every": 1}), tiny_data, tmp_path) == 0.9
     assert load(tmp_path)[1].metrics["val"]["step"] == 2
 
 
 def test_without_a_validation_split_the_last_weights_are_kept(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
-    assert run(replace(tiny, iterations=2, val_split=None), tiny_data, tmp_path) is None
+    assert run(override(tiny, {"iterations": 2, "val_split": None}), tiny_data, tmp_path) is None
     model, card = load(tmp_path)
     saved = final_state(tmp_path)["model"]
     assert card.metrics == {} and torch.equal(model.classifier.weight, saved["classifier.weight"].half().float())
 
 
 def test_the_average_is_what_is_kept(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
-    run(replace(tiny, iterations=3, ema=0.9), tiny_data, tmp_path)
+    run(override(tiny, {"iterations": 3, "ema_decay": 0.9}), tiny_data, tmp_path)
     saved = final_state(tmp_path)
     kept = load(tmp_path)[0].classifier.weight
     assert torch.equal(kept, saved["average"]["classifier.weight"].half().float())
@@ -172,7 +203,9 @@ def test_the_average_is_what_is_kept(tiny: Recipe, tiny_data: Path, tmp_path: Pa
 
 
 def test_training_starts_from_a_runs_weights(trained: Path, longer: Recipe, tiny_data: Path, tmp_path: Path) -> None:
-    recipe = replace(longer, weights=str(trained), iterations=1, lr=0.0, batch_norm="freeze", weight_decay=0.0)
+    recipe = override(
+        longer, {"weights": str(trained), "iterations": 1, "lr": 0.0, "batch_norm": "freeze", "weight_decay": 0.0}
+    )
     run(recipe, tiny_data, tmp_path)
     one, other = load(trained)[0].state_dict(), load(tmp_path)[0].state_dict()
     assert all(torch.equal(value, other[key]) for key, value in one.items())
@@ -181,11 +214,13 @@ def test_training_starts_from_a_runs_weights(trained: Path, longer: Recipe, tiny
 def test_a_start_whose_batch_norm_is_folded_warns_once(
     tiny: Recipe, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(replace(tiny, iterations=1, lr=0.0, batch_norm="freeze"), tiny_data, tmp_path / "first")  # as it is built
-    recipe = replace(tiny, iterations=2, weights=str(tmp_path / "first"), batch_norm="train")
+    run(
+        override(tiny, {"iterations": 1, "lr": 0.0, "batch_norm": "freeze"}), tiny_data, tmp_path / "first"
+    )  # as it is built
+    recipe = override(tiny, {"iterations": 2, "weights": str(tmp_path / "first"), "batch_norm": "train"})
     told = "batch norm of the weights that this starts from is folded"
     capsys.readouterr()
-    run(replace(recipe, batch_norm="head"), tiny_data, tmp_path / "head")
+    run(override(recipe, {"batch_norm": "head"}), tiny_data, tmp_path / "head")
     assert told not in " ".join(capsys.readouterr().err.split())
     run(recipe, tiny_data, tmp_path / "second")
     assert told in " ".join(capsys.readouterr().err.split())
@@ -196,11 +231,11 @@ def test_a_start_whose_batch_norm_is_folded_warns_once(
 def test_a_run_that_ends_early_is_the_beginning_of_the_longer_one(
     tiny: Recipe, tiny_data: Path, tmp_path: Path
 ) -> None:
-    longer = replace(tiny, iterations=4, save_every=2, ema=0.9, warmup=2, val_split=None)
+    longer = override(tiny, {"iterations": 4, "save_every": 2, "ema_decay": 0.9, "warmup": 2, "val_split": None})
     run(longer, tiny_data, tmp_path / "longer")
     newest = tmp_path / "longer" / "checkpoints" / "step-4"
-    run(replace(longer, iterations=2, poly_iterations=4), tiny_data, tmp_path / "early")
-    run(replace(longer, iterations=2), tiny_data, tmp_path / "short")
+    run(override(longer, {"iterations": 2, "schedule_iterations": 4}), tiny_data, tmp_path / "early")
+    run(override(longer, {"iterations": 2}), tiny_data, tmp_path / "short")
     early, short = (final_state(tmp_path / name) for name in ("early", "short"))
     newest.rename(tmp_path / "step-4")
     assert early["step"] == 2 and same(early, final_state(tmp_path / "longer"))
@@ -220,7 +255,7 @@ def test_a_compiled_run_is_resumed_and_ends_as_one_that_never_stopped(
         return real(run, "eager")  # PyTorch's own takes a minute
 
     monkeypatch.setattr(state, "compiled", noted)
-    recipe = replace(tiny, iterations=2, save_every=1, val_split=None, ema=0.9, compile=True)
+    recipe = override(tiny, {"iterations": 2, "save_every": 1, "val_split": None, "ema_decay": 0.9, "compile": True})
     run(recipe, tiny_data, tmp_path / "straight")
     stop_at(monkeypatch, 1)
     with pytest.raises(Stopped):
@@ -236,15 +271,18 @@ def test_a_compiled_run_is_resumed_and_ends_as_one_that_never_stopped(
 def test_crops_in_which_no_atrous_branch_leaves_its_centre_warn(
     tiny: Recipe, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = replace(tiny, iterations=1, val_split=None, crop=33, aspp_pointwise=True)  # a map of 3×3
-    start = replace(recipe, aspp_rates=(3, 6), weights=str(tmp_path / "0"))
+    recipe = override(tiny, {"iterations": 1, "val_split": None, "crop": 33, "aspp_pointwise": True})  # a map of 3×3
+    start = override(recipe, {"aspp_rates": (3, 6), "weights": str(tmp_path / "0")})
     cases: list[tuple[Recipe, str]] = [
-        (replace(recipe, aspp_rates=(3, 6)), "maps of 3x3 at output stride 16, where the least rate of ASPP is 3:"),
-        (replace(recipe, aspp_rates=(2, 6)), ""),
-        (replace(recipe, aspp_rates=()), ""),
-        (replace(recipe, aspp_rates=(3,), crop=(33, 49)), ""),
         (
-            replace(recipe, aspp_rates=(3,), output_stride=8),
+            override(recipe, {"aspp_rates": (3, 6)}),
+            "maps of 3x3 at output stride 16, where the least rate of ASPP is 3:",
+        ),
+        (override(recipe, {"aspp_rates": (2, 6)}), ""),
+        (override(recipe, {"aspp_rates": ()}), ""),
+        (override(recipe, {"aspp_rates": (3,), "crop": (33, 49)}), ""),
+        (
+            override(recipe, {"aspp_rates": (3,), "output_stride": 8}),
             "maps of 5x5 at output stride 8, where the least rate of ASPP is 6:",
         ),
         (start, ""),  # which knows more than its centre
@@ -264,10 +302,10 @@ def test_other_classes_need_reset_head(trained: Path, longer: Recipe, tmp_path: 
     described["names"].append("more")
     described["palette"].append([1, 2, 3])
     (data / "dataset.yaml").write_text(yaml.safe_dump(described))
-    recipe = replace(longer, weights=str(trained), val_split=None, iterations=1, batch=2)
+    recipe = override(longer, {"weights": str(trained), "val_split": None, "iterations": 1, "batch_size": 2})
     with pytest.raises(ValueError, match="has 4 classes, expected 5"):
         run(recipe, data, tmp_path / "run")
-    run(replace(recipe, reset_head=True), data, tmp_path / "run")
+    run(override(recipe, {"reset_head": True}), data, tmp_path / "run")
     assert load(tmp_path / "run")[0].num_classes == 5
 
 
@@ -280,11 +318,11 @@ def test_a_run_is_not_written_over(trained: Path, longer: Recipe, tiny_data: Pat
 
 def test_another_recipe_does_not_resume_and_the_difference_is_named(trained: Path, longer: Recipe, tiny_data) -> None:
     with pytest.raises(ValueError, match=r"another recipe \(there, here\): iterations: 30, 20; lr: 0.002, 0.5$"):
-        run(replace(longer, iterations=20, lr=0.5), tiny_data, trained, resume=True)
+        run(override(longer, {"iterations": 20, "lr": 0.5}), tiny_data, trained, resume=True)
 
 
 def test_resume_without_a_checkpoint_starts(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
-    run(replace(tiny, iterations=1), tiny_data, tmp_path, resume=True)
+    run(override(tiny, {"iterations": 1}), tiny_data, tmp_path, resume=True)
     assert checkpoint.steps(tmp_path) == [1]
 
 
@@ -304,7 +342,7 @@ def test_a_recipe_that_does_not_fit_is_refused_before_the_first_step(
     changes: dict, message: str, tiny: Recipe, tiny_data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        run(replace(tiny, **changes), tiny_data, tmp_path / "run")
+        run(override(tiny, changes), tiny_data, tmp_path / "run")
     assert checkpoint.steps(tmp_path / "run") == []
 
 
@@ -324,7 +362,7 @@ def test_what_is_wrong_with_a_file_is_one_line_from_any_process(
     workers: int, spoiled: Path, tiny: Recipe, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"train0\.png: mask has id 77 \(1 pixels\); expected 0\.\.3 or 255") as caught:
-        run(replace(tiny, val_split=None), spoiled, tmp_path / "run", workers=workers)
+        run(override(tiny, {"val_split": None}), spoiled, tmp_path / "run", workers=workers)
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
 
 
@@ -336,7 +374,7 @@ def test_a_photo_that_turns_out_truncated_is_named_by_any_process(
     path = data / "images" / "train" / "train0.png"
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(ValueError, match=r"train0\.png: ") as caught:
-        run(replace(tiny, val_split=None), data, tmp_path / "run", workers=workers)
+        run(override(tiny, {"val_split": None}), data, tmp_path / "run", workers=workers)
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
     assert checkpoint.steps(tmp_path / "run") == []
 
@@ -344,7 +382,7 @@ def test_a_photo_that_turns_out_truncated_is_named_by_any_process(
 def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(
     tiny: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(tiny, save_every=1)
+    recipe = override(tiny, {"save_every": 1})
     real = State.take_step
 
     def poisoned(state: State, parts: Any, lr: float, here: Any) -> float:
@@ -393,7 +431,7 @@ def test_a_run_that_fails_ends_at_once_with_its_loaders(
     data = make_data(tmp_path / "data", {"train": 1})
     path = data / "images" / "train" / "train0.png"
     os.truncate(path, path.stat().st_size // 2)
-    (tmp_path / "recipe.yaml").write_text(replace(tiny, val_split=None).to_yaml())
+    (tmp_path / "recipe.yaml").write_text(override(tiny, {"val_split": None}).to_yaml())
     line = ["train", str(tmp_path / "recipe.yaml"), "--data", str(data), "--out", str(tmp_path / "run")]
     process = Forked([*line, "--device", "cpu", "-j", workers], tmp_path / "said")
     assert process.status(100) == 2, process.output
@@ -403,7 +441,9 @@ def test_a_run_that_fails_ends_at_once_with_its_loaders(
 @pytest.fixture
 def long_run(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
     """Starts a run of many steps as a process of its own, and waits until it trains."""
-    (tmp_path / "recipe.yaml").write_text(replace(tiny, iterations=3000, batch=2, val_split=None).to_yaml())
+    (tmp_path / "recipe.yaml").write_text(
+        override(tiny, {"iterations": 3000, "batch_size": 2, "val_split": None}).to_yaml()
+    )
     line = ["train", str(tmp_path / "recipe.yaml"), "--data", str(tiny_data), "--out", str(tmp_path / "run")]
     started: list[Forked] = []
 
@@ -446,6 +486,36 @@ def test_a_signal_saves_and_leaves_and_resume_goes_on(
     assert checkpoint.steps(tmp_path / "run")[-1] > stopped
 
 
+def leaves(pid: int) -> list[int]:
+    """The processes below one that have none below them."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [leaf for child in children for leaf in leaves(child) or [child]]
+
+
+def test_a_signal_while_a_worker_stalls_saves_and_leaves(long_run: Callable[..., Forked], tmp_path: Path) -> None:
+    process = long_run("--workers", "1")
+    pids = leaves(process.process.pid)
+    workers = [pid for pid in pids if b"tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert workers
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(1)
+    process.send(signal.SIGTERM)
+    assert process.status(25) == 143, process.output
+    assert "Traceback" not in process.output and "--resume goes on" in process.output.splitlines()[-1]
+    assert final_state(tmp_path / "run")["step"] == checkpoint.steps(tmp_path / "run")[-1]
+
+
+def test_names_that_are_no_utf8_are_trained_on_and_resumed(tiny: Recipe, make_data: Any, tmp_path: Path) -> None:
+    data = make_data(tmp_path / os.fsdecode(b"donn\xe9es"), {"train": 4, "val": 1})
+    for path in [path for path in data.rglob("*.png")]:
+        path.rename(path.with_name(os.fsdecode(b"caf\xe9" + path.name.encode())))
+    folder, recipe = tmp_path / os.fsdecode(b"r\xe9sultat"), override(tiny, {"iterations": 2, "save_every": 1})
+    assert run(recipe, data, folder) is not None
+    assert run(override(recipe, {"iterations": 3}), data, folder, resume=True, workers=1) is not None
+    assert run(override(tiny, {"iterations": 1, "weights": str(folder)}), data, tmp_path / "from it") is not None
+
+
 def test_the_whole_split_is_looked_at_before_the_first_step(tiny: Recipe, make_data: Any, tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", {"train": 2, "val": 2})
     path = sorted((data / "masks" / "val").iterdir())[-1]
@@ -457,7 +527,7 @@ def test_the_whole_split_is_looked_at_before_the_first_step(tiny: Recipe, make_d
         run(tiny, data, tmp_path / "run")
     Image.fromarray(np.full_like(ids, 255)).save(path)
     with pytest.raises(ValueError, match="val cannot reach output_stride 64"):
-        run(replace(tiny, val_output_stride=64), data, tmp_path / "run")
+        run(override(tiny, {"val_output_stride": 64}), data, tmp_path / "run")
     assert not checkpoint.steps(tmp_path / "run")
 
 
@@ -491,7 +561,7 @@ def test_a_run_stopped_while_it_validates_goes_on_with_that(
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*arguments, **options)
 
-    recipe = replace(tiny, iterations=2, val_every=1)
+    recipe = override(tiny, {"iterations": 2, "val_every": 1})
     whole = run(recipe, tiny_data, tmp_path / "whole")
     monkeypatch.setattr(module, "evaluate", interrupted)
     with pytest.raises(Stopped, match="stopped at step 1 and saved") as stopped:
@@ -509,10 +579,12 @@ def test_a_run_stopped_while_it_validates_goes_on_with_that(
 def test_the_loss_does_not_depend_on_the_scale_of_class_weights(
     scale: float, tiny: Recipe, tiny_data: Path, tmp_path: Path
 ) -> None:
-    recipe = replace(tiny, iterations=1, val_split=None, class_weights=tuple(scale * w for w in (1.0, 2.0, 3.0, 0.5)))
+    recipe = override(
+        tiny, {"iterations": 1, "val_split": None, "class_weights": tuple(scale * w for w in (1.0, 2.0, 3.0, 0.5))}
+    )
     run(recipe, tiny_data, tmp_path / "run")
     loss = float((tmp_path / "run" / "log.csv").read_text().splitlines()[1].split(",")[1])
-    run(replace(recipe, class_weights=(1.0, 2.0, 3.0, 0.5)), tiny_data, tmp_path / "plain")
+    run(override(recipe, {"class_weights": (1.0, 2.0, 3.0, 0.5)}), tiny_data, tmp_path / "plain")
     plain = float((tmp_path / "plain" / "log.csv").read_text().splitlines()[1].split(",")[1])
     assert loss == pytest.approx(plain, rel=1e-4) and loss > 0.5
 
@@ -540,7 +612,7 @@ def test_a_loader_that_dies_is_said_so_and_nothing_is_lost(
 
     monkeypatch.setattr(module, "loader", dying)
     with pytest.raises(Stopped, match="a process that loads data died at step 2: .*pid 7.*--resume goes on") as stopped:
-        run(replace(tiny, val_split=None), tiny_data, tmp_path / "run")
+        run(override(tiny, {"val_split": None}), tiny_data, tmp_path / "run")
     assert stopped.value.status == 1 and checkpoint.steps(tmp_path / "run")[-1] == 2
 
 
@@ -549,7 +621,7 @@ def test_a_score_that_is_no_number_is_null_on_the_card(tiny: Recipe, make_data: 
     for path in (data / "masks" / "val").iterdir():
         with Image.open(path) as mask:
             Image.fromarray(np.full_like(np.array(mask), 255)).save(path)
-    run(replace(tiny, iterations=1), data, tmp_path / "run")
+    run(override(tiny, {"iterations": 1}), data, tmp_path / "run")
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")

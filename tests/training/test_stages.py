@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from atrous.cli.parser import main
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 from atrous.training.recipes import load_recipe
 from atrous.training.stages import Stage, finished, mark_finished, plan_stages, train_once, train_stages
 
@@ -19,8 +18,8 @@ CPU = {"workers": 0, "device": "cpu"}
 @pytest.fixture
 def recipes(tiny: Recipe, tmp_path: Path) -> list[str]:
     """Two stages of the paper's form: output stride 16, then 8 with batch norm frozen."""
-    first = replace(tiny, iterations=2, val_split=None)
-    second = replace(first, output_stride=8, batch_norm="freeze", weights="runs/nowhere")
+    first = override(tiny, {"iterations": 2, "val_split": None})
+    second = override(first, {"output_stride": 8, "batch_norm": "freeze", "weights": "runs/nowhere"})
     for name, recipe in (("one", first), ("two", second)):
         (tmp_path / f"{name}.yaml").write_text(recipe.to_yaml())
     return [str(tmp_path / "one.yaml"), str(tmp_path / "two.yaml")]
@@ -29,17 +28,17 @@ def recipes(tiny: Recipe, tmp_path: Path) -> list[str]:
 def test_each_stage_starts_from_the_one_before(recipes: list[str], tmp_path: Path) -> None:
     stages = plan_stages(recipes, ["D"], tmp_path / "runs")
     assert [stage.run for stage in stages] == [tmp_path / "runs" / "one", tmp_path / "runs" / "two"]
-    assert [stage.recipe.weights for stage in stages] == [None, str(tmp_path / "runs" / "one")]
-    assert stages[1].recipe == replace(load_recipe(recipes[1]), weights=str(stages[0].run))
+    assert [stage.recipe.model.weights for stage in stages] == [None, str(tmp_path / "runs" / "one")]
+    assert stages[1].recipe == override(load_recipe(recipes[1]), {"weights": str(stages[0].run)})
     named = plan_stages(["coco-resnet101", "voc-resnet101-coco"], ["coco:C", "voc:V"])
     assert [stage.data for stage in named] == ["coco:C", "voc:V"]
-    assert named[1].recipe.weights == "runs/coco-resnet101" and named[1].run == Path("runs/voc-resnet101-coco")
+    assert named[1].recipe.model.weights == "runs/coco-resnet101" and named[1].run == Path("runs/voc-resnet101-coco")
 
 
 def test_flags_stand_over_every_stage_and_weights_over_the_first(recipes: list[str], tmp_path: Path) -> None:
     stages = plan_stages(recipes, ["D"], tmp_path, {"iterations": 7, "weights": "runs/before"})
-    assert [stage.recipe.iterations for stage in stages] == [7, 7]
-    assert [stage.recipe.weights for stage in stages] == ["runs/before", str(tmp_path / "one")]
+    assert [stage.recipe.schedule.iterations for stage in stages] == [7, 7]
+    assert [stage.recipe.model.weights for stage in stages] == ["runs/before", str(tmp_path / "one")]
 
 
 def test_counts_that_do_not_go_together(recipes: list[str]) -> None:
@@ -113,7 +112,7 @@ def test_a_finished_run_of_another_recipe_is_no_finished_run_of_this_one(tiny: R
     assert finished(tmp_path, tiny) == {"miou": 0.25}
     assert train_once(Stage(tiny, "no such data", tmp_path)) == 0.25
     with pytest.raises(ValueError, match="finished with another recipe .*lr: 0.02, 0.5"):
-        finished(tmp_path, replace(tiny, lr=0.5))
+        finished(tmp_path, override(tiny, {"lr": 0.5}))
 
 
 def test_several_data_for_one_recipe_are_refused(

@@ -17,7 +17,7 @@ from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import ModelCard, save
 from atrous.ops.normalization import IMAGENET
 from atrous.training import checkpoint
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 from atrous.training.state import State, build_model, build_optimizer, loses_scale
 
 HERE = DistributedContext(0, 1, torch.device("cpu"))
@@ -83,7 +83,7 @@ def exact(state: State) -> State:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("changes", [{}, {"class_weights": (0.5, 1.0, 2.0, 3.0)}, {"upsample_logits": False}])
 def test_two_halves_give_the_gradient_of_the_whole_batch(tiny: Recipe, changes: dict) -> None:
-    recipe = replace(tiny, batch_norm="freeze", **changes)
+    recipe = override(tiny, {"batch_norm": "freeze", **changes})
     images, labels = batch()
     whole_loss, whole = gradients(exact(build(recipe)), parts_of(images, labels))
     loss, halves = gradients(exact(build(recipe)), parts_of(images, labels, 2))
@@ -95,7 +95,7 @@ def test_two_halves_give_the_gradient_of_the_whole_batch(tiny: Recipe, changes: 
 
 @pytest.mark.parametrize("class_weights", [None, (0.5, 1.0, 2.0, 3.0)])
 def test_the_loss_is_the_mean_cross_entropy_of_the_logits_at_full_size(tiny: Recipe, class_weights: Any) -> None:
-    state = build(replace(tiny, batch_norm="freeze", class_weights=class_weights))
+    state = build(override(tiny, {"batch_norm": "freeze", "class_weights": class_weights}))
     images, labels = batch()
     logits = state.model(IMAGENET(images))
     weight = torch.tensor(class_weights) if class_weights else None
@@ -110,7 +110,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_logits_at_full_size(tiny: Rec
 
 
 def test_the_step_is_that_of_the_rate_and_of_the_heads_factor(tiny: Recipe) -> None:
-    state = build(replace(tiny, momentum=0.0, weight_decay=0.0, head_lr_factor=10.0))
+    state = build(override(tiny, {"momentum": 0.0, "weight_decay": 0.0, "head_lr_factor": 10.0}))
     before = weights(state)
     _, gradient = gradients(state, parts_of(*batch()))
     for key, value in weights(state).items():
@@ -119,11 +119,11 @@ def test_the_step_is_that_of_the_rate_and_of_the_heads_factor(tiny: Recipe) -> N
 
 
 def test_weight_decay_is_on_convolutions_alone_unless_asked(tiny: Recipe) -> None:
-    model = build_model(tiny, 4)
+    model = build_model(tiny.model, 4)
     for decay_all in (False, True):
         for kind in ("sgd", "adamw"):
-            recipe = replace(tiny, weight_decay=0.1, decay_all=decay_all, optimizer=kind)
-            groups = build_optimizer(recipe, model).param_groups
+            recipe = override(tiny, {"weight_decay": 0.1, "decay_all": decay_all, "optimizer": kind})
+            groups = build_optimizer(recipe.optim, model).param_groups
             decayed = {id(p) for group in groups for p in group["params"] if group["weight_decay"]}
             expected = {id(p) for p in model.parameters() if p.ndim > 1 or decay_all}
             assert decayed == expected
@@ -131,7 +131,7 @@ def test_weight_decay_is_on_convolutions_alone_unless_asked(tiny: Recipe) -> Non
 
 
 def test_a_batch_with_no_valid_pixel_teaches_nothing(tiny: Recipe) -> None:
-    state = build(replace(tiny, weight_decay=0.0, momentum=0.0))
+    state = build(override(tiny, {"weight_decay": 0.0, "momentum": 0.0}))
     images, labels = batch()
     before = weights(state)
     loss, gradient = gradients(state, parts_of(images, torch.full_like(labels, 255)))
@@ -142,7 +142,7 @@ def test_a_batch_with_no_valid_pixel_teaches_nothing(tiny: Recipe) -> None:
 
 def test_a_part_with_no_valid_pixel_does_not_change_the_mean(tiny: Recipe) -> None:
     images, labels = batch()
-    recipe = replace(tiny, batch_norm="freeze")
+    recipe = override(tiny, {"batch_norm": "freeze"})
     empty = torch.full_like(labels[:2], 255)
     half = build(recipe).take_step(parts_of(images[2:], labels[2:]), 0.01, HERE)
     both = build(recipe).take_step(parts_of(images, torch.cat([empty, labels[2:]]), 2), 0.01, HERE)
@@ -151,7 +151,7 @@ def test_a_part_with_no_valid_pixel_does_not_change_the_mean(tiny: Recipe) -> No
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_loss_that_is_not_finite_takes_no_step_and_names_the_batch(tiny: Recipe, value: float) -> None:
-    state = build(replace(tiny, ema=0.9))
+    state = build(override(tiny, {"ema_decay": 0.9}))
     state.take_step(parts_of(*batch()), 0.01, HERE)
     state.step = 7
     before, average = weights(state), copy.deepcopy(state.evaluated.state_dict())
@@ -191,13 +191,13 @@ def test_a_gradient_that_is_not_finite_takes_no_step_though_the_loss_is(tiny: Re
 
 
 def test_a_gradient_whose_sum_overflows_is_finite(tiny: Recipe) -> None:
-    state = build(replace(tiny, weight_decay=0.0))
+    state = build(override(tiny, {"weight_decay": 0.0}))
     state.model.classifier.weight.register_hook(lambda gradient: torch.full_like(gradient, 3e38))
     state.take_step(parts_of(*batch()), 0.0, HERE)
 
 
 def test_in_fp16_a_step_without_a_finite_gradient_is_left_out_and_many_in_a_row_end_the_run(tiny: Recipe) -> None:
-    state = build(replace(tiny, amp="fp16"))
+    state = build(override(tiny, {"amp": "fp16"}))
     before = weights(state)
     state.model.classifier.weight.register_hook(lambda gradient: gradient * float("inf"))
     state.take_step(parts_of(*batch()), 0.01, HERE)
@@ -210,7 +210,7 @@ def test_in_fp16_a_step_without_a_finite_gradient_is_left_out_and_many_in_a_row_
 
 @pytest.mark.parametrize("where", ["weight", "statistics", "moment", "average"])
 def test_what_is_not_finite_is_never_saved(where: str, tiny: Recipe, tmp_path: Path) -> None:
-    state = build(replace(tiny, ema=0.9))
+    state = build(override(tiny, {"ema_decay": 0.9}))
     state.take_step(parts_of(*batch()), 0.01, HERE)
     state.save(tmp_path, HERE, {})
     norm = next(state.model.batch_norms())
@@ -238,7 +238,7 @@ def test_what_is_not_finite_is_never_saved(where: str, tiny: Recipe, tmp_path: P
 )
 @pytest.mark.parametrize("side", [33, 17])
 def test_a_batch_of_one_trains(tiny: Recipe, changes: dict, side: int) -> None:
-    state = build(replace(tiny, batch=1, **changes))
+    state = build(override(tiny, {"batch_size": 1, **changes}))
     images, labels = batch(2, side)
     before = weights(state)
     loss, gradient = gradients(state, parts_of(images[1:], labels[1:]))
@@ -249,7 +249,7 @@ def test_a_batch_of_one_trains(tiny: Recipe, changes: dict, side: int) -> None:
 
 def test_frozen_batch_norm_keeps_its_statistics(tiny: Recipe) -> None:
     for kind, moves in (("freeze", False), ("statistics", False), ("train", True)):
-        state = build(replace(tiny, batch_norm=kind))
+        state = build(override(tiny, {"batch_norm": kind}))
         norm = list(state.model.batch_norms())[-1]
         before, shift = norm.running_mean.clone(), norm.bias.detach().clone()
         state.take_step(parts_of(*batch()), 0.1, HERE)
@@ -258,7 +258,7 @@ def test_frozen_batch_norm_keeps_its_statistics(tiny: Recipe) -> None:
 
 
 def test_the_decay_of_the_statistics_is_the_recipes(tiny: Recipe) -> None:
-    model = build_model(replace(tiny, batch_norm_decay=0.9997), 4)
+    model = build_model(override(tiny, {"batch_norm_decay": 0.9997}).model, 4)
     found = [norm.momentum for norm in model.batch_norms()]
     assert found == pytest.approx([0.0003] * len(found)) and len(found) > 20
 
@@ -266,52 +266,54 @@ def test_the_decay_of_the_statistics_is_the_recipes(tiny: Recipe) -> None:
 @pytest.mark.parametrize("amp", ["bf16"])
 def test_mixed_precision_stays_near_full_precision(tiny: Recipe, amp: Any) -> None:
     full = build(tiny).take_step(parts_of(*batch()), 0.01, HERE)
-    mixed = build(replace(tiny, amp=amp)).take_step(parts_of(*batch()), 0.01, HERE)
+    mixed = build(override(tiny, {"amp": amp})).take_step(parts_of(*batch()), 0.01, HERE)
     assert mixed == pytest.approx(full, rel=0.02)
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema": 0.9, "optimizer": "adamw", "accumulate": 2, "head_lr_factor": 3.0}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"ema_decay": 0.9, "optimizer": "adamw", "grad_accum_steps": 2, "head_lr_factor": 3.0}]
+)
 def test_a_state_restored_goes_on_to_the_same_bytes(tiny: Recipe, changes: dict) -> None:
-    recipe = replace(tiny, **changes)
+    recipe = override(tiny, changes)
     straight = build(recipe)
     for seed in range(2):
-        straight.take_step(parts_of(*batch(seed=seed), recipe.accumulate), 0.01, HERE)
+        straight.take_step(parts_of(*batch(seed=seed), recipe.optim.grad_accum_steps), 0.01, HERE)
         straight.step += 1
     straight.best = 0.25
-    saved = copy.deepcopy(straight._to_save())
+    saved = copy.deepcopy(straight.to_save())
     drawn = torch.rand(3)
     torch.manual_seed(99)
     resumed = State.build(recipe, 4, 255, HERE, saved)
     assert torch.equal(torch.rand(3), drawn)
     assert (resumed.step, resumed.best) == (2, 0.25)
     for state in (straight, resumed):
-        state.take_step(parts_of(*batch(seed=5), recipe.accumulate), 0.005, HERE)
+        state.take_step(parts_of(*batch(seed=5), recipe.optim.grad_accum_steps), 0.005, HERE)
     for one, other in ((straight.model, resumed.model), (straight.evaluated, resumed.evaluated)):
         theirs = other.state_dict()
         assert all(torch.equal(value, theirs[key]) for key, value in one.state_dict().items())
 
 
 def test_the_seed_decides_the_first_weights(tiny: Recipe) -> None:
-    one, same, other = (build(replace(tiny, seed=seed)).model.classifier.weight for seed in (1, 1, 2))
+    one, same, other = (build(override(tiny, {"seed": seed})).model.classifier.weight for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
 def test_the_stride_sits_where_the_weights_have_it(tiny: Recipe) -> None:
-    ours = replace(tiny, backbone="resnet18")
-    assert build_model(ours, 4).arguments["stride_in"] == "last"
-    assert build_model(replace(ours, weights="imagenet"), 4, blank=True).arguments["stride_in"] == "first"
-    assert build_model(replace(ours, stride_in="first"), 4).arguments["stride_in"] == "first"
+    ours = override(tiny, {"backbone": "resnet18"})
+    assert build_model(ours.model, 4).arguments["stride_in"] == "last"
+    assert build_model(override(ours, {"weights": "imagenet"}).model, 4, blank=True).arguments["stride_in"] == "first"
+    assert build_model(override(ours, {"stride_in": "first"}).model, 4).arguments["stride_in"] == "first"
 
 
 def test_the_normalisation_of_the_first_weights_outlives_a_resume(tiny: Recipe, tmp_path: Path) -> None:
-    theirs = build_model(tiny, 4)
+    theirs = build_model(tiny.model, 4)
     start = tmp_path / "start.safetensors"
     save(theirs, start, card_of(theirs, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)))
-    recipe = replace(tiny, weights=str(start))
+    recipe = override(tiny, {"weights": str(start)})
     state = build(recipe)
     assert state.model.mean == (0.5, 0.4, 0.3) != theirs.mean
     start.unlink()
-    again = State.build(recipe, 4, 255, HERE, state._to_save())
+    again = State.build(recipe, 4, 255, HERE, state.to_save())
     assert (again.model.mean, again.model.std) == (state.model.mean, state.model.std)
     images, labels = batch()
     losses = {one.take_step(parts_of(images, labels), 0.01, HERE) for one in (state, again)}
@@ -319,7 +321,7 @@ def test_the_normalisation_of_the_first_weights_outlives_a_resume(tiny: Recipe, 
 
 
 def test_the_head_learns_batch_norm_over_a_frozen_backbone(tiny: Recipe) -> None:
-    state = build(replace(tiny, batch_norm="head"))
+    state = build(override(tiny, {"batch_norm": "head"}))
     frozen = {id(norm) for norm in state.model.backbone.modules() if isinstance(norm, torch.nn.BatchNorm2d)}
     before = {norm: norm.running_mean.clone() for norm in state.model.batch_norms() if norm.running_mean is not None}
     state.take_step(parts_of(*batch()), 0.01, HERE)
@@ -328,13 +330,17 @@ def test_the_head_learns_batch_norm_over_a_frozen_backbone(tiny: Recipe) -> None
 
 
 def test_trained_batch_norm_loses_the_scale_of_weights_that_have_it_folded(tiny: Recipe, tmp_path: Path) -> None:
-    recipe, path = replace(tiny, batch_norm="train"), tmp_path / "folded.safetensors"
-    model = build_model(recipe, 4)  # its statistics are 0 and 1, as those of a graph whose norms are folded
+    recipe, path = override(tiny, {"batch_norm": "train"}), tmp_path / "folded.safetensors"
+    model = build_model(recipe.model, 4)  # its statistics are 0 and 1, as those of a graph whose norms are folded
     save(model, path, card_of(model))
-    from_it = replace(recipe, weights=str(path))
-    assert loses_scale(from_it, build_model(from_it, 4))
-    for harmless in (recipe, replace(from_it, batch_norm="head"), replace(from_it, batch_norm="statistics")):
-        assert not loses_scale(harmless, build_model(harmless, 4))
+    from_it = override(recipe, {"weights": str(path)})
+    assert loses_scale(from_it.model, build_model(from_it.model, 4))
+    for harmless in (
+        recipe,
+        override(from_it, {"batch_norm": "head"}),
+        override(from_it, {"batch_norm": "statistics"}),
+    ):
+        assert not loses_scale(harmless.model, build_model(harmless.model, 4))
     next(norm for norm in model.batch_norms()).running_mean.fill_(0.5)
     save(model, path, card_of(model))
-    assert not loses_scale(from_it, build_model(from_it, 4))
+    assert not loses_scale(from_it.model, build_model(from_it.model, 4))

@@ -304,7 +304,7 @@ def run_data_check(args: argparse.Namespace) -> int:
     """Look at a data set."""
     from atrous.data.validate import check, render
 
-    report = check(args.data)
+    report = check(args.data, allow_empty_classes=args.allow_empty_classes)
     if args.json:
         _print_json(report.as_dict())
     else:
@@ -401,29 +401,38 @@ def run_reproduce(args: argparse.Namespace) -> int:
     options = Options(
         preset=args.preset, data=args.data, pretraining=args.pretraining, model=args.model,
         backbones=args.backbone, iterations=args.iterations, seeds=args.seeds, out=args.out,
-        values=parse_assignments(args.assignments), workers=args.workers, device=args.device,
+        values=parse_assignments(args.assignments), workers=args.workers, parallel=args.parallel,
+        device=args.device,
     )  # fmt: skip
-    from atrous.reproduction.run import check_what, figure_4, listed, reproduce
+    from atrous.reproduction.run import FIGURE_4, check_words, figure_4, listed, reproduce
 
-    check_what(args.what, options)
+    check_words(args.what, options)
     console = _stderr()
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, highlight=False)
 
-    if args.what in ("list", "figure-4"):
-        answer: Any = listed(options) if args.what == "list" else figure_4(options.folder, say)
+    if args.what == ["list"]:
+        rows = listed(options)
         if args.json:
-            return _print_json(answer)
-        console.print(listing_table(answer) if args.what == "list" else "\n".join(answer.values()))
+            return _print_json(rows)
+        console.print(listing_table(rows))
         return 0
-    with console.status("") as status:
-        result = reproduce(args.what, options, dry_run=args.dry_run, say=say, tick=status.update)
+    answers: dict[str, Any] = {}
+    if FIGURE_4 in args.what and not args.dry_run:
+        answers[FIGURE_4] = figure_4(options.folder, say)
+        say("\n".join(answers[FIGURE_4].values()))
+    tables: dict[str, dict[str, Any]] = {}
+    if words := [word for word in args.what if word != FIGURE_4]:
+        with console.status("") as status:
+            tables = reproduce(words, options, dry_run=args.dry_run, say=say, tick=status.update)
+    for table in tables.values():
+        if "markdown" in table["files"] and not args.json:
+            say(Path(table["files"]["markdown"]).read_text(encoding="utf-8"))
     if args.json:
-        _print_json(result.as_dict())
-    elif "markdown" in result.files:
-        say(Path(result.files["markdown"]).read_text(encoding="utf-8"))
-    return 1 if result.failed else 0
+        answers |= tables
+        _print_json(answers if len(answers) > 1 else next(iter(answers.values()), {}))
+    return 1 if any(table["failed"] for table in tables.values()) else 0
 
 
 def _stderr() -> Console:

@@ -254,6 +254,8 @@ def _add_data(commands: Any) -> None:
     parser = _command(commands, "data", None, "look at a data set", "atrous data check my-data")
     inner = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     check = _command(inner, "check", run_data_check, "is this data set sound?", "atrous data check my-data")
+    text = "classes without a pixel, or one class alone, are warnings, not problems"
+    check.add_argument("--allow-empty-classes", action="store_true", help=text)
     check.add_argument("data", metavar="DATA", help="a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH")
     _add_json(check)
 
@@ -308,8 +310,9 @@ def _add_reproduce(commands: Any) -> None:
         commands, "reproduce", run_reproduce, "the paper's tables and figures, its numbers beside ours",
         "atrous reproduce table-5 --preset tiny",
     )  # fmt: skip
-    text = "table-1 to -6, table-8 to -12, figure-4, -6, -7, -8, ablation, ablation-pseudo; or list"
-    parser.add_argument("what", metavar="WHAT", type=str.lower, help=text)
+    text = "table-1 to -6, table-8 to -12, figure-4, -6, -7, -8, ablation, ablation-pseudo; several share their "
+    text += "trainings; or list"
+    parser.add_argument("what", metavar="WHAT", nargs="+", type=str.lower, help=text)
     text = "paper; camvid, a small faithful one; tiny, on generated data in minutes; streets for ablation, objects for "
     text += "ablation-pseudo (default: %(default)s)"
     parser.add_argument("--preset", default="paper", help=text)
@@ -322,6 +325,8 @@ def _add_reproduce(commands: Any) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
                         help="any other key of the base recipe, as of train")  # fmt: skip
     parser.add_argument("-j", "--workers", type=int, default=1, help="processes that load data (default: %(default)s)")
+    text = "trainings at once (default: one on each GPU)"
+    parser.add_argument("--parallel", type=int, metavar="N", help=text)
     parser.add_argument("--out", type=Path, help="folder of all runs and tables (default: reproduced/PRESET)")
     parser.add_argument("--dry-run", action="store_true", help="stop after the plan and the estimate of the time")
     _add_device(parser)

@@ -8,7 +8,6 @@ COCO.
     labels.names[0], labels.palette[0]
 """
 
-import difflib
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +19,15 @@ import numpy.typing as npt
 import yaml
 
 from atrous.atomic import write_text
+from atrous.messages import did_you_mean
+from atrous.yaml_io import parse_yaml
 
 Colour = tuple[int, int, int]
 
 IGNORE_COLOUR: Colour = (224, 224, 192)
 """The colour that VOC draws its ignored border in: entry 255 of its colour map."""
 
-_KEYS = ("names", "palette", "ignore")
+_KEYS = ("names", "palette", "ignore", "map")
 _YAML_BYTES = 1 << 20
 
 
@@ -74,7 +75,7 @@ def _check_names(names: tuple[str, ...]) -> None:
         )
     for index, name in enumerate(names):
         if not isinstance(name, str):
-            raise ValueError(f"names[{index}] is {_described(name)}; expected a string")
+            raise ValueError(f"names[{index}] is {_described(name)}; expected a string: put it in quotes")
         if not name.strip() or not name.isprintable():
             raise ValueError(f"names[{index}] is {reprlib.repr(name)}; expected a printable, nonempty name")
     if len(set(names)) < len(names):
@@ -111,9 +112,6 @@ _VOC_NAMES = (
 )
 VOC = Labels(tuple(_VOC_NAMES.split()), voc_palette(21))
 """PASCAL VOC 2012: background and 20 objects."""
-
-VOC_HARD_CLASSES = ("bicycle", "chair", "diningtable", "pottedplant", "sofa")
-"""The classes that section 4.3 bootstraps on."""
 
 # One row a class: name, colour, and the id in *_gtFine_labelIds.png, from cityscapesscripts/helpers/labels.py.
 _CITYSCAPES: tuple[tuple[str, Colour, int], ...] = (
@@ -215,7 +213,15 @@ def ids_of_colours(
 
 
 def load_labels(path: str | Path) -> Labels:
-    """Read `dataset.yaml`: `names`, a list of strings; `palette`, a list of [r, g, b], by default VOC's; `ignore`, 255.
+    """The classes of a `dataset.yaml`; see `load_description`."""
+    return load_description(path)[0]
+
+
+def load_description(path: str | Path) -> tuple[Labels, tuple[int, ...] | None]:
+    """Read `dataset.yaml`: the classes, and the class id by stored id, 256 entries, -1 for one that must not occur.
+
+    Its keys are `names`, a list of strings; `palette`, a list of [r, g, b], by default VOC's; `ignore`, by default 255;
+    `map`, class ids or names by stored id, as in `map: {255: 1}`; other ids stay. Without `map` there is no table.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -224,7 +230,8 @@ def load_labels(path: str | Path) -> Labels:
     path = Path(path)
     document = _parsed(path)
     try:
-        return _labels_from(document)
+        labels = _labels_from(document)
+        return labels, _remap(document["map"], labels) if "map" in document else None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -246,7 +253,7 @@ def _parsed(path: Path) -> Any:
             content = file.read(_YAML_BYTES + 1)
         if len(content) > _YAML_BYTES:
             raise ValueError(f"larger than {_YAML_BYTES} bytes")
-        return yaml.safe_load(content.decode("utf-8"))
+        return parse_yaml(content.decode("utf-8-sig"))
     # On odd documents, PyYAML also raises AttributeError, KeyError, IndexError and RecursionError.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -258,7 +265,8 @@ def _labels_from(document: object) -> Labels:
         raise ValueError(f"the document is {_described(document)}; expected a mapping with a list `names`")
     for key in document:
         if key not in _KEYS:
-            raise ValueError(f"unknown key {reprlib.repr(key)}{_nearest(key)}; expected names, palette, ignore")
+            hint = did_you_mean(key, _KEYS, otherwise="")
+            raise ValueError(f"unknown key {reprlib.repr(key)}{hint}; expected names, palette, ignore, map")
     if "names" not in document:
         raise ValueError("no key 'names'; expected the list of class names")
     names = document["names"]
@@ -270,22 +278,31 @@ def _labels_from(document: object) -> Labels:
     return Labels(tuple(names), colours, ignore)
 
 
+def _remap(ids: object, labels: Labels) -> tuple[int, ...]:
+    if not isinstance(ids, Mapping):
+        raise ValueError(f"map is {_described(ids)}; expected stored ids with their class, as in `map: {{255: 1}}`")
+    remap = [stored if stored < len(labels) or stored == labels.ignore else -1 for stored in range(256)]
+    for stored, value in ids.items():
+        index = labels.names.index(value) if value in labels.names else value
+        known = _is_byte(index) and (index < len(labels) or index == labels.ignore)
+        if not _is_byte(stored) or not known:
+            classes = f"0..{len(labels) - 1}, a name, or {labels.ignore}, ignored"
+            raise ValueError(f"map has {reprlib.repr(stored)}: {reprlib.repr(value)}; expected 0..255: {classes}")
+        remap[stored] = index
+    return tuple(remap)
+
+
 def _colours(palette: object) -> tuple[Colour, ...]:
     if not isinstance(palette, list):
         raise ValueError(f"palette is {_described(palette)}; expected a list of [red, green, blue]")
     return tuple(tuple(colour) if isinstance(colour, list) else colour for colour in palette)
 
 
-def _nearest(key: object) -> str:
-    close = difflib.get_close_matches(str(key), _KEYS, n=1) if isinstance(key, str) else []
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _described(value: object) -> str:
     """A value as YAML read it, for a message; reprlib bounds depth and length."""
     shown = reprlib.repr(value)
     if isinstance(value, bool):
-        return f"{str(value).lower()}, for YAML reads an unquoted yes, no, on or off as a boolean: put it in quotes"
+        return f"{str(value).lower()}, for YAML reads an unquoted yes, no, on or off as a boolean"
     if value is None:
         return "empty"
     return f"{type(value).__name__} {shown}"

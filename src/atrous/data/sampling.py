@@ -49,7 +49,12 @@ def _counted(part: str) -> tuple[str, int]:
 
 
 def pixel_counts(dataset: SegmentationDataset) -> npt.NDArray[np.int64]:
-    """Pixels of each class in each image, N,K; an item that occurs twice is read once.
+    """Pixels of each class in each image, int64 N,K; as `id_histograms`."""
+    return id_histograms(dataset)[:, : len(dataset.labels)]
+
+
+def id_histograms(dataset: SegmentationDataset) -> npt.NDArray[np.int64]:
+    """Pixels of each id in each mask, int64 N,256; an item that occurs twice is read once.
 
     Raises:
         ValueError: for a mask that cannot be read, of another size than its image, or with an id out of range.
@@ -57,8 +62,8 @@ def pixel_counts(dataset: SegmentationDataset) -> npt.NDArray[np.int64]:
     """
 
     def counted(item: Item) -> npt.NDArray[np.int64]:
-        ids = dataset.read_ids(item, read_size(item.image))
-        return np.bincount(ids.reshape(-1), minlength=256)[: len(dataset.labels)]
+        ids = dataset.read_ids(item, read_size(item.image), check_palette=True)
+        return np.bincount(ids.reshape(-1), minlength=256)
 
     once = list(dict.fromkeys(dataset.items))
     with ThreadPoolExecutor() as pool:

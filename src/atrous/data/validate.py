@@ -9,6 +9,7 @@ A bad file does not stop the check. Class shares and image sizes are known befor
 import hashlib
 import itertools
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +25,12 @@ from rich.table import Table
 from rich.text import Text
 
 from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, splits
+from atrous.data.datasets.mask_values import UnknownIdError, described, likely_fix
 from atrous.data.image_io import read_image
 from atrous.data.labels import Labels
+from atrous.messages import listed
 
 Size = tuple[int, int]
-_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,27 @@ def class_counts(histograms: npt.NDArray[np.int64], labels: Labels) -> Counts:
     return Counts(classes.sum(axis=0), (classes > 0).sum(axis=0), int(histograms[:, labels.ignore].sum()))
 
 
+def class_problems(counts: Counts, labels: Labels) -> list[str]:
+    """Why readable masks are unfit to train on: classes without a pixel, one class alone, ids 0 and 255 only.
+
+    Each line says what to do, and names `allow_empty_classes`, which trains all the same.
+    """
+    absent = [labels.names[index] for index in np.flatnonzero(counts.pixels == 0)]
+    histogram = np.zeros(256, dtype=np.int64)
+    histogram[: len(labels)], histogram[labels.ignore] = counts.pixels, counts.ignored
+    if len(labels) == 1:
+        reason = f"{labels.names[0]} is the only class, so that there is nothing to tell it from"
+    elif len(absent) == len(labels):
+        reason = f"every pixel is ignored; expected some of the {len(labels)} classes"
+    elif absent:
+        reason = f"no pixel of {', '.join(absent)}; expected every class"
+    else:
+        return []
+    fix = likely_fix(histogram, labels) if len(absent) < len(labels) else ""
+    fix = f"; {fix}" if fix else ""
+    return [f"{reason}; the masks have the ids {described(histogram)}{fix}; allow_empty_classes accepts that"]
+
+
 @dataclass(frozen=True)
 class SplitReport:
     """One split.
@@ -73,6 +96,7 @@ class SplitReport:
         sizes: (width, height) of the smallest, median and largest image by area, as min, median, max.
         unlabelled: why there are no masks, or "".
         left_out: by reason, how many images the layout's rule leaves out.
+        read_as: the layout, and whose classes.
     """
 
     images: int
@@ -81,6 +105,7 @@ class SplitReport:
     sizes: dict[str, Size]
     unlabelled: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
+    read_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +139,7 @@ class DataReport:
 
     def _split_dict(self, split: SplitReport) -> dict[str, Any]:
         return {
+            "read_as": split.read_as,
             "images": split.images,
             "sound_images": split.sound,
             "left_out": dict(split.left_out),
@@ -128,23 +154,32 @@ class DataReport:
 
 @dataclass(frozen=True)
 class _Examined:
-    """One image and its mask: digest and size of a readable image, histogram of a readable mask, or the problem."""
+    """One image and its mask: digest and size of a readable image, histogram of a readable mask, or the problem.
+
+    `unknown_ids` is the histogram of a mask with ids of no class.
+    """
 
     item: Item
     digest: str = ""
     size: Size | None = None
     histogram: npt.NDArray[np.int64] | None = None
     problem: str = ""
+    unknown_ids: npt.NDArray[np.int64] | None = None
 
 
 def check(
-    data: str | Path, *, workers: int | None = None, progress: Callable[[str, int, int], None] | None = None
+    data: str | Path,
+    *,
+    allow_empty_classes: bool = False,
+    workers: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> DataReport:
     """Read every file of every split and say what is wrong.
 
     Args:
         data: as for `open_dataset`: `NAME:PATH` or a path.
-        workers: threads that decode; as many as processors, 8 at most, if not given.
+        allow_empty_classes: what `class_problems` finds in the splits to train on are warnings, not problems.
+        workers: threads that decode; by default one a processor, at most 8.
         progress: called with the split, the images done and their number.
 
     Raises:
@@ -165,16 +200,26 @@ def check(
             except ValueError as error:
                 problems.append(str(error))
                 continue
+            first = next(iter(listings), name)
+            if listings and listing.labels != listings[first].labels:
+                problems.append(f"{name}: the classes {listed(listing.labels.names)}; expected those of {first}")
+                continue
             listings[name] = listing
             seen[name] = list(_examined(pool, name, listing, progress))
-            problems += [*listing.problems, *(one.problem for one in seen[name] if one.problem)]
+            problems += [*listing.problems, *_file_problems(name, seen[name], listing)]
             warnings += listing.warnings
-    labels = next((listing.labels for listing in listings.values()), None)
-    if labels is None:
+    if not listings:
         raise ValueError(problems[0])
+    labels = next(iter(listings.values())).labels
     reports = {name: _split_report(ones, listings[name]) for name, ones in seen.items()}
-    problems += _leaks(seen)
-    warnings += [*_repeats(seen), *_same_names(seen), *_absent(reports, labels)]
+    empty = _empty_classes(reports, labels)
+    problems += _leaks(seen) + ([] if allow_empty_classes else empty)
+    warnings += [
+        *_repeats(seen),
+        *_same_names(seen),
+        *_all_ignored(reports, labels),
+        *(empty if allow_empty_classes else []),
+    ]
     return DataReport(str(data), labels.names, reports, problems, warnings)
 
 
@@ -195,10 +240,37 @@ def _examine(dataset: SegmentationDataset, item: Item) -> _Examined:
         size = (width, height)
         with item.image.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        ids = dataset.read_ids(item, (height, width))
+        ids = dataset.read_ids(item, (height, width), check_palette=True)
         return _Examined(item, digest, size, np.bincount(ids.ravel(), minlength=256))
+    except UnknownIdError as error:
+        return _Examined(item, digest, size, problem=error.reason, unknown_ids=error.histogram)
     except (ValueError, OSError) as error:
         return _Examined(item, digest, size, problem=" ".join(str(error).split()))
+
+
+def _file_problems(split: str, seen: list[_Examined], listing: Listing) -> list[str]:
+    """Problems of single files, a line each kind: its number of files and two examples."""
+    unknown = [one for one in seen if one.unknown_ids is not None]
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for one in seen:
+        if one.problem and one.unknown_ids is None:
+            text = one.problem.replace(str(one.item.mask), "").replace(str(one.item.image), "")
+            by_kind[re.sub(r"\d+", "#", text)].append(one.problem)
+    lines = [line for kind in by_kind.values() for line in _examples(split, kind)]
+    if not unknown:
+        return lines
+    histograms = [h for one in seen for h in (one.histogram, one.unknown_ids) if h is not None]
+    total: npt.NDArray[np.int64] = np.sum(histograms, axis=0)
+    advice = likely_fix(total, listing.labels) if listing.remap is None else ""
+    values = [f"the masks of {split} have the ids {described(total, 12)}"] if len(unknown) > 1 or advice else []
+    end = "; ".join(["", *values, *([advice] if advice else [])])
+    *before, last = _examples(split, [one.problem for one in unknown])
+    return [*lines, *before, last + end]
+
+
+def _examples(split: str, lines: list[str]) -> list[str]:
+    """The lines themselves, up to two; else one line with two examples."""
+    return lines if len(lines) <= 2 else [f"{split}: {len(lines)} files like this: {lines[0]}; and {lines[1]}"]
 
 
 def _split_report(seen: list[_Examined], listing: Listing) -> SplitReport:
@@ -207,7 +279,7 @@ def _split_report(seen: list[_Examined], listing: Listing) -> SplitReport:
     by_area = sorted((one.size for one in seen if one.size is not None), key=lambda size: (size[0] * size[1], size))
     places = {"min": 0, "median": len(by_area) // 2, "max": -1}
     sizes = {name: by_area[i] for name, i in places.items()} if by_area else {}
-    return SplitReport(len(seen), len(histograms), counts, sizes, listing.unlabelled, listing.left_out)
+    return SplitReport(len(seen), len(histograms), counts, sizes, listing.unlabelled, listing.left_out, listing.read_as)
 
 
 def _pairs(seen: dict[str, list[_Examined]]) -> Iterator[tuple[str, str]]:
@@ -220,10 +292,9 @@ def _leaks(seen: dict[str, list[_Examined]]) -> list[str]:
     lines = []
     for first, second in _pairs(seen):
         known = {one.digest: one.item.image for one in seen[first] if one.digest}
-        same = [(known[one.digest], one.item.image) for one in seen[second] if one.digest in known]
-        lines += [f"{a} and {b}: the same picture in {first} and {second}; expected none" for a, b in same[:_SHOWN]]
-        if len(same) > _SHOWN:
-            lines.append(f"{len(same) - _SHOWN} more pictures are the same in {first} and {second}; expected none")
+        same = [f"{known[one.digest]} and {one.item.image}" for one in seen[second] if one.digest in known]
+        each = [f"{pair}: the same picture in {first} and {second}; expected none" for pair in same]
+        lines += _examples(f"{first} and {second}", each)
     return lines
 
 
@@ -236,7 +307,7 @@ def _repeats(seen: dict[str, list[_Examined]]) -> list[str]:
                 by_digest[one.digest].append(one.item.name)
         repeated = [names for names in by_digest.values() if len(names) > 1]
         if repeated:
-            lines.append(f"{name}: {len(repeated)} pictures occur more than once: {', '.join(repeated[0][:3])}")
+            lines.append(f"{name}: {len(repeated)} pictures occur more than once: {listed(repeated[0])}")
     return lines
 
 
@@ -245,34 +316,36 @@ def _same_names(seen: dict[str, list[_Examined]]) -> list[str]:
     for first, second in _pairs(seen):
         shared = sorted({one.item.name for one in seen[first]} & {one.item.name for one in seen[second]})
         if shared:
-            shown = ", ".join(shared[:3])
-            lines.append(f"{first} and {second}: {len(shared)} pictures have the same name: {shown}")
+            lines.append(f"{first} and {second}: {len(shared)} pictures have the same name: {listed(shared)}")
     return lines
 
 
-def _absent(reports: dict[str, SplitReport], labels: Labels) -> list[str]:
-    lines = []
-    for name, report in reports.items():
-        if report.unlabelled:
-            continue
-        if report.sound and not report.counts.pixels.any():
-            lines.append(f"{name}: every pixel is ignored; expected some of the {len(labels)} classes")
-        elif name.startswith("train"):
-            absent = [labels.names[i] for i in np.flatnonzero(report.counts.pixels == 0)]
-            lines += [f"{name}: no pixel of {', '.join(absent)}; expected every class"] if absent else []
-    return lines
+def _empty_classes(reports: dict[str, SplitReport], labels: Labels) -> list[str]:
+    """`class_problems` of the splits to train on: those named so, or the only one."""
+    names = reports if len(reports) == 1 else [name for name in reports if name.startswith("train")]
+    sound = [name for name in names if reports[name].sound and not reports[name].unlabelled]
+    return [f"{name}: {problem}" for name in sound for problem in class_problems(reports[name].counts, labels)]
+
+
+def _all_ignored(reports: dict[str, SplitReport], labels: Labels) -> list[str]:
+    ignored = [n for n, r in reports.items() if r.sound and not r.unlabelled and not r.counts.pixels.any()]
+    return [f"{name}: every pixel is ignored; expected some of the {len(labels)} classes" for name in ignored]
 
 
 def render(report: DataReport) -> RenderableType:
     """Tables of splits and classes, what is left out, then the problems and warnings, for rich's console."""
-    lines = [
+    by_layout: dict[str, list[str]] = defaultdict(list)
+    for name, split in report.splits.items():
+        by_layout[split.read_as].append(name)
+    lines = [escape(f"{', '.join(names)}: read as {layout}") for layout, names in by_layout.items() if layout]
+    lines += [
         escape(f"{name}: {count} more images left out: {reason}")
         for name, split in report.splits.items()
         for reason, count in split.left_out.items()
     ]
     lines += [f"[red]problem[/] {escape(line)}" for line in report.problems]
     lines += [f"[yellow]warning[/] {escape(line)}" for line in report.warnings]
-    verdict = f"[red]{_counted(report.problems, 'problem')}[/]" if report.problems else "[green]sound[/]"
+    verdict = f"[red]{_counted(report.problems, 'problem')}[/]" if report.problems else "[green]no problems[/]"
     lines.append(f"{escape(report.data)}: {verdict}, {_counted(report.warnings, 'warning')}")
     shown = [Text.from_markup(line, emoji=False) for line in lines]  # a name such as voc:V: holds the code of one
     return Group(_split_table(report), _class_table(report), *shown)
@@ -284,7 +357,7 @@ def _counted(lines: Sequence[str], what: str) -> str:
 
 def _split_table(report: DataReport) -> Table:
     table = Table("split", title="Splits")
-    for heading in ("images", "sound", "ignored", "smallest", "median", "largest"):
+    for heading in ("images", "readable", "ignored", "smallest", "median", "largest"):
         table.add_column(heading, justify="right")
     for name, split in report.splits.items():
         sizes = [f"{width}x{height}" for width, height in split.sizes.values()] or ["-"] * 3

@@ -1,6 +1,6 @@
-"""Several processes that train as one: rank, sums over ranks, the order of samples, synchronised batch norm.
+"""Distributed runs: process context, sums over ranks, the order of samples, synchronised batch norm.
 
-One process is the same code with a world of one. Started by ``torchrun``, which sets the environment.
+One process runs the same code with a world size of one. ``torchrun`` starts several and sets the environment.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class DistributedContext:
         """The lists of all processes, one after another."""
         if self.size == 1:
             return names
-        found: list[list[str]] = [[]] * self.size
-        dist.all_gather_object(found, names)
-        return [name for part in found for name in part]
+        parts: list[list[str]] = [[]] * self.size
+        dist.all_gather_object(parts, names)
+        return [name for part in parts for name in part]
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -79,7 +79,7 @@ class DistributedContext:
 
 @contextmanager
 def distributed_context(device: str | None = None) -> Iterator[DistributedContext]:
-    """The world that ``torchrun`` set up, or one of this process alone.
+    """Join the processes that ``torchrun`` started; alone without it.
 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:1``; None for a GPU where there is one.

@@ -21,8 +21,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from atrous.ops.conv_kernels.dispatch import current_form, default_form
-
 
 class Checkpointed:
     """Mixed into a unit's class: in training its forward pass keeps the input only."""
@@ -32,7 +30,7 @@ class Checkpointed:
         assert isinstance(self, nn.Module)
         if not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
             return super().__call__(*inputs)  # type: ignore[misc]
-        contexts = functools.partial(_contexts, self, current_form())
+        contexts = functools.partial(_contexts, self)
         return checkpoint(super().__call__, *inputs, use_reentrant=False, context_fn=contexts)  # type: ignore[misc]
 
 
@@ -61,16 +59,15 @@ def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
     return type(f"Checkpointed{kind.__name__}", (Checkpointed, kind), {"__module__": kind.__module__})
 
 
-def _contexts(unit: nn.Module, form: str) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _contexts(unit: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """For the forward pass, and for recomputing, which may run in another thread."""
-    return nullcontext(), _recomputing(unit, form)
+    return nullcontext(), _recomputing(unit)
 
 
 @contextmanager
-def _recomputing(unit: nn.Module, form: str) -> Iterator[None]:
+def _recomputing(unit: nn.Module) -> Iterator[None]:
     norms = [module for module in unit.modules() if isinstance(module, _BatchNorm)]
     with ExitStack() as stack:
-        stack.enter_context(default_form(form))
         for norm in norms:
             stack.callback(setattr, norm, "momentum", norm.momentum)
             norm.momentum = 0.0  # the statistics stay what they are; without them other tensors would be kept

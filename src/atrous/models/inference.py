@@ -20,8 +20,7 @@ from atrous.models.activation_checkpointing import set_checkpointing
 from atrous.models.aspp import runs_forward_alone
 from atrous.models.resnet import Basic, Bottleneck, ResNet, Unit
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame
-from atrous.ops.conv_kernels.onednn import DTYPES, fuses, holds
-from atrous.ops.packed_conv import PackedConv2d, PackedConv2dSame
+from atrous.ops.packed_conv import DTYPES, PackedConv2d, PackedConv2dSame, fuses, holds
 
 _PROBE = 65
 """Side of the image that is sent through a model to see which batch norm reads which convolution."""

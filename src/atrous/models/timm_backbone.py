@@ -36,10 +36,12 @@ class TimmBackbone(Backbone):
 
     Args:
         name: timm's name, without a prefix.
-        multi_grid: unit rates of the last three units of the last stage, the network's "block4"; None for ones.
+        multi_grid: unit rates of the last three units of the last stage, the network's "block4". With None a unit whose
+            stride has been removed keeps the rate of its input.
         last_block: 4, or 5 to 7 with replicas of those three units in cascade (section 3.2), for networks whose last
             stage consists of inverted residuals (EfficientNet, MobileNet).
         output_stride: up to the network's own, and up to 8 times that with `last_block` 7.
+        consistent_rates: take a `multi_grid` of ones for none.
 
     Raises:
         ValueError: if timm has no such network (names the nearest) or cannot return its features, or the network
@@ -53,6 +55,7 @@ class TimmBackbone(Backbone):
         multi_grid: Sequence[int] | None = None,
         last_block: int = 4,
         output_stride: int = 16,
+        consistent_rates: bool = False,
     ) -> None:
         super().__init__()
         self.name = f"timm/{name}"
@@ -65,9 +68,10 @@ class TimmBackbone(Backbone):
         self.padding = _padding(name)
         config = self.net.pretrained_cfg
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
-        self.multi_grid = tuple(multi_grid) if multi_grid is not None else None
-        self.grid_units = _grid_units(self.layers, self.native_stride) if self._needs_units else ()
-        if self._needs_units:
+        ones = set(multi_grid or (1,)) == {1}
+        self.multi_grid = None if multi_grid is None or (ones and consistent_rates) else tuple(multi_grid)
+        self.grid_units = _grid_units(self.net, self.layers, self.native_stride)
+        if last_block > 4 or not ones:
             check_unit_rates(self.multi_grid or (1, 1, 1), 3, f"the last stage of {self.name}")
             if len(self.grid_units) < 3:
                 raise ValueError(
@@ -75,10 +79,6 @@ class TimmBackbone(Backbone):
                 )
         self.cascade = nn.ModuleDict({f"block{block}": self._replica() for block in range(5, last_block + 1)})
         self.set_output_stride(output_stride)
-
-    @property
-    def _needs_units(self) -> bool:
-        return self.last_block > 4 or set(self.multi_grid or (1,)) != {1}
 
     @property
     def reachable(self) -> tuple[int, ...]:  # noqa: D102
@@ -89,8 +89,8 @@ class TimmBackbone(Backbone):
     def set_output_stride(self, output_stride: int) -> None:  # noqa: D102
         dial = check_reachable(output_stride, self.reachable, self.name)
         self.output_stride = min(output_stride, self.native_stride)
-        grid = self.multi_grid if self.multi_grid and set(self.multi_grid) != {1} else None
-        unit_rates = dict(zip(self.grid_units, grid, strict=True)) if grid else {}
+        grid = self.multi_grid
+        unit_rates = dict(zip(self.grid_units, grid, strict=False)) if grid else {}
         _set_strides_and_rates(self.net, self.layers, dial, unit_rates)
         native = self.native_stride
         for block in self.cascade.values():
@@ -281,7 +281,9 @@ def _set_strides_and_rates(
         set_stride_and_dilation(net.get_submodule(path), stride, rate)
 
 
-def _grid_units(layers: Mapping[str, tuple[int, int]], native_stride: int) -> tuple[str, ...]:
-    """Names of the last three modules that hold a spatial layer on the network's coarsest map: the units of block4."""
-    units = dict.fromkeys(path.rpartition(".")[0] for path, (_, goes) in layers.items() if goes == native_stride)
+def _grid_units(net: nn.Module, layers: Mapping[str, tuple[int, int]], native_stride: int) -> tuple[str, ...]:
+    """Names of the last three modules with a spatial filter on the network's coarsest map: the units of block4."""
+    coarsest = [path for path, (_, native_out) in layers.items() if native_out == native_stride]
+    spatial = [path for path in coarsest if set(_sides(net.get_submodule(path).kernel_size)) != {1}]
+    units = dict.fromkeys(path.rpartition(".")[0] for path in spatial)
     return tuple(units)[-3:]

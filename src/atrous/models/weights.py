@@ -6,7 +6,6 @@ normalisation, what was measured, on which data, with which recipe, under which 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -22,6 +21,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from atrous.atomic import written_whole
+from atrous.messages import did_you_mean
 from atrous.models.backbone import mismatch
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.output_stride import LONGEST_SIDE
@@ -114,21 +115,8 @@ def save(model: DeepLabV3, path: Path, card: ModelCard) -> None:
     A tensor that float16 cannot hold stays float32.
     """
     tensors = {key: _halve(value) for key, value in model.state_dict().items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        # Not save_file: it leaves files that nobody but their owner may read.
-        with open(partial, "wb") as file:
-            file.write(serialize(tensors, metadata={_HEADER_KEY: card.to_json()}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as file:  # not save_file: it leaves files that nobody but their owner may read
+        file.write(serialize(tensors, metadata={_HEADER_KEY: card.to_json()}))
 
 
 def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepLabV3, ModelCard]:
@@ -145,7 +133,8 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
     card = read_card(path)
     try:
         # Without weights=None, a card could ask for a download.
-        model = DeepLabV3(**card.arguments, weights=None, output_stride=card.output_stride)
+        arguments = {**card.arguments, **layout_of(card.arguments)}
+        model = DeepLabV3(**arguments, weights=None, output_stride=card.output_stride)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: its model card does not describe a DeepLabV3: {error}") from error
     load_into(model, path)
@@ -153,6 +142,19 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
         model.output_stride = output_stride
     model.longest_side = card.longest_side
     return model.eval(), card
+
+
+def layout_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments `stride_in` and `consistent_rates` of a saved model: it keeps the rates it was trained with.
+
+    Args:
+        arguments: of `DeepLabV3`, from a card or a checkpoint. Before there was `consistent_rates`, ``first`` and all
+            networks of timm had it, and ``first-dilated`` was ``first`` without.
+    """
+    stride_in = arguments.get("stride_in")
+    before = stride_in == "first" or str(arguments.get("backbone")).startswith("timm/")
+    stride_in = "first" if stride_in == "first-dilated" else stride_in
+    return {"stride_in": stride_in, "consistent_rates": arguments.get("consistent_rates", before)}
 
 
 def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False) -> None:
@@ -249,8 +251,7 @@ def resolve(source: str | Path) -> Path:
             if file.is_file():
                 return file
         raise ValueError(f"{path} holds neither {MODEL_FILE} nor best/{MODEL_FILE}")
-    near = difflib.get_close_matches(str(source), names(), 1, 0.4)
-    hint = f"; did you mean {near[0]}?" if near else f"; the names are: {', '.join(names()) or 'none'}"
+    hint = did_you_mean(source, names(), otherwise="the names are")
     raise ValueError(f"there is no weight file, run folder or named model {str(source)!r}{hint}")
 
 

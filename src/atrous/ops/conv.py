@@ -1,9 +1,9 @@
 """Atrous convolution (section 3.1, equation 1).
 
 ``y[i] = sum_k x[i + r * k] * w[k]``: the filter is applied to every ``r``-th value of its input, so that the same
-weights see a wider field on a denser map. `AtrousConv2d` is ``nn.Conv2d`` whose stride and rate can be placed anew at
-any time; `place` does the same to a layer that another library built; `atrous_conv2d` spells out the equation and is
-what the tests hold everything else against.
+weights see a wider field on a denser map. `AtrousConv2d` is ``nn.Conv2d`` whose stride and rate can be changed at any
+time. `place` changes them in a layer that another library built. `atrous_conv2d` spells out the equation, and is the
+reference of the tests.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atrous.ops.conv_kernels.autotune import is_recorded
 from atrous.ops.conv_kernels.depthwise import gains_by_wide_gradients, wide_gradients
-from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast
+from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast, is_recorded
 
 
 class AtrousConv2d(nn.Conv2d):
@@ -89,7 +88,7 @@ class AtrousConv2d(nn.Conv2d):
         return _together(x, [self])[0] if self._comes_in_forms() else self.by_library(*self._padded(x))
 
     def _padded(self, x: Tensor) -> tuple[Tensor, str | tuple[int, ...]]:
-        """What the library's convolution reads, and the padding that is left to it."""
+        """The input of the library's convolution, and its ``padding`` argument."""
         return x, self.padding
 
     def _comes_in_forms(self) -> bool:
@@ -98,7 +97,7 @@ class AtrousConv2d(nn.Conv2d):
         return self.rate > 1 and self.stride == (1, 1) and plain_or_depthwise
 
     def by_library(self, x: Tensor, padding: str | tuple[int, ...]) -> Tensor:
-        """``F.conv2d``, with the gradients in the format that they are fast in."""
+        """``F.conv2d``, with gradients in the dtype in which they are right and fast."""
         if self.groups > 1 and not isinstance(padding, str):
             inputs, weight = _autocast(x, self.weight)
             if gains_by_wide_gradients(inputs, weight, self.stride, self.dilation):
@@ -112,20 +111,20 @@ class AtrousConv2d(nn.Conv2d):
 
 
 class AtrousConv2dSame(AtrousConv2d):
-    """The same for a convolution that pads as TensorFlow does: to an output of ceil(H / stride), by its own side."""
+    """`AtrousConv2d` with TensorFlow's "same" padding: to an output of ceil(H / stride)."""
 
     def _padded(self, x: Tensor) -> tuple[Tensor, str | tuple[int, ...]]:
         return same_padding(x, self)  # centred at stride 1, where the forms are
 
 
 def same_padding(x: Tensor, layer: nn.Conv2d) -> tuple[Tensor, tuple[int, int]]:
-    """What a convolution that pads as TensorFlow does reads, and the padding that is left to it.
+    """The input of a convolution with TensorFlow's "same" padding, and its ``padding`` argument.
 
-    On a map whose side is on the grid of the stride the padding is even, and nothing has to be copied. An export takes
-    every map for one, as those of padded images are.
+    The input is copied only where the padding is uneven, which it is not on a map on the grid of the stride. An export
+    takes every map to be on it, as those of padded images are.
 
     Raises:
-        ValueError: if an export's example is on no grid.
+        ValueError: if the example of an export is not.
     """
     if is_recorded():
         if any((length - 1) % stride for length, stride in zip(x.shape[-2:], layer.stride, strict=True)):
@@ -145,7 +144,7 @@ def same_padding(x: Tensor, layer: nn.Conv2d) -> tuple[Tensor, tuple[int, int]]:
 
 
 def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """As autocast would hand them to a convolution."""
+    """As autocast would pass them to a convolution."""
     device = x.device.type
     if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return x, weight
@@ -154,9 +153,9 @@ def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PatchConv2d(nn.Conv2d):
-    """A convolution with an even kernel, as networks that cut their map into patches have, at any stride and rate.
+    """A convolution with an even kernel at any stride and rate, as in networks that cut their map into patches.
 
-    It reads from its pixel on, to the right and down, and stays so when its stride is taken away.
+    Output pixel ``i`` reads from input pixel ``stride * i`` on, to the right and down, at any stride.
 
     Args:
         native: the convolution to stand in for; its parameters become this one's.
@@ -191,7 +190,7 @@ class AtrousPool2d(nn.Module):
     ``nn.AvgPool2d`` has no rate, ``nn.MaxPool2d`` one for odd windows only.
 
     At rate 1 and its native stride it is the pooling that it replaces. Otherwise it pools the values that the native
-    one would have seen; what falls outside of the map does not count.
+    one would have pooled; what falls outside of the map does not count.
 
     Args:
         native: the pooling to stand in for.
@@ -214,7 +213,7 @@ class AtrousPool2d(nn.Module):
         return self._taps(x, 0.0).sum(0) / self._taps(torch.ones_like(x[:1, :1]), 0.0).sum(0)
 
     def _taps(self, x: Tensor, outside: float) -> Tensor:
-        """The map as each position of the window sees it, stacked."""
+        """The values at each position of the window, stacked."""
         size, offset = self.kernel_size[0], _pair(self.native.padding)[0]
         before, after = offset * self.rate, (size - 1 - offset) * self.rate
         padded = F.pad(x, (before, after, before, after), value=outside)
@@ -229,17 +228,17 @@ class AtrousPool2d(nn.Module):
 
 
 def parallel(x: Tensor, layers: Sequence[AtrousConv2d]) -> list[Tensor]:
-    """Several atrous convolutions of one map, as in ASPP, worked out together: B,C,H,W float to B,K,H,W each."""
-    if any(type(layer) is not AtrousConv2d for layer in layers):  # one that brings its own way
+    """Several atrous convolutions of one map, as in ASPP, in one call: B,C,H,W float to B,K,H,W each."""
+    if any(type(layer) is not AtrousConv2d for layer in layers):  # one with a forward of its own
         return [layer(x) for layer in layers]
     return _together(x, layers)
 
 
 def _together(x: Tensor, layers: Sequence[AtrousConv2d]) -> list[Tensor]:
-    found = atrous_conv2d_fast(x, [layer.weight for layer in layers], [layer.rate for layer in layers])
+    maps = atrous_conv2d_fast(x, [layer.weight for layer in layers], [layer.rate for layer in layers])
     return [
         y if layer.bias is None else y + layer.bias.to(y.dtype)[:, None, None]
-        for y, layer in zip(found, layers, strict=True)
+        for y, layer in zip(maps, layers, strict=True)
     ]
 
 

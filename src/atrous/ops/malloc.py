@@ -1,7 +1,7 @@
-"""What a training on a CPU tells the allocator: keep the memory of a step for the next one.
+"""Malloc tuning: keep the memory of a training step on a CPU for the next step.
 
-A step makes and frees maps of tens of megabytes, the same ones every time. glibc gives such blocks back to the system
-and asks for them anew, and the system zeroes every page of them: a third of the processor's time, with a backbone of
+A step allocates and frees maps of tens of megabytes, the same ones every time. glibc returns such blocks to the system
+and asks for them again, and the system zeroes every page of them: a third of the processor's time, with a backbone of
 small layers (`docs/performance.md`).
 """
 
@@ -14,37 +14,37 @@ from collections.abc import Iterator
 import torch
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
-"""glibc's numbers of what `mallopt` sets."""
+"""glibc's numbers for the parameters of `mallopt`."""
 
 _KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 64 << 20}
 _USUAL = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10}
-"""As glibc starts, but for the thresholds that it moves until one sets anything: those as far as it moves them."""
+"""glibc's defaults. It raises the thresholds by itself until a program sets one: these are the highest it goes to."""
 
 
 @contextlib.contextmanager
 def memory_kept(device: torch.device) -> Iterator[bool]:
-    """Keep freed memory in the process while this lasts, then hand it back.
+    """Keep freed memory in the process within the block, then return it to the system.
 
     Args:
-        device: that is trained on; on another than a CPU nothing is done.
+        device: that is trained on; nothing is done on any but a CPU.
 
     Yields:
-        Whether it is kept: glibc alone can be told so.
+        Whether it is kept: only glibc can be told so.
     """
     libc = _glibc() if device.type == "cpu" else None
     if libc is None:
         yield False
         return
     try:
-        yield all([libc.mallopt(what, value) for what, value in _KEPT.items()])
+        yield all([libc.mallopt(parameter, value) for parameter, value in _KEPT.items()])
     finally:
-        for what, value in _USUAL.items():
-            libc.mallopt(what, value)
+        for parameter, value in _USUAL.items():
+            libc.mallopt(parameter, value)
         libc.malloc_trim(0)
 
 
 def hand_back() -> None:
-    """Give freed memory back to the system: glibc keeps what lies between blocks in use."""
+    """Return freed memory to the system: glibc keeps what lies between blocks in use."""
     if libc := _glibc():
         libc.malloc_trim(0)
 

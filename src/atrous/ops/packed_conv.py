@@ -1,18 +1,24 @@
-"""Convolution for inference on a CPU: what follows it, in one call, from weights laid out beforehand (equation 1).
+"""oneDNN convolution with fused activation and residual add, prepacked weights: for inference on a CPU (equation 1).
 
-PyTorch runs a convolution, the addition of a residual unit and its rectifier as three passes over memory, and lays the
-weights out anew in each call. oneDNN, on which it builds, does all in one pass (`atrous.ops.conv_kernels.onednn`).
-Where that cannot be had, the layer computes the same in the usual way. So it does where gradients are wanted, on other
-devices, and while PyTorch traces.
+PyTorch runs a convolution, the addition of a residual unit and its ReLU as three passes over memory, and lays the
+weights out anew in each call. oneDNN, on which it builds, does all in one pass. The operators for it are those that
+``torch.compile`` uses, and have no public name; they are used where they exist and pass a trial (`fuses`). Elsewhere,
+and where gradients are wanted or PyTorch traces, the layer computes the same with PyTorch's usual operators.
 
     layer = PackedConv2d(conv, nn.ReLU())
     y = layer(x)                    # relu(conv(x))
     y = layer(x, shortcut)          # relu(conv(x) + shortcut)
+
+oneDNN's ReLU gives 0 for NaN. So that NaN and infinity reach the logits as in the plain network, the first layer looks
+at the image, each layer once at its weights; from the first one that is not within `LARGEST`, the rest of the network
+runs with PyTorch's usual operators.
 """
 
 from __future__ import annotations
 
-import os
+import functools
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,24 +27,44 @@ from torch import Tensor, nn
 
 from atrous.ops.conv import AtrousConv2d, same_padding
 from atrous.ops.conv_kernels import winograd
-from atrous.ops.conv_kernels.autotune import fastest, is_recorded
-from atrous.ops.conv_kernels.depthwise import phases_win
-from atrous.ops.conv_kernels.dispatch import CHOICES, atrous_conv2d_fast, current_form, forward_form
-from atrous.ops.conv_kernels.onednn import ACTIVATIONS, DTYPES, fused_convolution, fuses
-from atrous.ops.conv_kernels.space_to_batch import by_phases
-from atrous.ops.conv_kernels.winograd import Transformed
+from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast, forward_form, is_recorded
+from atrous.ops.conv_kernels.tap_gemm import has_onednn
+from atrous.ops.conv_kernels.winograd import Winograd
+from atrous.ops.trusted import Draw, trusted
 
-Layout = Tensor | Transformed | str
-"""Weights in oneDNN's layout, weights for fewer products, or the name of a form of `atrous.ops.conv_kernels`."""
+DTYPES = (torch.float32, torch.bfloat16)
+
+ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
+    nn.Identity: ("none", []),
+    nn.ReLU: ("relu", []),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+    nn.SiLU: ("swish", []),
+    nn.Hardswish: ("hardswish", []),
+    nn.Sigmoid: ("sigmoid", []),
+    nn.Tanh: ("tanh", []),
+}
+"""oneDNN's name and parameters of each activation."""
+
+AFTER_ADDITION = (nn.Identity, nn.ReLU)
+"""Those that every version of PyTorch takes after an addition."""
+
+IMAGE_CHANNELS = 3
+"""Channels by which a network's first layer is told."""
+
+LARGEST = 1e9
+"""Of images and weights: below it no sum in a network overflows, above it nothing is an image."""
+
+_current = threading.local()
+"""``plain``: whether the forward pass that runs in this thread has met something that is not within `LARGEST`."""
 
 
 class PackedConv2d(AtrousConv2d):
     """A convolution together with its activation, and an addition before it, for inference.
 
     Parameters and state dict are those of the convolution. A copy of the weights in oneDNN's layout is held besides,
-    for the size of map that was seen last; it is made when a size comes for the second time in a row. In float32, 3×3
-    convolutions of stride 1 are then measured against minimal filtering (`atrous.ops.conv_kernels.winograd`), whose
-    weights take up to 4 times the memory; ``ATROUS_WINOGRAD`` set to ``always`` or ``never`` forces that choice.
+    for the size of the last map. In float32, 3×3 convolutions of stride 1 run by
+    `atrous.ops.conv_kernels.winograd` where that is faster; their transformed weights take up to 4 times the memory.
+    Which form runs depends on the shape of the map alone, so that an image gives the same bytes whatever came before.
 
     Args:
         native: the convolution to stand in for, with centred or no padding; its parameters become this one's.
@@ -60,8 +86,8 @@ class PackedConv2d(AtrousConv2d):
             )
         self.weight, self.bias = native.weight, native.bias
         self.activation = activation or nn.Identity()
-        self._attribute = ACTIVATIONS[type(self.activation)]
-        self._layout: tuple[Any, Layout | None] = (None, None)
+        self._layout: tuple[Any, Tensor | Winograd | None] = (None, None)
+        self._within: tuple[Any, bool] = (None, False)
         self.train(native.training)
 
     def forward(self, x: Tensor, other: Tensor | None = None, *, keep: bool = True) -> Tensor:
@@ -72,29 +98,23 @@ class PackedConv2d(AtrousConv2d):
             other: of the shape of the result, added before the activation.
             keep: leave `other` as it is; otherwise the result may be written over it.
         """
-        padding = self._padding(x)
-        if not self._fuses(x, other):
+        x, padding = self._padded(x)
+        assert not isinstance(padding, str)
+        if not self._fuses(x, other) or self._runs_plain(x) or self._has_faster_form(x, padding):
             return self._plain(x, other, padding)
-        if self._goes_by_phases(x, padding):
-            return self._finished(by_phases(x, self.weight, self.bias, self.rate), other)
-        layout = self._laid_out(x, padding)
-        if isinstance(layout, str):
-            return self._finish(self._biased(self._in_form(x, layout)), other)
-        if isinstance(layout, Transformed):
-            return self._finished(layout(x), other)
-        return self._fused(x, layout, None if other is None else other.clone() if keep else other, padding)
-
-    def _padding(self, x: Tensor) -> tuple[int, int]:
-        del x
-        assert not isinstance(self.padding, str)
-        return self.padding[0], self.padding[-1]
+        weight = self._laid_out(x, padding)
+        if isinstance(weight, Winograd):
+            y = weight(x)
+            y = y if other is None else y.add_(other)
+            return y.relu_() if type(self.activation) is nn.ReLU else self._activated(y)
+        into = other.clone() if other is not None and keep else other
+        geometry = (padding, self.stride, self.dilation, self.groups)
+        return fused_convolution(x, weight, self.bias, *geometry, type(self.activation), into)
 
     def _fuses(self, x: Tensor, other: Tensor | None) -> bool:
         if torch.compiler.is_compiling() or is_recorded() or x.device.type != "cpu":
             return False
-        if x.dtype != self.weight.dtype or x.dtype not in DTYPES or x.numel() == 0:
-            return False
-        if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
+        if x.dtype != self.weight.dtype or x.numel() == 0 or torch.is_autocast_enabled("cpu"):
             return False
         if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
             return False
@@ -102,120 +122,137 @@ class PackedConv2d(AtrousConv2d):
             return False
         if other is not None and not other.is_contiguous(memory_format=torch.channels_last):
             return False
-        return fuses(x.dtype, type(self.activation), other is not None)  # type: ignore[arg-type]
+        return fuses(x.dtype, type(self.activation), other is not None)
 
-    def _plain(self, x: Tensor, other: Tensor | None, padding: tuple[int, int]) -> Tensor:
-        if self._has_forms(padding):
-            return self._finish(self._biased(atrous_conv2d_fast(x, [self.weight], [self.rate])[0]), other)
-        y = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
-        return self._finish(y, other)
+    def _runs_plain(self, x: Tensor) -> bool:
+        """Whether this forward pass has met numbers not within `LARGEST`; the first layer begins a new pass."""
+        if self.in_channels == IMAGE_CHANNELS:
+            _current.plain = not _is_within(x)
+        state = self._weights_state()
+        if self._within[0] != state:
+            self._within = (state, _is_within(self.weight) and (self.bias is None or _is_within(self.bias)))
+        if not self._within[1]:
+            _current.plain = True
+        return getattr(_current, "plain", False)
 
-    def _has_forms(self, padding: tuple[int, int]) -> bool:
-        return self.groups == 1 and self._is_atrous(padding)
+    def _weights_state(self) -> tuple[int, int]:
+        return self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version
 
-    def _is_atrous(self, padding: tuple[int, int]) -> bool:
+    def _has_faster_form(self, x: Tensor, padding: tuple[int, ...]) -> bool:
+        return self._is_centred(padding) and forward_form(x, self.weight, self.rate) != "library"
+
+    def _is_centred(self, padding: tuple[int, ...]) -> bool:
         centred = padding == (self.rate * (self.kernel_size[0] // 2), self.rate * (self.kernel_size[1] // 2))
-        return self.rate > 1 and self.stride == (1, 1) and centred
+        return centred and self._comes_in_forms()
 
-    def _goes_by_phases(self, x: Tensor, padding: tuple[int, int]) -> bool:
-        """Whether it is depthwise, reaches farther than the library does, and the clock may choose a form."""
-        if not self.in_channels == self.out_channels == self.groups > 1 or not self._is_atrous(padding):
-            return False
-        side = self.kernel_size[0]
-        if self.kernel_size != (side, side) or self.dilation != (self.rate, self.rate) or current_choice() != "auto":
-            return False
-        return phases_win(side, self.rate, x.dtype, torch.get_num_threads())
+    def _plain(self, x: Tensor, other: Tensor | None, padding: tuple[int, ...]) -> Tensor:
+        if self._is_centred(padding):
+            (y,) = atrous_conv2d_fast(x, [self.weight], [self.rate])
+            y = y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
+        else:
+            y = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return self._activated(y if other is None else y + other)
 
-    def _biased(self, y: Tensor) -> Tensor:
-        return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
+    def _activated(self, y: Tensor) -> Tensor:
+        result: Tensor = self.activation(y)
+        return result
 
-    def _finish(self, y: Tensor, other: Tensor | None) -> Tensor:
-        found: Tensor = self.activation(y if other is None else y + other)
-        return found
-
-    def _finished(self, y: Tensor, other: Tensor | None) -> Tensor:
-        """The same, over a result that nobody else has."""
-        y = y if other is None else y.add_(other)
-        return y.relu_() if type(self.activation) is nn.ReLU else self._finish(y, None)
-
-    def _fused(self, x: Tensor, weight: Tensor, into: Tensor | None, padding: tuple[int, int]) -> Tensor:
-        setting = (padding, self.stride, self.dilation, self.groups)
-        return fused_convolution(x, weight, self.bias, *setting, self._attribute, into)
-
-    def _laid_out(self, x: Tensor, padding: tuple[int, int]) -> Layout:
+    def _laid_out(self, x: Tensor, padding: tuple[int, ...]) -> Tensor | Winograd:
         """The weights as oneDNN wants them for this map; a layout made for another size can be ten times slower."""
-        weight = self.weight
-        version = 0 if weight.is_inference() else weight._version
-        form, choice = self._form(x, padding), (current_choice(), winograd.setting())
-        place = (padding, self.stride, self.dilation)
-        key = (x.shape, place, weight.data_ptr(), version, form, choice, torch.get_num_threads())
-        seen, layout = self._layout
-        if seen != key:  # maps of ever new sizes: laying out takes as long as it saves in one call
-            self._layout = (key, None)
-            return weight if form == "library" else form
-        if layout is None:
-            with torch.no_grad():
-                layout = self._best_layout(x, padding, form)
-            self._layout = (key, layout)
-        return layout
+        geometry = (padding, self.stride, self.dilation, self.groups)
+        key = (x.shape, geometry, self._weights_state(), torch.get_num_threads())
+        last, layout = self._layout
+        if last == key and layout is not None:
+            return layout
+        with torch.no_grad():
+            if self._goes_by_winograd(x, padding):
+                layout = Winograd(self.weight, self.bias, x.shape, self.rate)
+            elif last == key:
+                layout = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *geometry, list(x.shape))
+            else:  # the first map of a size: oneDNN lays the weights out in the call, in the same time
+                layout = None
+        self._layout = (key, layout)
+        return self.weight if layout is None else layout
 
-    def _form(self, x: Tensor, padding: tuple[int, int]) -> str:
-        """Of those of an atrous convolution; ``library`` for all others."""
-        if not self._has_forms(padding):
-            return "library"
-        return forward_form(x, [self.weight], [self.rate], lambda: [self._fused(x, self.weight, None, padding)])
-
-    def _in_form(self, x: Tensor, form: str) -> Tensor:
-        return atrous_conv2d_fast(x, [self.weight], [self.rate], form)[0]
-
-    def _best_layout(self, x: Tensor, padding: tuple[int, int], form: str) -> Layout:
-        """The weights laid out or, where that is faster, transformed for fewer products; else the name of a form."""
-        place = (padding, self.stride, self.dilation, self.groups)
-        packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *place, list(x.shape))
-        if not self._is_filter(x, padding) or winograd.setting() == "never":
-            return packed if form == "library" else form
-        if winograd.setting() == "always":
-            return self._transformed(x)
-        if current_choice() != "auto" or not winograd.may_gain(x, self.weight, self.rate):
-            return packed if form == "library" else form
-        return self._measured(x, packed, form, padding)
-
-    def _is_filter(self, x: Tensor, padding: tuple[int, int]) -> bool:
-        """Whether it is what `atrous.ops.conv_kernels.winograd` computes."""
+    def _goes_by_winograd(self, x: Tensor, padding: tuple[int, ...]) -> bool:
         rate = (self.rate, self.rate)
         plain = padding == rate and self.dilation == rate and self.stride == (1, 1) and self.groups == 1
-        return plain and x.dtype == torch.float32 and self.kernel_size == (3, 3) and winograd.works()
-
-    def _transformed(self, x: Tensor) -> Transformed:
-        return Transformed(self.weight.detach(), None if self.bias is None else self.bias.detach(), x.shape, self.rate)
-
-    def _measured(self, x: Tensor, packed: Tensor, form: str, padding: tuple[int, int]) -> Layout:
-        """The fastest, which is measured once for a shape and remembered."""
-        key = ("layout", x.shape, self.weight.shape, self.rate, form, x.dtype, torch.get_num_threads())
-        transformed = self._transformed(x) if CHOICES.get(key, "winograd") == "winograd" else None
-        if key not in CHOICES:
-            assert transformed is not None
-            runs = {"library": lambda: self._fused(x, packed, None, padding), "winograd": lambda: transformed(x)}
-            if form != "library":
-                runs[form] = lambda: self._in_form(x, form)
-            CHOICES[key] = fastest(runs, "library")
-        name = CHOICES[key]
-        return transformed if name == "winograd" and transformed else packed if name == "library" else form
+        if not plain or x.dtype != torch.float32 or self.kernel_size != (3, 3):
+            return False
+        return winograd.gains(x, self.weight, self.rate) and winograd.is_tame(self.weight) and winograd.works()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the layout, which can neither be copied nor stored."""
-        return {**self.__dict__, "_layout": (None, None)}
+        return {**self.__dict__, "_layout": (None, None), "_within": (None, False)}
 
 
 class PackedConv2dSame(PackedConv2d):
     """The same for a convolution that pads as TensorFlow does: to an output of ceil(H / stride)."""
 
-    def forward(self, x: Tensor, other: Tensor | None = None, *, keep: bool = True) -> Tensor:  # noqa: D102
-        x, self.padding = same_padding(x, self)
-        return super().forward(x, other, keep=keep)
+    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        return same_padding(x, self)
 
 
-def current_choice() -> str:
-    """``auto`` where a form may be chosen by the clock; else what has been set."""
-    form = os.environ.get("ATROUS_CONV") or current_form()
-    return "model" if form == "auto" and torch.are_deterministic_algorithms_enabled() else form
+def holds(activation: nn.Module) -> bool:
+    """Whether a `PackedConv2d` can do an activation itself."""
+    return type(activation) in ACTIVATIONS
+
+
+def fused_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    activation: type[nn.Module],
+    into: Tensor | None = None,
+) -> Tensor:
+    """Convolution and activation by oneDNN; with `into`, the sum with it is activated, and written there."""
+    name, scalars = ACTIVATIONS[activation]
+    geometry = (padding, stride, dilation, groups)
+    if into is None:
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, name, scalars, "")
+        return y
+    total: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
+        into, x, weight, bias, *geometry, "add", 1.0, None if name == "none" else name, scalars, ""
+    )
+    return total
+
+
+def fuses(dtype: torch.dtype, activation: type[nn.Module], added: bool = False) -> bool:
+    """Whether oneDNN's fused convolutions are there, and have passed their trial.
+
+    Args:
+        dtype: of map and weights.
+        activation: that follows.
+        added: whether another map is added before it.
+    """
+    if dtype not in DTYPES or (added and activation not in AFTER_ADDITION):
+        return False
+    if not has_onednn("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight"):
+        return False
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    name = f"oneDNN's convolution with {'addition and ' * added}{activation.__name__}"
+    return trusted(name, functools.partial(_trial, activation, added), torch.device("cpu"), dtype)
+
+
+def _trial(activation: type[nn.Module], added: bool, draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:
+    geometry = ((2, 2), (1, 1), (2, 2))
+    for groups in (1, 16):
+        x, other, bias = draw(2, 16, 9, 7), draw(2, 16, 9, 7), draw(16)
+        weight = draw(16, 16 // groups, 3, 3, scale=(groups / 144) ** 0.5)
+        exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=2, dilation=2, groups=groups)
+        exact = activation()(exact + other.double() if added else exact)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, groups, list(x.shape))
+        for laid_out in (weight, packed):
+            into = other.clone() if added else None
+            yield fused_convolution(x, laid_out, bias, *geometry, groups, activation, into), exact
+
+
+def _is_within(x: Tensor) -> bool:
+    """Whether every number is finite and at most `LARGEST` in absolute value."""
+    low, high = torch.aminmax(x.detach())
+    return -LARGEST <= float(low) and float(high) <= LARGEST

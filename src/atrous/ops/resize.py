@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atrous.ops.conv_kernels.autotune import is_recorded
+from atrous.ops.conv_kernels.dispatch import is_recorded
 
 IGNORE = 255
 """The label of pixels that are left out of the loss and of every metric."""

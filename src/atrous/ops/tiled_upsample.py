@@ -1,6 +1,6 @@
 """Bilinear upsampling tile by tile, and the way back for gradients (section 4.1, "Upsampling logits").
 
-What `fused` computes on full-resolution pixels, it computes on one tile after the other: some rows of pixels of one or
+`upsampled_loss` and `tta` compute on full-resolution pixels one tile after the other: some rows of pixels of one or
 more images, which stay in the cache. By an integer factor, upsampling is a product with two small constant matrices,
 and the gradient takes the transposed products.
 """
@@ -130,3 +130,18 @@ def parts(logits: Tensor, size: tuple[int, int], stride: int) -> Iterator[tuple[
 def compute_dtype(logits: Tensor) -> torch.dtype:
     """float64 stays what it is, all else becomes float32."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def first_maximum(tile: Tensor) -> Tensor:
+    """Index of the maximum along the third dimension of r,n,K,W finite float, whose values are replaced: r,n,W uint8.
+
+    On a CPU PyTorch's own argmax takes element after element where the dimension is not the last. These passes are
+    vectorised: the distance to the maximum, 0 or negative, is scaled up until only the maximum's own rank stays
+    positive.
+    """
+    if tile.device.type != "cpu":
+        return tile.argmax(2).to(torch.uint8)
+    classes = tile.shape[2]
+    rank = torch.arange(classes, 0, -1, dtype=tile.dtype, device=tile.device).view(-1, 1)
+    tile -= tile.amax(2, keepdim=True)
+    return torch.add(rank, tile, alpha=1e30, out=tile).amax(2).sub_(classes).neg_().to(torch.uint8)

@@ -1,10 +1,10 @@
-"""The mean of probabilities over scales and flips, a strip of pixels at a time (section 4.2, "Inference strategy").
+"""Test-time augmentation: the mean of probabilities over scales and flips, tile by tile (section 4.2).
 
-A view is what a network made of one scaled, perhaps mirrored form of an image: small logits. To bring them to the
-pixels of the image takes two bilinear interpolations, to the pixels of the scaled form and from there to the image's;
-in each direction both together are one matrix with four numbers in a row at most. So a strip of rows is a few small
-matrix products for each view, and nothing of the size of the image is held for a view, nor for a class unless
-probabilities are what is asked for.
+A view is what a network made of one scaled, perhaps mirrored form of an image: small logits. From them to the pixels of
+the image are two bilinear interpolations, to the pixels of the scaled form and from there to the image's. In each
+direction both together are one matrix with four numbers in a row at most. So a tile of rows is a few small matrix
+products for each view. Nothing of the size of the image is held for a view, nor for a class unless probabilities are
+what is asked for.
 
     one, other = model.low_resolution_logits(half), model.low_resolution_logits(half.flip(-1))
     views = [View(one, size), View(other, size, flipped=True)]
@@ -19,8 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atrous.ops.resize import grid_size
-from atrous.ops.tiled_upsample import TILE, TILE_GPU, compute_dtype
+from atrous.ops.resize import grid_size, resize, upsample
+from atrous.ops.tiled_upsample import TILE, TILE_GPU, compute_dtype, first_maximum
+from atrous.ops.trusted import library_only
 
 LOG2E = 1.4426950408889634
 
@@ -43,7 +44,7 @@ class View(NamedTuple):
 
 
 def mean_probabilities(views: Sequence[View], size: tuple[int, int], output_stride: int) -> Tensor:
-    """Mean over the views of the softmax of their logits, brought to `size`: B,K,H,W float32 (float64 for float64).
+    """Mean over the views of the softmax of their logits, resized to `size`: B,K,H,W float32 (float64 for float64).
 
     Equals ``resize(upsample(view.logits, view.size, output_stride), size).softmax(1)``, mirrored back, averaged.
 
@@ -51,15 +52,19 @@ def mean_probabilities(views: Sequence[View], size: tuple[int, int], output_stri
         ValueError: if there is no view, or logits are not on the grid of their size.
     """
     _check(views, output_stride)
+    if _must_be_plain(views):
+        return _plain_mean(views, size, output_stride)
     batch, classes = views[0].logits.shape[:2]
-    found = views[0].logits.new_empty(batch, classes, *size, dtype=compute_dtype(views[0].logits))
-    for rows, strip in _strips(views, size, output_stride):
-        found[:, :, rows] = strip.permute(1, 2, 0, 3)
-    return found
+    mean = views[0].logits.new_empty(batch, classes, *size, dtype=compute_dtype(views[0].logits))
+    for rows, tile in _tiles(views, size, output_stride):
+        mean[:, :, rows] = tile.permute(1, 2, 0, 3)
+    return mean
 
 
 def mean_argmax(views: Sequence[View], size: tuple[int, int], output_stride: int) -> Tensor:
     """The class with the largest `mean_probabilities` of every pixel, B,H,W uint8; the first of equal ones.
+
+    NaN counts as the largest, as for `torch.argmax`.
 
     Raises:
         ValueError: as there, or if there are more classes than a byte can tell.
@@ -68,10 +73,12 @@ def mean_argmax(views: Sequence[View], size: tuple[int, int], output_stride: int
     batch, classes = views[0].logits.shape[:2]
     if classes > 256:
         raise ValueError(f"at most 256 classes fit in a byte, not {classes}")
-    found = torch.empty(batch, *size, dtype=torch.uint8, device=views[0].logits.device)
-    for rows, strip in _strips(views, size, output_stride):
-        found[:, rows] = _first_maximum(strip).transpose(0, 1)
-    return found
+    if _must_be_plain(views):
+        return _plain_mean(views, size, output_stride).argmax(1).to(torch.uint8)
+    result = torch.empty(batch, *size, dtype=torch.uint8, device=views[0].logits.device)
+    for rows, tile in _tiles(views, size, output_stride):
+        result[:, rows] = first_maximum(tile).transpose(0, 1)
+    return result
 
 
 def _check(views: Sequence[View], stride: int) -> None:
@@ -88,21 +95,34 @@ def _check(views: Sequence[View], stride: int) -> None:
             )
 
 
-def _strips(views: Sequence[View], size: tuple[int, int], stride: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of pixels and their mean probabilities, r,B,K,W, in a buffer that the next strip overwrites."""
+def _must_be_plain(views: Sequence[View]) -> bool:
+    """Whether PyTorch's operators are wanted, or needed: our matrices multiply far features by 0, which spreads NaN."""
+    return library_only() or not all(bool(view.logits.isfinite().all()) for view in views)
+
+
+def _plain_mean(views: Sequence[View], size: tuple[int, int], stride: int) -> Tensor:
+    total = torch.zeros((), dtype=compute_dtype(views[0].logits), device=views[0].logits.device)
+    for view in views:
+        probabilities = resize(upsample(view.logits.to(total.dtype), view.size, stride), size).softmax(1)
+        total = total + (probabilities.flip(-1) if view.flipped else probabilities)
+    return total / len(views)
+
+
+def _tiles(views: Sequence[View], size: tuple[int, int], stride: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of pixels and their mean probabilities, r,B,K,W, in a buffer that the next tile overwrites."""
     (batch, classes), (height, width) = views[0].logits.shape[:2], size
     budget = TILE if views[0].logits.device.type == "cpu" else TILE_GPU
     count = max(1, min(height, budget // (batch * classes * width)))
     enlarged = [_Enlarged(view, size, stride) for view in views]
-    total, tile = (enlarged[0].small.new_empty(count, batch, classes, width) for _ in range(2))
+    total, one = (enlarged[0].small.new_empty(count, batch, classes, width) for _ in range(2))
     for top in range(0, height, count):
         rows = slice(top, min(top + count, height))
-        strip, part = total[: rows.stop - top], tile[: rows.stop - top]
+        mean, part = total[: rows.stop - top], one[: rows.stop - top]
         for i, view in enumerate(enlarged):
-            _softmax(view.rows(rows, strip if i == 0 else part))
+            _softmax(view.rows(rows, mean if i == 0 else part))
             if i:
-                strip += part
-        yield rows, strip.div_(len(views)) if len(views) > 1 else strip
+                mean += part
+        yield rows, mean.div_(len(views)) if len(views) > 1 else mean
 
 
 def _softmax(tile: Tensor) -> None:
@@ -110,16 +130,6 @@ def _softmax(tile: Tensor) -> None:
     tile -= tile.amax(2, keepdim=True)
     tile.exp2_()
     tile *= tile.sum(2, keepdim=True).reciprocal_()
-
-
-def _first_maximum(strip: Tensor) -> Tensor:
-    """Index of the maximum along the third dimension of r,n,K,W, whose values are replaced: a pass for each class."""
-    best, found = strip[:, :, 0].clone(), torch.zeros_like(strip[:, :, 0], dtype=torch.uint8)
-    for number in range(1, strip.shape[2]):
-        values = strip[:, :, number]
-        found.masked_fill_(values > best, number)
-        torch.maximum(best, values, out=best)
-    return found
 
 
 class _Enlarged:
@@ -138,8 +148,8 @@ class _Enlarged:
     def rows(self, pixels: slice, out: Tensor) -> Tensor:
         """Fill `out`, r,B,K,W, with the values of some rows of pixels."""
         weights = self.down[pixels]
-        seen = weights.ne(0).any(0).nonzero()
-        used = slice(int(seen[0]), int(seen[-1]) + 1)
+        nonzero = weights.ne(0).any(0).nonzero()
+        used = slice(int(nonzero[0]), int(nonzero[-1]) + 1)
         lines = (weights[:, used] @ self.small[used].flatten(1)).view(-1, self.small.shape[2])
         flat = out.view(len(lines), -1)
         for first in range(0, flat.shape[1], COLUMNS):
@@ -159,10 +169,10 @@ def _interpolation(pixels: int, between: int, features: int, stride: int) -> Ten
     step = (between - 1) / (pixels - 1) if pixels > 1 else 0.0
     position = torch.arange(pixels, dtype=torch.float64) * step
     lower = position.floor().clamp(max=max(between - 2, 0))
-    found = torch.zeros(pixels, features, dtype=torch.float64)
+    matrix = torch.zeros(pixels, features, dtype=torch.float64)
     for pixel, share in ((lower, 1 - (position - lower)), (lower + 1, position - lower)):
         cell = (pixel / stride).floor().clamp(max=max(features - 2, 0))
         for feature, weight in ((cell, 1 - (pixel / stride - cell)), (cell + 1, pixel / stride - cell)):
             index = feature.long().clamp(max=features - 1)[:, None]
-            found.scatter_add_(1, index, (share * weight)[:, None])
-    return found
+            matrix.scatter_add_(1, index, (share * weight)[:, None])
+    return matrix

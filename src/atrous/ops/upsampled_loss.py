@@ -1,7 +1,7 @@
-"""The loss of section 4.1 and the prediction from it, on full-resolution pixels without full-resolution logits.
+"""Cross-entropy and argmax of upsampled logits, without full-resolution logits (section 4.1, "Upsampling logits").
 
 `upsampled_cross_entropy_sum` is ``cross_entropy_sum(..., upsampled=True)`` of `resize`, and `upsampled_argmax` is
-``upsample(...).argmax(1)``; both bring the logits up tile by tile, a tile being some rows of pixels that stay in the
+``upsample(...).argmax(1)``. Both upsample the logits tile by tile, a tile being some rows of pixels that stay in the
 cache. What makes them fast is that bilinear upsampling by an integer factor is a product with two small constant
 matrices, one for rows and one for columns:
 
@@ -11,7 +11,9 @@ matrices, one for rows and one for columns:
   interpolated maximum, so no exponential overflows, and the pass over the pixels that looks for the maximum is saved;
 - exponentials are powers of two, for which PyTorch has the faster loop, of logits in units of log 2.
 
-On CUDA the loss is one Triton kernel instead (`fused_triton`), where Triton is installed.
+On CUDA the loss is one Triton kernel instead (`upsampled_loss_triton`): on an H200 it takes a fourteenth of the time of
+PyTorch's operators at output stride 16, where the tiles take 1.7 times as long. Where Triton is missing, or a kernel
+fails its trial (`atrous.ops.trusted`), the loss is PyTorch's.
 
     loss = upsampled_cross_entropy_sum(logits, labels, output_stride=16) / label_weight(labels, 16)
 """
@@ -21,13 +23,16 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from atrous.ops.resize import IGNORE, grid_size
-from atrous.ops.tiled_upsample import Upsampler, compute_dtype, parts
+from atrous.ops.resize import IGNORE, grid_size, upsample
+from atrous.ops.tiled_upsample import Upsampler, compute_dtype, first_maximum, parts
+from atrous.ops.trusted import Draw, library_only, trusted
 
 SMALLEST_SUM = 2.0**-90
 """A sum of exponentials below this may lack small terms; its tile is done again with each pixel's own maximum."""
@@ -71,6 +76,8 @@ def upsampled_cross_entropy_sum(
                 f"class_weights must have {logits.shape[1]} elements, not the shape {_text(class_weights)}"
             )
         class_weights = class_weights.detach()
+    if not _has_kernel(logits.device, logits.dtype):
+        return _by_library(logits, labels, output_stride, class_weights, ignore)
     with_gradient = torch.is_grad_enabled() and logits.requires_grad
     loss: Tensor = _cross_entropy(logits, labels, class_weights, output_stride, ignore, with_gradient)[0]
     return loss
@@ -80,10 +87,10 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int], output_stride: int) 
     """The class of every pixel, from bilinearly upsampled logits that are never held for all rows at once.
 
     Where the two largest logits of a pixel are equal to rounding, either class may be returned; exactly equal ones give
-    the smaller class.
+    the smaller class. NaN counts as the largest, as for `torch.argmax`.
 
     Args:
-        logits: B,K,h,w finite float, h = ceil((H - 1) / output_stride) + 1 and w alike; K at most 256.
+        logits: B,K,h,w float, h = ceil((H - 1) / output_stride) + 1 and w alike; K at most 256.
         size: H, W of the pixels.
         output_stride: pixels from one feature to the next.
 
@@ -117,12 +124,45 @@ def _check_grid(logits: Tensor, size: tuple[int, int], stride: int) -> None:
         )
 
 
+# Cross-entropy ------------------------------------------------------------------------------------------------------
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the loss is ours on a device: tiles on a CPU, Triton on CUDA; both have to pass a trial."""
+    if device.type == "meta":
+        return True
+    if device.type == "cpu":
+        return trusted("the tiled loss", _trial, device, dtype)
+    if device.type != "cuda" or dtype == torch.float64 or not _has_triton():
+        return False
+    return trusted("the Triton kernel of the loss", _trial, device, dtype)
+
+
 @functools.cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-# Cross-entropy ------------------------------------------------------------------------------------------------------
+def _trial(draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:
+    logits, labels, class_weights = draw(2, 7, 5, 4, scale=3.0), draw.classes(7, (2, 31, 25)), draw(7).float().abs()
+    labels[:, :3] = IGNORE
+    for weights in (None, class_weights):
+        loss, gradient = _by_kernel(logits, labels, weights, 8, IGNORE, True)
+        exact = logits.to(torch.float64, copy=True).requires_grad_()
+        with torch.enable_grad():
+            exact_loss = _by_library(exact, labels, 8, weights, IGNORE)
+            exact_loss.backward()  # type: ignore[no-untyped-call]
+        assert exact.grad is not None
+        yield loss, exact_loss.detach()
+        yield gradient, exact.grad
+
+
+def _by_library(logits: Tensor, labels: Tensor, stride: int, class_weights: Tensor | None, ignore: int) -> Tensor:
+    dtype = compute_dtype(logits)
+    large = upsample(logits.to(dtype), (labels.shape[-2], labels.shape[-1]), stride)
+    weights = None if class_weights is None else class_weights.to(dtype)
+    return F.cross_entropy(large, labels.long(), weights, ignore_index=ignore, reduction="sum")
 
 
 @torch.library.custom_op("atrous::upsampled_cross_entropy", mutates_args=())
@@ -135,13 +175,19 @@ def _cross_entropy(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """The loss and, `with_gradient`, its gradient in the shape of the logits; empty otherwise."""
-    if logits.is_cuda and logits.dtype != torch.float64 and _has_triton():
+    return _by_kernel(logits, labels, class_weights, output_stride, ignore, with_gradient)
+
+
+def _by_kernel(
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None, stride: int, ignore: int, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    if logits.is_cuda:
         from atrous.ops.upsampled_loss_triton import cross_entropy
 
-        return cross_entropy(logits, labels, class_weights, output_stride, ignore, with_gradient)
+        return cross_entropy(logits, labels, class_weights, stride, ignore, with_gradient)
     # Inside an autocast region the operators below would otherwise be cast to half precision one by one.
     with torch.autocast(logits.device.type, enabled=False):
-        return _cross_entropy_by_tiles(logits, labels, class_weights, output_stride, ignore, with_gradient)
+        return _cross_entropy_by_tiles(logits, labels, class_weights, stride, ignore, with_gradient)
 
 
 def _cross_entropy_by_tiles(
@@ -196,9 +242,9 @@ class _Labels:
         """Raise ValueError if there is a wrong label."""
         labels = self.labels.long()
         wrong = (labels >= self.classes) | (labels < 0)
-        found = sorted(set(labels[wrong & (labels != self.ignore)].tolist()))[:8]
-        if found:
-            raise ValueError(f"labels must be 0 to {self.classes - 1}, or {self.ignore} to be ignored; found {found}")
+        values = sorted(set(labels[wrong & (labels != self.ignore)].tolist()))[:8]
+        if values:
+            raise ValueError(f"labels must be 0 to {self.classes - 1}, or {self.ignore} to be ignored; found {values}")
 
 
 class _CrossEntropy:
@@ -282,24 +328,15 @@ _cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 
 @torch.library.custom_op("atrous::upsampled_argmax", mutates_args=())
 def _argmax(logits: Tensor, height: int, width: int, output_stride: int) -> Tensor:
+    # The matrices multiply far features by 0, so that one NaN would reach pixels that are not beside it.
+    if library_only() or not bool(logits.isfinite().all()):
+        return upsample(logits, (height, width), output_stride).argmax(1).to(torch.uint8)
     classes = torch.empty(len(logits), height, width, dtype=torch.uint8, device=logits.device)
     with torch.autocast(logits.device.type, enabled=False):
         for images, small, rows in parts(logits, (height, width), output_stride):
             for pixels, tile in Upsampler(small, (height, width), output_stride, rows).tiles():
-                classes[images, pixels] = _first_maximum(tile).transpose(0, 1)
+                classes[images, pixels] = first_maximum(tile).transpose(0, 1)
     return classes
-
-
-def _first_maximum(tile: Tensor) -> Tensor:
-    """Index of the maximum along the third dimension of a tile, which is overwritten.
-
-    PyTorch's own argmax takes element after element where the dimension is not the last. These passes are vectorised:
-    the distance to the maximum, 0 or negative, is blown up until only the maximum's own rank stays positive.
-    """
-    classes = tile.shape[2]
-    rank = torch.arange(classes, 0, -1, dtype=tile.dtype, device=tile.device).view(-1, 1)
-    tile -= tile.amax(2, keepdim=True)
-    return torch.add(rank, tile, alpha=1e30, out=tile).amax(2).sub_(classes).neg_().to(torch.uint8)
 
 
 @_argmax.register_fake

@@ -1,7 +1,7 @@
-"""The cross-entropy of `fused` on CUDA, as one Triton kernel: section 4.1, "Upsampling logits".
+"""Cross-entropy of upsampled logits on CUDA, as one Triton kernel (section 4.1, "Upsampling logits").
 
 A program takes one cell, the output_stride x output_stride pixels between four features. It holds the four features'
-logits, goes through the pixels block by block, and leaves the loss of the cell and the four features' gradients:
+logits, goes through the pixels block by block, and writes the loss of the cell and the four features' gradients:
 nothing of the size of the upsampled logits is ever written.
 
 Neighbouring cells share features. So that their gradients can be added without atomic operations, whose order changes

@@ -34,7 +34,7 @@ from atrous.evaluation.evaluate import (
 )
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.weights import load
+from atrous.models.weights import digest, load
 from atrous.prediction.segmentation import Segmentation
 from atrous.prediction.sliding_window import WHOLE_PIXELS, WINDOW, SlidingWindow
 
@@ -154,14 +154,5 @@ class Predictor:
 
     def settings(self) -> str:
         """A digest of all that decides a mask, 16 hexadecimal digits: weights, stride, scales, flip, window, labels."""
-        model = (self.model.arguments, self.model.output_stride, self.model.longest_side, weights_digest(self.model))
+        model = (self.model.arguments, self.model.output_stride, self.model.longest_side, digest(self.model))
         return hashlib.sha256(repr((model, self.labels, self.scales, self.flip, self.window)).encode()).hexdigest()[:16]
-
-
-def weights_digest(model: DeepLabV3) -> str:
-    """SHA-256 of the names and bytes of a model's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -1,19 +1,18 @@
-"""Predictions in the form that the test servers of VOC 2012 and Cityscapes take (Tables 7 and 13), and a check of it.
+"""Write and check submissions to the test servers of VOC 2012 and Cityscapes (Tables 7 and 13).
 
     atrous submit write MODEL --data voc:VOCdevkit --out for-voc --output-stride 8 --flip
     atrous submit check for-voc/results.tgz --data voc:VOCdevkit
 
 VOC takes `results/VOC2012/Segmentation/comp6_test_cls/NAME.png`, palette PNGs of class ids, in a .tgz (comp5 for a
-model that saw no data but VOC's). Cityscapes takes a .zip of gray PNGs of label ids, not of train ids. Every prediction
-is written whole or not at all, and one that is there is not made again: an interrupted command goes on where it was.
-The archive is packed last, once every prediction is in it and passes the check.
+model trained on VOC's data alone). Cityscapes takes a .zip of gray PNGs of label ids, not of train ids. Every
+prediction is written whole or not at all; an interrupted command can be repeated and predicts what is missing. The
+archive is packed last, and only if it passes the check.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import tarfile
 import zipfile
@@ -28,16 +27,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from atrous.atomic import write_text
-from atrous.data.datasets.base import first_few
+from atrous.atomic import write_text, written_whole
 from atrous.data.datasets.dataset import Item, Listing, kind_of, list_split, refuse_problems
 from atrous.data.image_io import read_size, write_image, write_mask
 from atrous.data.labels import CITYSCAPES_LABEL_IDS, CITYSCAPES_TRAIN_IDS, VOC, Labels
-from atrous.models.weights import load
-from atrous.prediction.predictor import Predictor, weights_digest
+from atrous.messages import listed
+from atrous.models.weights import digest, load
+from atrous.prediction.predictor import Predictor
 
 COMPETITIONS = ("comp5", "comp6")
-"""VOC's: trained on VOC's data alone, or on any."""
+"""Of VOC: trained on VOC's data alone, or on any data."""
 
 _SETTINGS = "submission.json"
 _MAX_BYTES = 1 << 26
@@ -45,7 +44,7 @@ _MAX_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class Submission:
-    """What `write` did: the archive, the images in it, and how many of those this call predicted."""
+    """The result of `write`: the archive, the number of images in it, and how many of those this call predicted."""
 
     archive: Path
     images: int
@@ -58,17 +57,17 @@ class Submission:
 
 @dataclass(frozen=True)
 class _Server:
-    """What a server takes.
+    """The form that a server expects.
 
     Attributes:
         archive: name of the file to upload.
         folder: in the archive, of a competition and a split.
-        end: of a file's name, behind the image's.
-        pattern: of a member, with the image's name as its group, given the split.
-        save: writes a mask of classes.
+        end: of a file's name, after the image's name.
+        pattern: regular expression of a member of a split, with the image's name as its group.
+        save: writes a mask of class ids.
         modes: of Pillow.
-        ids: that may be in a file.
-        palette: red, green, blue, red, ... of the first ids, or nothing.
+        ids: that a file may hold.
+        palette: red, green, blue, red, ... of the first ids; empty for any.
     """
 
     archive: str
@@ -118,11 +117,11 @@ def write(
     flip: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Submission:
-    """Predict a split, or what is left of it, and pack what the server takes.
+    """Predict a split, or what is left of it, and pack the archive for the server.
 
     Args:
-        model: a name, a weight file or a run folder, of VOC's or Cityscapes' classes.
-        data: of one of those two layouts.
+        model: a name, a weight file or a run folder, with VOC's or Cityscapes' classes.
+        data: in VOC's or Cityscapes' layout.
         out: folder for the predictions and the archive.
         split: with or without masks.
         competition: of VOC, one of `COMPETITIONS`; comp6 if not given.
@@ -133,7 +132,7 @@ def write(
         progress: called with the images done and their number.
 
     Raises:
-        ValueError: if data or model are of no such classes, an image cannot be read, `out` holds predictions of another
+        ValueError: if data or model have other classes, an image cannot be read, `out` holds predictions of another
             model, split or setting, or a prediction does not pass `check`.
         FileNotFoundError: if there is no such data, model or image.
     """
@@ -145,7 +144,7 @@ def write(
     labels = Labels(card.names, card.palette, card.ignore)
     _check_classes(labels, listing)
     settings = {
-        "weights": weights_digest(network),
+        "weights": digest(network),
         "split": split,
         "competition": competition,
         "output_stride": output_stride or network.output_stride,
@@ -168,11 +167,11 @@ def write(
 
 
 def check(archive: Path, data: str | Path, *, split: str = "test") -> list[str]:
-    """What is wrong with an archive, a line each: names that are missing or not expected, sizes, modes, palettes, ids.
+    """The faults of an archive, one line each: names missing or not expected, wrong sizes, modes, palettes, ids.
 
     Raises:
         FileNotFoundError: if there is no such archive or data.
-        ValueError: if the archive cannot be read as one, or the data is neither VOC's nor Cityscapes'.
+        ValueError: if the archive cannot be read, or the data is neither VOC's nor Cityscapes'.
     """
     kind, listing = _listing(data, split)
     return _faults(archive, _SERVERS[kind], listing, split)
@@ -189,20 +188,20 @@ def _listing(data: str | Path, split: str) -> tuple[str, Listing]:
 
 def _check_classes(labels: Labels, listing: Listing) -> None:
     if labels.names != listing.labels.names:
-        theirs, ours = f"{len(labels)} classes, {first_few(labels.names)}", first_few(listing.labels.names)
+        theirs, ours = f"{len(labels)} classes, {listed(labels.names)}", listed(listing.labels.names)
         raise ValueError(f"the model has {theirs}; expected the {len(listing.labels)} of {listing.place}, {ours}")
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make the folder ours, or refuse to mix two models' or two settings' predictions in it."""
+    """Write the settings into the folder, or refuse to mix predictions of two models or settings in it."""
     path = out / _SETTINGS
     if path.exists():
         try:
-            there = json.loads(path.read_text("utf-8"))
+            old = json.loads(path.read_text("utf-8"))
         except ValueError:
-            there = None
-        there = there if isinstance(there, dict) else {}
-        changed = [f"{key} {there.get(key)}, {value}" for key, value in settings.items() if there.get(key) != value]
+            old = None
+        old = old if isinstance(old, dict) else {}
+        changed = [f"{key} {old.get(key)}, {value}" for key, value in settings.items() if old.get(key) != value]
         if changed:
             raise ValueError(
                 f"{out} holds predictions of another setting (there, here): {'; '.join(changed)}; name another --out"
@@ -212,22 +211,18 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 
 
 def _pack(out: Path, name: str, members: Sequence[str], faults: Callable[[Path], list[str]]) -> None:
-    partial = out / f".{os.getpid()}.{name}"
-    try:
+    with written_whole(out / name) as file:
         if name.endswith(".zip"):
-            with zipfile.ZipFile(partial, "w") as zipped:
+            with zipfile.ZipFile(file, "w") as zipped:
                 for member in members:
                     zipped.write(out / member, member)
         else:
-            with tarfile.open(partial, "w:gz") as packed:
+            with tarfile.open(fileobj=file, mode="w:gz") as packed:
                 for member in members:
                     packed.add(out / member, member, filter=_without_owner)
-        if found := faults(partial):
-            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-            raise ValueError(f"{out}: {found[0]}{more}; remove what is wrong there, and it is made again")
-        os.replace(partial, out / name)
-    finally:
-        partial.unlink(missing_ok=True)
+        file.flush()
+        if lines := faults(Path(file.name)):
+            raise ValueError(f"{out}: {listed(lines, 1)}; remove the wrong files there, and they are predicted again")
 
 
 def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -236,30 +231,30 @@ def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 def _faults(archive: Path, server: _Server, listing: Listing, split: str) -> list[str]:
     images = {item.name: item for item in listing.items}
-    pattern, found, extra, lines = re.compile(server.pattern(split)), Counter[str](), [], []
+    pattern, counts, extra, lines = re.compile(server.pattern(split)), Counter[str](), [], []
     ids: set[int] = set()
     for member, content in _members(archive):
         match = pattern.fullmatch(member.removeprefix("./"))
         if match is None or match[1] not in images:
             extra.append(member)
             continue
-        found[match[1]] += 1
+        counts[match[1]] += 1
         fault = _fault(content, images[match[1]], server, ids)
         lines += [f"{member}: {fault}"] if fault else []
-    absent = [name for name in images if name not in found]
-    twice = [name for name, count in found.items() if count > 1]
+    absent = [name for name in images if name not in counts]
+    twice = [name for name, count in counts.items() if count > 1]
     if absent:
         wanted = f"{server.folder('comp6', split)}/{absent[0]}{server.end}"
-        lines.append(f"{len(absent)} of {len(images)} predictions are missing: {first_few(absent)}; expected {wanted}")
-    lines += [f"{len(extra)} files are not expected: {first_few(extra)}"] if extra else []
-    lines += [f"{len(twice)} images have more than one prediction: {first_few(twice)}"] if twice else []
-    if found and server.end != ".png" and ids <= set(range(len(CITYSCAPES_LABEL_IDS))):
+        lines.append(f"{len(absent)} of {len(images)} predictions are missing: {listed(absent)}; expected {wanted}")
+    lines += [f"{len(extra)} files are not expected: {listed(extra)}"] if extra else []
+    lines += [f"{len(twice)} images have more than one prediction: {listed(twice)}"] if twice else []
+    if counts and server.end != ".png" and ids <= set(range(len(CITYSCAPES_LABEL_IDS))):
         lines.append(f"no file has an id above {max(ids, default=0)}: train ids, it seems; expected label ids, 7 to 33")
     return lines
 
 
 def _fault(content: bytes, item: Item, server: _Server, ids: set[int]) -> str:
-    """What is wrong with one PNG, or nothing; adds what it holds to `ids`."""
+    """The fault of one PNG, or ""; adds the ids that it holds to `ids`."""
     height, width = read_size(item.image)
     try:
         if len(content) > _MAX_BYTES or b"IEND\xaeB`\x82" not in content[-64:]:
@@ -280,11 +275,11 @@ def _fault(content: bytes, item: Item, server: _Server, ids: set[int]) -> str:
     here = {int(value) for value in np.flatnonzero(counts)}
     ids |= here
     wrong = [f"{value} ({counts[value]} pixels)" for value in sorted(here - server.ids)]
-    return f"id {first_few(wrong)}; expected {min(server.ids)}..{max(server.ids)}" if wrong else ""
+    return f"id {listed(wrong)}; expected {min(server.ids)}..{max(server.ids)}" if wrong else ""
 
 
 def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content, cut above a limit, of all that is no folder; links have none."""
+    """Name and content, cut at a limit, of each member but folders; the content of a link is empty."""
     if not archive.is_file():
         raise FileNotFoundError(f"{archive}: no such file; expected an archive of predictions")
     try:

@@ -1,184 +1,125 @@
-"""`atrous reproduce`: the paper's tables and figures again, each a grid of recipes with the paper's column beside ours.
+"""`atrous reproduce`: the paper's tables and figures, its numbers beside ours.
 
     atrous reproduce list
-    atrous reproduce table-5 --preset camvid --data camvid --seeds 3
+    atrous reproduce table-5 table-1 --preset camvid --data camvid --seeds 3 --parallel 4
     atrous reproduce table-6 --model camvid-efficientnet_lite0 --data camvid
 
-The plan comes first, with an estimate of the time; then its trainings run one by one, or one on each GPU. All is
-written below one folder: a run folder for each training, and for each table Markdown, CSV, JSON and a plot. A rerun
-leaves out what is finished and goes on in the middle of what is not. `atrous.reproduction.specs` holds the tables.
+The plan comes first, with an estimate of the time; then the trainings of all tables run in one pool, one on each GPU or
+`--parallel` at once. A rerun leaves out what is finished and goes on in the middle of what is not.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from atrous.atomic import write_text
-from atrous.data.image_io import write_image
-from atrous.data.sampling import open_splits
+from atrous.messages import did_you_mean
 from atrous.reproduction import figures, report
-from atrous.reproduction.estimate import measured_rate, seconds_left
-from atrous.reproduction.plan import Options, Plan, Training, plan
-from atrous.reproduction.scheduler import Queue, gpus
+from atrous.reproduction.estimate import seconds_left
+from atrous.reproduction.plan import Options, Plan, Training, plan, pooled
+from atrous.reproduction.pool import OUTPUT, Pool, environments, gpus
 from atrous.reproduction.specs import GRIDS, PRESETS
-from atrous.reproduction.worker import OUTPUT, Worker
 from atrous.training.interrupts import Stopped
 
-SERVER = {
-    "table-7": "PASCAL VOC's test server",
-    "table-13": "Cityscapes' test server",
-}
-"""Tables that nobody can make again alone."""
+FIGURE_4 = "figure-4"
+TEST_SERVERS = {"table-7": "PASCAL VOC's test server", "table-13": "Cityscapes' test server"}
 
 Say = Callable[[str], None]
 
 
-@dataclass
-class Reproduced:
-    """What `reproduce` leaves behind.
-
-    Attributes:
-        plan: that was followed.
-        files: written, by kind.
-        rows: of the table; empty for a dry run.
-        order: see `tables.Order`.
-        failed: training to why.
-        seconds: estimate for what was left before.
-    """
-
-    plan: Plan
-    files: dict[str, str] = field(default_factory=dict)
-    rows: list[report.Row] = field(default_factory=list)
-    order: report.Order | None = None
-    failed: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "what": self.plan.what,
-            "preset": self.plan.options.preset,
-            "notes": list(self.plan.notes),
-            "trainings": {
-                name: {"cells": self.plan.cells_of(name), "state": training.state, "run": str(training.run)}
-                for name, training in self.plan.trainings.items()
-            },
-            "estimated_seconds": {name: round(seconds, 1) for name, seconds in self.seconds.items()},
-            "rows": [
-                {**row.cell.at, "paper": row.cell.paper, "ours": row.mean, "deviation": row.spread, "seeds": row.values}
-                for row in self.rows
-            ],
-            "order": self.order.as_dict() if self.order else None,
-            "left": [self.plan.cells_of(name) for name in self.plan.left],
-            "failed": self.failed,
-            "files": self.files,
-        }
-
-
-def check_what(what: str, options: Options) -> None:
-    """Refuse what there is not.
+def check_words(words: Sequence[str], options: Options) -> None:
+    """Refuse words and options that do not go together.
 
     Raises:
-        ValueError: for a word or preset that there is not, with the nearest; for a count below 1.
+        ValueError: for an unknown word or preset, with the nearest; for a count below 1.
     """
-    if what in SERVER:
-        raise ValueError(f"{what} is the result of {SERVER[what]}; docs/results.md has its values and how to submit")
-    known = [*GRIDS, "figure-4", "list"]
-    for word, words, kind in ((what, known, "table or figure"), (options.preset, list(PRESETS), "preset")):
-        if word not in words:
-            # Another number is near to every table.
-            near = [] if re.fullmatch(r"(table|figure)-\d+", word) else difflib.get_close_matches(word, words, 1, 0.5)
+    _check_known(options.preset, list(PRESETS), "preset")
+    for what in words:
+        if what in TEST_SERVERS:
             raise ValueError(
-                f"there is no {kind} {word!r}"
-                + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(words)}")
+                f"{what} is the result of {TEST_SERVERS[what]}; docs/results.md has its values and how to submit"
             )
-    needed = GRIDS[what].preset if what in GRIDS else None
-    special = {grid.preset for grid in GRIDS.values() if grid.preset}
-    if needed and options.preset != needed:
-        raise ValueError(f"{what} is about one recipe: --preset {needed}")
-    if what in GRIDS and not needed and options.preset in special:
-        raise ValueError(f"preset {options.preset} is for the ablations alone, not for {what}")
+        _check_known(what, [*GRIDS, FIGURE_4, "list"], "table or figure")
+        needed = GRIDS[what].preset if what in GRIDS else None
+        if needed and options.preset != needed:
+            raise ValueError(f"{what} is about one recipe: --preset {needed}")
+        if what in GRIDS and not needed and options.preset in {grid.preset for grid in GRIDS.values()}:
+            raise ValueError(f"preset {options.preset} is for the ablations alone, not for {what}")
+    if "list" in words and len(words) > 1:
+        raise ValueError(f"list stands alone, found {' '.join(words)}")
     if options.seeds < 1 or options.workers < 0 or (options.iterations is not None and options.iterations < 1):
         raise ValueError("--seeds and --iterations are at least 1, --workers at least 0")
+    if options.parallel is not None and options.parallel < 1:
+        raise ValueError(f"--parallel is {options.parallel}, expected at least 1")
+
+
+def _check_known(word: str, known: list[str], kind: str) -> None:
+    if word not in known:
+        # Another number is near to every table.
+        near = "" if re.fullmatch(r"(table|figure)-\d+", word) else did_you_mean(word, known, otherwise="")
+        near = near or f"; there are: {', '.join(known)}"
+        raise ValueError(f"there is no {kind} {word!r}{near}")
 
 
 def reproduce(
-    what: str, options: Options, *, dry_run: bool = False, say: Say = print, tick: Say = lambda line: None
-) -> Reproduced:
-    """Make a table or a figure with cells again, or go on with it.
+    words: Sequence[str], options: Options, *, dry_run: bool = False, say: Say = print, tick: Say = lambda line: None
+) -> dict[str, dict[str, Any]]:
+    """Reproduce tables and figures of cells, or go on with them.
 
     Args:
-        what: a key of `GRIDS`.
-        options: see `Options`.
+        words: keys of `GRIDS`.
+        options: of the command.
         dry_run: stop after the plan.
         say: takes lines for people.
-        tick: takes a line now and then that says how far each training is.
+        tick: takes a line on the progress now and then.
 
     Returns:
-        What was done, with what is left.
+        For each word, what its JSON file says: plan, estimate, rows, order, what is left or failed, files.
 
     Raises:
         ValueError: for what does not go together, before anything runs.
         FileNotFoundError: for data that are not there.
-        Stopped: after a signal; the table is written as far as it is done.
+        Stopped: after a signal; the tables are written as far as they are done.
     """
-    check_what(what, options)
-    planned = plan(what, options, dry=dry_run)
-    devices = [None] if any(t.replicas for t in planned.trainings.values()) else gpus(options.device)
-    workers = [Worker(gpu, options.device, options.workers) for gpu in devices]
-    found = Reproduced(planned, seconds=_estimate(planned, workers[0], say))
-    _say_plan(found, len(workers), say)
+    check_words(words, options)
+    plans = [plan(what, options, dry=dry_run) for what in dict.fromkeys(words)]
+    trainings = pooled(plans)
+    seconds = _estimate(trainings, options, say)
+    for planned in plans:
+        say(f"{planned.what}: {planned.grid.title}")
+        for note in planned.notes:
+            say(f"  {note}")
+        for name, training in planned.trainings.items():
+            about = f", about {duration(seconds[name])}" if name in seconds else ""
+            say(f"  {planned.cells_of(name)}: {training.state}{about}")
+    left = {name: training for name, training in trainings.items() if training.state != "finished"}
+    devices = len(gpus(options.device))
+    about = f", about {duration(sum(seconds.values()) / devices)}" if seconds else ""
+    about += f" on {devices} GPUs" if seconds and devices > 1 else ""
+    say(f"{len(left)} of {len(trainings)} trainings left{about}; all is below {options.folder}")
     if dry_run:
-        workers[0].close()
-        return found
-    left = {name: planned.trainings[name] for name in planned.left}
-    queue = Queue(left, workers, _Teller(found, say).event, tick)
-    if left:
-        queue.run()
-    else:
-        workers[0].close()
-    found.failed = queue.failed
-    write(found, say)
-    if queue.stopped:
-        raise Stopped(f"stopped; the same command goes on. {_left(planned)}", 128 + queue.stopped)
-    return found
+        return {planned.what: _summary(planned, seconds) for planned in plans}
+    pool = Pool(left, environments(options, trainings), options, _teller(plans, len(left), say), tick)
+    pool.run()
+    results = {planned.what: write(planned, seconds, pool.failed, say) for planned in plans}
+    if pool.stopped:
+        cells = [_cells(plans, name) for name, training in trainings.items() if training.state != "finished"]
+        what = f"Left, {len(cells)} of {len(trainings)}: {'; '.join(cells)}" if cells else "Nothing is left"
+        raise Stopped(f"stopped; the same command goes on. {what}", 128 + pool.stopped)
+    return results
 
 
-def _estimate(planned: Plan, worker: Worker, say: Say) -> dict[str, float]:
-    """Seconds left by training."""
-    left = [planned.trainings[name] for name in planned.left]
-    recipes = [training.recipe for training in left if training.recipe]
-    if not recipes:
+def _estimate(trainings: Mapping[str, Training], options: Options, say: Say) -> dict[str, float]:
+    try:
+        return seconds_left(trainings.values(), options.device)
+    except (RuntimeError, MemoryError) as error:
+        say(f"no estimate of the time: {error}")
         return {}
-    rate = measured_rate(planned.trainings.values())
-    if rate is None:
-        try:
-            rate = worker.probe(recipes[0])
-        except RuntimeError as error:
-            say(f"no estimate of the time: {error}")
-            return {}
-    return seconds_left(left, rate)
-
-
-def _say_plan(found: Reproduced, workers: int, say: Say) -> None:
-    planned = found.plan
-    say(f"{planned.what}: {planned.grid.title}")
-    for note in planned.notes:
-        say(f"  {note}")
-    for name, training in planned.trainings.items():
-        spent = f", about {duration(found.seconds[name])}" if name in found.seconds else ""
-        say(f"  {planned.cells_of(name)}: {training.state}{spent}")
-    total = sum(found.seconds.values()) / workers
-    shared = f" on {workers} GPUs" if workers > 1 else ""
-    about = f", about {duration(total)}{shared}" if found.seconds else ""
-    say(f"{len(planned.left)} of {len(planned.trainings)} trainings left{about}; all is below {planned.options.folder}")
 
 
 def duration(seconds: float) -> str:
@@ -189,98 +130,93 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-class _Teller:
+def _cells(plans: Sequence[Plan], name: str) -> str:
+    """The cells of a training in all tables, named where there are several."""
+    cells = {planned.what: planned.cells_of(name) for planned in plans if name in planned.trainings}
+    return "; ".join(f"{what}: {told}" if len(plans) > 1 else told for what, told in cells.items())
+
+
+def _teller(plans: Sequence[Plan], total: int, say: Say) -> Callable[[str, Training, str], None]:
     """Says what becomes of each training."""
+    began: dict[str, float] = {}
+    done: list[str] = []
 
-    def __init__(self, found: Reproduced, say: Say) -> None:
-        self.plan, self.say, self.total = found.plan, say, len(found.plan.left)
-        self.done, self.began = 0, dict[str, float]()
-
-    def event(self, kind: str, training: Training, why: str) -> None:
-        """See `Queue`."""
-        cells = self.plan.cells_of(training.name)
-        if kind == "begins":
-            self.began[training.name] = time.monotonic()
-            going = "goes on" if training.state.startswith("at step") else "begins"
-            self.say(f"{cells}: {going} in {training.run}")
+    def tell(event: str, training: Training, why: str) -> None:
+        cells = _cells(plans, training.name)
+        if event == "begins":
+            began[training.name] = time.monotonic()
+            how = "goes on" if training.state.startswith("at step") else "begins"
+            say(f"{cells}: {how} in {training.run}")
             return
-        self.done += kind in ("finished", "failed")
-        spent = time.monotonic() - self.began.get(training.name, time.monotonic())
-        self.say(f"[{self.done}/{self.total}] {cells}: {kind}{f', {why}' if why else ''} after {duration(spent)}")
-        if kind == "failed":
-            self.say(f"  its account: {training.run / OUTPUT}")
+        done.extend([training.name] if event != "stopped" else [])
+        seconds = time.monotonic() - began.get(training.name, time.monotonic())
+        say(f"[{len(done)}/{total}] {cells}: {event}{f', {why}' if why else ''} after {duration(seconds)}")
+        if event == "failed":
+            say(f"  its output: {training.run / OUTPUT}")
+
+    return tell
 
 
-def _left(planned: Plan) -> str:
-    left = [planned.cells_of(name) for name in planned.left]
-    return f"Left, {len(left)} of {len(planned.trainings)}: {'; '.join(left)}" if left else "Nothing is left"
-
-
-def write(found: Reproduced, say: Say) -> None:
-    """Markdown, CSV, JSON and the plot or the pictures, from what is done."""
-    planned = found.plan
+def write(planned: Plan, seconds: Mapping[str, float], failed: Mapping[str, str], say: Say) -> dict[str, Any]:
+    """Markdown, CSV, JSON and the plot or the pictures, from what is done; the content of the JSON."""
     folder = planned.options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    found.rows = report.rows_of(planned)
-    found.order = report.order_of(found.rows)
+    rows = report.rows_of(planned)
+    order = report.order_of(rows)
     stem = planned.what if not planned.options.model else f"{planned.what}-{Path(planned.options.model).name}"
-    texts = {
-        "markdown": (folder / f"{stem}.md", report.markdown(planned, found.rows, found.order)),
-        "csv": (folder / f"{stem}.csv", report.csv_text(planned, found.rows)),
-    }
-    for kind, (path, text) in texts.items():
-        write_text(path, text)
-        found.files[kind] = str(path)
+    files = {kind: folder / f"{stem}{suffix}" for kind, suffix in (("markdown", ".md"), ("csv", ".csv"))}
+    write_text(files["markdown"], report.markdown(planned, rows, order))
+    write_text(files["csv"], report.csv_text(planned, rows))
     picture = folder / f"{stem}.png"
     if planned.what.startswith("figure"):
         if not planned.left:
-            write_image(picture, _pictures(planned))
-            found.files["picture"] = str(picture)
-    elif any(row.values for row in found.rows):
-        _plotted(found, lambda path: report.plot(planned, found.rows, path), picture, say)
-    path = folder / f"{stem}.json"
-    found.files["json"] = str(path)
-    write_text(path, json.dumps(found.as_dict(), indent=1) + "\n")
-    if found.failed:
-        say(f"failed: {'; '.join(f'{planned.cells_of(name)}: {why}' for name, why in found.failed.items())}")
+            figures.write_pictures(planned, picture)
+            files["picture"] = picture
+    elif any(row.values for row in rows) and plotted(lambda: report.plot(planned, rows, picture), say):
+        files["plot"] = picture
+    files["json"] = folder / f"{stem}.json"
+    reasons = {name: why for name, why in failed.items() if name in planned.trainings}
+    summary = {
+        **_summary(planned, seconds),
+        "rows": [
+            {
+                **row.cell.place, "paper": row.cell.paper, "ours": row.mean, "deviation": row.deviation,
+                "seeds": row.values,
+            }
+            for row in rows
+        ],
+        "order": order.as_dict(), "failed": reasons, "files": {kind: str(path) for kind, path in files.items()},
+    }  # fmt: skip
+    write_text(files["json"], json.dumps(summary, indent=1) + "\n")
+    if reasons:
+        say(f"failed: {'; '.join(f'{planned.cells_of(name)}: {why}' for name, why in reasons.items())}")
+    return summary
 
 
-def _plotted(found: Reproduced, draw: Callable[[Path], None], path: Path, say: Say) -> None:
+def _summary(planned: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
+    trainings = planned.trainings.items()
+    return {
+        "what": planned.what,
+        "preset": planned.options.preset,
+        "notes": list(planned.notes),
+        "trainings": {
+            name: {"cells": planned.cells_of(name), "state": training.state, "run": str(training.run)}
+            for name, training in trainings
+        },
+        "estimated_seconds": {name: round(seconds[name], 1) for name, _ in trainings if name in seconds},
+        "left": [planned.cells_of(name) for name in planned.left],
+        "rows": [], "order": None, "failed": {}, "files": {},
+    }  # fmt: skip
+
+
+def plotted(draw: Callable[[], None], say: Say) -> bool:
+    """Draw a plot, or say what it needs."""
     try:
-        draw(path)
-        found.files["plot"] = str(path)
+        draw()
+        return True
     except ImportError:
         say("no plot: it needs matplotlib, pip install 'atrous[plots]'")
-
-
-def _pictures(planned: Plan) -> Any:
-    from atrous.evaluation.distributed import pick_device
-    from atrous.models.weights import load
-
-    models, setting, training = {}, None, None
-    for cell, uses in zip(planned.grid.cells, planned.uses, strict=True):
-        name, setting = uses[0]
-        training = planned.trainings[name]
-        model, card = load(training.model or training.run)
-        caption = "prediction" if len(planned.grid.cells) == 1 else cell.label
-        models[caption] = model.to(pick_device(planned.options.device)).for_inference()
-    assert training and training.data and setting
-    split = (training.recipe.data.val_split if training.recipe else None) or "val"
-    dataset = open_splits(training.data, split)
-    if planned.what == "figure-7":
-        assert training.recipe
-        indices = figures.holding(dataset, _bootstrapped(training))
-    else:
-        indices = figures.spread_with_failure(next(iter(models.values())), dataset, setting.output_stride)
-    return figures.picture_grid(models, dataset, indices, setting.output_stride)
-
-
-def _bootstrapped(training: Training) -> tuple[str, ...]:
-    from atrous.training.loader import hardest_classes
-
-    assert training.recipe
-    chosen = training.recipe.data.bootstrap
-    return hardest_classes(training.recipe.model.weights) if chosen == "auto" else tuple(chosen)
+        return False
 
 
 def figure_4(folder: Path, say: Say) -> dict[str, str]:
@@ -289,19 +225,16 @@ def figure_4(folder: Path, say: Say) -> dict[str, str]:
     files = {"markdown": folder / "figure-4.md", "csv": folder / "figure-4.csv", "plot": folder / "figure-4.png"}
     write_text(files["markdown"], figures.figure_4_markdown())
     write_text(files["csv"], figures.figure_4_csv())
-    try:
-        figures.figure_4_plot(files["plot"])
-    except ImportError:
-        say("no plot: it needs matplotlib, pip install 'atrous[plots]'")
+    if not plotted(lambda: figures.figure_4_plot(files["plot"]), say):
         del files["plot"]
     return {kind: str(path) for kind, path in files.items()}
 
 
 def listed(options: Options) -> list[dict[str, Any]]:
-    """Every table and figure, with what of it is done below the folder."""
-    folder = options.folder
-    rows: list[dict[str, Any]] = [{"what": "figure-4", "title": "Valid weights of an atrous filter", "cells": 0}]
+    """Every table and figure, and whether it is written below the folder."""
+    rows: list[dict[str, Any]] = [{"what": FIGURE_4, "title": "Valid weights of an atrous filter", "cells": 0}]
     rows += [{"what": what, "title": grid.title, "cells": len(grid.cells)} for what, grid in GRIDS.items()]
     for row in rows:
-        row["written"] = str(folder / f"{row['what']}.md") if (folder / f"{row['what']}.md").exists() else None
+        path = options.folder / f"{row['what']}.md"
+        row["written"] = str(path) if path.exists() else None
     return rows

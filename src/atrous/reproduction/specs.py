@@ -1,7 +1,7 @@
-"""The paper's tables and figures as data: what each cell changes, how it is evaluated, what the paper reports.
+"""The paper's tables and figures as data: the recipe of each cell, its evaluation, the paper's mIoU.
 
-Cells are declared in the paper's own numbers, over a base recipe; a preset says which base, which networks stand for
-ResNet-50 and ResNet-101, and how large its crop and its batch are beside the paper's 513 and 16.
+Cells change a base recipe, in the paper's numbers. A preset chooses the base and the backbones that stand for ResNet-50
+and ResNet-101; crops and batches are scaled from the paper's 513 and 16 to its own.
 
     GRIDS["table-5"].cells[0].changes, GRIDS["table-5"].cells[0].paper
 """
@@ -13,14 +13,13 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
 
-from atrous.data.labels import VOC_HARD_CLASSES
 from atrous.evaluation.evaluate import PAPER_SCALES, Setting
 from atrous.training.config import Recipe, override
-from atrous.training.recipes import RECIPES
+from atrous.training.recipes import RECIPES, VOC_HARD_CLASSES
 
 PAPER_CROP, PAPER_BATCH = 513, 16
 HARD = "hard"
-"""In a cell's changes: the preset's hard classes."""
+"""As a cell's `bootstrap`: the preset's hard classes."""
 
 
 @dataclass(frozen=True)
@@ -28,32 +27,32 @@ class Cell:
     """One number of a table.
 
     Attributes:
-        at: its place: column heads of the table to values.
+        place: column heads of the table to values.
         paper: mIoU in percent, or None for a cell that the paper does not have.
         changes: keys of the recipe, in the paper's numbers.
-        setting: of the evaluation, or None for the training's output stride.
+        setting: of the evaluation, or None for the output stride of training.
         depth: 50 or 101, or 0 for the preset's own backbone.
         replicas: of asynchronous training (appendix B).
-        relative_time: that the paper reports beside the mIoU.
-        before: changes of the training that this one starts from (figure 7).
-        other_data: the training before it is on other data, COCO (Table 6's last row).
+        relative_time: the paper's training time, 1 for one replica.
+        first_stage: changes of the training that this one starts from (Figure 7), or None.
+        pretrained: starts from a training on other data, COCO (Table 6's last row).
     """
 
-    at: Mapping[str, str]
+    place: Mapping[str, str]
     paper: float | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     setting: Setting | None = None
     depth: int = 0
     replicas: int = 0
     relative_time: float | None = None
-    before: Mapping[str, Any] | None = None
-    other_data: bool = False
+    first_stage: Mapping[str, Any] | None = None
+    pretrained: bool = False
 
     @property
     def label(self) -> str:
         """Its place on one line."""
         return ", ".join(
-            f"{head} {value}".strip() if value != "✓" else head for head, value in self.at.items() if value
+            head if value == "✓" else f"{head} {value}".strip() for head, value in self.place.items() if value
         )
 
 
@@ -64,10 +63,9 @@ class Grid:
     Attributes:
         title: as in the paper, shortened.
         cells: in the order of the table.
-        paper_recipe: what preset ``paper`` starts from.
-        ordered: whether the paper draws something from the order of its numbers.
-        preset: the only one that it goes with, or None. Its cells are then that preset's recipe and what is changed in
-            it, so that each is to be read beside the first.
+        paper_recipe: base of preset ``paper``.
+        ordered: whether the paper draws conclusions from the order of its numbers.
+        preset: for an ablation, the only preset that it goes with; its rows are compared with the first.
     """
 
     title: str
@@ -77,29 +75,24 @@ class Grid:
     preset: str | None = None
 
     @property
-    def heads(self) -> list[str]:
-        """The columns that place a cell."""
-        return list(self.cells[0].at)
-
-    @property
     def of_one_model(self) -> bool:
-        """Whether its cells, but those of other data, evaluate one training."""
+        """Whether all cells, but the pretrained one, evaluate the same training."""
         return all(
-            cell.setting and cell.before is None and cell.changes == self.cells[0].changes
+            cell.setting and cell.first_stage is None and cell.changes == self.cells[0].changes
             for cell in self.cells
-            if not cell.other_data
+            if not cell.pretrained
         )
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What the cells stand on.
+    """What the cells change.
 
     Attributes:
         recipe: named; None for the grid's own.
-        changes: keys over it.
-        backbones: those for ResNet-50 and ResNet-101.
-        about: for the tables.
+        changes: keys of the recipe.
+        backbones: in place of ResNet-50 and ResNet-101.
+        about: one line for the tables.
         hard: classes to bootstrap on; ``auto`` takes those of lowest IoU.
     """
 
@@ -116,19 +109,19 @@ class Preset:
 
 _LITE = ("timm/tf_efficientnet_lite0", "timm/tf_efficientnet_lite2")
 _LAST_STAGE = (
-    "EfficientNet-Lite0 and 2 in place of ResNet-50 and 101, the last three units of their last stages as block4"
+    "EfficientNet-Lite0 and Lite2 in place of ResNet-50 and 101, the last three units of their last stage as block4"
 )
 
 PRESETS = {
     "paper": Preset(None, {}, ("resnet50", "resnet101"), "the paper's setting", VOC_HARD_CLASSES),
-    # The paper's networks see pictures as they are, and so must those that are compared.
+    # The paper's networks see images at their own size, and so must those that are compared with them.
     "camvid": Preset(
         "camvid-efficientnet_lite0", {"longest_side": None, "scales": (0.75, 2.0)}, _LITE,
-        f"the CamVid recipe, pictures as they are; {_LAST_STAGE}",
+        f"the CamVid recipe, images at their own size; {_LAST_STAGE}",
     ),
-    "streets": Preset("camvid-mobilenetv2", {}, _LITE, "the recipe that finetune follows from, as for CamVid"),
+    "streets": Preset("camvid-mobilenetv2", {}, _LITE, "the recipe that finetune uses, on CamVid"),
     "objects": Preset(
-        "objects-mobilenetv2", {}, _LITE, "VOC's classes from few labelled photographs and many pseudo-labelled ones"
+        "objects-mobilenetv2", {}, _LITE, "VOC's classes from few labelled and many pseudo-labelled photographs"
     ),
     "tiny": Preset(
         "folder-efficientnet_lite0",
@@ -137,7 +130,7 @@ PRESETS = {
             "batch_norm_decay": 0.9, "color_jitter": 0.0, "scales": (0.8, 1.6),
         },
         _LITE,
-        f"generated shapes, crops of 65: shows the machinery, not the paper's effects; {_LAST_STAGE}",
+        f"a generated toy dataset, crops of 65: a test of the machinery, not of the paper; {_LAST_STAGE}",
         ("wheel",),
     ),
 }  # fmt: skip
@@ -217,14 +210,15 @@ def _table_5() -> tuple[Cell, ...]:
 
 
 def _table_6() -> tuple[Cell, ...]:
-    rows = [replace(cell, at={**cell.at, "COCO": ""}) for cell in _ladder((77.21, 78.51, 79.45, 79.77))]
-    coco = replace(rows[-1], at={**rows[-1].at, "COCO": "✓"}, paper=82.70, changes={"lr": 0.0001}, other_data=True)
+    rows = [replace(cell, place={**cell.place, "COCO": ""}) for cell in _ladder((77.21, 78.51, 79.45, 79.77))]
+    place = {**rows[-1].place, "COCO": "✓"}
+    coco = replace(rows[-1], place=place, paper=82.70, changes={"lr": 0.0001}, pretrained=True)
     return (*rows, coco)
 
 
 def _table_8() -> tuple[Cell, ...]:
-    # The paper's last row has a small crop and no upsampled logits; its text speaks of the crop alone, so that is here,
-    # too, without a number of the paper's.
+    # The paper's last row has a small crop and no upsampled logits, while its text speaks of the crop alone: the row
+    # without a number of the paper's changes the crop alone.
     rows = ((513, True, True, 77.21), (513, True, False, 75.95), (513, False, True, 76.01),
             (321, False, True, 67.22), (321, True, True, None))  # fmt: skip
     return tuple(
@@ -242,7 +236,7 @@ def _table_9() -> tuple[Cell, ...]:
     cells = [
         Cell({"batch size": str(size), "in parts": "1"}, value, {"batch_size": size}) for size, value in paper.items()
     ]
-    # Accumulated parts make the gradient of a batch of 16, with batch norm's statistics of 4.
+    # The gradient of a batch of 16, batch norm's statistics of 4.
     return (*cells, Cell({"batch size": "16", "in parts": "4"}, None, {"batch_size": 16, "grad_accum_steps": 4}))
 
 
@@ -251,13 +245,13 @@ def _table_10() -> tuple[Cell, ...]:
     batches = {8: 6, 16: 16, 32: 24}
     return tuple(
         Cell(
-            {"train output_stride": str(train), "eval output_stride": str(found)},
+            {"train output_stride": str(train), "eval output_stride": str(tested)},
             value,
             {"output_stride": train, "batch_size": batches[train]},
-            Setting(found),
+            Setting(tested),
         )
-        for found in paper
-        for train, value in zip(batches, paper[found], strict=True)
+        for tested in paper
+        for train, value in zip(batches, paper[tested], strict=True)
     )
 
 
@@ -269,31 +263,31 @@ def _table_11() -> tuple[Cell, ...]:
     )
 
 
-# Section 4.3's last stage, on the official train alone, so that val shows what was learnt.
+# Section 4.3's bootstrapping, on the official train set alone, so that val is held out.
 _SECOND_STAGE: dict[str, Any] = {"train_split": "train", "output_stride": 8, "batch_norm": "freeze", "lr": 0.001}
 
-# Not the paper's: what a recipe for few images gains by each of its parts, and by what it leaves out.
+# Not the paper's: ablations of the recipes for few images.
 _PARTS: dict[str, dict[str, Any]] = {
     "the recipe": {},
-    "no moving average of the weights": {"ema_decay": 0.0},
-    "no weights of classes": {"class_weights": None},
-    "no photometric changes": {"color_jitter": 0.0},
-    "new layers at the rate of the old": {"head_lr_factor": 1.0},
-    "pictures as they are": {"longest_side": None, "scales": (0.75, 2.0)},
-    "the backbone's batch norm trained, too": {"batch_norm": "train"},
-    "with ClassMix, half of the crops": {"class_mix": 0.5},
-    "with repeat-factor sampling, classes in under 30% of the images": {"repeat_factor_threshold": 0.3},
-    "from nothing": {"weights": None, "reset_head": False, "batch_norm": "train"},
+    "no EMA of the weights": {"ema_decay": 0.0},
+    "no class weights": {"class_weights": None},
+    "no color jitter": {"color_jitter": 0.0},
+    "new layers at the learning rate of the old": {"head_lr_factor": 1.0},
+    "images at their own size": {"longest_side": None, "scales": (0.75, 2.0)},
+    "batch norm of the backbone trained": {"batch_norm": "train"},
+    "ClassMix on half of the crops": {"class_mix": 0.5},
+    "repeat-factor sampling below 30% of the images": {"repeat_factor_threshold": 0.3},
+    "from random weights": {"weights": None, "reset_head": False, "batch_norm": "train"},
 }
 _PSEUDO: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "the labelled images alone": {"train_split": "train"},
     "the pseudo-labelled images alone": {"train_split": "pseudo"},
     "no repeat-factor sampling": {"repeat_factor_threshold": 0.0},
-    "no moving average of the weights": {"ema_decay": 0.0},
-    "no photometric changes": {"color_jitter": 0.0},
-    "all of batch norm trained": {"batch_norm": "train"},
-    "with ClassMix, half of the crops": {"class_mix": 0.5},
+    "no EMA of the weights": {"ema_decay": 0.0},
+    "no color jitter": {"color_jitter": 0.0},
+    "all batch norm trained": {"batch_norm": "train"},
+    "ClassMix on half of the crops": {"class_mix": 0.5},
 }
 
 
@@ -320,24 +314,24 @@ GRIDS = {
         _ladder((77.23, 77.82, 79.06, 79.30), scales=_THREE_SCALES),
         "cityscapes-resnet101",
     ),
-    "figure-6": Grid("Photo, truth, prediction on val, a failure last", (Cell({"model": "best"}, setting=Setting(8)),)),
+    "figure-6": Grid("Photo, ground truth, prediction, a failure last", (Cell({"model": "best"}, setting=Setting(8)),)),
     "figure-7": Grid(
         "Before and after bootstrapping on the images of hard classes",
         (
-            Cell({"bootstrapping": "without"}, None, _SECOND_STAGE, before={}),
-            Cell({"bootstrapping": "with"}, None, {**_SECOND_STAGE, "bootstrap": HARD}, before={}),
+            Cell({"bootstrapping": "without"}, None, _SECOND_STAGE, first_stage={}),
+            Cell({"bootstrapping": "with"}, None, {**_SECOND_STAGE, "bootstrap": HARD}, first_stage={}),
         ),
     ),
     "figure-8": Grid(
-        "Photo, truth and prediction on Cityscapes val",
+        "Photo, ground truth and prediction on Cityscapes val",
         (Cell({"model": "best"}, setting=Setting(8)),),
         "cityscapes-resnet101",
     ),
     "ablation": Grid(
-        "What each part of a recipe for few images brings", _ablation(_PARTS), ordered=False, preset="streets"
+        "What each part of the recipe for few images brings", _ablation(_PARTS), ordered=False, preset="streets"
     ),
     "ablation-pseudo": Grid(
-        "What pseudo-labels bring, and the other parts of their recipe", _ablation(_PSEUDO), ordered=False,
+        "What pseudo-labels and the other parts of their recipe bring", _ablation(_PSEUDO), ordered=False,
         preset="objects",
     ),
 }  # fmt: skip
@@ -345,7 +339,7 @@ GRIDS = {
 
 
 def recipe_of(cell: Cell, base: Recipe, preset: Preset) -> Recipe:
-    """A cell's recipe: its changes over the base, crop and batch in the base's proportion to the paper's."""
+    """A cell's recipe: its changes over the base; crop, batch and learning rate scaled from the paper to the base."""
     changes = dict(cell.changes)
     if "crop" in changes:
         changes["crop"] = scaled_crop(base.data.crop, changes["crop"])
@@ -362,7 +356,7 @@ def recipe_of(cell: Cell, base: Recipe, preset: Preset) -> Recipe:
 
 
 def scaled_crop(base: int | tuple[int, int], paper: int) -> int | tuple[int, int]:
-    """The crop that is to the base's as the paper's is to 513, on the grid of output stride 16."""
+    """The base's crop in the paper's proportion to 513, on the grid of output stride 16."""
     if isinstance(base, int):
         return round((base * paper / PAPER_CROP - 1) / 16) * 16 + 1
     return tuple(round((side * paper / PAPER_CROP - 1) / 16) * 16 + 1 for side in base)  # type: ignore[return-value]

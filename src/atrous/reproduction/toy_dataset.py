@@ -1,13 +1,11 @@
-"""A small data set, generated: shapes on textured backgrounds, the same bytes whenever it is made.
+"""A toy dataset of shapes on textured backgrounds, the same bytes every time; preset ``tiny`` trains on it.
 
-It is what preset ``tiny`` trains on. Discs, squares and triangles are common and large; the wheel, a ring with thin
-spokes, is rare and finely annotated, as the bicycle is in VOC (section 4.3, Figure 7).
+Discs, squares and triangles are large and common. The wheel, a ring with thin spokes, is rare and finely annotated like
+VOC's bicycle (section 4.3, Figure 7).
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy.typing as npt
 import yaml
 from PIL import Image
 
+from atrous.atomic import written_folder
 from atrous.data.image_io import Pixels
 
 Mask = npt.NDArray[np.bool_]
@@ -26,35 +25,32 @@ PALETTE = ((0, 0, 0), (200, 60, 50), (60, 150, 70), (70, 90, 200), (220, 180, 60
 SIZE = (97, 129)
 SPLITS = {"train": 48, "val": 16}
 WHEEL_EVERY = 4
-"""One image in so many shows a wheel."""
+"""Every fourth image shows a wheel."""
 
 
-def shapes(folder: Path) -> Path:
-    """A folder in the plain layout, made if it is not there; whole or not at all."""
+def write_toy_dataset(folder: Path) -> Path:
+    """Write the dataset in the folder layout, unless it is there; whole or not at all."""
     if (folder / "dataset.yaml").is_file():
         return folder
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for number, (split, count) in enumerate(SPLITS.items()):
-        for kind in ("images", "masks"):
-            (partial / kind / split).mkdir(parents=True)
-        for i in range(count):
-            image, mask = draw((number, i))
-            Image.fromarray(image).save(partial / "images" / split / f"{split}{i:03}.png")
-            Image.fromarray(mask).save(partial / "masks" / split / f"{split}{i:03}.png")
-    described = {"names": list(NAMES), "palette": [list(colour) for colour in PALETTE], "ignore": 255}
-    (partial / "dataset.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(partial, folder)
+    with written_folder(folder) as partial:
+        for number, (split, count) in enumerate(SPLITS.items()):
+            for kind in ("images", "masks"):
+                (partial / kind / split).mkdir(parents=True)
+            for i in range(count):
+                image, mask = draw((number, i))
+                Image.fromarray(image).save(partial / "images" / split / f"{split}{i:03}.png")
+                Image.fromarray(mask).save(partial / "masks" / split / f"{split}{i:03}.png")
+        description = {"names": list(NAMES), "palette": [list(colour) for colour in PALETTE], "ignore": 255}
+        (partial / "dataset.yaml").write_text(yaml.safe_dump(description), encoding="utf-8")
     return folder
 
 
-def draw(place: tuple[int, int]) -> tuple[Pixels, Pixels]:
-    """The image, uint8 H,W,3, and the mask, uint8 H,W, of a split's number and an index."""
-    rng = np.random.default_rng(place)
+def draw(key: tuple[int, int]) -> tuple[Pixels, Pixels]:
+    """Image, uint8 H,W,3, and mask, uint8 H,W, of split and index `key`."""
+    rng = np.random.default_rng(key)
     image, mask = _texture(rng, spread=18.0), np.zeros(SIZE, dtype=np.uint8)
     kinds = [int(kind) for kind in rng.choice([1, 2, 3], size=rng.integers(1, 4))]
-    kinds += [4] if place[1] % WHEEL_EVERY == 0 else []
+    kinds += [4] if key[1] % WHEEL_EVERY == 0 else []
     for kind in kinds:
         inside = _inside(kind, rng)
         painted = _texture(rng, spread=18.0) / 4 + 0.75 * np.array(PALETTE[kind])
@@ -64,7 +60,7 @@ def draw(place: tuple[int, int]) -> tuple[Pixels, Pixels]:
 
 
 def _texture(rng: np.random.Generator, spread: float) -> Field:
-    """Noise that changes over some pixels, about a colour of its own: H,W,3."""
+    """Coarse noise about a random colour, H,W,3."""
     coarse = rng.normal(0, 1, (SIZE[0] // 8 + 2, SIZE[1] // 8 + 2, 3)).repeat(8, 0).repeat(8, 1)
     top, left = rng.integers(0, 8, 2)
     field: Field = rng.uniform(70, 190, 3) + spread * coarse[top : top + SIZE[0], left : left + SIZE[1]]
@@ -77,17 +73,17 @@ def _inside(kind: int, rng: np.random.Generator) -> Mask:
     y, x = rows - rng.uniform(radius / 2, SIZE[0] - radius / 2), columns - rng.uniform(radius / 2, SIZE[1] - radius / 2)
     turn = rng.uniform(0, np.pi / 2)
     y, x = y * np.cos(turn) - x * np.sin(turn), y * np.sin(turn) + x * np.cos(turn)
-    return _FORMS[kind](y, x, radius)
+    return _SHAPES[kind](y, x, radius)
 
 
 def _wheel(y: Field, x: Field, radius: float) -> Mask:
     distance, angle = np.hypot(y, x), np.arctan2(y, x) % (np.pi / 3)
     spoke = distance * np.minimum(np.sin(angle), np.sin(np.pi / 3 - angle)) < 1.0
-    found: Mask = (np.abs(distance - radius) < 2.0) | ((distance < radius) & spoke)
-    return found
+    wheel: Mask = (np.abs(distance - radius) < 2.0) | ((distance < radius) & spoke)
+    return wheel
 
 
-_FORMS: dict[int, Callable[[Field, Field, float], Mask]] = {
+_SHAPES: dict[int, Callable[[Field, Field, float], Mask]] = {
     1: lambda y, x, radius: np.hypot(y, x) < radius,
     2: lambda y, x, radius: np.maximum(abs(y), abs(x)) < 0.85 * radius,
     3: lambda y, x, radius: (y > -0.5 * radius) & (y + np.sqrt(3) * abs(x) < radius),

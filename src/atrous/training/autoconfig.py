@@ -1,4 +1,4 @@
-"""A recipe for a data set of one's own, chosen from what the data holds, with the reasons.
+"""Choose a recipe for a dataset, with the reasons (``atrous train finetune``).
 
     recipe, reasons = finetune("my-data")
 
@@ -221,7 +221,7 @@ def _reason_for_size(survey: Survey, longest: int | None) -> str:
     if longest is None:
         return f"pictures as they are: their longer side is {survey.long_side} (median)"
     why = "thin things would be lost" if longest > survey.long_side else "a crop would show too little of them"
-    return f"pictures are brought to a longest side of {longest}, now {survey.long_side} (median): {why}"
+    return f"pictures are resized to a longest side of {longest}, now {survey.long_side} (median): {why}"
 
 
 def _rare(survey: Survey) -> list[str]:

@@ -1,4 +1,4 @@
-"""Save and resume everything, so that a killed run goes on as if nothing had happened.
+"""Checkpoints that a kill at any moment leaves usable, and the lock of a run folder.
 
 A checkpoint is a folder ``checkpoints/step-N`` with ``state.pt`` (tensors and plain values; read with
 ``weights_only``) and ``manifest.json`` (its SHA-256). It is written under another name beside its target, flushed to
@@ -9,10 +9,8 @@ is found. The best weights are no checkpoint: they lie in ``best`` and are never
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -21,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
-from atrous.atomic import flush, write_text
+from atrous.atomic import sweep, write_text, written_folder
 
 STATE, MANIFEST, POINTER, LOCK = "state.pt", "manifest.json", "last", ".lock"
 
@@ -44,15 +43,18 @@ def lock(run: Path) -> Iterator[None]:
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run} is a file, expected a folder to write a run into")
     run.mkdir(parents=True, exist_ok=True)
-    with open(run / LOCK, "a", encoding="utf-8") as file:
-        try:
-            # Not flock: children that load data would hold it on for some seconds after this process was killed.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):  # any other: a file system without locks
-                why = f"{run} is being written by another process; wait for it, or name another --out"
-                raise ValueError(why) from error
+    held = FileLock(run / LOCK)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{run} is being written by another process; wait for it, or name another --out") from error
+    except (NotImplementedError, OSError) as error:
+        if getattr(error, "errno", None) not in (None, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise  # those are file systems without locks
+    try:
         yield
+    finally:
+        held.release()
 
 
 def save(run: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
@@ -71,31 +73,19 @@ def save(run: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
     """
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    target, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
-    for interrupted in folder.glob(".step-*.partial"):
-        shutil.rmtree(interrupted, ignore_errors=True)
+    sweep(folder)
+    target = folder / f"step-{step}"
     if not is_whole(target):
-        _write_whole(state, step, partial, target)
+        with written_folder(target) as partial:
+            _write(state, partial / STATE)
+            manifest = {"step": step, "files": {STATE: _sha256(partial / STATE)}}
+            (partial / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+            shutil.rmtree(target, ignore_errors=True)  # it is there, but not whole
     write_text(run / POINTER, f"checkpoints/{target.name}\n")
     # Those of later steps are not whole, or the run would have gone on from there; they push nothing out.
     for old in [other for other in steps(run) if other <= step][:-keep]:
         shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
     return target
-
-
-def _write_whole(state: dict[str, Any], step: int, partial: Path, target: Path) -> None:
-    partial.mkdir()
-    try:
-        _write(state, partial / STATE)
-        manifest = {"step": step, "files": {STATE: _sha256(partial / STATE)}}
-        (partial / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-        for file in (partial / STATE, partial / MANIFEST, partial):
-            flush(file)
-        shutil.rmtree(target, ignore_errors=True)  # it is there, but not whole
-        os.replace(partial, target)
-        flush(target.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(state: dict[str, Any], path: Path) -> None:
@@ -131,8 +121,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def steps(run: Path) -> list[int]:
     """Steps of the checkpoints in a run's folder, whole or not, in order."""
-    found = (path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*"))
-    return sorted(int(name) for name in found if name.isdecimal())
+    names = (path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*"))
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def is_whole(folder: Path) -> bool:

@@ -275,11 +275,12 @@ PARTS: dict[str, Any] = {
 }  # fmt: skip
 PART_OF = {setting.name: part for part, kind in PARTS.items() for setting in fields(kind)}
 """The part that each setting is in."""
-_RENAMED = {
+RENAMED = {
     "batch": "batch_size", "accumulate": "grad_accum_steps", "ema": "ema_decay", "balance": "repeat_factor_threshold",
     "photometric": "color_jitter", "poly_iterations": "schedule_iterations",
     "checkpointing": "activation_checkpointing",
 }  # fmt: skip
+"""Names of settings in recipes of before, for the error."""
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
@@ -320,8 +321,8 @@ def _leaves(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _leaf(name: Any, part: str) -> str:
-    if name in _RENAMED:
-        raise ValueError(f"{name} is called {_RENAMED[name]}")
+    if name in RENAMED:
+        raise ValueError(f"{name} is called {RENAMED[name]}")
     if name not in PART_OF:
         known = [*PART_OF, *PARTS] if not part else [key for key, at in PART_OF.items() if at == part] or PART_OF
         raise ValueError(f"a recipe has no key {f'{part}.{name}' if part else name!r}{did_you_mean(name, known)}")

@@ -1,7 +1,6 @@
-"""Distillation: a trained model teaches another of the same classes while that one trains on its labels.
+"""Distillation: a student also learns the softened probabilities of a trained teacher (the recipe's `teacher`).
 
-The recipe's `teacher` asks for it; the paper has none. Masks by a teacher for photographs without labels are another
-way to the same end: see `atrous.prediction.pseudo_label`.
+The paper has none. A teacher can also label photographs that have no masks: `atrous.prediction.pseudo_label`.
 """
 
 from __future__ import annotations
@@ -48,6 +47,6 @@ class Distillation:
             self.ready, self.model = self.model.to(inputs.device).for_inference(), None
         with torch.no_grad():
             target = torch.log_softmax(self.ready.low_resolution_logits(inputs).float() / self.temperature, 1)
-        found = torch.log_softmax(logits.float() / self.temperature, 1)
-        divergence = (target.exp() * (target - found)).sum(1).mean() * self.temperature**2
+        predicted = torch.log_softmax(logits.float() / self.temperature, 1)
+        divergence = (target.exp() * (target - predicted)).sum(1).mean() * self.temperature**2
         return (1 - self.share) * loss + self.share * divergence * weight.to(loss.dtype)

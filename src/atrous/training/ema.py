@@ -1,4 +1,8 @@
-"""An exponential moving average of a model's weights. The paper has none; off unless a recipe asks for it."""
+"""An exponential moving average of a model's weights, off unless a recipe asks for it; the paper has none.
+
+Not `torch.optim.swa_utils.AveragedModel`: its first update copies the weights, where the warm-up here averages from the
+first step on, and its state dict has other names, so that older checkpoints would not resume.
+"""
 
 from __future__ import annotations
 

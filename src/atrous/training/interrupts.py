@@ -1,6 +1,6 @@
-"""How a run ends before its last step: a signal, a process that loads data or another rank dies, no memory is left.
+"""Stop a run cleanly: signals, a dead data worker or rank, no memory left, a full disk.
 
-Each is one line that says what happened and what to do, and leaves checkpoints from which ``--resume`` goes on.
+Each ends in one line that says what happened and what to do, with checkpoints from which ``--resume`` continues.
 """
 
 from __future__ import annotations
@@ -33,11 +33,16 @@ class Stopped(Exception):
         self.status = status
 
 
+class Interrupted(BaseException):
+    """A signal came while files were waited for; not an Exception, lest a library takes it for an error of its own."""
+
+
 class Signals:
     """Notes SIGINT and SIGTERM, so that the loop can save and leave; a second one ends the process at once."""
 
     received = 0
     at_once = False
+    waiting = False
 
     def __enter__(self) -> Signals:
         self._before: dict[int, Any] = {}
@@ -59,6 +64,24 @@ class Signals:
         if self.received:  # a library's `except Exception` took what was raised
             self._leave_at_once()
 
+    @contextmanager
+    def interrupting(self, allowed: bool, step: int, save: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """While files are read, which a network may keep for ever: a signal saves and raises `Stopped` at once.
+
+        Args:
+            allowed: not where other ranks would wait for this one.
+            step: steps done.
+            save: what is not saved yet.
+        """
+        self.waiting = allowed
+        try:
+            yield
+        except Interrupted:
+            save()
+            self.leave(step)
+        finally:
+            self.waiting = False
+
     def leave(self, step: int, received: int = 0) -> None:
         """Raise `Stopped` if a signal has come, here or (`received`) at another process; all has been saved before."""
         received = received or self.received
@@ -73,6 +96,8 @@ class Signals:
         signal.signal(number, self._before[number])
         if self.at_once:
             self._leave_at_once()
+        if self.waiting:
+            raise Interrupted
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
@@ -81,7 +106,7 @@ class Signals:
 
 @contextmanager
 def explained(recipe: Recipe, run: Path, step: Callable[[], int]) -> Iterator[None]:
-    """Turn what is raised for a dead loader or rank, at any moment, and for want of memory or disk into one line.
+    """Turn the errors of a dead worker or rank, of no memory and of a full disk into one line each.
 
     Args:
         recipe: of the run.
@@ -146,8 +171,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _asked_for(error: BaseException) -> str:
-    found = re.search(r"allocate (\d+) bytes", str(error)) or re.search(r"allocate ([\d.]+ [KMGT]iB)", str(error))
-    if not found:
+    match = re.search(r"allocate (\d+) bytes", str(error)) or re.search(r"allocate ([\d.]+ [KMGT]iB)", str(error))
+    if not match:
         return "working"
-    amount = found[1]
+    amount = match[1]
     return f"asking for {int(amount) / 1e9:.1f} GB at once" if amount.isdecimal() else f"asking for {amount} at once"

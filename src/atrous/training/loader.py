@@ -1,12 +1,12 @@
-"""What a training reads: a checked data set, how often each image of it comes, and crops of it in batches.
+"""Training data: checked splits, sampling, augmented crops in batches.
 
-Everything random is a function of seed, epoch and index, whatever process makes it.
+Everything random is a function of seed, epoch and index, in whichever process it is drawn.
 """
 
 from __future__ import annotations
 
-import os
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,27 @@ from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import read_card, resolve
 from atrous.ops.normalization import Normalization
+from atrous.platforms import leave_process_group, place_sockets
 from atrous.training.config import DataConfig, LossConfig, OptimConfig
-from atrous.training.interrupts import is_out_of_memory
+from atrous.training.interrupts import Signals, Stopped, dead_loader, is_dead_loader, is_out_of_memory
+
+_STALLED, _PATIENCE = 5.0, 3
+"""Among several ranks, seconds after which a loader says that a batch has not come, and how often after a signal."""
 
 
 class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
-    """Augmented crops, each a function of seed, epoch and index, whatever process makes it."""
+    """Augmented crops, each a function of seed, epoch and index alone."""
 
     def __init__(self, dataset: SegmentationDataset, augment: Augment, seed: int, class_mix: float = 0.0) -> None:
         self.dataset, self.augment, self.seed, self.class_mix = dataset, augment, seed, class_mix
 
     def __getitem__(self, place: EpochIndex) -> tuple[Tensor, Tensor, str] | Exception:
-        """Image uint8 3,h,w, mask uint8 h,w and name of one sample in one epoch; or what is wrong with its files."""
+        """Image uint8 3,h,w, mask uint8 h,w and name of one sample in one epoch; or the error of its files."""
         epoch, index = place
         try:
             sample = self.dataset[index]
             image, mask = self._drawn(sample, generator(self.seed, epoch, index))
-        except (ValueError, OSError, MemoryError) as error:  # raised in a worker it would come wrapped in a traceback
+        except (ValueError, OSError, MemoryError) as error:  # raised in a worker, it would arrive with a traceback
             return error
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -59,7 +63,7 @@ class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
 def open_data(
     data: str | Path, config: DataConfig, loss: LossConfig
 ) -> tuple[SegmentationDataset, SegmentationDataset | None]:
-    """What a recipe trains on, and what it validates on, if anything.
+    """The datasets to train on and to validate on; None for no validation.
 
     Raises:
         ValueError: if a split is not there, or the classes do not go with the recipe or with each other.
@@ -115,11 +119,11 @@ def hardest_classes(weights: str | None, count: int = 5) -> tuple[str, ...]:
 
 
 def check_masks(dataset: SegmentationDataset, *, labelled: bool = True) -> Presence:
-    """Read every mask, and the size of its image, before the first step: a bad one is found now and not after hours.
+    """Read every mask, and the size of its image, so that a bad one is found before the first step.
 
     Args:
         dataset: of the run.
-        labelled: refuse a data set in which no pixel has a class.
+        labelled: refuse a dataset in which no pixel has a class.
 
     Returns:
         Which image holds which class, N,K.
@@ -136,7 +140,7 @@ def check_masks(dataset: SegmentationDataset, *, labelled: bool = True) -> Prese
 
 
 def crops_of(dataset: SegmentationDataset, config: DataConfig, model: DeepLabV3, seed: int) -> Crops:
-    """A data set as crops for a model, augmented."""
+    """Augmented crops of a dataset, for a model."""
     augment = Augment(
         crop=config.crop,
         scales=config.scales,
@@ -161,15 +165,17 @@ def loader(crops: Crops, config: OptimConfig, steps: range, workers: int, ctx: D
         rank=ctx.rank,
         size=ctx.size,
     )
+    if workers:
+        place_sockets()
     return DataLoader(
         crops,
         batch_sampler=stream,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_init_worker,
         pin_memory=ctx.device.type == "cuda",
-        generator=torch.Generator(),  # leaves the global random state, which checkpoints hold, alone
-        timeout=0,  # any other, and PyTorch looks for dead workers only when it is over, not every 5 s
+        generator=torch.Generator(),  # the global random state, which checkpoints hold, stays as it is
+        timeout=_STALLED if workers and ctx.size > 1 else 0,
     )
 
 
@@ -178,17 +184,65 @@ Part = tuple[Tensor, Tensor, list[str]]
 
 
 def collate(samples: list[tuple[Tensor, Tensor, str] | Exception]) -> Part | Exception:
-    """Samples as one part of a batch; or the first of them that could not be read."""
-    whole = [sample for sample in samples if not isinstance(sample, Exception)]
+    """Samples as one part of a batch; or the first error among them."""
+    crops = [sample for sample in samples if not isinstance(sample, Exception)]
     for sample in samples:
         if isinstance(sample, Exception):
             return sample
-    images, masks, names = zip(*whole, strict=True)
+    images, masks, names = zip(*crops, strict=True)
     return torch.stack(images), torch.stack(masks), list(names)
 
 
-def _ignore_interrupts(_: int) -> None:
-    # A signal sent to the group is the training process's to act on. SIGTERM stays deadly: it is how that one ends us.
+def next_part(
+    batches: Iterator[Part | Exception], step: int, signals: Signals, alone: bool, save: Callable[[], None]
+) -> Part:
+    """The next part of a batch; a signal does not wait for a loader that stalls.
+
+    Args:
+        batches: of `loader`.
+        step: steps done.
+        signals: of the run.
+        alone: whether there are no other ranks, which would wait for this one.
+        save: saves the run as it is.
+
+    Raises:
+        Exception: what is wrong with a file.
+        Stopped: for a signal, or if a worker has died; all is saved where this process is alone.
+    """
+    left = _PATIENCE
+    while True:
+        try:
+            with signals.interrupting(alone, step, save):
+                part = next(batches)
+        except Stopped:
+            _end_workers(batches)
+            raise
+        except (RuntimeError, OSError, EOFError) as error:  # those of a file are returned, not raised
+            if "DataLoader timed out" in str(error):
+                left -= bool(signals.received)
+                if left:
+                    continue
+                _end_workers(batches)
+                what = "--resume goes on from the newest checkpoint"
+                raise Stopped(f"stopped at step {step}, waiting for data; {what}", 128 + signals.received) from error
+            if isinstance(error, RuntimeError) and not is_dead_loader(error):
+                raise
+            if alone:
+                save()
+            raise dead_loader(error, step, "--resume goes on") from error
+        if isinstance(part, Exception):
+            raise part
+        return part
+
+
+def _end_workers(batches: Iterator[Any]) -> None:
+    """The end of the process waits for its workers; one that is stalled would never end by itself."""
+    for worker in getattr(batches, "_workers", ()):
+        worker.kill()
+
+
+def _init_worker(_: int) -> None:
+    # The training process acts on a signal to the group. SIGTERM still ends a worker: that is how it is stopped.
     torch.set_num_threads(1)
-    os.setpgrp()
+    leave_process_group()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

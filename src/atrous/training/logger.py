@@ -1,10 +1,8 @@
-"""What a run tells of itself: live progress, ``log.csv``, TensorBoard events, a picture of some predictions."""
+"""Log a run: progress, ``log.csv``, TensorBoard events, a picture of some predictions."""
 
 from __future__ import annotations
 
 import csv
-import resource
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from atrous.data.image_io import write_image
 from atrous.data.overlay import overlay
 from atrous.evaluation.evaluate import Evaluation, inference, predict_classes
 from atrous.models.deeplab import DeepLabV3
+from atrous.platforms import peak_memory
 
 if TYPE_CHECKING:
     from atrous.data.datasets.dataset import SegmentationDataset
@@ -33,7 +32,7 @@ PICTURES = 4
 
 
 class RunLogger:
-    """The account of one run; silent on all processes but the first.
+    """The logger of one run; silent on all processes but the first.
 
     Args:
         run: the run's folder.
@@ -87,16 +86,16 @@ class RunLogger:
             self.progress.update(self.task, completed=step)
             return
         seconds = time.perf_counter() - self.clock
-        rate = len(self.losses) * self.batch_size / seconds
+        speed = len(self.losses) * self.batch_size / seconds
         mean, memory = sum(self.losses) / len(self.losses), peak_memory_mb()
         self.losses, self.clock = [], time.perf_counter()
-        row = {"step": step, "loss": mean, "lr": lr, "images_per_second": rate, "memory_mb": memory}
+        row = {"step": step, "loss": mean, "lr": lr, "images_per_second": speed, "memory_mb": memory}
         self._write(step, row)
-        text = f"loss {mean:.4f}  rate {lr:.2e}  {rate:.1f} images/s  {memory:.0f} MB"
+        text = f"loss {mean:.4f}  lr {lr:.2e}  {speed:.1f} images/s  {memory:.0f} MB"
         self.progress.update(self.task, completed=step, description=f"loss {mean:.4f}", rate=text)
         plain_every = max(self.log_every, self.iterations // PLAIN_LINES // self.log_every * self.log_every)
         if not self.live and step % plain_every == 0:
-            left = (self.iterations - step) * self.batch_size / rate
+            left = (self.iterations - step) * self.batch_size / speed
             self.console.print(f"step {step}/{self.iterations}  {text}  {left / 60:.0f} min left", soft_wrap=True)
 
     def validated(self, step: int, found: Evaluation, best: bool) -> None:
@@ -170,8 +169,7 @@ def peak_memory_mb() -> float:
     """Most memory held so far, in MB: on the GPU if it is used, of the process otherwise."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return (peak_memory() or 0) / 1e6
 
 
 def _keep_rows(path: Path, start: int) -> None:

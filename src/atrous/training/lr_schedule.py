@@ -1,10 +1,10 @@
-"""The learning rate, a pure function of the step (section 4.1, "Learning rate policy")."""
+"""The poly learning rate schedule (section 4.1, "Learning rate policy")."""
 
 from __future__ import annotations
 
 
 def poly(step: int, iterations: int, *, power: float = 0.9, warmup: int = 0) -> float:
-    """What the initial rate is multiplied by at `step`: ``(1 - step / iterations) ** power``.
+    """What the initial learning rate is multiplied by at `step`: ``(1 - step / iterations) ** power``.
 
     Args:
         step: steps done, from 0.

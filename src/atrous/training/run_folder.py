@@ -1,4 +1,4 @@
-"""What a run keeps in its folder, and says of itself: its recipe, its data, the card of its weights, its first line."""
+"""The run folder: its recipe, the description of its data, the model card, and the first line of output."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from atrous.training.state import State, loses_scale
 
 
 def describe(dataset: SegmentationDataset) -> dict[str, Any]:
-    """What a checkpoint keeps of its data, to tell other data from it."""
-    names = hashlib.sha256("\n".join(dataset.names).encode()).hexdigest()
+    """What a checkpoint holds about its data, so that a resume on other data is refused."""
+    names = hashlib.sha256("\n".join(dataset.names).encode("utf-8", "surrogateescape")).hexdigest()
     return {"classes": list(dataset.labels.names), "images": len(dataset), "names": names}
 
 
@@ -30,16 +30,16 @@ def saved_state(run: Path, dataset: SegmentationDataset) -> dict[str, Any] | Non
     saved = checkpoint.load_newest(run)
     if saved is None and checkpoint.steps(run):
         raise ValueError(f"{run} has checkpoints, but none is whole; start anew with another --out")
-    ctx = describe(dataset)
-    for key, there in (saved or {}).get("data", {}).items():
-        if there != ctx[key]:
-            what = "other images" if key == "names" else f"{key} {ctx[key]}, expected {there}"
+    description = describe(dataset)
+    for key, expected in (saved or {}).get("data", {}).items():
+        if expected != description[key]:
+            what = "other images" if key == "names" else f"{key} {description[key]}, expected {expected}"
             raise ValueError(f"{run} was started on other data: {what}")
     return saved
 
 
 def claim(run: Path, recipe: Recipe, resume: bool, ctx: DistributedContext) -> None:
-    """Make the run's folder ours, or refuse to write over another run."""
+    """Write the recipe into the run's folder, or refuse to write over another run."""
     written = run / "recipe.yaml"
     if checkpoint.steps(run):
         if not resume:
@@ -86,7 +86,7 @@ def headline_of(
     dataset: SegmentationDataset,
     held_out: SegmentationDataset | None,
 ) -> str:
-    """What is about to be trained, on what, as one line; a warning before it, where there is one."""
+    """One line about the network, the data and the steps; warnings before it."""
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     going = f"going on at step {state.step}" if state.step else "starting"
     schedule = recipe.schedule
@@ -102,19 +102,19 @@ def headline_of(
 
 
 def card_of(
-    recipe: Recipe, state: State, dataset: SegmentationDataset, data: str | Path, found: Evaluation | None
+    recipe: Recipe, state: State, dataset: SegmentationDataset, data: str | Path, evaluation: Evaluation | None
 ) -> ModelCard:
-    """What the weights of a run say of themselves."""
+    """The model card of a run's weights."""
     model, labels = state.evaluated, dataset.labels
     metrics: dict[str, Any] = {}
-    if found:
-        scores = found.scores.as_dict()
-        means = {name: scores[name] for name, _ in found.scores}
+    if evaluation:
+        scores = evaluation.scores.as_dict()
+        means = {name: scores[name] for name, _ in evaluation.scores}
         metrics["val"] = {
             **means,
             "iou": scores["iou"],
-            "output_stride": found.output_stride,
-            "images": found.images,
+            "output_stride": evaluation.output_stride,
+            "images": evaluation.images,
             "step": state.step,
         }
     return ModelCard(

@@ -59,7 +59,7 @@ def test_fine_and_coarse_and_extra(tmp_path: Path) -> None:
         "train": 0, "train_coarse": 10, "train_extra": 10, "val": 0, "val_coarse": 10,
     }  # fmt: skip
     assert found["train"].name == found["train_coarse"].name and found["train_extra"].name == "erlangen_000000_000000"
-    report = check(tmp_path)
+    report = check(tmp_path, allow_empty_classes=True)
     assert report.problems == [], "images with masks of both kinds are no leak"
     assert not any("same" in line for line in report.warnings) and report.splits["test"].unlabelled
 
@@ -83,6 +83,18 @@ def test_extra_images_without_their_masks_are_named(tmp_path: Path) -> None:
         ValueError, match="no split 'train'; the splits there are train_extra; Cityscapes is published at"
     ):
         open_dataset(f"cityscapes:{tmp_path}", "train")
+
+
+def test_own_classes_and_clutter_are_not_read_as_cityscapes(tmp_path: Path) -> None:
+    put(tmp_path, "train", "ulm_000001_000019", gtFine=LABELS)
+    (tmp_path / "leftImg8bit" / "train" / "ulm" / "._ulm_000001_000019_leftImg8bit.png").write_bytes(b"x")
+    (tmp_path / "leftImg8bit" / "@eaDir").mkdir()
+    assert splits(tmp_path) == ["train"] and len(open_dataset(tmp_path, "train")) == 1
+    (tmp_path / "label_colors.txt").write_text("".join(f"0 0 {i} {name}\n" for i, name in enumerate(CITYSCAPES.names)))
+    assert len(open_dataset(tmp_path, "train")) == 1
+    (tmp_path / "label_colors.txt").write_text("0 0 0 background\n9 9 9 leaf\n")
+    with pytest.raises(ValueError, match=r"label_colors\.txt: other classes than Cityscapes' 19, which alone are read"):
+        open_dataset(tmp_path, "train")
 
 
 def test_the_licence_plate_is_ignored_and_an_unknown_id_is_an_error(tmp_path: Path) -> None:

@@ -9,8 +9,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from atrous.data.datasets.base import is_clutter
 from atrous.data.datasets.dataset import Item, SegmentationDataset, kind_of, list_split, open_dataset, splits
 from atrous.data.labels import CAMVID, Labels
+from atrous.data.sampling import pixel_counts
+from atrous.data.validate import check
 from atrous.training.config import Recipe
 from atrous.training.loop import train
 from reliability import record
@@ -127,6 +130,23 @@ def test_colour_maps_are_read_by_the_palette(tmp_path: Path) -> None:
     assert dataset[0].mask.tolist() == [[1, 255]]
 
 
+def test_a_palette_in_another_order_is_refused_before_training(folder: Path) -> None:
+    (folder / "dataset.yaml").write_text("names: [sky, road]\npalette: [[9, 9, 200], [90, 90, 90]]\n")
+    image = Image.fromarray(np.array([[0, 1, 1, 255, 0, 0]] * 4, np.uint8))
+    image.putpalette([9, 9, 200, 90, 90, 90] + [0] * 762)
+    image.save(folder / "masks" / "val" / "d.png")
+    assert pixel_counts(open_dataset(folder, "val")).tolist() == [[12, 8]]
+    image.putpalette([90, 90, 90, 9, 9, 200] + [0] * 762)
+    image.save(folder / "masks" / "val" / "d.png")
+    message = r"d\.png: id 0, sky, is drawn in \(90, 90, 90\), the colour of road; expected names, palette and masks in"
+    with pytest.raises(ValueError, match=message):
+        pixel_counts(open_dataset(folder, "val"))
+    assert any("id 0, sky, is drawn in" in line for line in check(folder).problems)
+    image.putpalette([0, 0, 0] + [255] * 765)
+    image.save(folder / "masks" / "val" / "d.png")
+    assert pixel_counts(open_dataset(folder, "val")).tolist() == [[12, 8]], "colours that say nothing"
+
+
 def test_no_mask_is_all_ignored(tmp_path: Path) -> None:
     put_image(tmp_path / "a.jpg")
     sample = SegmentationDataset([Item("a", tmp_path / "a.jpg", None)], TWO)[0]
@@ -175,11 +195,22 @@ def test_remap_is_checked() -> None:
         ),
         ("coco:{root}/nowhere", FileNotFoundError, "no such folder; .*COCO is published at https://cocodataset.org/"),
         ("{root}/CamVid", FileNotFoundError, "no such folder; .*CamVid is published at http://mi.eng.cam.ac.uk/"),
-        ("cityscapes:{root}", ValueError, "expected leftImg8bit/.*published at https://www.cityscapes-dataset.com/"),
+        ("cityscapes:{root}", ValueError, "expected leftImg8bit/.*; .*plain has the layout of folder$"),
         ("{root}/plain/dataset.yaml", ValueError, "a file; expected the folder"),
-        ("{root}", ValueError, "layout not recognised; expected one of folder: dataset.yaml.*voc: .*cityscapes: "),
-        ("ade:{root}", ValueError, "unknown kind of data set 'ade'; expected folder, voc, cityscapes, coco, or a path"),
-        ("voc:{root}/plain", ValueError, "not the layout of voc; expected ImageSets.*semantic_contours"),
+        ("{root}", ValueError, "layout not recognised; .*/plain has the layout of folder$"),
+        (
+            "{root}/plain/images/val",
+            ValueError,
+            "not recognised; expected one of .*folder: dataset.yaml.*voc: .*cityscap",
+        ),
+        (
+            "ade:{root}",
+            ValueError,
+            "unknown kind of data set 'ade'; expected yolo, folder, voc, cityscapes, .*coco, or a path",
+        ),
+        ("cityscapes:{root}/plain/images/val", ValueError, "published at https://www.cityscapes-dataset.com/"),
+        ("voc:{root}/plain/images/val", ValueError, "expected ImageSets.*semantic_contours"),
+        ("voc:{root}/plain", ValueError, "not the layout of voc; expected ImageSets.*/plain has the layout of folder$"),
         ("coco:{root}", ValueError, "not the layout of coco; expected annotations/instances_train2017.json"),
         ("{root}/plain", ValueError, "no split 'dev'; the splits there are train, val"),
     ],
@@ -190,12 +221,37 @@ def test_what_is_not_there(folder: Path, data: str, error: type[Exception], mess
     assert "\n" not in str(caught.value)
 
 
+def test_stored_ids_are_mapped(folder: Path) -> None:
+    put_mask(folder / "masks" / "val" / "d.png", value=128)
+    (folder / "dataset.yaml").write_text("names: [sky, road]\nmap: {128: 1, 255: sky}\n")
+    assert open_dataset(folder, "val")[0].mask[0].tolist() == [1, 0, 0, 0, 0, 0]
+    put_mask(folder / "masks" / "val" / "d.png", value=7)
+    with pytest.raises(ValueError, match=r"d\.png: mask has id 7 \(1 pixels\); expected 0\.\.1 or 128 or 255$"):
+        open_dataset(folder, "val")[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir", ".ipynb_checkpoints", "__MACOSX"]
+)
+def test_what_tools_leave_in_folders_is_no_data(folder: Path, name: str) -> None:
+    for place in (folder, folder / "images", folder / "images" / "train", folder / "masks" / "train"):
+        if name.rpartition(".")[2] in ("jpg", "DS_Store", "db", "ini"):
+            (place / name).write_bytes(b"x")
+        else:
+            put_image(place / name / "a.jpg")
+    assert is_clutter(name) and splits(folder) == ["train", "val"]
+    assert open_dataset(folder, "train").names == ["a", "b", "c"]
+    put_image(folder / "images" / "val" / "d.jpg", seed=9)
+    report = check(folder)
+    assert report.problems == report.warnings == []
+
+
 def test_empty_split_and_bad_labels(folder: Path) -> None:
     (folder / "images" / "test").mkdir()
     with pytest.raises(ValueError, match="images/test: no images; expected dataset.yaml, images/SPLIT/"):
         open_dataset(folder, "test")
     (folder / "dataset.yaml").write_text("name: [sky]")
-    with pytest.raises(ValueError, match=r"dataset\.yaml: unknown key 'name' .did you mean 'names'"):
+    with pytest.raises(ValueError, match=r"dataset\.yaml: unknown key 'name'; did you mean names"):
         open_dataset(folder, "train")
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atrous.ops import trusted
 from atrous.ops.conv import atrous_conv2d
-from atrous.ops.conv_kernels import autotune, dispatch, tap_gemm
+from atrous.ops.conv_kernels import depthwise, dispatch, tap_gemm
 from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast
 
-FORMS = ["library", "mirror", "window", "gemm", "phases"]
+FORMS = ["library", "window", "tap_gemm"]
+
+needs_x86 = pytest.mark.skipif(not tap_gemm.has_onednn(), reason="an x86 processor with oneDNN takes other forms")
 
 
 def sample(
@@ -77,7 +80,7 @@ def test_maps_of_one_image_are_joined_channels_last(form: str) -> None:
     assert joined.is_contiguous(memory_format=torch.channels_last) and not joined.is_contiguous()
 
 
-@pytest.mark.parametrize("form", ["window", "gemm", "phases"])
+@pytest.mark.parametrize("form", ["window", "tap_gemm"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_error_against_float64_is_that_of_the_library(dtype: torch.dtype, form: str) -> None:
     x, weights = sample((2, 96, 17, 15), 2, filters=40, dtype=dtype)
@@ -93,7 +96,7 @@ def test_error_against_float64_is_that_of_the_library(dtype: torch.dtype, form: 
         assert relative(mine, true) < 2 * relative(other, true) + torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("form", ["library", "mirror", "window"])
+@pytest.mark.parametrize("form", ["library", "depthwise"])
 @pytest.mark.parametrize(("size", "rates"), [((1, 4, 7, 9), [2]), ((2, 3, 6, 5), [1, 3, 9]), ((3, 2, 1, 1), [2])])
 @pytest.mark.parametrize("side", [3, 5])
 def test_channels_kept_apart(side: int, size: tuple[int, ...], rates: list[int], form: str) -> None:
@@ -114,7 +117,7 @@ def test_channels_kept_apart(side: int, size: tuple[int, ...], rates: list[int],
     assert torch.autograd.gradgradcheck(run, (x, *weights), fast_mode=True)
 
 
-@pytest.mark.parametrize("form", ["mirror", "window", "gemm", "phases"])
+@pytest.mark.parametrize("form", ["window", "tap_gemm"])
 def test_first_and_second_derivatives(form: str) -> None:
     x, weights = sample((2, 2, 4, 5), 2, filters=2)
 
@@ -140,7 +143,7 @@ def test_only_what_is_asked_for_is_differentiated(form: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck's own.
-@pytest.mark.parametrize("form", ["window", "gemm", "phases"])
+@pytest.mark.parametrize("form", ["window", "tap_gemm"])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_operator_keeps_the_rules(form: str, channels_last: bool) -> None:
     x, weights = sample((2, 3, 5, 6), 2, channels_last=channels_last)
@@ -149,8 +152,8 @@ def test_operator_keeps_the_rules(form: str, channels_last: bool) -> None:
     torch.library.opcheck(dispatch._convs_backward, (gradients, x, weights, [2, 3], form, True, True))
 
 
-@pytest.mark.parametrize("form", ["window", "model"])
-def test_compile_goes_through(form: str) -> None:
+@pytest.mark.parametrize("form", ["window", None])
+def test_compile_goes_through(form: str | None) -> None:
     x, weights = sample((1, 3, 9, 9), 2, dtype=torch.float32)
 
     def run(x: Tensor, weights: list[Tensor]) -> Tensor:
@@ -162,7 +165,7 @@ def test_compile_goes_through(form: str) -> None:
 
 
 class Pyramid(torch.nn.Module):
-    def __init__(self, form: str) -> None:
+    def __init__(self, form: str | None) -> None:
         super().__init__()
         self.weight, self.form = torch.nn.Parameter(torch.randn(4, 3, 3, 3)), form
 
@@ -170,8 +173,8 @@ class Pyramid(torch.nn.Module):
         return atrous_conv2d_fast(x, [self.weight], [3], self.form)[0]
 
 
-@pytest.mark.parametrize(("form", "operator"), [("window", "atrous.convs"), ("auto", "aten.conv2d")])
-def test_export_goes_through(form: str, operator: str) -> None:
+@pytest.mark.parametrize(("form", "operator"), [("window", "atrous.convs"), (None, "aten.conv2d")])
+def test_export_goes_through(form: str | None, operator: str) -> None:
     model, x = Pyramid(form), torch.randn(2, 3, 8, 9)
     sides = {2: torch.export.Dim("height", min=5, max=64), 3: torch.export.Dim("width", min=5, max=64)}
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", max=16), **sides},))
@@ -194,12 +197,12 @@ def test_autocast_casts_as_the_library_does(form: str) -> None:
 
 def test_blocks_of_rows_and_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weights = sample((3, 2, 9, 7), 2)
-    expected = atrous_conv2d_fast(x, weights, [2, 5], "gemm")
+    expected = atrous_conv2d_fast(x, weights, [2, 5], "tap_gemm")
     upstream = [torch.randn_like(y) for y in expected]
     gradients = torch.autograd.grad(expected, [x, *weights], upstream)
     for block in (1, 2000, 12_000):
         monkeypatch.setattr(tap_gemm, "BLOCK", block)
-        found = atrous_conv2d_fast(x, weights, [2, 5], "gemm")
+        found = atrous_conv2d_fast(x, weights, [2, 5], "tap_gemm")
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(torch.autograd.grad(found, [x, *weights], upstream), gradients)
 
@@ -225,93 +228,81 @@ def test_bands_cover_the_map_once_with_the_taps_that_read_it(length: int, side: 
     assert covered == list(range(length))
 
 
-# The choice ---------------------------------------------------------------------------------------------------------
+# The rule -----------------------------------------------------------------------------------------------------------
+
+PASSES = ("forward", "input", "weight")
 
 
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Measurements, of which ``window`` wins every one; an empty memory, and no shape is too small to be measured."""
-    measured: list[str] = []
-
-    def fastest(runs: dict[str, Callable[[], object]], usual: str, wait: object) -> str:
-        for run in runs.values():
-            run()
-        measured.append(" ".join(runs))
-        return "window"
-
-    monkeypatch.setattr(dispatch, "CHOICES", {})
-    monkeypatch.setattr(dispatch, "SMALL", 0)
-    monkeypatch.setattr(dispatch, "fastest", fastest)
-    return measured
+def rule(x: Tensor, weights: list[Tensor], rates: list[int]) -> list[str]:
+    return [dispatch._rule(task, x, weights, rates) for task in PASSES]
 
 
-def test_a_shape_is_measured_once_for_each_pass(counted: list[str]) -> None:
-    for batch in (2, 2, 3):  # 3 shares the choice of 2.
-        x, weights = sample((batch, 3, 9, 9))
-        atrous_conv2d_fast(x, weights, [2])[0].sum().backward()
-    assert len(counted) == 3 and set(dispatch.CHOICES.values()) == {"window"}
-    assert counted == ["library window gemm"] * 3
-    x, weights = sample((2, 3, 9, 9))
-    atrous_conv2d_fast(x.detach(), [weights[0].detach()], [7])
-    assert counted[3:] == ["library window"]  # Half the taps are outside: computing them all cannot win.
-    x, weights = sample((2, 3, 9, 9), dtype=torch.bfloat16)
-    atrous_conv2d_fast(x, weights, [2])[0].sum().backward()
-    assert counted[4:] == ["library window gemm phases"] * 2 + ["library window gemm"]
+def dense(dtype: torch.dtype = torch.float32) -> tuple[Tensor, list[Tensor]]:
+    return torch.zeros(1, 256, 33, 33, dtype=dtype), [torch.zeros(64, 256, 3, 3, dtype=dtype)]
 
 
-def test_nothing_is_measured_while_tracing_or_deterministic(counted: list[str]) -> None:
+@needs_x86
+def test_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weights = sample((1, 3, 9, 9))
-    torch.compile(lambda x: atrous_conv2d_fast(x, weights, [3])[0].sum(), backend="aot_eager")(x).backward()
-    torch.use_deterministic_algorithms(True)
-    try:
-        atrous_conv2d_fast(x, weights, [3])[0].sum().backward()
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert not counted
+    assert rule(x, weights, [3]) == ["library"] * 3  # little work
+    for amx, dtype, rate, forms in (
+        (False, torch.float32, 12, ["library", "library", "window"]),
+        (False, torch.bfloat16, 12, ["library", "library", "window"]),
+        (True, torch.float32, 12, ["library", "library", "window"]),
+        (True, torch.bfloat16, 6, ["tap_gemm", "window", "window"]),
+        (True, torch.bfloat16, 24, ["window"] * 3),  # most taps are outside of the map
+        (True, torch.bfloat16, 2, ["library"] * 3),
+    ):
+        monkeypatch.setattr(dispatch, "_has_amx", lambda amx=amx: amx)
+        assert rule(*dense(dtype), [rate]) == forms
+    monkeypatch.setattr(depthwise, "CAPABILITY", "AVX512")
+    x, apart = torch.zeros(1, 512, 33, 33), [torch.zeros(512, 1, 5, 5)]
+    assert rule(x, apart, [2]) == rule(x, apart, [4]) == ["library", "depthwise", "depthwise"]
+    monkeypatch.setattr(depthwise, "CAPABILITY", "AVX2")  # whose kernels reach six pixels far
+    assert rule(x, apart, [2]) == ["library", "depthwise", "depthwise"]
+    assert rule(x, apart, [4]) == ["depthwise"] * 3
 
 
-def test_environment_forces_a_form(counted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weights = sample((1, 3, 9, 9))
-    monkeypatch.setenv("ATROUS_CONV", "gemm")
-    assert "convs" in str(atrous_conv2d_fast(x, weights, [3])[0].grad_fn)
-    apart = torch.randn(3, 1, 3, 3)  # for which there is no such form
-    torch.testing.assert_close(
-        atrous_conv2d_fast(x.detach().float(), [apart], [3])[0],
-        F.conv2d(x.detach().float(), apart, padding=3, dilation=3, groups=3),
-    )
-    counted.clear()
-    monkeypatch.setenv("ATROUS_CONV", "library")
-    assert "Convolution" in str(atrous_conv2d_fast(x, weights, [3])[0].grad_fn)
-    assert not counted
-    monkeypatch.setenv("ATROUS_CONV", "fast")
-    with pytest.raises(ValueError, match="form is 'fast', expected one of library, mirror, window"):
-        atrous_conv2d_fast(x, weights, [3])
+@pytest.mark.parametrize("missing", ["capability", "mkldnn", "flag", "device", "variable"])
+def test_the_library_without_onednn_on_other_processors_and_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    (x, weights), apart = dense(), [torch.zeros(256, 1, 5, 5)]
+    if missing == "capability":
+        monkeypatch.setattr(tap_gemm, "CAPABILITY", "DEFAULT")
+    elif missing == "mkldnn":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    elif missing == "variable":
+        monkeypatch.setenv("ATROUS_KERNELS", "library")
+    elif missing == "device":
+        x, weights, apart = x.to("meta"), [weights[0].to("meta")], [apart[0].to("meta")]
+    elif missing == "flag":
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert rule(x, weights, [12]) == rule(x, apart, [4]) == ["library"] * 3
+    if missing != "device":
+        y = atrous_conv2d_fast(x, [weight.requires_grad_() for weight in weights], [12])[0]
+        assert "Convolution" in str(y.grad_fn)
+        ones = torch.ones(64, 64)
+        torch.testing.assert_close(tap_gemm._product(ones, ones), 64 * ones)
 
 
-def test_the_model_takes_the_library_for_little_work() -> None:
-    x, weights = sample((1, 3, 9, 9))
-    assert {dispatch._model(task, x, weights, [3]) for task in ("forward", "input", "weight")} == {"library"}
-    x, weights = sample((1, 256, 33, 33), filters=64, dtype=torch.float32)
-    assert dispatch._model("weight", x, weights, [12]) == "window"
-    x, apart = torch.randn(1, 512, 33, 33), [torch.randn(512, 1, 5, 5)]
-    assert [dispatch._model(t, x, apart, [2]) for t in ("forward", "input", "weight")] == [
-        "library",
-        "mirror",
-        "window",
-    ]
+@needs_x86
+def test_a_form_that_fails_its_trial_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lie(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
+        return [gradient * 1.01 for gradient in tap_gemm.window_weight(x, gradients, weights, rates)]
 
-
-def test_fastest_asks_for_a_clear_win() -> None:
-    clock = [0.0]
-
-    def takes(seconds: float) -> Callable[[], None]:
-        return lambda: clock.__setitem__(0, clock[0] + seconds)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("perf_counter", "thread_time"):
-            patch.setattr(autotune.time, name, lambda: clock[0])
-        assert tap_gemm.fastest({"usual": takes(1.0), "other": takes(0.97)}, "usual") == "usual"
-        assert tap_gemm.fastest({"usual": takes(1.0), "other": takes(0.5)}, "usual") == "other"
+    monkeypatch.setattr(trusted, "_RESULTS", {})
+    monkeypatch.setitem(dispatch.FORMS["window"], "weight", lie)
+    x, weights = torch.randn(1, 256, 33, 33), [torch.randn(64, 256, 3, 3, requires_grad=True)]
+    with pytest.warns(
+        RuntimeWarning, match=r"the window form of atrous convolution \(weight\) on cpu in float32 differs"
+    ):
+        atrous_conv2d_fast(x, weights, [12])[0].sum().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it warns once
+        atrous_conv2d_fast(x, weights, [12])[0].sum().backward()
+    exact = torch.autograd.grad(F.conv2d(x, weights[0], padding=12, dilation=12).sum(), weights[0])[0]
+    torch.testing.assert_close(weights[0].grad, 2 * exact, rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -323,8 +314,9 @@ def test_fastest_asks_for_a_clear_win() -> None:
         ({"weights": [torch.ones(4, 3, 2, 3)]}, "with odd h and w"),
         ({"rates": [0]}, "expected one rate of at least 1"),
         ({"rates": [1, 2]}, "expected one rate of at least 1 for each of 1 weights"),
-        ({"form": "triton"}, "needs CUDA"),
-        ({"weights": [torch.ones(3, 1, 3, 3)], "form": "gemm"}, "needs filters of all channels"),
+        ({"form": "fast"}, "form is 'fast', expected one of library, window"),
+        ({"form": "depthwise"}, "needs filters of one channel"),
+        ({"weights": [torch.ones(3, 1, 3, 3)], "form": "tap_gemm"}, "needs filters of all channels"),
     ],
 )
 def test_what_does_not_fit_is_named(change: dict[str, object], message: str) -> None:

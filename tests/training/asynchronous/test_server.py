@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from atrous.training import checkpoint
 from atrous.training.asynchronous.replica import Push, Replica
 from atrous.training.asynchronous.server import Outcome, Server, train_asynchronously
 from atrous.training.asynchronous.staleness import PushLog, Staleness
-from atrous.training.config import Recipe
+from atrous.training.config import Recipe, override
 from atrous.training.loader import crops_of
 from atrous.training.loop import train
 from atrous.training.lr_schedule import poly
@@ -43,7 +42,7 @@ def server_of(recipe: Recipe, saved: dict[str, Any] | None = None) -> Server:
 def replica_of(recipe: Recipe, data: Path, number: int = 0, **options: Any) -> Replica:
     dataset = open_dataset(data, "train")
     model = State.build(recipe, 4, 255, CPU).model
-    crops = crops_of(dataset, recipe, model)
+    crops = crops_of(dataset, recipe.data, model, recipe.run.seed)
     return Replica(number, model, recipe, crops, None, **options)
 
 
@@ -57,7 +56,7 @@ def made_up(server: Server, step: int, value: float) -> Push:
 
 SERIAL: dict[str, dict[str, Any]] = {
     "sgd": {},
-    "adamw, parts, average, warm-up": {"optimizer": "adamw", "accumulate": 2, "ema": 0.9, "warmup": 2},
+    "adamw, parts, average, warm-up": {"optimizer": "adamw", "grad_accum_steps": 2, "ema_decay": 0.9, "warmup": 2},
     "batch norm frozen": {"batch_norm": "freeze"},
     "statistics frozen": {"batch_norm": "statistics", "flip": 0.0},
 }
@@ -67,7 +66,7 @@ SERIAL: dict[str, dict[str, Any]] = {
 def test_pushed_one_after_another_they_are_the_steps_of_a_synchronous_run(
     case: str, tiny: Recipe, tiny_data: Path, tmp_path: Path
 ) -> None:
-    recipe = replace(tiny, val_split=None, iterations=3, **SERIAL[case])
+    recipe = override(tiny, {"val_split": None, "iterations": 3, **SERIAL[case]})
     train(recipe, tiny_data, tmp_path / "run", workers=0, device="cpu")
     expected = checkpoint.load_newest(tmp_path / "run")
     assert expected is not None
@@ -78,7 +77,7 @@ def test_pushed_one_after_another_they_are_the_steps_of_a_synchronous_run(
         assert batch == step
         server.push(replicas[step % 2].gradient(*server.pull(), batch))
     assert server.staleness.counts == {0: 3}
-    found = server.state._to_save()
+    found = server.state.to_save()
     assert found["step"] == expected["step"] == 3
     for part in ("model", "average"):
         assert (found[part] is None) == (expected[part] is None)
@@ -90,7 +89,7 @@ def test_pushed_one_after_another_they_are_the_steps_of_a_synchronous_run(
 
 
 def test_staleness_of_a_schedule_by_hand_and_what_each_push_does(tiny: Recipe) -> None:
-    recipe = replace(tiny, iterations=8, momentum=0.0, weight_decay=0.0, warmup=3)
+    recipe = override(tiny, {"iterations": 8, "momentum": 0.0, "weight_decay": 0.0, "warmup": 3})
     server = server_of(recipe)
     expected = [parameter.detach().double() for parameter in server.trained]
     # Replica A pulls at step 0, B and C too; then, in the order of pushes, who pulled when.
@@ -131,12 +130,12 @@ def test_the_log_of_pushes_drops_what_will_be_done_again(tmp_path: Path) -> None
 
 
 def test_statistics_of_batch_norm_take_each_push_as_one_more_update(tiny: Recipe, tiny_data: Path) -> None:
-    recipe = replace(tiny, batch_norm_decay=0.9, accumulate=2)
+    recipe = override(tiny, {"batch_norm_decay": 0.9, "grad_accum_steps": 2})
     server = server_of(recipe)
     names = [name for name, _ in server.state.model.named_buffers() if "running" in name]
     before = {name: server.state.model.get_buffer(name).double().numpy().copy() for name in names}
     pulled = server.pull()
-    exact = replica_of(replace(recipe, batch_norm_decay=0.0, accumulate=1), tiny_data)
+    exact = replica_of(override(recipe, {"batch_norm_decay": 0.0, "grad_accum_steps": 1}), tiny_data)
     assert server.draw() == 0 and server.draw() == 1
     replicas = [replica_of(recipe, tiny_data, number) for number in range(2)]
     for batch, replica in enumerate(replicas):  # both of them pulled before the first push
@@ -158,12 +157,12 @@ def test_statistics_of_batch_norm_take_each_push_as_one_more_update(tiny: Recipe
 
 
 def test_every_batch_is_pushed_once_whatever_dies_and_stops(tiny: Recipe) -> None:
-    recipe = replace(tiny, iterations=9)
+    recipe = override(tiny, {"iterations": 9})
     server, rng, pushed = server_of(recipe), np.random.default_rng(0), []
     out: list[int] = []
     for turn in range(200):
         if turn % 20 == 19:  # stopped, and resumed: what was out is drawn again
-            saved = {**server.state._to_save(), "asynchronous": server.to_save()}
+            saved = {**server.state.to_save(), "asynchronous": server.to_save()}
             server, out = server_of(recipe, saved), []
         action = rng.integers(3)
         if action == 0 and len(out) < 4 and (batch := server.draw()) is not None:
@@ -179,7 +178,7 @@ def test_every_batch_is_pushed_once_whatever_dies_and_stops(tiny: Recipe) -> Non
 
 
 def test_a_server_goes_on_from_a_synchronous_run(tiny: Recipe) -> None:
-    saved = {**server_of(tiny).state._to_save(), "step": 3}
+    saved = {**server_of(tiny).state.to_save(), "step": 3}
     server = server_of(tiny, saved)
     assert server.draw() == 3 and server.draw() is None
 
@@ -208,7 +207,7 @@ def test_without_ray_the_extra_is_named(
     tiny: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    (tmp_path / "recipe.yaml").write_text(replace(tiny, val_split=None).to_yaml())
+    (tmp_path / "recipe.yaml").write_text(override(tiny, {"val_split": None}).to_yaml())
     command = ["train", str(tmp_path / "recipe.yaml"), "--data", str(tiny_data), "--out", str(tmp_path / "run")]
     assert main([*command, "--device", "cpu", "--asynchronous", "2"]) == 2
     assert "atrous: error: asynchronous training runs on Ray; pip install 'atrous[async]'" in capsys.readouterr().err
@@ -248,11 +247,28 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def by_heart(side: int, iterations: int) -> Recipe:
     """A recipe that learns a few images by heart: it is validated on what it trains on."""
-    return Recipe(
-        backbone="timm/tf_efficientnet_lite0", multi_grid=None, aspp_rates=(1,), weights="imagenet", crop=side,
-        train_split="train", val_split="train", scales=(1.0, 1.0), flip=0.0, output_stride=8, batch=4, lr=0.05,
-        iterations=iterations, momentum=0.5, head_lr_factor=2.0, weight_decay=0.0, batch_norm_decay=0.8,
-    )  # fmt: skip
+    return override(
+        Recipe(),
+        {
+            "backbone": "timm/tf_efficientnet_lite0",
+            "multi_grid": None,
+            "aspp_rates": (1,),
+            "weights": "imagenet",
+            "crop": side,
+            "train_split": "train",
+            "val_split": "train",
+            "scales": (1.0, 1.0),
+            "flip": 0.0,
+            "output_stride": 8,
+            "batch_size": 4,
+            "lr": 0.05,
+            "iterations": iterations,
+            "momentum": 0.5,
+            "head_lr_factor": 2.0,
+            "weight_decay": 0.0,
+            "batch_norm_decay": 0.8,
+        },
+    )
 
 
 def best_of_both(recipe: Recipe, data: Path, folder: Path) -> tuple[float, Outcome]:
@@ -287,7 +303,7 @@ def test_two_replicas_reach_the_accuracy_of_one_process_within_its_spread(
     recipe, data = by_heart(48, 100), make_data(tmp_path / "data", {"train": 4}, sizes=[(48, 48)])
     found = []
     for seed in range(counted(3, least=3)):
-        synchronous, outcome = best_of_both(replace(recipe, seed=seed), data, tmp_path / f"{seed}")
+        synchronous, outcome = best_of_both(override(recipe, {"seed": seed}), data, tmp_path / f"{seed}")
         assert outcome.best is not None
         found.append((synchronous, outcome.best))
         print(f"seed {seed}: mIoU {synchronous:.4f} by one process, {outcome.best:.4f} by two replicas, "
@@ -305,7 +321,9 @@ def test_two_replicas_reach_the_accuracy_of_one_process_within_its_spread(
 @pytest.fixture
 def start(with_ray: None, tiny: Recipe, tiny_data: Path, tmp_path: Path) -> Any:
     """Starts a run of many steps as a process of its own; waits until it says what it is asked to say."""
-    (tmp_path / "recipe.yaml").write_text(replace(tiny, iterations=3000, batch=2, val_split=None).to_yaml())
+    (tmp_path / "recipe.yaml").write_text(
+        override(tiny, {"iterations": 3000, "batch_size": 2, "val_split": None}).to_yaml()
+    )
     started = []
 
     def start(*flags: str) -> tuple[subprocess.Popen[str], Callable[[str], str]]:
@@ -405,7 +423,7 @@ def test_stopped_again_and_again_it_ends(
 ) -> None:
     from atrous.training.interrupts import Stopped
 
-    recipe, run = replace(tiny, iterations=12, val_every=4), tmp_path / "run"
+    recipe, run = override(tiny, {"iterations": 12, "val_every": 4}), tmp_path / "run"
     real = Server.push
     for stop, replicas in ((3, 2), (7, 3)):
 
@@ -429,5 +447,5 @@ def test_what_is_wrong_with_a_file_is_one_line(with_ray: None, tiny: Recipe, tmp
     path = data / "images" / "train" / "train0.png"
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(ValueError, match=r"train0\.png: ") as caught:
-        train_asynchronously(replace(tiny, val_split=None), data, tmp_path / "run", replicas=2, device="cpu")
+        train_asynchronously(override(tiny, {"val_split": None}), data, tmp_path / "run", replicas=2, device="cpu")
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)

@@ -6,7 +6,7 @@ Each layout has a file of its own here (`folder.py`, `voc.py`, `cityscapes.py`, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
+from atrous.messages import listed
 
 
 class MaskSource(Protocol):
@@ -44,6 +45,7 @@ class Listing:
         warnings: one line each, for what looks like a mistake.
         unlabelled: why there are no masks, or "". A split without masks can be predicted, not trained on or scored.
         left_out: by reason, how many images the layout's rule leaves out.
+        read_as: what the data was taken for, for `atrous data check`.
     """
 
     place: str
@@ -54,6 +56,7 @@ class Listing:
     warnings: tuple[str, ...] = ()
     unlabelled: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
+    read_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,24 +78,29 @@ class Layout:
     read: Callable[[Path, str], Listing]
 
 
+_CLUTTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "__macosx"})
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file or folder of this name is what a tool left behind, not data: `._x.jpg`, `Thumbs.db`, `@eaDir`."""
+    return name.startswith(".") or name.lower() in _CLUTTER
+
+
 def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> tuple[dict[str, Path], list[str]]:
-    """The files of a folder by stem, sorted, and a line for each stem that two of them share."""
+    """The files of a folder by stem, sorted; and a problem, at most one line, if some of them share a stem."""
     files: dict[str, Path] = {}
     duplicates = []
-    names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
-    for path in (folder / name for name in names if not name.startswith(".")):
-        if path.suffix.lower() not in suffixes:
-            continue
-        other = files.setdefault(path.stem, path)
-        if other != path:
-            duplicates.append(f"{folder}: {other.name} and {path.name} have the same stem; expected one file a name")
-    return files, duplicates
+    for path in (folder / name for name in names_in(folder)):
+        if path.suffix.lower() in suffixes and (other := files.setdefault(path.stem, path)) != path:
+            duplicates.append(f"{other.name} and {path.name}")
+    if not duplicates:
+        return files, []
+    return files, [f"{folder}: {listed(duplicates)} have the same stem; expected one file a name"]
 
 
-def first_few(names: Sequence[str], count: int = 3) -> str:
-    """The first `count` names, and how many more there are."""
-    more = len(names) - count
-    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
+def names_in(folder: Path) -> list[str]:
+    """Sorted names of what is in a folder, without clutter; none if the folder is not there."""
+    return sorted(name for name in os.listdir(folder) if not is_clutter(name)) if folder.is_dir() else []
 
 
 def pair(
@@ -112,16 +120,26 @@ def pair(
     no_mask = [name for name in names if name in images and masks is not None and name not in masks]
     problems = []
     if no_image:
-        problems.append(f"{place}: {len(no_image)} of {len(names)} names have no image: {first_few(no_image)}{end}")
+        problems.append(f"{place}: {len(no_image)} of {len(names)} names have no image: {listed(no_image)}{end}")
     if no_mask:
         problems.append(
-            f"{place}: {len(no_mask)} of {len(names)} images have no mask in {where}: {first_few(no_mask)}{end}"
+            f"{place}: {len(no_mask)} of {len(names)} images have no mask in {where}: {listed(no_mask)}{end}"
         )
     lacking = {*no_image, *no_mask}
     complete = (name for name in names if name not in lacking)
     return tuple(Item(name, images[name], None if masks is None else masks[name]) for name in complete), problems
 
 
+_SPLIT_NAMES = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
+WHOLE = "all"
+"""The split of a data set that has none."""
+
+
+def split_name(name: str) -> str:
+    """What a folder or file of a split is called here: valid is val, for one."""
+    return _SPLIT_NAMES.get(name.lower(), name)
+
+
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder; none if it is not there."""
-    return [entry.name for entry in os.scandir(folder) if entry.is_dir()] if folder.is_dir() else []
+    """Names of the folders in a folder, sorted, without clutter; none if it is not there."""
+    return [name for name in names_in(folder) if (folder / name).is_dir()]

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from atrous.data.datasets.base import Layout, Listing, pair, subfolders
+from atrous.data.datasets.base import Layout, Listing, is_clutter, pair, subfolders
+from atrous.data.datasets.class_files import find_class_file, read_classes
 from atrous.data.labels import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 
 _PUBLISHED = "Cityscapes is published at https://www.cityscapes-dataset.com/downloads/ (leftImg8bit, gtFine, gtCoarse)"
@@ -36,17 +37,27 @@ def _splits(root: Path) -> list[str]:
 
 
 def _read(root: Path, split: str) -> Listing:
+    class_file = find_class_file((root,))
+    if class_file and not {*CITYSCAPES.names} <= {*read_classes(class_file)[0].names}:
+        raise ValueError(f"{class_file}: other classes than Cityscapes' 19, which alone are read from this layout")
     folder = split.removesuffix(_COARSE)
     kind = "gtFine" if folder == split != _ONLY_COARSE else "gtCoarse"
     place, end, mask_end = root / "leftImg8bit" / folder, "_leftImg8bit.png", f"_{kind}_labelIds.png"
-    images = {path.name.removesuffix(end): path for path in sorted(place.glob(f"*/*{end}"))}
+    images = _by_name(place, end)
     if split == "test":  # gtFine/test holds masks, in which every pixel is void
         items, _ = pair(place, images, images, None, "")
         why = "Cityscapes keeps the masks of its test split for its server"
         return Listing(str(place), items, CITYSCAPES, unlabelled=why)
-    masks = {path.name.removesuffix(mask_end): path for path in (root / kind / folder).glob(f"*/*{mask_end}")}
+    masks = _by_name(root / kind / folder, mask_end)
     items, problems = pair(place, images, images, masks, f"{kind}/{folder}", _PUBLISHED)
-    return Listing(str(place), items, CITYSCAPES, CITYSCAPES_TRAIN_IDS, tuple(problems))
+    read_as = "Cityscapes, with its 19 classes"
+    return Listing(str(place), items, CITYSCAPES, CITYSCAPES_TRAIN_IDS, tuple(problems), read_as=read_as)
+
+
+def _by_name(folder: Path, end: str) -> dict[str, Path]:
+    """The files of all cities whose names have an end, by what is before it, sorted."""
+    files = sorted(path for path in folder.glob(f"*/*{end}") if not is_clutter(path.name))
+    return {path.name.removesuffix(end): path for path in files}
 
 
 LAYOUT = Layout(

@@ -1,17 +1,22 @@
-"""COCO's instances as masks of VOC's 21 classes (section 4.3, "Pretrained on COCO").
+"""Instances in COCO's format: with their own categories, or COCO as VOC (section 4.3, "Pretrained on COCO").
 
-The paper: "we only select the images that have annotation regions larger than 1000 pixels and contain the classes
-defined in PASCAL VOC 2012 ... the MS-COCO classes not defined in PASCAL VOC 2012 are all treated as background". Here:
+The categories are the classes, in the order of their ids, after background. Where regions overlap, the one of smaller
+`area` is on top; among equals, the later in the file. Crowds are ignored pixels, 255; but where a tool has marked all
+RLE as crowds, those are their class.
+
+`coco:PATH` reads COCO itself, known by its 80 categories, as VOC's 21 classes. The paper: "we only select the images
+that have annotation regions larger than 1000 pixels and contain the classes defined in PASCAL VOC 2012 ... the MS-COCO
+classes not defined in PASCAL VOC 2012 are all treated as background". Here:
 
 - An image is kept if it has an annotation of one of VOC's 20 classes, not a crowd, with an `area` above 1,000. The
   listing says how many are left out, and why.
 - Other categories are background and cover nothing: a cup on a table is table, because COCO's polygon of the table
   continues under it.
-- Where regions overlap, the one of smaller `area` is on top; among equals, the later in the file.
-- Crowds of VOC's classes are ignored pixels, 255, and take part in that order; other crowds are background.
+- Crowds of VOC's classes are ignored; other crowds are background.
 
 Layout: `annotations/instances_SPLIT2017.json` with `SPLIT2017/`, as distributed (2014 likewise: the newest year
-counts), or `instances_SPLIT.json` with `images/SPLIT/`. The paper's trainval_minus_minival is train of 2017.
+counts), or `instances_SPLIT.json` with `images/SPLIT/`. The paper's trainval_minus_minival is train of 2017. Also
+Roboflow's `SPLIT/_annotations.coco.json` with its images beside it, and other names, with `images/`, `data/` or beside.
 
     pip install 'atrous[coco]'
     dataset = open_dataset("coco:PATH", "train")
@@ -22,38 +27,62 @@ draws the annotations of one image when it needs that mask.
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.datasets.base import Item, Layout, Listing, first_few
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, is_clutter, split_name, subfolders
+from atrous.data.datasets.class_files import with_background
+from atrous.data.datasets.json_records import json_records
+from atrous.data.datasets.regions import draw, pycocotools_mask
 from atrous.data.image_io import MAX_PIXELS, Pixels
-from atrous.data.labels import VOC, coco_to_voc
+from atrous.data.labels import VOC, Labels, coco_to_voc
+from atrous.messages import listed
 
 MIN_AREA = 1000
 """An image is kept if a region has more than this many pixels."""
 
 _PUBLISHED = "COCO is published at https://cocodataset.org/#download (train2017, val2017, annotations_trainval2017)"
-_SPACE = re.compile(r"[ \t\n\r]*")
+_ROBOFLOW = "_annotations.coco.json"
+_PEEKED = 1 << 16
+_SECTION = re.compile(rb'"(categories|annotations|images)"\s*:\s*\[')
 _YEAR = re.compile(r"20\d\d$")
 
 
 class _Region(NamedTuple):
-    """An annotation: its area, its value in the mask, and its byte range in the file."""
+    """An annotation: area in pixels, category, whether it is a crowd; "box", "polygon" or "rle"; its byte range."""
 
     area: float
-    value: int
+    category: int
+    crowd: bool
+    form: str
     start: int
     end: int
+
+
+@dataclass
+class _Content:
+    """What a JSON holds.
+
+    Attributes:
+        images: file name, height and width by id.
+        regions: by id of the image.
+        categories: names by id.
+        groups: supercategories by id of the category.
+    """
+
+    images: dict[int, tuple[str, int, int]] = field(default_factory=dict)
+    regions: dict[int, list[_Region]] = field(default_factory=lambda: defaultdict(list))
+    categories: dict[int, str] = field(default_factory=dict)
+    groups: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +96,7 @@ class CocoMask:
         width: likewise.
         regions: value, first and last byte of each annotation, int64 N,3, in the order of drawing; as bytes, which
             pickle fast: there are half a million annotations.
+        border: whether polygons are filled with their border, see `regions.draw`.
     """
 
     path: Path
@@ -74,12 +104,13 @@ class CocoMask:
     height: int
     width: int
     regions: bytes
+    border: bool
 
     def __str__(self) -> str:
         return f"{self.path}, image {self.image_id}"
 
     def read(self) -> Pixels:
-        """Class ids of VOC, 255 in crowds, uint8 H,W.
+        """Class ids, 255 in crowds, uint8 H,W.
 
         Raises:
             FileNotFoundError: if the file is gone.
@@ -99,7 +130,7 @@ class CocoMask:
         except Exception:
             raise ValueError(f"{self}: the file has changed since it was listed; expected it as it was") from None
         try:
-            return draw(annotation["segmentation"], self.height, self.width)
+            return draw(annotation["segmentation"], self.height, self.width, border=self.border)
         # pycocotools raises many kinds, Exception itself among them.
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -108,160 +139,172 @@ class CocoMask:
             ) from None
 
 
-def draw(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
-    """Rasterise a region as COCO's own API does, bool H,W.
-
-    Args:
-        segmentation: polygons, each a list x, y, x, y, ... of which those of fewer than three points have no area; or
-            RLE, `{"size": [height, width], "counts": list or string}`.
-        height: of the image.
-        width: likewise.
-
-    Raises:
-        ValueError: if it is neither, does not fit the image, or there is no pycocotools; and what pycocotools raises.
-    """
-    coder = _coder()
-    if isinstance(segmentation, list):
-        encoded = coder.merge(coder.frPyObjects(_polygons(segmentation, height, width), height, width))
-    else:
-        if segmentation["size"] != [height, width]:
-            raise ValueError(f"RLE of size {segmentation['size']} in an image of {[height, width]}")
-        counts = segmentation["counts"]
-        counts = _run_lengths(counts) if isinstance(counts, str) else counts
-        # Where runs are too short, pycocotools would return whatever is in the memory behind them.
-        if min(counts, default=0) < 0 or sum(counts) != height * width:
-            raise ValueError("RLE that does not fill the image")
-        encoded = coder.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    return np.asarray(coder.decode(encoded), dtype=bool)
-
-
-def _run_lengths(text: str) -> list[int]:
-    """Decode COCO's compressed counts: signed, five bits a character, from the third on less the count two before."""
-    counts: list[int] = []
-    value = shift = 0
-    for code in (ord(character) - 48 for character in text):
-        value |= (code & 31) << shift
-        shift += 5
-        if not code & 32:
-            value -= (code & 16) << (shift - 4)
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    return counts
-
-
-def _polygons(polygons: list[Any], height: int, width: int) -> list[Any]:
-    if not polygons:
-        raise ValueError("no polygon")
-    for polygon in polygons:
-        points = np.asarray(polygon, dtype=np.float64)
-        # Beyond this, COCO's rasteriser walks edges of any length, a step a pixel.
-        inside = np.abs(points) <= 2 * max(height, width) + 1
-        if points.ndim != 1 or len(points) % 2 or not inside.all():
-            raise ValueError(f"a polygon of {points.size} numbers that are not x, y, ... about the image")
-    # If none is left, one polygon without area: pycocotools draws it as nothing, and would fail on an empty list.
-    return [polygon for polygon in polygons if len(polygon) >= 6] or [[0, 0, 0, 0, 0, 0]]
-
-
-def _coder() -> Any:
-    try:
-        return importlib.import_module("pycocotools.mask")
-    except ImportError:
-        raise ValueError("COCO's regions are drawn by pycocotools; pip install 'atrous[coco]'") from None
-
-
 def _files(root: Path) -> dict[str, tuple[Path, str]]:
     """JSON file and name of the images' folder by split; the later of two years."""
     files = {}
     for folder in (root, root / "annotations"):
         for path in sorted(folder.glob("instances_*.json")):
             full = path.stem.removeprefix("instances_")
-            files[_YEAR.sub("", full) or full] = (path, full)
-    return files
+            files[split_name(_YEAR.sub("", full) or full)] = (path, full)
+    if files:
+        return files
+    beside = {split_name(name): (root / name / _ROBOFLOW, name) for name in subfolders(root)}
+    if beside := {split: (path, name) for split, (path, name) in beside.items() if path.is_file()}:
+        return beside
+    others = [path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json")) if _peek(path)]
+    return {WHOLE if len(others) == 1 else split_name(path.stem): (path, path.stem) for path in others}
+
+
+def _peek(path: Path) -> bool:
+    """Whether a JSON file looks like COCO's instances."""
+    if is_clutter(path.name) or not path.is_file() or path.stem.startswith("panoptic"):
+        return False
+    with path.open("rb") as file:
+        head = file.read(_PEEKED).lstrip(b"\xef\xbb\xbf \t\r\n")
+    return head.startswith(b"{") and bool(_SECTION.search(head)) and b'"segments_info"' not in head
 
 
 def _recognise(root: Path) -> Path | None:
     return root if _files(root) else None
 
 
-def _read(root: Path, split: str) -> Listing:
-    _coder()
+def _read(root: Path, split: str, as_voc: bool = False) -> Listing:
     path, name = _files(root)[split]
     try:
-        return _listing(path, _images(root, name))
+        content = _parse(path)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-        wanted = "instances as COCO distributes them: images, annotations with area, iscrowd, segmentation, categories"
+        wanted = "COCO's instances: images, categories, and annotations with area, iscrowd, segmentation"
         raise ValueError(f"{path}: {' '.join(reason.split())}; expected {wanted}") from None
+    folder = _image_folder(root, name, content)
+    if as_voc and _is_coco(content):
+        pycocotools_mask()
+        return _read_as_voc(path, folder, content)
+    return _read_own(path, folder, content)
 
 
-def _images(root: Path, name: str) -> Path:
-    places = (root / name, root / "images" / name)
-    return next((place for place in places if place.is_dir()), places[0])
+def _image_folder(root: Path, split: str, content: _Content) -> Path:
+    """The folder that has the first image; if none has, the one that COCO's layout or ours asks for."""
+    usual = next((place for place in (root / split, root / "images" / split) if place.is_dir()), root / split)
+    names = [name for name, _, _ in content.images.values()][:1]
+    places = (usual, root / "images", root / "data", root)
+    return next((place for place in places if names and (place / names[0]).is_file()), usual)
 
 
-def _listing(path: Path, folder: Path) -> Listing:
-    # In Latin-1, an index into the text is an offset in the file.
-    images, regions, categories = _index(path.read_bytes().decode("latin-1"))
-    values = {number: coco_to_voc(name) for number, name in categories.items()}
-    if not any(values.values()):
-        raise ValueError(
-            f"none of its {len(categories)} categories is a class of VOC: {first_few(list(categories.values()))}"
-        )
-    items, absent, left_out = [], [], Counter[str]()
-    for number, (name, height, width) in images.items():
-        ours = sorted(_ours(regions.pop(number, []), values), key=lambda region: -region.area)
-        if reason := _unfit(ours):
+def _is_coco(content: _Content) -> bool:
+    """Whether the categories are COCO's own 80, which hold all of VOC's 20."""
+    classes = {coco_to_voc(name) for name in content.categories.values()}
+    return len(content.categories) == 80 and classes == set(range(len(VOC)))
+
+
+def _read_as_voc(path: Path, folder: Path, content: _Content) -> Listing:
+    values = {number: coco_to_voc(name) for number, name in content.categories.items()}
+    left_out = Counter[str]()
+    regions = {}
+    for number in content.images:
+        of_voc = [region for region in content.regions.get(number, []) if values[region.category]]
+        if reason := _unfit(of_voc):
             left_out[reason] += 1
-        elif not (folder / name).is_file():
-            absent.append(name)
         else:
-            flat = array("q", (part for region in ours for part in region[1:]))
-            mask = CocoMask(path, number, height, width, flat.tobytes())
-            items.append(Item(str(Path(name).with_suffix("")), folder / name, mask))
-    problems = [f"{folder}: {len(absent)} images of {path.name} are not there: {first_few(absent)}; {_PUBLISHED}"]
-    lost = sum(map(len, regions.values()))
-    warnings = [f"{path}: {lost} annotations are of {len(regions)} images that it does not list"]
-    return Listing(
-        str(path),
-        tuple(sorted(items, key=lambda item: item.name)),
-        VOC,
-        problems=tuple(problems) if absent else (),
-        warnings=tuple(warnings) if lost else (),
-        left_out=dict(left_out),
-    )
-
-
-def _ours(regions: list[tuple[_Region, int]], values: dict[int, int]) -> Iterator[_Region]:
-    """The regions of VOC's classes, each with its class's id, or 255 for a crowd."""
-    for region, category in regions:
-        if values[category]:
-            yield region if region.value else region._replace(value=values[category])
+            regions[number] = of_voc
+    listing = _list_items(path, folder, content, VOC, values, regions)
+    return replace(listing, left_out=dict(left_out), read_as="COCO, its 80 categories read as VOC's 21 classes")
 
 
 def _unfit(regions: list[_Region]) -> str:
-    whole = [region for region in regions if region.value != VOC.ignore]
-    if not whole:
+    """Why the paper leaves out an image with these regions of VOC's classes, or ""."""
+    areas = [region.area for region in regions if not region.crowd]
+    if not areas:
         return "no region of VOC's classes"
-    return "" if max(region.area for region in whole) > MIN_AREA else f"no region of more than {MIN_AREA} pixels"
+    return "" if max(areas) > MIN_AREA else f"no region of more than {MIN_AREA} pixels"
 
 
-def _index(
-    text: str,
-) -> tuple[dict[int, tuple[str, int, int]], dict[int, list[tuple[_Region, int]]], dict[int, str]]:
-    """Name, height, width by image; regions (255 for a crowd, else 0) with category by image; name by category."""
-    images, categories = {}, {}
-    regions: dict[int, list[tuple[_Region, int]]] = defaultdict(list)
-    for section, record, start, end in _records(text):
+def _read_own(path: Path, folder: Path, content: _Content) -> Listing:
+    """With the categories as classes, in the order of their ids, after background."""
+    regions = [region for regions in content.regions.values() for region in regions]
+    if regions and all(region.form == "box" for region in regions):
+        raise ValueError(f"{path}: its annotations are boxes; expected polygons or RLE, of which masks can be made")
+    labels, values = _own_labels(path, content)
+    by_image = {number: content.regions.get(number, []) for number in content.images}
+    # CVAT, datumaro and supervision mark all that they write as RLE as a crowd, which only COCO's own crowds are.
+    if not _is_coco(content) and not any(region.form == "rle" and not region.crowd for region in regions):
+        by_image = {n: [r._replace(crowd=r.crowd and r.form != "rle") for r in of] for n, of in by_image.items()}
+    listing = _list_items(path, folder, content, labels, values, by_image)
+    return replace(listing, read_as=f"COCO's format with {len(values)} categories of its own: {listed(labels.names)}")
+
+
+def _own_labels(path: Path, content: _Content) -> tuple[Labels, dict[int, int]]:
+    """The classes, and class id by category."""
+    used = {region.category for regions in content.regions.values() for region in regions}
+    # Roboflow lists the project as a category, which is the supercategory of the others.
+    projects = {content.groups[number] for number in used}
+    kept = {n: name for n, name in sorted(content.categories.items()) if n in used or name not in projects}
+    labels, ids = with_background(path, list(kept.values()))
+    return labels, dict(zip(kept, ids, strict=True))
+
+
+def _list_items(
+    path: Path,
+    folder: Path,
+    content: _Content,
+    labels: Labels,
+    values: dict[int, int],
+    regions: dict[int, list[_Region]],
+) -> Listing:
+    """A listing of the images in `regions`, masks drawn with `values` by category, smaller areas on top."""
+    items, absent = [], []
+    for number, ours in regions.items():
+        name, height, width = content.images[number]
+        if not (folder / name).is_file():
+            absent.append(name)
+            continue
+        ordered = sorted(ours, key=lambda region: -region.area)
+        flat = array("q")
+        for region in ordered:
+            flat.extend((labels.ignore if region.crowd else values[region.category], region.start, region.end))
+        mask = CocoMask(path, number, height, width, flat.tobytes(), border=labels is not VOC)
+        items.append(Item(str(Path(name).with_suffix("")), folder / name, mask))
+    published = f"; {_PUBLISHED}" if _is_coco(content) else ""
+    problems = [f"{folder}: {len(absent)} images of {path.name} are not there: {listed(absent)}{published}"]
+    lost = [number for number in content.regions if number not in content.images]
+    count = sum(len(content.regions[number]) for number in lost)
+    warnings = [f"{path}: {count} annotations are of {len(lost)} images that it does not list"]
+    return Listing(
+        str(path),
+        tuple(sorted(items, key=lambda item: item.name)),
+        labels,
+        problems=tuple(problems) if absent else (),
+        warnings=tuple(warnings) if lost else (),
+    )
+
+
+def _parse(path: Path) -> _Content:
+    content = _Content()
+    for section, record, start, end in json_records(path):
         if section == "images":
-            name = json.loads(text[start:end].encode("latin-1"))["file_name"]
-            images[int(record["id"])] = (str(name), *_size(record))
+            content.images[int(record["id"])] = (str(record["file_name"]), *_size(record))
         elif section == "categories":
-            categories[int(record["id"])] = str(record["name"])
+            content.categories[int(record["id"])] = str(record["name"])
+            content.groups[int(record["id"])] = str(record.get("supercategory", ""))
         elif section == "annotations":
-            value = VOC.ignore if record.get("iscrowd", 0) else 0
-            region = _Region(float(record["area"]), value, start, end)
-            regions[int(record["image_id"])].append((region, int(record["category_id"])))
-    return images, dict(regions), categories
+            segmentation = record.get("segmentation")
+            form = "box" if not segmentation else "rle" if isinstance(segmentation, dict) else "polygon"
+            crowd = bool(record.get("iscrowd", 0))
+            region = _Region(_area(record), int(record["category_id"]), crowd, form, start, end)
+            content.regions[int(record["image_id"])].append(region)
+    if not content.categories:
+        raise ValueError("it has no categories")
+    unknown = {r.category for regions in content.regions.values() for r in regions} - content.categories.keys()
+    if unknown:
+        raise ValueError(f"annotations of category {listed(sorted(map(str, unknown)))}, which it does not list")
+    return content
+
+
+def _area(record: dict[str, Any]) -> float:
+    """The area, pixels; of the box if the tool that wrote the file left it out."""
+    if "area" not in record and len(record.get("bbox", ())) == 4:
+        return float(record["bbox"][2]) * float(record["bbox"][3])
+    return float(record["area"])
 
 
 def _size(record: dict[str, Any]) -> tuple[int, int]:
@@ -271,48 +314,15 @@ def _size(record: dict[str, Any]) -> tuple[int, int]:
     return height, width
 
 
-def _records(text: str) -> Iterator[tuple[str, Any, int, int]]:
-    """Key, element, start and end of each element of every list in a JSON object, parsed one at a time."""
-    decode = json.JSONDecoder().raw_decode
-    place = _after(text, 0, "{")
-    while text[place] != "}":
-        key, place = decode(text, place)
-        place = _after(text, place, ":")
-        if text[place] == "[":
-            place = _after(text, place, "[")
-            while text[place] != "]":
-                element, end = decode(text, place)
-                yield key, element, place, end
-                place = _next(text, end, "]")
-            place = _next(text, place + 1, "}")
-        else:
-            _, place = decode(text, place)
-            place = _next(text, place, "}")
+_EXPECTED = "annotations/instances_train2017.json and train2017/, or instances_train.json and images/train/"
 
 
-def _skipped(text: str, place: int) -> int:
-    space = _SPACE.match(text, place)
-    assert space is not None
-    return space.end()
+def _splits(root: Path) -> list[str]:
+    return list(_files(root))
 
 
-def _after(text: str, place: int, mark: str) -> int:
-    place = _skipped(text, place)
-    if text[place : place + 1] != mark:
-        raise ValueError(f"no {mark!r} at byte {place}")
-    return _skipped(text, place + 1)
+LAYOUT = Layout(_EXPECTED, _PUBLISHED, _recognise, _splits, partial(_read, as_voc=True))
+"""`coco:PATH`: COCO's own categories as VOC's classes, others as they are."""
 
-
-def _next(text: str, place: int, end: str) -> int:
-    """Where the next element starts, or the bracket that ends them."""
-    place = _skipped(text, place)
-    return place if text[place : place + 1] == end else _after(text, place, ",")
-
-
-LAYOUT = Layout(
-    "annotations/instances_train2017.json and train2017/, or instances_train.json and images/train/",
-    _PUBLISHED,
-    _recognise,
-    lambda root: list(_files(root)),
-    _read,
-)
+OWN_CATEGORIES = Layout(_EXPECTED, "", _recognise, _splits, _read)
+"""Any categories as they are."""

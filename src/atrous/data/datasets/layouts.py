@@ -10,16 +10,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from atrous.data.datasets import cityscapes, coco, folder, voc
-from atrous.data.datasets.base import Layout, Listing
+from atrous.data.datasets import cityscapes, coco, folder, labelme, pairs, roboflow, voc, yolo
+from atrous.data.datasets.base import Layout, Listing, subfolders
+from atrous.data.datasets.unread import looks_like
 
 LAYOUTS: dict[str, Layout] = {
+    "yolo": yolo.LAYOUT,
     "folder": folder.LAYOUT,
     "voc": voc.LAYOUT,
     "cityscapes": cityscapes.LAYOUT,
+    "roboflow": roboflow.LAYOUT,
+    "pairs": pairs.LAYOUT,
+    "labelme": labelme.LAYOUT,
+    "instances": coco.OWN_CATEGORIES,
     "coco": coco.LAYOUT,
 }
-"""By the name that `NAME:PATH` takes; an unnamed path is of the first that recognises it."""
+"""By the name in `NAME:PATH`; a path without a name has the first layout that recognises it."""
 
 _ORDER = ("train", "trainaug", "train_coarse", "train_extra", "trainval", "val", "val_coarse", "test")
 _CAMVID = (
@@ -75,7 +81,8 @@ def _recognise(data: str | Path) -> tuple[str, Path]:
         root, layout = _existing(Path(rest).expanduser(), kind), LAYOUTS[kind]
         home = layout.recognise(root)
         if home is None:
-            raise ValueError(f"{root}: not the layout of {kind}; expected {layout.expected}{_published(kind)}")
+            expected = f"{layout.expected}{_instead(root) or _published(kind)}"
+            raise ValueError(f"{root}: not the layout of {kind}; expected {expected}")
         return kind, home
     if colon and not Path(data).exists():
         raise ValueError(f"{data}: unknown kind of data set {kind!r}; expected {', '.join(LAYOUTS)}, or a path")
@@ -84,14 +91,25 @@ def _recognise(data: str | Path) -> tuple[str, Path]:
         if (home := layout.recognise(root)) is not None:
             return kind, home
     known = "; ".join(f"{kind}: {layout.expected}" for kind, layout in LAYOUTS.items())
-    raise ValueError(f"{root}: layout not recognised; expected one of {known}{_published(root.name)}")
+    expected = _instead(root) or f"; expected one of {known}{_published(root.name)}"
+    raise ValueError(f"{root}: layout not recognised{expected}")
+
+
+def _instead(root: Path) -> str:
+    """A clause for messages: the layout of a folder or of one in it, or the export that it looks like; or ""."""
+    for place in (root, *(root / name for name in subfolders(root)[:50])):
+        for kind, layout in LAYOUTS.items():
+            if layout.recognise(place) is not None:
+                return f"; {place} has the layout of {kind}"
+    return f"; {looks}" if (looks := looks_like(root)) else ""
 
 
 def _existing(root: Path, name: str) -> Path:
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such folder; expected a data set{_published(name)}")
     if not root.is_dir():
-        raise ValueError(f"{root}: a file; expected the folder of a data set")
+        clause = f"; {looks}" if root.is_file() and (looks := looks_like(root)) else ""
+        raise ValueError(f"{root}: a file; expected the folder of a data set{clause}")
     return root
 
 

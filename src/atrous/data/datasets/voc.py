@@ -6,18 +6,25 @@ folders. Its names are in `ImageSets/Segmentation/trainaug.txt`; without that fi
 VOC's train less VOC's val. The masks of `test`, 1,456 images, are not public: it can be predicted only.
 
     dataset = open_dataset("voc:VOCdevkit", "trainaug")
+
+The layout is also what CVAT ("Segmentation mask 1.1"), LabelMe and others export. A data set with a file of
+`class_files.py` beside ImageSets has the classes that it names, by colour or by id. Without one, masks must have VOC's
+own palette.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from atrous.data.datasets.base import Layout, Listing, MaskSource, files_by_stem, pair
-from atrous.data.image_io import Pixels
+from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines, read_palette
+from atrous.data.image_file import IMAGE_SUFFIXES, decode_file
+from atrous.data.image_io import MAX_PIXELS, Pixels, read_mask
 from atrous.data.labels import VOC
 
 _PUBLISHED = (
@@ -57,6 +64,46 @@ class SbdMask:
         return mask
 
 
+_VOC_NAME = re.compile(r"20\d\d_\d{6}")
+_OWN_CLASSES = (
+    "if these are other classes than VOC's, name them beside ImageSets in labels.txt, one a line in the order of ids, "
+    "or in labelmap.txt by colour, NAME:RED,GREEN,BLUE::"
+)
+
+
+@dataclass(frozen=True)
+class VocMask:
+    """A mask of VOC's 21 classes, refused where its palette says that they are others.
+
+    Attributes:
+        path: the image.
+        gray: whether it may be ids without a palette.
+    """
+
+    path: Path
+    gray: bool
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read(self) -> Pixels:
+        """Class ids, uint8 H,W; ValueError naming the file, if it cannot be read or its palette is not VOC's."""
+        ids = read_mask(self.path, palette=VOC.palette)
+        palette = read_palette(self.path)
+        if palette is None:
+            mode = decode_file(self.path, MAX_PIXELS, lambda image: image.mode)
+            if not self.gray and not mode.startswith("RGB"):
+                raise ValueError(f"{self}: ids without a palette; expected VOC's colours; {_OWN_CLASSES}")
+            return ids
+        for value in np.flatnonzero(np.bincount(ids.ravel(), minlength=256)[: len(VOC)]):
+            if palette[value] != VOC.palette[value]:
+                raise ValueError(
+                    f"{self}: id {value} has the colour {palette[value]}; expected {VOC.palette[value]}, that of VOC's "
+                    f"{VOC.names[value]}; {_OWN_CLASSES}"
+                )
+        return ids
+
+
 def _recognise(root: Path) -> Path | None:
     homes = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
     return next((home for home in homes if (home / "ImageSets" / "Segmentation").is_dir()), None)
@@ -69,8 +116,15 @@ def _find_sbd(home: Path) -> Path | None:
     return next((base / name for base in bases for name in names if (base / name / "cls").is_dir()), None)
 
 
+def _class_file(home: Path) -> Path | None:
+    """The file that names the data set's own classes; none in VOC itself."""
+    return find_class_file((home, home.parent) if home.name == "VOC2012" else (home,))
+
+
 def _splits(home: Path) -> list[str]:
-    splits = {path.stem for path in (home / "ImageSets" / "Segmentation").glob("*.txt")}
+    splits = {*files_by_stem(home / "ImageSets" / "Segmentation", (".txt",))[0]}
+    if _class_file(home):
+        return sorted(splits)
     if {"train", "val"} <= splits and _find_sbd(home):
         splits.add("trainaug")
     if "test" in splits and not _any_image(home, "test"):  # people copy test.txt without its images
@@ -82,11 +136,13 @@ def _any_image(home: Path, split: str) -> bool:
     return any((home / "JPEGImages" / f"{name}.jpg").is_file() for name in _names(home, split))
 
 
+# Some lists have the paths of image and mask in place of a name, some a mark behind it.
+_NAME_AND_MORE = re.compile(r"(\S+)\s+(?:-?[01]|\S+\.png)")
+
+
 def _read_names(path: Path) -> list[str]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected the names of a split, one a line")
-    # Some trainaug.txt hold "image path, mask path" instead of the name.
-    return [Path(line.split()[0]).stem for line in path.read_text("utf-8", "replace").splitlines() if line.strip()]
+    names = [Path(match[1] if (match := _NAME_AND_MORE.fullmatch(line)) else line) for line in read_lines(path)]
+    return [name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name for name in names]
 
 
 def _names(home: Path, split: str) -> list[str]:
@@ -99,27 +155,47 @@ def _names(home: Path, split: str) -> list[str]:
 
 def _read(home: Path, split: str) -> Listing:
     place = home / "ImageSets" / "Segmentation" / f"{split}.txt"
-    names = _names(home, split)
     images, duplicates = files_by_stem(home / "JPEGImages")
+    if class_file := _class_file(home):
+        return _read_own(home, place, class_file, images, duplicates)
+    names = _names(home, split)
     if split == "test":
         items, problems = pair(place, names, images, None, "", _PUBLISHED)
         why = "VOC keeps the masks of its test split for its server"
         return Listing(str(place), items, VOC, problems=(*duplicates, *problems), unlabelled=why)
     masks, more_images, where = _masks(home, split)
     items, problems = pair(place, names, {**more_images, **images}, masks, where, _PUBLISHED)
-    return Listing(str(place), items, VOC, problems=(*duplicates, *problems))
+    return Listing(str(place), items, VOC, problems=(*duplicates, *problems), read_as="PASCAL VOC, with its 21 classes")
+
+
+def _read_own(home: Path, place: Path, class_file: Path, images: dict[str, Path], duplicates: list[str]) -> Listing:
+    """A split of a data set in this layout with classes of its own, as CVAT, LabelMe and others export."""
+    labels, by_colour = read_classes(class_file)
+    files, more_duplicates = files_by_stem(home / "SegmentationClass")
+    masks = {name: ColourMask(path, labels, class_file) if by_colour else path for name, path in files.items()}
+    images_missing = "" if images else "JPEGImages is empty: export with images, or put them there"
+    items, problems = pair(place, _read_names(place), images, masks, "SegmentationClass", images_missing)
+    read_as = f"VOC's layout with the {len(labels)} classes of {class_file.name}"
+    problems = [*duplicates, *more_duplicates, *problems]
+    return Listing(str(place), items, labels, problems=tuple(problems), read_as=read_as)
 
 
 def _masks(home: Path, split: str) -> tuple[dict[str, Path | MaskSource], dict[str, Path], str]:
     """Masks by name, SBD's images by name, and where the masks are, for messages."""
     if split == "trainaug" and (home / "SegmentationClassAug").is_dir():
-        return {**files_by_stem(home / "SegmentationClassAug")[0]}, {}, "SegmentationClassAug"
-    own, sbd = files_by_stem(home / "SegmentationClass")[0], _find_sbd(home)
+        return _voc_masks(home / "SegmentationClassAug", gray=True), {}, "SegmentationClassAug"
+    own, sbd = _voc_masks(home / "SegmentationClass"), _find_sbd(home)
     if split != "trainaug" or sbd is None:
-        return {**own}, {}, "SegmentationClass"
+        return own, {}, "SegmentationClass"
     theirs = {name: SbdMask(path) for name, path in files_by_stem(sbd / "cls", (".mat",))[0].items()}
     # VOC's own masks come first: they are finer and mark the ignored border.
     return {**theirs, **own}, files_by_stem(sbd / "img")[0], f"SegmentationClass or {sbd / 'cls'}"
+
+
+def _voc_masks(folder: Path, gray: bool = False) -> dict[str, Path | MaskSource]:
+    return {
+        name: VocMask(path, gray or bool(_VOC_NAME.fullmatch(name))) for name, path in files_by_stem(folder)[0].items()
+    }
 
 
 LAYOUT = Layout(

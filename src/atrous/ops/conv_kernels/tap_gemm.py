@@ -1,10 +1,14 @@
-"""The three passes of atrous convolution as matrix products, exact to rounding (equation 1 in section 3.1).
+"""Atrous convolution as matrix products, exact to rounding (equation 1 in section 3.1).
 
-A map in channels-last order is a matrix of pixels by channels, and every tap of a filter is a matrix of filters by
-channels. Where a tap's shift leaves the map it multiplies zeros (section 3.3, Figure 4: at rate 36 on 65×65 only 40% of
-the taps fall inside). Here are the forms of `gemm`, each for the forward pass and both gradients; all functions of a
-pass take the map B,C,H,W, the gradients of the outputs B,K,H,W (unused in the forward pass), the weights K,C,h,w and
-their rates, and give a list in the dtype and memory order of the map or the weights.
+A channels-last map is a matrix of pixels by channels, and every tap of a filter is a matrix of filters by channels. Two
+forms of the passes, beside the library's:
+
+- ``window``: a product for each tap over the pixels that it sees inside the map, and no others (section 3.3, Figure 4:
+  at rate 36 on 65×65 only 40% of the taps fall inside);
+- ``tap_gemm``: for the forward pass, one product for all taps of all branches, then shifted sums.
+
+All functions of a pass take the map B,C,H,W, the gradients of the outputs B,K,H,W (unused in the forward pass), the
+weights K,C,h,w and their rates, and give a list in the dtype and memory order of the map or the weights.
 """
 
 from __future__ import annotations
@@ -17,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atrous.ops.conv_kernels.autotune import fastest
+CAPABILITY = torch.backends.cpu.get_cpu_capability()
+"""The vector instructions that PyTorch uses here: AVX2, AVX512, or something that is not of x86."""
 
 BLOCK = 1 << 24
-"""Elements of the intermediate of ``gemm``: a block of rows is as high as this allows, and at least one row."""
+"""Elements of the intermediate of ``tap_gemm``: a block of rows is as high as this allows, and at least one row."""
 
 
 Pass = Callable[[Tensor, list[Tensor], list[Tensor], list[int]], list[Tensor]]
@@ -52,8 +57,8 @@ def bands(length: int, side: int, rate: int) -> Iterator[tuple[slice, slice]]:
     taps = spans(length, side, rate)
     cuts = sorted({end for span in taps for end in (span.inputs.start, span.inputs.stop)})
     for start, stop in zip(cuts, cuts[1:], strict=False):
-        seen = [span.tap for span in taps if span.inputs.start <= start and stop <= span.inputs.stop]
-        yield slice(start, stop), slice(seen[0], seen[-1] + 1)
+        inside = [span.tap for span in taps if span.inputs.start <= start and stop <= span.inputs.stop]
+        yield slice(start, stop), slice(inside[0], inside[-1] + 1)
 
 
 def valid_share(height: int, width: int, side: int, rate: int) -> float:
@@ -66,8 +71,12 @@ def valid_share(height: int, width: int, side: int, rate: int) -> float:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """M,R by N,R to M,N: `a` times the transpose of `b`."""
-    if a.dtype == torch.float32 and a.device.type == "cpu" and _onednn_is_faster(torch.get_num_threads()):
+    """M,R by N,R to M,N: `a` times the transpose of `b`.
+
+    In float32 by oneDNN, which took 0.47 to 0.59 of the BLAS's time on an AMD EPYC with AVX-512 (MKL holds back there)
+    and 0.89 to 1.05 with AVX2.
+    """
+    if a.dtype == torch.float32 and a.device.type == "cpu" and has_onednn("_linear_pointwise"):
         # Rows that are not next to each other send oneDNN to its reference loops, a thousand times slower.
         if not (b.is_contiguous() or b.t().is_contiguous()):
             b = b.contiguous()
@@ -76,16 +85,16 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return a @ b.t()
 
 
+def has_onednn(*operators: str) -> bool:
+    """Whether this is an x86 processor with oneDNN, switched on, and with operators of it that have no public name."""
+    mkldnn = torch.backends.mkldnn
+    on = bool(mkldnn.is_available() and mkldnn.enabled)  # type: ignore[no-untyped-call]
+    return on and CAPABILITY.startswith("AVX") and _has_operators(operators)
+
+
 @functools.cache
-def _onednn_is_faster(threads: int) -> bool:
-    """Whether oneDNN multiplies float32 faster than the BLAS: MKL holds back its AVX-512 on processors of others."""
-    try:
-        onednn = torch.ops.mkldnn._linear_pointwise
-    except AttributeError:
-        return False
-    a = torch.ones(512, 512)
-    runs = {"blas": lambda: a @ a, "onednn": lambda: onednn(a, a, None, "none", [], "")}
-    return fastest(runs, "blas") == "onednn"
+def _has_operators(operators: tuple[str, ...]) -> bool:
+    return all(hasattr(torch.ops.mkldnn, operator) for operator in operators)
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
@@ -143,8 +152,8 @@ def _library_gradients(
 
 def library_input(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
     """What PyTorch does; the branches' gradients added."""
-    found = [each[0] for each in _library_gradients(x, gradients, weights, rates, [True, False, False])]
-    return [functools.reduce(torch.add, found)]
+    terms = [each[0] for each in _library_gradients(x, gradients, weights, rates, [True, False, False])]
+    return [functools.reduce(torch.add, terms)]
 
 
 def library_weight(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
@@ -189,14 +198,14 @@ def _add_window_input(total: Tensor, gradient: Tensor, weight: Tensor, rate: int
     g, (_, channels, rows, columns) = gradient.permute(0, 2, 3, 1), weight.shape
     height, width = total.shape[1:3]
     taps = weight.permute(2, 3, 0, 1)
-    for inputs_y, seen_y in bands(height, rows, rate):
-        for inputs_x, seen_x in bands(width, columns, rate):
+    for inputs_y, taps_y in bands(height, rows, rate):
+        for inputs_x, taps_x in bands(width, columns, rate):
             patches = [
                 g[:, _moved(inputs_y, rate * (rows // 2 - i)), _moved(inputs_x, rate * (columns // 2 - j))]
-                for i in range(seen_y.start, seen_y.stop)
-                for j in range(seen_x.start, seen_x.stop)
+                for i in range(taps_y.start, taps_y.stop)
+                for j in range(taps_x.start, taps_x.stop)
             ]
-            matrix = taps[seen_y, seen_x].reshape(-1, channels)
+            matrix = taps[taps_y, taps_x].reshape(-1, channels)
             area = total[:, inputs_y, inputs_x]
             area += _product(torch.cat(patches, -1).flatten(0, 2), matrix.t()).view(area.shape)
 
@@ -215,16 +224,16 @@ def window_weight(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rat
 
 def _window_correlation(x: Tensor, gradient: Tensor, weight: Tensor, rate: int) -> Tensor:
     (filters, channels, rows, columns), (height, width) = weight.shape, x.shape[2:]
-    found = x.new_zeros(filters, rows, columns, channels)
+    sums = x.new_zeros(filters, rows, columns, channels)
     for column in spans(width, columns, rate):
         window, g = _rows_first(x, column.inputs), _rows_first(gradient, column.outputs)
         for row in spans(height, rows, rate):
-            seen, came = window[row.inputs].view(-1, channels), g[row.outputs].view(-1, filters)
-            found[:, row.tap, column.tap] = _product(came.t(), seen.t())
-    return found.permute(0, 3, 1, 2)
+            read, given = window[row.inputs].view(-1, channels), g[row.outputs].view(-1, filters)
+            sums[:, row.tap, column.tap] = _product(given.t(), read.t())
+    return sums.permute(0, 3, 1, 2)
 
 
-# Gemm ---------------------------------------------------------------------------------------------------------------
+# Tap GEMM ---------------------------------------------------------------------------------------------------------
 
 
 class _Taps:
@@ -254,16 +263,6 @@ class _Taps:
             for top in range(0, self.height, rows):
                 yield slice(first, min(first + images, batch)), slice(top, min(top + rows, self.height))
 
-    def patches(self, gradients: list[Tensor], images: slice, rows: slice) -> Tensor:
-        """The gradients that each tap brings to some rows of inputs: pixels, taps times filters; 0 from outside."""
-        count = images.stop - images.start
-        found = gradients[0].new_zeros(count, rows.stop - rows.start, self.width, sum(self.filters))
-        for (branch, row, column), part in zip(self.places, torch.split(found, self.filters, -1), strict=True):
-            inputs, outputs = _overlap(row.inputs, row.outputs, rows)
-            g = gradients[branch][images].permute(0, 2, 3, 1)
-            part[:, _moved(inputs, -rows.start), column.inputs] = g[:, outputs, column.outputs]
-        return found.flatten(0, 2)
-
 
 def _overlap(inputs: slice, outputs: slice, rows: slice) -> tuple[slice, slice]:
     """The part of `inputs` in `rows`, and of the `outputs` that belong to them."""
@@ -272,7 +271,7 @@ def _overlap(inputs: slice, outputs: slice, rows: slice) -> tuple[slice, slice]:
     return part, _moved(part, outputs.start - inputs.start)
 
 
-def gemm_forward(x: Tensor, _: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
+def tap_gemm_forward(x: Tensor, _: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
     """One product of a block of rows with all taps of all branches, then shifted sums in float32."""
     batch, channels, height, width = x.shape
     taps, pixels = _Taps(x, weights, rates), x.permute(0, 2, 3, 1)
@@ -287,30 +286,6 @@ def gemm_forward(x: Tensor, _: list[Tensor], weights: list[Tensor], rates: list[
     return [finish(y.permute(0, 3, 1, 2), x) for y in sums]
 
 
-def gemm_input(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
-    """The gradients that all taps of all branches bring to a block of rows, side by side, in one product."""
-    taps = _Taps(x, weights, rates)
-    matrix = taps.matrix().t()
-    found = torch.empty_like(x.permute(0, 2, 3, 1), memory_format=torch.contiguous_format)
-    for images, rows in taps.blocks(len(x)):
-        area = found[images, rows]
-        area.copy_(_product(taps.patches(gradients, images, rows), matrix).view(area.shape))
-    return [finish(found.permute(0, 3, 1, 2), x)]
-
-
-def gemm_weight(x: Tensor, gradients: list[Tensor], weights: list[Tensor], rates: list[int]) -> list[Tensor]:
-    """As `gemm_input`, with the map in the place of the weights."""
-    taps, pixels, channels = _Taps(x, weights, rates), x.permute(0, 2, 3, 1), x.shape[1]
-    total = x.new_zeros(sum(taps.filters), channels, dtype=sum_dtype(x))
-    for images, rows in taps.blocks(len(x)):
-        seen = pixels[images, rows].reshape(-1, channels)
-        total += _product(taps.patches(gradients, images, rows).t(), seen.t())
-    found = [x.new_zeros(weight.permute(0, 2, 3, 1).shape) for weight in weights]
-    for (branch, row, column), values in zip(taps.places, torch.split(total, taps.filters), strict=True):
-        found[branch][:, row.tap, column.tap] = values
-    return [finish(f.permute(0, 3, 1, 2), weight) for f, weight in zip(found, weights, strict=True)]
-
-
 LIBRARY: dict[str, Pass] = {"forward": library_forward, "input": library_input, "weight": library_weight}
 WINDOW: dict[str, Pass] = {"forward": window_forward, "input": window_input, "weight": window_weight}
-GEMM: dict[str, Pass] = {"forward": gemm_forward, "input": gemm_input, "weight": gemm_weight}
+TAP_GEMM: dict[str, Pass] = {**WINDOW, "forward": tap_gemm_forward}

@@ -31,7 +31,6 @@ from atrous.data.datasets.dataset import SegmentationDataset
 from atrous.evaluation.distributed import DistributedContext, ResumableBatchSampler, generator
 from atrous.evaluation.evaluate import Evaluation, evaluate
 from atrous.models.deeplab import DeepLabV3
-from atrous.ops.conv_kernels.dispatch import default_form
 from atrous.training.config import Recipe
 from atrous.training.loader import Crops, Part, collate
 from atrous.training.state import Objective, State
@@ -153,8 +152,7 @@ class Replica:
         if following is not None and self.workers:
             self._request(following)
         self.state.step = step
-        with default_form("model"):
-            loss = self.state.take_step(parts, 0.0, self.ctx)
+        loss = self.state.take_step(parts, 0.0, self.ctx)
         return Push(
             batch=batch,
             step=step,
@@ -169,8 +167,7 @@ class Replica:
         """Scores of the weights on the data held out."""
         assert self.held_out is not None
         self._load(weights)
-        with default_form("model"):
-            return evaluate(self.state.model, self.held_out, output_stride=self.recipe.run.val_output_stride)
+        return evaluate(self.state.model, self.held_out, output_stride=self.recipe.run.val_output_stride)
 
     def _load(self, weights: Weights) -> None:
         # Ray's arrays are read-only, which PyTorch warns of.
@@ -190,11 +187,11 @@ class Replica:
     def _parts(self, batch: int) -> list[Part]:
         if batch not in self.ahead:
             self._request(batch)
-        found = [collate([sample.result() for sample in part]) for part in self.ahead.pop(batch)]
-        for part in found:
+        parts = [collate([sample.result() for sample in part]) for part in self.ahead.pop(batch)]
+        for part in parts:
             if isinstance(part, Exception):
                 raise part
-        return [part for part in found if not isinstance(part, Exception)]
+        return [part for part in parts if not isinstance(part, Exception)]
 
 
 def as_arrays(model: nn.Module) -> Weights:
@@ -218,16 +215,16 @@ def _updates(
 ) -> dict[str, tuple[float, NDArray[Any]]]:
     """See `Push.statistics`: a running statistic r became (1 - m)^k r + a by k updates of momentum m; a is sent."""
     names = {id(module): name for name, module in model.named_modules()}
-    found: dict[str, tuple[float, NDArray[Any]]] = {}
+    updates: dict[str, tuple[float, NDArray[Any]]] = {}
     for norm, old, new in zip(model.batch_norms(), before, _statistics(model), strict=True):
         count = new[0] - old[0]
         if count:  # none where batch norm is frozen, or had one value a channel
             assert norm.momentum is not None
             keep = (1 - norm.momentum) ** count
-            found[f"{names[id(norm)]}.running_mean"] = keep, new[1] - np.float32(keep) * old[1]
-            found[f"{names[id(norm)]}.running_var"] = keep, new[2] - np.float32(keep) * old[2]
-            found[f"{names[id(norm)]}.num_batches_tracked"] = 1, np.array(count)
-    return found
+            updates[f"{names[id(norm)]}.running_mean"] = keep, new[1] - np.float32(keep) * old[1]
+            updates[f"{names[id(norm)]}.running_var"] = keep, new[2] - np.float32(keep) * old[2]
+            updates[f"{names[id(norm)]}.num_batches_tracked"] = 1, np.array(count)
+    return updates
 
 
 class Fleet:
@@ -385,7 +382,7 @@ def _own_signals() -> Iterator[None]:
 
 
 def _short_folder() -> str:
-    # Ray's sockets lie in it, and a socket's path has room for about 100 characters.
+    # Ray's sockets lie in it, three folders down.
     return tempfile.mkdtemp(prefix="atrous-", dir="/tmp" if os.path.isdir("/tmp") else None)
 
 

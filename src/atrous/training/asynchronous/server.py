@@ -92,26 +92,26 @@ def train_asynchronously(
             crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
             given = {"recipe": recipe, "crops": crops, "held_out": held_out, "workers": workers}
             fleet = stack.enter_context(Fleet(replicas, state.model, given, chosen))
-        report = RunLogger(
+        logger = RunLogger(
             run, iterations=recipe.schedule.iterations, start=state.step, batch_size=recipe.optim.batch_size
         )
         headline = f"{headline_of(recipe, data, run, state, dataset, held_out)}; {replicas} asynchronous replicas"
         stack.enter_context(explained(recipe, run, lambda: state.step))
-        stack.enter_context(report.running(headline))
-        office = Office(server, fleet, report, run, data, dataset, held_out)
+        stack.enter_context(logger.running(headline))
+        coordinator = Coordinator(server, fleet, logger, run, data, dataset, held_out)
         for number in range(replicas):
-            office.hand_out(number)
+            coordinator.hand_out(number)
         while fleet.busy:
             answered = fleet.wait()
             if signals.received:
-                office.save()
-                report.console.print(server.staleness.render())
+                coordinator.save()
+                logger.console.print(server.staleness.render())
                 signals.leave(state.step)
             if answered:
                 number, answer = answered
-                office.take(number, answer)
-                office.hand_out(number)
-        report.console.print(server.staleness.render())
+                coordinator.take(number, answer)
+                coordinator.hand_out(number)
+        logger.console.print(server.staleness.render())
         if not held_out:
             state.keep(run, card_of(recipe, state, dataset, data, None), ctx)
         return Outcome(state.best, server.staleness)
@@ -215,9 +215,9 @@ class Server:
 
 def _like(parameter: Tensor, gradient: Any) -> Tensor:
     # In the parameter's own memory order: the fused optimizers walk through both side by side.
-    found = torch.empty_like(parameter)
-    np.copyto(found.detach().numpy(), gradient)
-    return found
+    gradient_copy = torch.empty_like(parameter)
+    np.copyto(gradient_copy.detach().numpy(), gradient)
+    return gradient_copy
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class Batch:
     number: int
 
 
-class Office:
+class Coordinator:
     """Who works on what, and what becomes of the answers.
 
     A validation goes, with a copy of the weights, to the next replica that is free; the others go on pushing.
@@ -237,13 +237,13 @@ class Office:
         self,
         server: Server,
         fleet: Fleet,
-        report: RunLogger,
+        logger: RunLogger,
         run: Path,
         data: str | Path,
         dataset: SegmentationDataset,
         held_out: SegmentationDataset | None,
     ) -> None:
-        self.server, self.state, self.fleet, self.report = server, server.state, fleet, report
+        self.server, self.state, self.fleet, self.logger = server, server.state, fleet, logger
         self.run, self.data, self.dataset, self.held_out = run, data, dataset, held_out
         self.log = PushLog(run, self.state.step)
         self.jobs: dict[int, Batch | State] = {}
@@ -290,25 +290,25 @@ class Office:
         state, recipe = self.state, self.state.recipe
         self.deaths = 0
         self.log.write(state.step, replica, staleness)
-        self.report.step(state.step, push.loss, lr)
+        self.logger.step(state.step, push.loss, lr)
         validate = state.must_validate(self.held_out)
         if validate:
             self.snapshots.append(self.server.snapshot())
         if validate or state.step % recipe.run.save_every == 0 or state.step == recipe.schedule.iterations:
             self.save()
 
-    def _validated(self, snapshot: State, found: Evaluation) -> None:
+    def _validated(self, snapshot: State, evaluation: Evaluation) -> None:
         assert self.held_out
-        better = self.state.note(found.scores.miou)
+        better = self.state.note(evaluation.scores.miou)
         if better:
-            card = card_of(snapshot.recipe, snapshot, self.dataset, self.data, found)
+            card = card_of(snapshot.recipe, snapshot, self.dataset, self.data, evaluation)
             snapshot.keep(self.run, card, DistributedContext(0, 1, torch.device("cpu")))
-        self.report.validated(snapshot.step, found, better)
-        self.report.picture(snapshot.step, snapshot.evaluated, self.held_out)
+        self.logger.validated(snapshot.step, evaluation, better)
+        self.logger.picture(snapshot.step, snapshot.evaluated, self.held_out)
 
     def _died(self, replica: int, job: Batch | State, death: Death) -> None:
         """Give the work of a replica that died out again, and have another take its place."""
-        self.report.console.print(f"replica {replica} died, another takes its place: {death.reason}", soft_wrap=True)
+        self.logger.console.print(f"replica {replica} died, another takes its place: {death.reason}", soft_wrap=True)
         if isinstance(job, State):
             self.snapshots.appendleft(job)
         else:

@@ -1,0 +1,198 @@
+"""Class names and colours from the files that labelling tools write, and masks that are read by colour.
+
+| file | line |
+| --- | --- |
+| `labelmap.txt` (CVAT) | `LABEL:RED,GREEN,BLUE:PARTS:ACTIONS` |
+| `class_dict.csv` | `NAME,RED,GREEN,BLUE`, after a line of headings |
+| `label_colors.txt` (CamVid, KITTI) | `RED GREEN BLUE NAME` |
+| `labels.txt`, `class_names.txt` (LabelMe), `classes.txt` | `NAME`, in the order of ids; `__ignore__` has no id |
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from atrous.data.image_file import decode_file
+from atrous.data.image_io import MAX_PIXELS, Pixels
+from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, ids_of_colours, voc_palette
+from atrous.messages import listed
+
+_BLACK: Colour = (0, 0, 0)
+_BACKGROUND = ("background", "_background_")
+_MOST_BYTES = 1 << 20
+_LOSSY = (".jpg", ".jpeg", ".webp", ".avif")
+
+Row = tuple[str, Colour]
+
+
+@dataclass(frozen=True)
+class ColourMask:
+    """A mask whose colours are classes: RGB, gray or a palette image, whose palette counts and not its indices.
+
+    Attributes:
+        path: the image.
+        labels: the classes by colour; VOC's border colour is ignored.
+        source: the file that names the colours, for messages.
+    """
+
+    path: Path
+    labels: Labels
+    source: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read(self) -> Pixels:
+        """Class ids, uint8 H,W; ValueError naming the file, its unknown colours and their pixels."""
+        if self.path.suffix.lower() in _LOSSY:
+            raise ValueError(f"{self.path}: a mask in a format that changes colours; expected a lossless PNG")
+        colours = decode_file(self.path, MAX_PIXELS, _colours)
+        try:
+            return ids_of_colours(colours, self.labels.palette, self.labels.ignore)
+        except ValueError:
+            unknown = self._unknown(colours)
+        raise ValueError(
+            f"{self.path}: the colours {unknown} are not in {self.source}; expected only colours listed there"
+        )
+
+    def _unknown(self, colours: Pixels) -> str:
+        distinct, counts = np.unique(colours.reshape(-1, 3), axis=0, return_counts=True)
+        pixels = {(r, g, b): count for (r, g, b), count in zip(distinct.tolist(), counts.tolist(), strict=True)}
+        unknown = sorted(pixels.keys() - {*self.labels.palette, IGNORE_COLOUR}, key=lambda colour: -pixels[colour])
+        return listed([f"{colour} ({pixels[colour]} pixels)" for colour in unknown])
+
+
+def _colours(image: Image.Image) -> Pixels:
+    if image.mode not in ("1", "L", "P", "RGB", "RGBA"):
+        raise ValueError(f"a mask of mode {image.mode}; expected 8-bit colours")
+    if image.mode == "RGBA" and np.asarray(image)[:, :, 3].min() < 255:
+        raise ValueError("a colour mask with transparent pixels; expected opaque colours")
+    return np.asarray(image.convert("RGB"))
+
+
+def read_palette(path: Path) -> list[Colour] | None:
+    """The 256 colours of a palette image, black where it has fewer; None for another image."""
+    mode, parts = decode_file(path, MAX_PIXELS, lambda image: (image.mode, image.getpalette("RGB")))
+    if mode != "P" or not parts:
+        return None
+    channels = [[*parts[channel::3], *[0] * 256][:256] for channel in range(3)]
+    return list(zip(*channels, strict=True))
+
+
+def find_class_file(folders: Iterable[Path]) -> Path | None:
+    """The first file that names classes, in the first of the folders that has one; files of colours come first."""
+    places = (folder / name for folder in folders for name in (*_COLOUR_FILES, *_NAME_FILES))
+    return next((place for place in places if place.is_file()), None)
+
+
+def read_classes(path: Path) -> tuple[Labels, bool]:
+    """The classes that a file of the table above names, and whether by colour.
+
+    Raises:
+        ValueError: naming the file and the line, if it is not as in the table.
+    """
+    by_colour = path.name in _COLOUR_FILES
+    lines = read_lines(path)
+    if not by_colour:
+        names = tuple(line for line in lines if line != "__ignore__")
+        return _labels(path, names, voc_palette(min(256, len(names)))), False
+    rows = _rows(path, lines, _COLOUR_FILES[path.name])
+    if _BLACK not in (colour for _, colour in rows) and not any(name.lower() in _BACKGROUND for name, _ in rows):
+        rows.insert(0, ("background", _BLACK))
+    by_name: dict[Colour, str] = {}
+    for name, colour in rows:
+        if by_name.setdefault(colour, name) != name:
+            raise ValueError(f"{path}: {by_name[colour]} and {name} have the colour {colour}; expected one each")
+    return _labels(path, tuple(name for name, _ in rows), tuple(colour for _, colour in rows)), True
+
+
+def _labels(path: Path, names: tuple[str, ...], palette: tuple[Colour, ...]) -> Labels:
+    try:
+        return Labels(names, palette)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _rows(path: Path, lines: list[str], parse: Callable[[str], Row]) -> list[Row]:
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if line.startswith("#") or (number == 1 and line.lower().replace(" ", "").startswith("name,")):
+            continue
+        try:
+            rows.append(parse(line))
+        except ValueError:
+            raise ValueError(f"{path}: line {number} is {line[:80]!r}; expected {parse.__doc__}") from None
+    return rows
+
+
+def _label_map_row(line: str) -> Row:
+    """LABEL:RED,GREEN,BLUE:PARTS:ACTIONS"""
+    name, colour, _, _ = line.rsplit(":", 3)
+    return name.strip(), _colour(colour.split(","))
+
+
+def _class_dict_row(line: str) -> Row:
+    """NAME,RED,GREEN,BLUE"""
+    name, *colour = next(csv.reader([line], skipinitialspace=True))
+    return name.strip(), _colour(colour)
+
+
+def _label_colors_row(line: str) -> Row:
+    """RED GREEN BLUE NAME"""
+    *colour, name = line.split(maxsplit=3)
+    return name, _colour(colour)
+
+
+def _colour(parts: list[str]) -> Colour:
+    red, green, blue = (int(part) for part in parts)
+    if not all(0 <= part <= 255 for part in (red, green, blue)):
+        raise ValueError(f"colour {red}, {green}, {blue}")
+    return red, green, blue
+
+
+_COLOUR_FILES: dict[str, Callable[[str], Row]] = {
+    "labelmap.txt": _label_map_row,
+    "class_dict.csv": _class_dict_row,
+    "label_colors.txt": _label_colors_row,
+}
+_NAME_FILES = ("class_names.txt", "labels.txt", "classes.txt")
+
+
+def with_background(path: Path, names: Sequence[str]) -> tuple[Labels, list[int]]:
+    """Classes of annotations that cover a part of an image: background, which may be among the names, comes first.
+
+    Returns:
+        The classes in VOC's colours, and the class id of each name.
+
+    Raises:
+        ValueError: naming the file that has them, for names that cannot be classes.
+    """
+    background = next((index for index, name in enumerate(names) if name.lower() in _BACKGROUND), None)
+    others = [index for index in range(len(names)) if index != background]
+    ordered = ("background" if background is None else names[background], *(names[index] for index in others))
+    ids = {index: place for place, index in enumerate(others, start=1)}
+    labels = _labels(path, ordered, voc_palette(min(256, len(ordered))))
+    return labels, [ids.get(index, 0) for index in range(len(names))]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, UTF-8 with or without BOM, stripped, without blank ones.
+
+    Raises:
+        ValueError: naming the file, if it is missing, too large or not UTF-8.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected text")
+    if path.stat().st_size > _MOST_BYTES * 64:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes; expected a list of names")
+    try:
+        lines = path.read_text("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; expected text in UTF-8") from None
+    return [line.strip() for line in lines if line.strip()]

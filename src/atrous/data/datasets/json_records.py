@@ -1,0 +1,62 @@
+"""Parse the lists of a large JSON object one element at a time, with the byte range of each."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_BOM = "\xef\xbb\xbf"
+
+
+def json_records(path: Path) -> Iterator[tuple[str, Any, int, int]]:
+    """Key, element, first and last byte of each element of every list in a file's JSON object.
+
+    Raises:
+        ValueError, IndexError: if it is not JSON of an object.
+    """
+    # In Latin-1, an index into the text is an offset in the file. The text of a record is UTF-8.
+    text = path.read_bytes().decode("latin-1")
+    for key, element, start, end in _records(text, len(_BOM) if text.startswith(_BOM) else 0):
+        plain = text[start:end].isascii()
+        yield key, element if plain else json.loads(text[start:end].encode("latin-1")), start, end
+
+
+def _records(text: str, place: int) -> Iterator[tuple[str, Any, int, int]]:
+    decode = json.JSONDecoder().raw_decode
+    place = _after(text, place, "{")
+    while text[place] != "}":
+        key, place = decode(text, place)
+        place = _after(text, place, ":")
+        if text[place] == "[":
+            place = _after(text, place, "[")
+            while text[place] != "]":
+                element, end = decode(text, place)
+                yield key, element, place, end
+                place = _next(text, end, "]")
+            place = _next(text, place + 1, "}")
+        else:
+            _, place = decode(text, place)
+            place = _next(text, place, "}")
+
+
+def _skipped(text: str, place: int) -> int:
+    space = _SPACE.match(text, place)
+    assert space is not None
+    return space.end()
+
+
+def _after(text: str, place: int, mark: str) -> int:
+    place = _skipped(text, place)
+    if text[place : place + 1] != mark:
+        raise ValueError(f"no {mark!r} at byte {place}")
+    return _skipped(text, place + 1)
+
+
+def _next(text: str, place: int, end: str) -> int:
+    """Where the next element starts, or the bracket that ends them."""
+    place = _skipped(text, place)
+    return place if text[place : place + 1] == end else _after(text, place, ",")

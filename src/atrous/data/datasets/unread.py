@@ -1,0 +1,93 @@
+"""Say which tool's export a path looks like, if its layout is not read, and what to do."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from atrous.data.datasets.base import is_clutter
+from atrous.messages import listed
+
+_MOST_NAMES = 5000
+_MOST_BYTES = 1 << 18
+
+_MASKS = r"\.(png|tiff?|gif|bmp|npy)"
+_EXPORT = "export it as COCO or, in CVAT, as 'Segmentation mask 1.1'"
+_PAIRS = "name the classes beside it in labels.txt, one a line in the order of ids, or in label_colors.txt, R G B NAME"
+_PLAIN = "write masks of ids as PNG into masks/SPLIT/, images into images/SPLIT/, and the names into dataset.yaml"
+
+
+@dataclass(frozen=True)
+class _Sign:
+    """What shows a format: a file whose path matches `name` and whose first bytes match `content`."""
+
+    what: str
+    advice: str
+    name: str
+    content: bytes = b""
+
+
+_SIGNS = (
+    _Sign("a CVAT export ('CVAT for images')", f"not read; {_EXPORT}", r"\.xml$", rb"<annotations>"),
+    _Sign("boxes in VOC's XML", "boxes are no masks: draw polygons or masks", r"\.xml$", rb"<bndbox>"),
+    _Sign("a LabelMe 3.0 export", f"not read; {_EXPORT}", r"\.xml$", rb"<annotation>"),
+    _Sign("a COCO panoptic export", "not read; export instances", r"\.json$", rb'"segments_info"|panoptic'),
+    _Sign("a Label Studio export", f"not read; {_EXPORT}", r"\.json$", rb'"(from_name|file_upload)"\s*:'),
+    _Sign("a Supervisely project", f"not read; {_EXPORT}", r"(^|/)meta\.json$", rb'"classes"\s*:'),
+    _Sign("a COCO JSON", "give its folder", r"\.json$", rb'"(categories|image_id|segmentation)"\s*:'),
+    _Sign("a Label Studio export of brush masks", f"not read; {_EXPORT}", r"task-\d+-annotation-\d+-.*\.png$"),
+    _Sign("ADE20K", f"not read; {_PLAIN}", r"(^|/)objectInfo150\.txt$|annotations/training/"),
+    _Sign("a parquet data set", f"not read; {_PLAIN}", r"\.parquet$"),
+    _Sign(
+        "a folder of images with masks",
+        f"{_PAIRS}; or {_PLAIN}",
+        rf"(?i)(^|/)(masks?|labels|annotations|gt)/.*({_MASKS})$",
+    ),
+)
+
+
+def looks_like(path: Path) -> str:
+    """A clause for messages about a folder, zip or other file that is not recognised; "" if its format is unknown."""
+    if path.is_dir():
+        return _clause(list(itertools.islice(_names(path), _MOST_NAMES)), lambda name: (path / name).open("rb"))
+    if not zipfile.is_zipfile(path):
+        return _clause([path.name], lambda _: path.open("rb"))
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if not any(map(is_clutter, name.split("/")))]
+        clause = _clause(names[:_MOST_NAMES], archive.open)
+    return f"it is a zip archive: unpack it and give the folder{f' ({clause})' if clause else ''}"
+
+
+def _clause(names: list[str], open_name: Callable[[str], IO[bytes]]) -> str:
+    for sign in _SIGNS:
+        matching = [name for name in names if re.search(sign.name, name)]
+        if matching and _holds(matching[0], sign.content, open_name):
+            return f"it looks like {sign.what} ({listed(matching, 1)}): {sign.advice}"
+    return ""
+
+
+def _holds(name: str, content: bytes, open_name: Callable[[str], IO[bytes]]) -> bool:
+    if not content:
+        return True
+    try:
+        with open_name(name) as file:
+            return re.search(content, file.read(_MOST_BYTES)) is not None
+    # Encrypted or damaged members of archives raise many kinds.
+    except Exception:
+        return False
+
+
+def _names(root: Path) -> Iterator[str]:
+    """Paths of the files below a folder, relative, without clutter."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not is_clutter(name))
+        for name in sorted(name for name in files if not is_clutter(name)):
+            path = Path(folder, name)
+            if path.is_file():  # opening a pipe without a writer would block for ever
+                yield path.relative_to(root).as_posix()

@@ -1,0 +1,90 @@
+"""Every export that is not read is named, with what to do; the real ones where they are there."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from atrous.data.datasets.dataset import list_split, open_dataset
+from atrous.data.datasets.unread import looks_like
+
+FORMATS = Path(__file__).parents[4] / "shared" / "formats"
+
+EXPORTS = {
+    "cvat": ("train.xml", "<annotations><version>1.1</version>", "a CVAT export"),
+    "boxes": ("a.xml", "<annotation><object><bndbox>", "boxes in VOC's XML .*: boxes are no masks"),
+    "label_me": ("Annotations/a.xml", "<annotation><object><polygon>", "a LabelMe 3.0 export"),
+    "labelstudio": ("project.json", '[{"id": 1, "file_upload": "a.jpg"}]', "a Label Studio export"),
+    "brushes": ("task-1-annotation-2-by-3-tag-cat-0.png", "", "a Label Studio export of brush masks"),
+    "supervisely": ("meta.json", '{"classes": [', "a Supervisely project"),
+    "ade": ("annotations/training/ADE_1.png", "", "ADE20K"),
+    "parquet": ("data/train-0.parquet", "", "a parquet data set"),
+    "pairs": ("masks/a.png", "", "a folder of images with masks .*: name the classes beside it"),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_exports_are_named_with_what_to_do(tmp_path: Path, name: str) -> None:
+    path, content, what = EXPORTS[name]
+    (tmp_path / name / path).parent.mkdir(parents=True)
+    (tmp_path / name / path).write_text(content)
+    (tmp_path / name / "._other.xml").write_text("<annotations>")
+    with pytest.raises(ValueError, match=f"{name}: layout not recognised; it looks like {what}") as caught:
+        open_dataset(tmp_path / name, "train")
+    assert path in str(caught.value) and "published" not in str(caught.value)
+    with pytest.raises(ValueError, match=f"not the layout of voc; expected ImageSets.*; it looks like {what}"):
+        open_dataset(f"voc:{tmp_path / name}", "train")
+    archive = tmp_path / "export.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(path, content)
+    with pytest.raises(
+        ValueError, match=r"export\.zip: a file; .*it is a zip archive: unpack it and give the folder"
+    ) as caught:
+        open_dataset(archive, "train")
+    assert f"it looks like {what.split(' .*')[0]}" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04" + b"\x00" * 40, bytes(range(256))])
+def test_other_files_are_like_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.bin").write_bytes(content)
+    assert looks_like(tmp_path / "a.bin") == "" and looks_like(tmp_path) == ""
+
+
+def test_arrays_and_other_names_in_place_of_masks_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "dataset.yaml").write_text("names: [a, b]")
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "train" / "x.jpg")
+    masks = tmp_path / "masks" / "train"
+
+    def problem() -> str:
+        (line,) = list_split(tmp_path, "train").problems
+        return line
+
+    assert "1 of 1 images have no mask in masks/train, of the same stem: x; there is no such folder" in problem()
+    masks.mkdir(parents=True)
+    Image.new("L", (4, 4)).save(masks / "x_mask.png")
+    assert problem().endswith("it has x_mask.png: name each mask as its image, with .png")
+    np.save(masks / "x.npy", np.zeros((4, 4), np.uint8))
+    assert "it has x.npy: arrays are not read; write each as PNG" in problem()
+
+
+@pytest.mark.parametrize(
+    ("layout", "what"),
+    [
+        ("cvat", "a CVAT export"),
+        ("cvat-polygons", "a CVAT export"),
+        ("label_me", "a LabelMe 3.0 export"),
+        ("supervision-voc-xml", "boxes in VOC's XML"),
+        ("coco_panoptic", "a COCO panoptic export"),
+        ("labelstudio-json", "a Label Studio export"),
+        ("labelstudio-png", "a Label Studio export of brush masks"),
+        ("supervisely", "a Supervisely project"),
+        ("binary-gif-masks", "a folder of images with masks"),
+    ],
+)
+def test_real_exports_are_named(layout: str, what: str) -> None:
+    if not FORMATS.is_dir():
+        pytest.skip("no shared/formats beside the repository")
+    assert f"it looks like {what} " in looks_like(FORMATS / layout)
