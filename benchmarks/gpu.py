@@ -333,7 +333,8 @@ def right_training(args: argparse.Namespace, device: torch.device, report: Repor
         losses = {}
         for where in (torch.device("cpu"), device):
             torch.manual_seed(0)
-            state, parts = _training(("resnet18", 65 if args.quick else 97, 2 if args.quick else 4), where, batch_norm=batch_norm)
+            network = ("resnet18", 65, 2) if args.quick else ("resnet18", 97, 4)
+            state, parts = _training(network, where, batch_norm=batch_norm)
             losses[where.type] = [state.take_step(parts, 1e-3, _world(where)) for _ in range(3)]
         gap = max(abs(a / b - 1) for a, b in zip(losses[device.type], losses["cpu"], strict=True))
         report.add(
