@@ -303,10 +303,10 @@ def train(
 
 def _our_step(
     model: DeepLabV3, images: Tensor, labels: Tensor, dtype: torch.dtype, compile: bool | str
-) -> Callable[[], None]:
+) -> Callable[[], object]:
     amp = "bf16" if dtype == torch.bfloat16 else "off"
     recipe = override(RECIPES["voc-resnet101"], {"amp": amp, "batch_size": len(images)})
-    model = copy.deepcopy(model).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
     objective = Objective(model, recipe.loss, recipe.optim.amp, IGNORE).to(images.device)
     if compile:
         objective.logits = compiled(model.low_resolution_logits, compile)
@@ -314,7 +314,7 @@ def _our_step(
     optimizer = build_optimizer(recipe.optim, model)
     state = State(recipe, model, objective, objective, optimizer, scaler, average=None)
     ctx, parts = DistributedContext(0, 1, images.device), [(images, labels, [""] * len(images))]
-    return lambda: state.take_step(parts, recipe.optim.lr, ctx) and None
+    return lambda: state.take_step(parts, recipe.optim.lr, ctx)
 
 
 def _their_step(

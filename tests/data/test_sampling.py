@@ -120,6 +120,6 @@ def test_the_same_masks_are_read_once(tiny_data: Path, monkeypatch: pytest.Monke
     dataset = open_splits(tiny_data, "train*3")
     read = []
     original = dataset.read_ids
-    monkeypatch.setattr(dataset, "read_ids", lambda item, size: read.append(item.name) or original(item, size))
+    monkeypatch.setattr(dataset, "read_ids", lambda item, size, **more: read.append(item.name) or original(item, size))
     assert training.check_masks(dataset).shape == (24, 4)
     assert sorted(read) == sorted(open_splits(tiny_data, "train").names)

@@ -26,7 +26,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 def report(run: Path, start: int = 0, **options) -> RunLogger:
-    return RunLogger(run, **{"iterations": 40, "start": start, "batch": 4, "log_every": 10, **options})
+    return RunLogger(run, **{"iterations": 40, "start": start, "batch_size": 4, "log_every": 10, **options})
 
 
 def test_rows_hold_the_mean_loss_since_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ def id_histograms(dataset: SegmentationDataset) -> npt.NDArray[np.int64]:
     """
 
     def counted(item: Item) -> npt.NDArray[np.int64]:
-        ids = dataset.read_ids(item, read_size(item.image))
+        ids = dataset.read_ids(item, read_size(item.image), check_palette=True)
         return np.bincount(ids.reshape(-1), minlength=256)
 
     once = list(dict.fromkeys(dataset.items))

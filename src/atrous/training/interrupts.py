@@ -33,11 +33,16 @@ class Stopped(Exception):
         self.status = status
 
 
+class Interrupted(BaseException):
+    """A signal came while files were waited for; not an Exception, lest a library takes it for an error of its own."""
+
+
 class Signals:
     """Notes SIGINT and SIGTERM, so that the loop can save and leave; a second one ends the process at once."""
 
     received = 0
     at_once = False
+    waiting = False
 
     def __enter__(self) -> Signals:
         self._before: dict[int, Any] = {}
@@ -59,6 +64,24 @@ class Signals:
         if self.received:  # a library's `except Exception` took what was raised
             self._leave_at_once()
 
+    @contextmanager
+    def interrupting(self, allowed: bool, step: int, save: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """While files are read, which a network may keep for ever: a signal saves and raises `Stopped` at once.
+
+        Args:
+            allowed: not where other ranks would wait for this one.
+            step: steps done.
+            save: what is not saved yet.
+        """
+        self.waiting = allowed
+        try:
+            yield
+        except Interrupted:
+            save()
+            self.leave(step)
+        finally:
+            self.waiting = False
+
     def leave(self, step: int, received: int = 0) -> None:
         """Raise `Stopped` if a signal has come, here or (`received`) at another process; all has been saved before."""
         received = received or self.received
@@ -73,6 +96,8 @@ class Signals:
         signal.signal(number, self._before[number])
         if self.at_once:
             self._leave_at_once()
+        if self.waiting:
+            raise Interrupted
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -6,6 +6,7 @@ Everything random is a function of seed, epoch and index, in whichever process i
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from atrous.data.datasets.dataset import Sample, SegmentationDataset
-from atrous.data.sampling import Presence, bootstrap_factors, open_splits, pixel_counts, repeat_factors, repeated
+from atrous.data.sampling import Presence, bootstrap_factors, id_histograms, open_splits, repeat_factors, repeated
 from atrous.data.transforms import Augment, class_mix
+from atrous.data.validate import class_counts, class_problems
 from atrous.evaluation.distributed import DistributedContext, EpochIndex, ResumableBatchSampler, generator
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite
@@ -24,7 +26,10 @@ from atrous.models.weights import read_card, resolve
 from atrous.ops.normalization import Normalization
 from atrous.platforms import leave_process_group, place_sockets
 from atrous.training.config import DataConfig, LossConfig, OptimConfig
-from atrous.training.interrupts import is_out_of_memory
+from atrous.training.interrupts import Signals, Stopped, dead_loader, is_dead_loader, is_out_of_memory
+
+_STALLED, _PATIENCE = 5.0, 3
+"""Among several ranks, seconds after which a loader says that a batch has not come, and how often after a signal."""
 
 
 class Crops(Dataset[tuple[Tensor, Tensor, str] | Exception]):
@@ -114,12 +119,14 @@ def hardest_classes(weights: str | None, count: int = 5) -> tuple[str, ...]:
     return tuple(sorted(scored, key=scored.__getitem__)[:count])
 
 
-def check_masks(dataset: SegmentationDataset, *, labelled: bool = True) -> Presence:
+def check_masks(dataset: SegmentationDataset, *, to_train: bool = True, allow_empty_classes: bool = False) -> Presence:
     """Read every mask, and the size of its image, so that a bad one is found before the first step.
 
     Args:
         dataset: of the run.
-        labelled: refuse a dataset in which no pixel has a class.
+        to_train: refuse a dataset that cannot be learnt from: one class alone, a class without a pixel, ids 0 and 255
+            alone.
+        allow_empty_classes: do not.
 
     Returns:
         Which image holds which class, N,K.
@@ -127,11 +134,11 @@ def check_masks(dataset: SegmentationDataset, *, labelled: bool = True) -> Prese
     Raises:
         ValueError: for an id out of range (file, value, count), sizes that differ, a file that cannot be read.
     """
-    presence = pixel_counts(dataset) > 0
-    if labelled and not presence.any():
-        raise ValueError(
-            f"none of the {len(set(dataset.items))} masks has a pixel that is not ignored; there is nothing to train on"
-        )
+    histograms = id_histograms(dataset)
+    problems = class_problems(class_counts(histograms, dataset.labels), dataset.labels)
+    presence: Presence = histograms[:, : len(dataset.labels)] > 0
+    if to_train and problems and not (allow_empty_classes and presence.any()):
+        raise ValueError("; ".join(problems))
     return presence
 
 
@@ -171,7 +178,7 @@ def loader(crops: Crops, config: OptimConfig, steps: range, workers: int, ctx: D
         worker_init_fn=_init_worker,
         pin_memory=ctx.device.type == "cuda",
         generator=torch.Generator(),  # the global random state, which checkpoints hold, stays as it is
-        timeout=0,  # with any other, PyTorch looks for dead workers only after that time, not every 5 s
+        timeout=_STALLED if workers and ctx.size > 1 else 0,
     )
 
 
@@ -187,6 +194,54 @@ def collate(samples: list[tuple[Tensor, Tensor, str] | Exception]) -> Part | Exc
             return sample
     images, masks, names = zip(*crops, strict=True)
     return torch.stack(images), torch.stack(masks), list(names)
+
+
+def next_part(
+    batches: Iterator[Part | Exception], step: int, signals: Signals, alone: bool, save: Callable[[], None]
+) -> Part:
+    """The next part of a batch; a signal does not wait for a loader that stalls.
+
+    Args:
+        batches: of `loader`.
+        step: steps done.
+        signals: of the run.
+        alone: whether there are no other ranks, which would wait for this one.
+        save: saves the run as it is.
+
+    Raises:
+        Exception: what is wrong with a file.
+        Stopped: for a signal, or if a worker has died; all is saved where this process is alone.
+    """
+    left = _PATIENCE
+    while True:
+        try:
+            with signals.interrupting(alone, step, save):
+                part = next(batches)
+        except Stopped:
+            _end_workers(batches)
+            raise
+        except (RuntimeError, OSError, EOFError) as error:  # those of a file are returned, not raised
+            if "DataLoader timed out" in str(error):
+                left -= bool(signals.received)
+                if left:
+                    continue
+                _end_workers(batches)
+                what = "--resume goes on from the newest checkpoint"
+                raise Stopped(f"stopped at step {step}, waiting for data; {what}", 128 + signals.received) from error
+            if isinstance(error, RuntimeError) and not is_dead_loader(error):
+                raise
+            if alone:
+                save()
+            raise dead_loader(error, step, "--resume goes on") from error
+        if isinstance(part, Exception):
+            raise part
+        return part
+
+
+def _end_workers(batches: Iterator[Any]) -> None:
+    """The end of the process waits for its workers; one that is stalled would never end by itself."""
+    for worker in getattr(batches, "_workers", ()):
+        worker.kill()
 
 
 def _init_worker(_: int) -> None:

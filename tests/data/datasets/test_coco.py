@@ -164,12 +164,13 @@ def test_own_categories_are_the_classes(build: Build, prefix: str) -> None:
     assert "2 categories of its own" in list_split(root, "train").read_as
 
 
-def test_run_lengths_that_tools_mark_as_crowds_are_their_class(build: Build) -> None:
+def test_run_lengths_that_tools_mark_as_crowds_are_their_class(build: Build, tmp_path: Path) -> None:
     drawn = np.zeros((HEIGHT, WIDTH), bool)
     drawn[20:30, 5:40] = True
     marked = annotation(3, runs(drawn), 350, crowd=1)
     mask = open_dataset(build(annotation(1, box(0, 0, 60, 50), 3000), marked, **OWN), "train")[0].mask
     assert ((mask.numpy() == 2) == drawn).all(), "no RLE is without that mark"
+    assert "all 1 RLE have iscrowd 1" in list_split(tmp_path, "train").warnings[0]
     plain = annotation(3, runs(drawn[::-1]), 350)
     mask = open_dataset(build(marked, plain, **OWN), "train")[0].mask
     assert (mask.numpy()[25, 5:40] == 255).all() and (mask.numpy()[32:40, 5:40] == 2).all()
@@ -196,8 +197,9 @@ def test_roboflows_project_is_no_class(build: Build) -> None:
         {"id": 0, "name": "cats-k3", "supercategory": "none"},
         {"id": 1, "name": "cat", "supercategory": "cats-k3"},
     ]
-    root = build(annotation(1, box(0, 0, 40, 40), 1600), categories=categories)
-    assert open_dataset(root, "train").labels.names == ("background", "cat")
+    for annotations in ([annotation(1, box(0, 0, 40, 40), 1600)], []):
+        root = build(*annotations, categories=categories)
+        assert open_dataset(root, "train").labels.names == ("background", "cat")
 
 
 def test_a_byte_order_mark_and_a_missing_area_are_no_faults(build: Build) -> None:
@@ -220,6 +222,23 @@ def test_images_are_found_where_tools_put_them(build: Build, tmp_path: Path, pla
     assert splits(root) == ["default"] and len(open_dataset(root, "default")) == 1
 
 
+def test_other_names_of_the_file(build: Build, tmp_path: Path) -> None:
+    root = build(annotation(1, box(0, 0, 40, 40), 1600), **OWN)
+    path = root / "annotations" / "instances_train2017.json"
+    image = root / "train2017" / "000000000001.jpg"
+    for folder in ("train", "valid", "images"):
+        (root / "new" / folder).mkdir(parents=True)
+    for folder in ("train", "valid"):
+        (root / "new" / folder / "_annotations.coco.json").write_bytes(path.read_bytes())
+        (root / "new" / folder / image.name).write_bytes(image.read_bytes())
+    assert splits(root / "new") == ["train", "val"] and len(open_dataset(root / "new", "val")) == 1
+    for folder in ("train", "valid"):
+        (root / "new" / folder / "_annotations.coco.json").unlink()
+    path.rename(root / "new" / "annotations.json")
+    image.rename(root / "new" / "images" / image.name)
+    assert splits(root / "new") == ["all"] and len(open_dataset(root / "new", "all")) == 1
+
+
 def test_boxes_alone_are_refused(build: Build) -> None:
     root = build(annotation(1, [], 1600), **OWN)
     with pytest.raises(ValueError, match=r"train2017\.json: its annotations are boxes; expected polygons"):
@@ -231,11 +250,11 @@ def test_real_exports_are_read_as_what_they_are() -> None:
     if not formats.is_dir():
         pytest.skip("no shared/formats beside the repository")
     names = tuple(json.loads((formats / "classes.json").read_text()))
-    for layout in ("coco_instances", "coco_instances-rle"):
-        worst, least = 1.0, 0.9 if layout == "coco_instances" else 1.0
+    for layout in ("coco_instances", "coco_instances-rle", "supervision-coco"):
+        worst, least = 1.0, 1.0 if layout == "coco_instances-rle" else 0.9
         for split in splits(formats / layout):
             dataset = open_dataset(formats / layout, split)
-            assert dataset.labels.names == names
+            assert dataset.labels.names == names, "supervision leaves background out, and ours is first"
             for name, _, mask in dataset:
                 truth = np.array(Image.open(formats / "truth" / f"{name}.png"))
                 for value in np.unique(truth[truth != 255]):
@@ -329,6 +348,7 @@ def test_polygons_without_area_are_nothing(build: Build) -> None:
     ("sections", "message"),
     [
         ({"categories": []}, "it has no categories"),
+        ({"categories": [{"id": 1, "name": None}]}, "category 1 has the name None, which is no text"),
         ({"categories": [{"id": 2, "name": "tv"}]}, "annotations of category 1, which it does not list"),
         ({"images": [{"id": 1}]}, "KeyError 'file_name'"),
         ({"images": [5]}, "TypeError"),

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from atrous.data.datasets.base import is_clutter
 from atrous.data.datasets.dataset import Item, SegmentationDataset, kind_of, list_split, open_dataset, splits
 from atrous.data.labels import CAMVID, Labels
+from atrous.data.sampling import pixel_counts
 from atrous.data.validate import check
 from atrous.training.config import Recipe
 from atrous.training.loop import train
@@ -129,6 +130,23 @@ def test_colour_maps_are_read_by_the_palette(tmp_path: Path) -> None:
     assert dataset[0].mask.tolist() == [[1, 255]]
 
 
+def test_a_palette_in_another_order_is_refused_before_training(folder: Path) -> None:
+    (folder / "dataset.yaml").write_text("names: [sky, road]\npalette: [[9, 9, 200], [90, 90, 90]]\n")
+    image = Image.fromarray(np.array([[0, 1, 1, 255, 0, 0]] * 4, np.uint8))
+    image.putpalette([9, 9, 200, 90, 90, 90] + [0] * 762)
+    image.save(folder / "masks" / "val" / "d.png")
+    assert pixel_counts(open_dataset(folder, "val")).tolist() == [[12, 8]]
+    image.putpalette([90, 90, 90, 9, 9, 200] + [0] * 762)
+    image.save(folder / "masks" / "val" / "d.png")
+    message = r"d\.png: id 0, sky, is drawn in \(90, 90, 90\), the colour of road; expected names, palette and masks in"
+    with pytest.raises(ValueError, match=message):
+        pixel_counts(open_dataset(folder, "val"))
+    assert any("id 0, sky, is drawn in" in line for line in check(folder).problems)
+    image.putpalette([0, 0, 0] + [255] * 765)
+    image.save(folder / "masks" / "val" / "d.png")
+    assert pixel_counts(open_dataset(folder, "val")).tolist() == [[12, 8]], "colours that say nothing"
+
+
 def test_no_mask_is_all_ignored(tmp_path: Path) -> None:
     put_image(tmp_path / "a.jpg")
     sample = SegmentationDataset([Item("a", tmp_path / "a.jpg", None)], TWO)[0]
@@ -183,12 +201,12 @@ def test_remap_is_checked() -> None:
         (
             "{root}/plain/images/val",
             ValueError,
-            "not recognised; expected one of folder: dataset.yaml.*voc: .*cityscap",
+            "not recognised; expected one of .*folder: dataset.yaml.*voc: .*cityscap",
         ),
         (
             "ade:{root}",
             ValueError,
-            "unknown kind of data set 'ade'; expected folder, voc, cityscapes, instances, ",
+            "unknown kind of data set 'ade'; expected yolo, folder, voc, cityscapes, .*coco, or a path",
         ),
         ("cityscapes:{root}/plain/images/val", ValueError, "published at https://www.cityscapes-dataset.com/"),
         ("voc:{root}/plain/images/val", ValueError, "expected ImageSets.*semantic_contours"),

@@ -21,7 +21,7 @@ EXPORTS = {
     "supervisely": ("meta.json", '{"classes": [', "a Supervisely project"),
     "ade": ("annotations/training/ADE_1.png", "", "ADE20K"),
     "parquet": ("data/train-0.parquet", "", "a parquet data set"),
-    "pairs": ("masks/a.png", "", "a folder of images with masks .*: write masks of ids as PNG"),
+    "pairs": ("masks/a.png", "", "a folder of images with masks .*: name the classes beside it"),
 }
 
 

@@ -130,6 +130,16 @@ def pair(
     return tuple(Item(name, images[name], None if masks is None else masks[name]) for name in complete), problems
 
 
+_SPLIT_NAMES = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
+WHOLE = "all"
+"""The split of a data set that has none."""
+
+
+def split_name(name: str) -> str:
+    """What a folder or file of a split is called here: valid is val, for one."""
+    return _SPLIT_NAMES.get(name.lower(), name)
+
+
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, without clutter; none if it is not there."""
     return [name for name in names_in(folder) if (folder / name).is_dir()]

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,15 @@ def _colours(image: Image.Image) -> Pixels:
     if image.mode == "RGBA" and np.asarray(image)[:, :, 3].min() < 255:
         raise ValueError("a colour mask with transparent pixels; expected opaque colours")
     return np.asarray(image.convert("RGB"))
+
+
+def read_palette(path: Path) -> list[Colour] | None:
+    """The 256 colours of a palette image, black where it has fewer; None for another image."""
+    mode, parts = decode_file(path, MAX_PIXELS, lambda image: (image.mode, image.getpalette("RGB")))
+    if mode != "P" or not parts:
+        return None
+    channels = [[*parts[channel::3], *[0] * 256][:256] for channel in range(3)]
+    return list(zip(*channels, strict=True))
 
 
 def find_class_file(folders: Iterable[Path]) -> Path | None:
@@ -153,6 +162,23 @@ _COLOUR_FILES: dict[str, Callable[[str], Row]] = {
     "label_colors.txt": _label_colors_row,
 }
 _NAME_FILES = ("class_names.txt", "labels.txt", "classes.txt")
+
+
+def with_background(path: Path, names: Sequence[str]) -> tuple[Labels, list[int]]:
+    """Classes of annotations that cover a part of an image: background, which may be among the names, comes first.
+
+    Returns:
+        The classes in VOC's colours, and the class id of each name.
+
+    Raises:
+        ValueError: naming the file that has them, for names that cannot be classes.
+    """
+    background = next((index for index, name in enumerate(names) if name.lower() in _BACKGROUND), None)
+    others = [index for index in range(len(names)) if index != background]
+    ordered = ("background" if background is None else names[background], *(names[index] for index in others))
+    ids = {index: place for place, index in enumerate(others, start=1)}
+    labels = _labels(path, ordered, voc_palette(min(256, len(ordered))))
+    return labels, [ids.get(index, 0) for index in range(len(names))]
 
 
 def read_lines(path: Path) -> list[str]:

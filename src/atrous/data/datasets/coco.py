@@ -15,7 +15,8 @@ classes not defined in PASCAL VOC 2012 are all treated as background". Here:
 - Crowds of VOC's classes are ignored; other crowds are background.
 
 Layout: `annotations/instances_SPLIT2017.json` with `SPLIT2017/`, as distributed (2014 likewise: the newest year
-counts), or `instances_SPLIT.json` with `images/SPLIT/`. The paper's trainval_minus_minival is train of 2017.
+counts), or `instances_SPLIT.json` with `images/SPLIT/`. The paper's trainval_minus_minival is train of 2017. Also
+Roboflow's `SPLIT/_annotations.coco.json` with its images beside it, and other names, with `images/`, `data/` or beside.
 
     pip install 'atrous[coco]'
     dataset = open_dataset("coco:PATH", "train")
@@ -38,17 +39,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.datasets.base import Item, Layout, Listing
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, is_clutter, split_name, subfolders
+from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.json_records import json_records
 from atrous.data.datasets.regions import draw, pycocotools_mask
 from atrous.data.image_io import MAX_PIXELS, Pixels
-from atrous.data.labels import VOC, Labels, coco_to_voc, voc_palette
+from atrous.data.labels import VOC, Labels, coco_to_voc
 from atrous.messages import listed
 
 MIN_AREA = 1000
 """An image is kept if a region has more than this many pixels."""
 
 _PUBLISHED = "COCO is published at https://cocodataset.org/#download (train2017, val2017, annotations_trainval2017)"
+_ROBOFLOW = "_annotations.coco.json"
+_PEEKED = 1 << 16
+_SECTION = re.compile(rb'"(categories|annotations|images)"\s*:\s*\[')
 _YEAR = re.compile(r"20\d\d$")
 
 
@@ -140,8 +145,23 @@ def _files(root: Path) -> dict[str, tuple[Path, str]]:
     for folder in (root, root / "annotations"):
         for path in sorted(folder.glob("instances_*.json")):
             full = path.stem.removeprefix("instances_")
-            files[_YEAR.sub("", full) or full] = (path, full)
-    return files
+            files[split_name(_YEAR.sub("", full) or full)] = (path, full)
+    if files:
+        return files
+    beside = {split_name(name): (root / name / _ROBOFLOW, name) for name in subfolders(root)}
+    if beside := {split: (path, name) for split, (path, name) in beside.items() if path.is_file()}:
+        return beside
+    others = [path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json")) if _peek(path)]
+    return {WHOLE if len(others) == 1 else split_name(path.stem): (path, path.stem) for path in others}
+
+
+def _peek(path: Path) -> bool:
+    """Whether a JSON file looks like COCO's instances."""
+    if is_clutter(path.name) or not path.is_file() or path.stem.startswith("panoptic"):
+        return False
+    with path.open("rb") as file:
+        head = file.read(_PEEKED).lstrip(b"\xef\xbb\xbf \t\r\n")
+    return head.startswith(b"{") and bool(_SECTION.search(head)) and b'"segments_info"' not in head
 
 
 def _recognise(root: Path) -> Path | None:
@@ -164,10 +184,11 @@ def _read(root: Path, split: str, as_voc: bool = False) -> Listing:
 
 
 def _image_folder(root: Path, split: str, content: _Content) -> Path:
-    """The folder that has the first image; if none has, the first that is there."""
-    folders = [f for f in (root / split, root / "images" / split, root / "images", root) if f.is_dir()]
+    """The folder that has the first image; if none has, the one that COCO's layout or ours asks for."""
+    usual = next((place for place in (root / split, root / "images" / split) if place.is_dir()), root / split)
     names = [name for name, _, _ in content.images.values()][:1]
-    return next((f for f in folders if names and (f / names[0]).is_file()), folders[0])
+    places = (usual, root / "images", root / "data", root)
+    return next((place for place in places if names and (place / names[0]).is_file()), usual)
 
 
 def _is_coco(content: _Content) -> bool:
@@ -205,28 +226,26 @@ def _read_own(path: Path, folder: Path, content: _Content) -> Listing:
         raise ValueError(f"{path}: its annotations are boxes; expected polygons or RLE, of which masks can be made")
     labels, values = _own_labels(path, content)
     by_image = {number: content.regions.get(number, []) for number in content.images}
-    # CVAT, datumaro and supervision mark all that they write as RLE as a crowd, which only COCO's own crowds are.
-    if not _is_coco(content) and not any(region.form == "rle" and not region.crowd for region in regions):
+    marked = [region.crowd for region in regions if region.form == "rle"]
+    warnings: tuple[str, ...] = ()
+    if marked and all(marked) and not _is_coco(content):
+        # CVAT, datumaro and supervision mark all that they write as RLE as a crowd, which only COCO's own crowds are.
         by_image = {n: [r._replace(crowd=r.crowd and r.form != "rle") for r in of] for n, of in by_image.items()}
+        warnings = (f"{path}: all {len(marked)} RLE have iscrowd 1, as some tools write it: read as their class",)
     listing = _list_items(path, folder, content, labels, values, by_image)
-    return replace(listing, read_as=f"COCO's format with {len(values)} categories of its own: {listed(labels.names)}")
+    read_as = f"COCO's format with {len(values)} categories of its own: {listed(labels.names)}"
+    return replace(listing, warnings=(*listing.warnings, *warnings), read_as=read_as)
 
 
 def _own_labels(path: Path, content: _Content) -> tuple[Labels, dict[int, int]]:
     """The classes, and class id by category."""
     used = {region.category for regions in content.regions.values() for region in regions}
-    # Roboflow lists the project as a category, which is the supercategory of the others.
-    projects = {content.groups[number] for number in used}
-    kept = {n: name for n, name in sorted(content.categories.items()) if n in used or name not in projects}
-    background = next((number for number, name in kept.items() if name.strip("_").lower() == "background"), None)
-    others = [number for number in kept if number != background]
-    names = ("background" if background is None else kept[background], *(kept[number] for number in others))
-    values = {number: index for index, number in enumerate(others, start=1)}
-    try:
-        labels = Labels(names, voc_palette(min(256, len(names))))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return labels, values | ({} if background is None else {background: 0})
+    # Roboflow lists the project as a category of none, which is the supercategory of the others.
+    groups = {*content.groups.values()}
+    projects = {n for n, name in content.categories.items() if content.groups[n] == "none" and name in groups} - used
+    kept = {n: name for n, name in sorted(content.categories.items()) if n not in projects}
+    labels, ids = with_background(path, list(kept.values()))
+    return labels, dict(zip(kept, ids, strict=True))
 
 
 def _list_items(
@@ -270,7 +289,9 @@ def _parse(path: Path) -> _Content:
         if section == "images":
             content.images[int(record["id"])] = (str(record["file_name"]), *_size(record))
         elif section == "categories":
-            content.categories[int(record["id"])] = str(record["name"])
+            if not isinstance(record["name"], str):
+                raise ValueError(f"category {record['id']} has the name {record['name']!r}, which is no text")
+            content.categories[int(record["id"])] = record["name"]
             content.groups[int(record["id"])] = str(record.get("supercategory", ""))
         elif section == "annotations":
             segmentation = record.get("segmentation")

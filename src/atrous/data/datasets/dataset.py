@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from atrous.data.datasets.base import Item, Listing, MaskSource
+from atrous.data.datasets.class_files import read_palette
 from atrous.data.datasets.layouts import kind_of, list_split, splits
 from atrous.data.datasets.mask_values import UnknownIdError, described, likely_fix
 from atrous.data.image_io import MAX_PIXELS, Pixels, read_image, read_mask
-from atrous.data.labels import Labels
+from atrous.data.labels import Labels, voc_palette
 
 __all__ = [
     "Item",
@@ -108,8 +109,18 @@ class SegmentationDataset(Dataset[Sample]):
             self._cache[index] = sample
         return sample
 
-    def read_ids(self, item: Item, size: tuple[int, ...]) -> Pixels:
-        """The mask of an item, remapped, uint8 H,W; ValueError unless its size is `size` and its ids are in range."""
+    def read_ids(self, item: Item, size: tuple[int, ...], *, check_palette: bool = False) -> Pixels:
+        """The mask of an item, remapped, uint8 H,W.
+
+        Args:
+            item: of this data set.
+            size: H,W of its image.
+            check_palette: compare the colours of a palette image with those of the classes.
+
+        Raises:
+            ValueError: naming the file, if its size is not `size`, an id is out of range, or the palette has the
+                colours of the classes in another order.
+        """
         if item.mask is None:
             return np.full(size, self.labels.ignore, dtype=np.uint8)
         if isinstance(item.mask, Path):
@@ -122,6 +133,8 @@ class SegmentationDataset(Dataset[Sample]):
             (high, wide), (rows, columns) = size, mask.shape
             raise ValueError(f"{item.mask}: mask of {columns}x{rows}; expected {wide}x{high}, the size of {item.image}")
         self._check_ids(item.mask, mask)
+        if check_palette and isinstance(item.mask, Path) and self._remap is None:
+            self._check_palette(item.mask, mask)
         return mask if self._remap is None else self._remap[mask]
 
     def _check_ids(self, source: Path | MaskSource, mask: Pixels) -> None:
@@ -134,6 +147,21 @@ class SegmentationDataset(Dataset[Sample]):
         expected = expected if self._remap is None else self._known_ids()
         advice = likely_fix(histogram, self.labels) if self._remap is None else ""
         raise UnknownIdError(f"{source}: mask has id {unknown}; expected {expected}", advice, histogram)
+
+    def _check_palette(self, path: Path, mask: Pixels) -> None:
+        """Raise ValueError where a palette image draws its ids in the colours of other classes."""
+        if self.labels.palette == voc_palette(len(self.labels)):  # the default, which says nothing about the masks
+            return
+        colours, used = read_palette(path), np.flatnonzero(np.bincount(mask.ravel())[: len(self.labels)])
+        if colours is None or len(used) < 2 or not {colours[value] for value in used} <= {*self.labels.palette}:
+            return
+        for value in used:
+            if colours[value] != self.labels.palette[value]:
+                other = self.labels.names[self.labels.palette.index(colours[value])]
+                raise ValueError(
+                    f"{path}: id {value}, {self.labels.names[value]}, is drawn in {colours[value]}, the colour of "
+                    f"{other}; expected names, palette and masks in the same order"
+                )
 
     def _known_ids(self) -> str:
         """The ids that may be stored, as ranges."""

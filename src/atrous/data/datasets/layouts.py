@@ -10,18 +10,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from atrous.data.datasets import cityscapes, coco, folder, voc
+from atrous.data.datasets import cityscapes, coco, folder, labelme, pairs, roboflow, voc, yolo
 from atrous.data.datasets.base import Layout, Listing, subfolders
 from atrous.data.datasets.unread import looks_like
 
 LAYOUTS: dict[str, Layout] = {
+    "yolo": yolo.LAYOUT,
     "folder": folder.LAYOUT,
     "voc": voc.LAYOUT,
     "cityscapes": cityscapes.LAYOUT,
+    "roboflow": roboflow.LAYOUT,
+    "pairs": pairs.LAYOUT,
+    "labelme": labelme.LAYOUT,
     "instances": coco.OWN_CATEGORIES,
     "coco": coco.LAYOUT,
 }
-"""By the name that `NAME:PATH` takes; an unnamed path is of the first that recognises it."""
+"""By the name in `NAME:PATH`; a path without a name has the first layout that recognises it."""
 
 _ORDER = ("train", "trainaug", "train_coarse", "train_extra", "trainval", "val", "val_coarse", "test")
 _CAMVID = (

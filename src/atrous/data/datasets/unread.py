@@ -18,8 +18,8 @@ _MOST_NAMES = 5000
 _MOST_BYTES = 1 << 18
 
 _MASKS = r"\.(png|tiff?|gif|bmp|npy)"
-_COCO = "name it annotations/instances_SPLIT.json, put its images into SPLIT/ or images/SPLIT/, and give their folder"
 _EXPORT = "export it as COCO or, in CVAT, as 'Segmentation mask 1.1'"
+_PAIRS = "name the classes beside it in labels.txt, one a line in the order of ids, or in label_colors.txt, R G B NAME"
 _PLAIN = "write masks of ids as PNG into masks/SPLIT/, images into images/SPLIT/, and the names into dataset.yaml"
 
 
@@ -39,16 +39,16 @@ _SIGNS = (
     _Sign("a LabelMe 3.0 export", f"not read; {_EXPORT}", r"\.xml$", rb"<annotation>"),
     _Sign("a COCO panoptic export", "not read; export instances", r"\.json$", rb'"segments_info"|panoptic'),
     _Sign("a Label Studio export", f"not read; {_EXPORT}", r"\.json$", rb'"(from_name|file_upload)"\s*:'),
-    _Sign("LabelMe's JSON", "not read; convert it with labelme2coco or labelme2voc.py", r"\.json$", rb'"shapes"\s*:'),
     _Sign("a Supervisely project", f"not read; {_EXPORT}", r"(^|/)meta\.json$", rb'"classes"\s*:'),
-    _Sign("a COCO JSON", _COCO, r"\.json$", rb'"(categories|image_id|segmentation)"\s*:'),
+    _Sign("a COCO JSON", "give its folder", r"\.json$", rb'"(categories|image_id|segmentation)"\s*:'),
     _Sign("a Label Studio export of brush masks", f"not read; {_EXPORT}", r"task-\d+-annotation-\d+-.*\.png$"),
-    _Sign("a YOLO data set", f"not read; {_EXPORT}", r"(^|/)data\.ya?ml$", rb"(?m)^(nc|train|val|path|names)\s*:"),
-    _Sign("a Roboflow export of semantic masks", f"not read; {_PLAIN}", r"(^|/)_classes\.csv$", rb"(?i)pixel"),
-    _Sign("masks in colours", f"not read; {_PLAIN}", r"(^|/)(class_dict\.csv|label_colors\.txt|labelmap\.txt)$"),
     _Sign("ADE20K", f"not read; {_PLAIN}", r"(^|/)objectInfo150\.txt$|annotations/training/"),
     _Sign("a parquet data set", f"not read; {_PLAIN}", r"\.parquet$"),
-    _Sign("a folder of images with masks", _PLAIN, rf"(?i)(^|/)(masks?|labels|annotations|gt)/.*({_MASKS})$"),
+    _Sign(
+        "a folder of images with masks",
+        f"{_PAIRS}; or {_PLAIN}",
+        rf"(?i)(^|/)(masks?|labels|annotations|gt)/.*({_MASKS})$",
+    ),
 )
 
 

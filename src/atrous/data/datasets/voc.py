@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from atrous.data.datasets.base import Layout, Listing, MaskSource, files_by_stem, pair
-from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines
+from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines, read_palette
 from atrous.data.image_file import IMAGE_SUFFIXES, decode_file
 from atrous.data.image_io import MAX_PIXELS, Pixels, read_mask
 from atrous.data.labels import VOC
@@ -89,18 +89,18 @@ class VocMask:
     def read(self) -> Pixels:
         """Class ids, uint8 H,W; ValueError naming the file, if it cannot be read or its palette is not VOC's."""
         ids = read_mask(self.path, palette=VOC.palette)
-        mode, palette = decode_file(self.path, MAX_PIXELS, lambda image: (image.mode, image.getpalette()))
-        if mode == "P" and palette:
-            colours = np.array([*palette, *[0] * 768])[:768].reshape(256, 3)
-            for value in np.flatnonzero(np.bincount(ids.ravel(), minlength=256)[: len(VOC)]):
-                if tuple(colours[value].tolist()) != VOC.palette[value]:
-                    colour = tuple(colours[value].tolist())
-                    raise ValueError(
-                        f"{self}: id {value} has the colour {colour}; expected {VOC.palette[value]}, that of VOC's "
-                        f"{VOC.names[value]}; {_OWN_CLASSES}"
-                    )
-        elif not self.gray and not mode.startswith("RGB"):
-            raise ValueError(f"{self}: ids without a palette; expected VOC's colours; {_OWN_CLASSES}")
+        palette = read_palette(self.path)
+        if palette is None:
+            mode = decode_file(self.path, MAX_PIXELS, lambda image: image.mode)
+            if not self.gray and not mode.startswith("RGB"):
+                raise ValueError(f"{self}: ids without a palette; expected VOC's colours; {_OWN_CLASSES}")
+            return ids
+        for value in np.flatnonzero(np.bincount(ids.ravel(), minlength=256)[: len(VOC)]):
+            if palette[value] != VOC.palette[value]:
+                raise ValueError(
+                    f"{self}: id {value} has the colour {palette[value]}; expected {VOC.palette[value]}, that of VOC's "
+                    f"{VOC.names[value]}; {_OWN_CLASSES}"
+                )
         return ids
 
 

@@ -1,0 +1,178 @@
+"""YOLO's polygons: `data.yaml` with `names`, `images/` and `labels/` with a text file of the same stem an image.
+
+A line of a text file is `CLASS X Y X Y X Y ...`, coordinates as shares of width and height. Larger polygons are drawn
+first; what none covers is background. Lines of five numbers are boxes, of which no mask can be made. Where the folders
+that `data.yaml` names are not there, as in Roboflow's exports, which say `../train/images`, they are looked for here.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import yaml
+
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, files_by_stem, split_name, subfolders
+from atrous.data.datasets.class_files import read_lines, with_background
+from atrous.data.datasets.regions import fill_polygons
+from atrous.data.image_io import Pixels, read_size
+from atrous.yaml_io import parse_yaml
+
+_KEYS = {"nc", "train", "val", "test", "path"}
+_PEEKED = 50
+_MOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class YoloMask:
+    """The polygons of one image.
+
+    Attributes:
+        path: the text file; without it, the image has no object.
+        image: for its size.
+        ids: class id by class of the file.
+    """
+
+    path: Path
+    image: Path
+    ids: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read(self) -> Pixels:
+        """Class ids, uint8 H,W; ValueError naming file and line, for one that is no polygon."""
+        height, width = read_size(self.image)
+        mask = np.zeros((height, width), dtype=np.uint8)
+        lines = read_lines(self.path) if self.path.is_file() else []
+        polygons = [self._polygon(number, line, height, width) for number, line in enumerate(lines, start=1)]
+        for value, points in sorted(polygons, key=lambda polygon: -_area(polygon[1])):
+            mask[fill_polygons([points], height, width)] = value
+        return mask
+
+    def _polygon(self, number: int, line: str, height: int, width: int) -> tuple[int, list[tuple[float, float]]]:
+        try:
+            value, *shares = (float(part) for part in line.split())
+            inside = all(-1 <= share <= 2 for share in shares)
+        except ValueError:
+            raise ValueError(f"{self}: line {number} is {line[:60]!r}; expected CLASS X Y X Y X Y ...") from None
+        if len(shares) == 4:
+            raise ValueError(f"{self}: line {number} is a box; expected a polygon, CLASS X Y X Y X Y ...")
+        if len(shares) < 6 or len(shares) % 2 or not inside:
+            raise ValueError(f"{self}: line {number} has {len(shares)} coordinates; expected 6 or more, 0..1, X Y each")
+        if value not in range(len(self.ids)):
+            raise ValueError(f"{self}: line {number} has class {value:g}; expected 0..{len(self.ids) - 1} of data.yaml")
+        # Of shares with five decimals, which tools write, whole pixels become 42.998.
+        points = [(round(x * width, 2), round(y * height, 2)) for x, y in zip(shares[::2], shares[1::2], strict=True)]
+        return self.ids[int(value)], points
+
+
+def _area(points: list[tuple[float, float]]) -> float:
+    """By the shoelace formula."""
+    following = [*points[1:], points[0]]
+    return abs(math.fsum(x * v - u * y for (x, y), (u, v) in zip(points, following, strict=True))) / 2
+
+
+def _file(root: Path) -> Path | None:
+    files = [root / name for name in ("data.yaml", "data.yml", "dataset.yaml") if (root / name).is_file()]
+    return next((path for path in files if path.stem == "data" or _KEYS & _document(path).keys()), None)
+
+
+def _document(path: Path) -> Mapping[str, Any]:
+    """The content, with every value as text: a class may be called yes or 1e3; empty if it cannot be read."""
+    try:
+        return _load(path)
+    except (ValueError, OSError):
+        return {}
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    if path.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes; expected the names of classes and folders")
+    try:
+        text = path.read_text("utf-8-sig")
+        parse_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}; expected YAML with names") from None
+    document = yaml.load(text, yaml.BaseLoader)
+    return document if isinstance(document, Mapping) else {}
+
+
+def _recognise(root: Path) -> Path | None:
+    return root if _file(root) and _folders(root) else None
+
+
+def _folders(root: Path) -> dict[str, list[Path]]:
+    """Folders of images by split."""
+    path = _file(root)
+    document = {} if path is None else _document(path)
+    base, folders = str(document.get("path", "")), {}
+    for split in ("train", "val", "test"):
+        names = document.get(split) or []
+        places = [_find(root, str(name), base) for name in ([names] if isinstance(names, str) else names)]
+        if there := [place for place in places if place is not None]:
+            folders[split] = there
+    if folders:
+        return folders
+    inside = {name: root / "images" / name for name in subfolders(root / "images")}
+    beside = {name: root / name / "images" for name in subfolders(root) if (root / name / "images").is_dir()}
+    whole = {WHOLE: root / "images"} if (root / "images").is_dir() else {}
+    return {split_name(name): [place] for name, place in (inside or beside or whole).items()}
+
+
+def _find(root: Path, name: str, base: str) -> Path | None:
+    """The folder of images that data.yaml means, with its labels beside it, within the data set."""
+    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("..", ".", "/")]
+    tails = (root.joinpath(*parts[start:]) for start in range(len(parts)))
+    places = (place for place in (root / base / name, *tails))
+    return next((place for place in places if place.is_dir() and _labels_of(place).is_dir()), None)
+
+
+def _labels_of(images: Path) -> Path:
+    parts = list(images.parts)
+    last = max((index for index, part in enumerate(parts) if part == "images"), default=len(parts) - 1)
+    return Path(*parts[:last], "labels", *parts[last + 1 :])
+
+
+def _read(root: Path, split: str) -> Listing:
+    path = _file(root)
+    assert path is not None
+    names = _load(path).get("names")
+    if isinstance(names, Mapping) and sorted(names) == sorted(str(number) for number in range(len(names))):
+        names = [names[str(number)] for number in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: names is {reprlib.repr(names)}; expected a list of class names, or 0: NAME, ...")
+    labels, ids = with_background(path, names)
+    items, problems = [], []
+    for folder in _folders(root)[split]:
+        images, duplicates = files_by_stem(folder)
+        problems += duplicates
+        texts = {stem: _labels_of(folder) / f"{stem}.txt" for stem in images}
+        items += [Item(stem, image, YoloMask(texts[stem], image, tuple(ids))) for stem, image in images.items()]
+    _refuse_boxes(items)
+    without = sum(not item.mask.path.is_file() for item in items if isinstance(item.mask, YoloMask))
+    warnings = (f"{root}: {without} images have no text file, and so no object",) if without else ()
+    read_as = f"YOLO's polygons, with the {len(names)} classes of {path.name} and background"
+    place = ", ".join(str(folder) for folder in _folders(root)[split])
+    return Listing(place, tuple(items), labels, None, tuple(problems), warnings, read_as=read_as)
+
+
+def _refuse_boxes(items: list[Item]) -> None:
+    masks = [item.mask for item in items if isinstance(item.mask, YoloMask) and item.mask.path.is_file()][:_PEEKED]
+    lines = [line for mask in masks for line in read_lines(mask.path)]
+    if lines and all(len(line.split()) == 5 for line in lines):
+        raise ValueError(f"{masks[0]}: boxes, five numbers a line, of which no mask can be made; expected polygons")
+
+
+LAYOUT = Layout(
+    "data.yaml with names, and images/ and labels/ with polygons as text",
+    "",
+    _recognise,
+    lambda root: list(_folders(root)),
+    _read,
+)
