@@ -65,12 +65,12 @@ FLAGS = {
         "--set", "--weights", "--workers", "-b", "-h", "-j",
     ],
     "eval": [
-        "--data", "--device", "--flip", "--help", "--json", "--ladder", "--longest-side", "--output-stride", "--scales",
-        "--split", "-h",
+        "--data", "--device", "--flip", "--help", "--ignore-class-names", "--json", "--ladder", "--longest-side",
+        "--output-stride", "--pad-to", "--scales", "--split", "-h",
     ],
     "val": [
-        "--data", "--device", "--flip", "--help", "--json", "--ladder", "--longest-side", "--output-stride", "--scales",
-        "--split", "-h",
+        "--data", "--device", "--flip", "--help", "--ignore-class-names", "--json", "--ladder", "--longest-side",
+        "--output-stride", "--pad-to", "--scales", "--split", "-h",
     ],
     "models": ["--help", "--json", "-h"],
     "data": ["--help", "-h"],

@@ -232,7 +232,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a stride of none": ([*PREDICT, "--output-stride", "12"], "output_stride is 12, expected one of 4, 8, 16"),
     "a stride too far": ([*EVAL, "--output-stride", "256"], "256"),
     "a file for a folder to write": (["predict", "run", "photo.png", "--out", "file", *CPU], "file"),
-    "no such device": ([*PREDICT, "--device", "tpu0"], "no device 'tpu0'; expected cpu, cuda or cuda:NUMBER"),
+    "no such device": ([*PREDICT, "--device", "tpu0"], "no device 'tpu0'; expected cpu, cuda, cuda:NUMBER or mps"),
     "no such weights": (["predict", "camvid-lite", "photo.png", "--out", "out"], "no model 'camvid-lite'"),
     "a folder without weights": (["eval", "empty", "--data", "data"], "empty holds neither model.safetensors nor"),
     "a foreign weight file": (["eval", "foreign.safetensors", "--data", "data"], "foreign.safetensors is a"),

@@ -173,6 +173,20 @@ def test_the_same_pictures_in_two_splits_are_one_line(tmp_path: Path) -> None:
     assert problem.startswith("train and val: 30 files like this: ") and "00.png" in problem and "02.png" not in problem
 
 
+def test_splits_with_other_classes_are_a_problem(tmp_path: Path) -> None:
+    for split, names in (("train", ["cat", "dog"]), ("val", ["dog", "cat"])):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (8, 8), (9, 9, len(split))).save(tmp_path / split / "x.jpg")
+        region = {"image_id": 1, "segmentation": [[1, 1, 5, 1, 5, 5]], "area": 9}
+        document = {
+            "images": [{"id": 1, "file_name": "x.jpg", "height": 8, "width": 8}],
+            "categories": [{"id": number, "name": name} for number, name in enumerate(names)],
+            "annotations": [{"category_id": number, **region} for number in (0, 1)],
+        }
+        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(document))
+    assert "val: the classes background, dog, cat; expected those of train" in check(tmp_path).problems
+
+
 def test_a_split_of_ignored_pixels_is_warned_of(root: Path) -> None:
     Image.fromarray(np.full((4, 6), 255, np.uint8)).save(root / "masks" / "val" / "c.png")
     assert check(root).warnings == ["val: every pixel is ignored; expected some of the 2 classes"]

@@ -239,6 +239,10 @@ def _add_eval(commands: Any) -> None:
     _add_inference(parser)
     text = "the rows of Table 4: output stride 16 down to --output-stride (8), then --scales (the paper's), then flips"
     parser.add_argument("--ladder", action="store_true", help=text)
+    text = "pad smaller images to this height and width with the mean color; the paper has 513 for VOC (default: none)"
+    parser.add_argument("--pad-to", type=int, metavar="PIXELS", help=text)
+    text = "compare the number of classes of model and data alone, not their names and order"
+    parser.add_argument("--ignore-class-names", action="store_true", help=text)
     _add_device(parser)
     _add_json(parser)
 

@@ -189,38 +189,40 @@ def check(
     names = [name for name in splits(data) if name != "trainval"]  # VOC's trainval repeats train and val
     if not names:
         raise ValueError(f"{data}: no splits; expected folders such as images/train and images/val")
-    listings: dict[str, Listing] = {}
-    seen: dict[str, list[_Examined]] = {}
-    problems: list[str] = []
-    warnings: list[str] = []
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for name in names:
-            try:
-                listing = list_split(data, name)
-            except ValueError as error:
-                problems.append(str(error))
-                continue
-            first = next(iter(listings), name)
-            if listings and listing.labels != listings[first].labels:
-                problems.append(f"{name}: the classes {listed(listing.labels.names)}; expected those of {first}")
-                continue
-            listings[name] = listing
-            seen[name] = list(_examined(pool, name, listing, progress))
-            problems += [*listing.problems, *_file_problems(name, seen[name], listing)]
-            warnings += listing.warnings
+    listings, problems = _listings(data, names)
     if not listings:
         raise ValueError(problems[0])
     labels = next(iter(listings.values())).labels
+    seen: dict[str, list[_Examined]] = {}
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        for name, listing in listings.items():
+            seen[name] = list(_examined(pool, name, listing, progress))
+            problems += [*listing.problems, *_file_problems(name, seen[name], listing)]
     reports = {name: _split_report(ones, listings[name]) for name, ones in seen.items()}
     empty = _empty_classes(reports, labels)
     problems += _leaks(seen) + ([] if allow_empty_classes else empty)
-    warnings += [
-        *_repeats(seen),
-        *_same_names(seen),
-        *_all_ignored(reports, labels),
-        *(empty if allow_empty_classes else []),
-    ]
+    warnings = [line for listing in listings.values() for line in listing.warnings]
+    warnings += [*_repeats(seen), *_same_names(seen), *_all_ignored(reports, labels)]
+    warnings += empty if allow_empty_classes else []
     return DataReport(str(data), labels.names, reports, problems, warnings)
+
+
+def _listings(data: str | Path, names: Sequence[str]) -> tuple[dict[str, Listing], list[str]]:
+    """The splits that can be listed and have the classes of the first, and a line for each of the others."""
+    listings: dict[str, Listing] = {}
+    problems = []
+    for name in names:
+        try:
+            listing = list_split(data, name)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        first = next(iter(listings), name)
+        if listings and listing.labels != listings[first].labels:
+            problems.append(f"{name}: the classes {listed(listing.labels.names)}; expected those of {first}")
+        else:
+            listings[name] = listing
+    return listings, problems
 
 
 def _examined(

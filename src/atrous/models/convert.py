@@ -5,8 +5,9 @@
     ours, _ = take_over(theirs)           # the network with our padding and upsampling
 
 torchvision has ASPP rates (12, 24, 36) at output stride 8, which are (6, 12, 18) given at 16, as here.
-segmentation_models_pytorch has (12, 24, 36) at any stride, and dilates the first unit of an atrous stage, too:
-``stride_in="first-dilated"`` (``docs/decisions/002-where-the-stride-sits.md``).
+segmentation_models_pytorch has (12, 24, 36) at any stride, and one rate for all units of a stage, as the paper has;
+torchvision's first unit keeps the rate of its input: ``consistent_rates``
+(``docs/decisions/002-where-the-stride-sits.md``).
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def take_over(theirs: nn.Module) -> tuple[DeepLabV3, Library]:
     try:
         ours = DeepLabV3(
             f"resnet{_depth(weights)}", len(weights["classifier.weight"]), aspp_rates=rates, head_conv=True,
-            stride_in="first" if library == "torchvision" else "first-dilated", output_stride=output_stride,
+            stride_in="first", consistent_rates=library == "torchvision", output_stride=output_stride,
         )  # fmt: skip
         ours.load_state_dict(weights)
     except (KeyError, RuntimeError, ValueError) as error:

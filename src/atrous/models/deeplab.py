@@ -28,7 +28,8 @@ class DeepLabV3(FreezableBatchNorm):
         num_classes: K.
         head: ``aspp`` (section 3.3), or ``cascade``: the blocks alone and a 1×1 convolution (section 3.2).
         last_block: 4, or 5 to 7 with replicas of block4. With ``cascade`` it defaults to 7.
-        multi_grid: unit rates for block4 and its replicas (section 3.2.1); None for ones.
+        multi_grid: unit rates for block4 and its replicas (section 3.2.1); None for ones, and for networks of timm for
+            their rates as section 3.1 derives them.
         aspp_rates: rates of the 3×3 branches at output stride 16, scaled for others.
         aspp_pointwise: whether ASPP has its 1×1 branch.
         image_pooling: whether ASPP has image-level features.
@@ -37,8 +38,10 @@ class DeepLabV3(FreezableBatchNorm):
         output_stride: 4, 8, 16, 32, and up to 256 with replicas. Can be set at any time.
         weights: None for random ones, or ``imagenet`` for the backbone's; `atrous.load` opens whole models.
         stride_in: the unit that carries a block's stride, of our ResNets: ``first`` by default with ImageNet weights,
-            which have it there, ``last`` by default without, as in the paper; ``first-dilated`` for weights of
-            segmentation_models_pytorch.
+            which have it there, ``last`` by default without, as in the paper.
+        consistent_rates: keep denser features, subsampled, equal to the strided ones where the stride sits in the first
+            unit: that unit keeps the rate of its input. Off, all units of a block have one rate, as in the paper. For
+            networks of timm it makes a `multi_grid` of ones the same as none.
 
     Attributes:
         longest_side: in pixels; evaluation and prediction resize images to it before the model sees them. None for the
@@ -63,6 +66,7 @@ class DeepLabV3(FreezableBatchNorm):
         output_stride: int = 16,
         weights: str | None = None,
         stride_in: StrideIn | None = None,
+        consistent_rates: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
@@ -78,11 +82,17 @@ class DeepLabV3(FreezableBatchNorm):
             "backbone": backbone, "num_classes": num_classes, "head": head, "last_block": last_block,
             "multi_grid": grid, "aspp_rates": list(aspp_rates), "aspp_pointwise": aspp_pointwise,
             "image_pooling": image_pooling, "head_conv": head_conv, "stride_in": stride_in,
+            "consistent_rates": consistent_rates,
         }  # fmt: skip
         self.num_classes, self._output_stride = num_classes, output_stride
         self.longest_side: int | None = None
         self.backbone: Backbone = build_backbone(
-            backbone, multi_grid=grid, last_block=last_block, output_stride=output_stride, stride_in=stride_in
+            backbone,
+            stride_in,
+            multi_grid=grid,
+            last_block=last_block,
+            output_stride=output_stride,
+            consistent_rates=consistent_rates,
         )
         channels = self.backbone.channels
         self.head = nn.Identity() if head == "cascade" else ASPP(
@@ -173,25 +183,21 @@ class DeepLabV3(FreezableBatchNorm):
         nn.init.zeros_(self.classifier.bias)
 
 
-def build_backbone(
-    name: str, *, multi_grid: Sequence[int] | None, last_block: int, output_stride: int, stride_in: StrideIn
-) -> Backbone:
-    """One of our ResNets, or ``timm/NAME``.
+def build_backbone(name: str, stride_in: StrideIn, **options: Any) -> Backbone:
+    """One of our ResNets, or ``timm/NAME``, by the arguments of `ResNet` and `TimmBackbone`.
 
     Raises:
         ValueError: for a name that is neither.
     """
     kind, _, rest = name.partition("/")
     if kind == "timm":
-        return TimmBackbone(rest, multi_grid=multi_grid, last_block=last_block, output_stride=output_stride)
+        return TimmBackbone(rest, **options)
     depths = {f"resnet{depth}": depth for depth in UNITS}
     if name not in depths:
         raise ValueError(
             f"there is no backbone {name!r}; there are {', '.join(depths)} and timm/NAME for those of timm"
         )
-    return ResNet(
-        depths[name], stride_in=stride_in, multi_grid=multi_grid, last_block=last_block, output_stride=output_stride
-    )
+    return ResNet(depths[name], stride_in=stride_in, **options)
 
 
 def _checked(images: Tensor) -> Tensor:

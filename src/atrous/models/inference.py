@@ -264,10 +264,9 @@ def with_output_stride(model: Model, output_stride: int) -> Model:
     Raises:
         ValueError: if the model cannot reach it.
     """
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    for module in model.modules():
-        if isinstance(module, PackedConv2d):
-            shared[id(module._layout)] = (None, None)  # laid out anew for the sizes of its own maps
-    twin = copy.deepcopy(model, shared)
+    tensors = [*model.parameters(), *model.buffers()]
+    # A pruned layer's weights are neither: they are an attribute that its hook sets.
+    tensors += [value for layer in model.modules() for value in vars(layer).values() if isinstance(value, Tensor)]
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     twin.output_stride = output_stride  # type: ignore[assignment]
     return twin

@@ -21,7 +21,7 @@ from atrous.models.output_stride import OUTPUT_STRIDES, Dial, check_reachable, c
 from atrous.ops.conv import AtrousConv2d
 from atrous.ops.conv import place as set_stride_and_dilation
 
-StrideIn = Literal["first", "last", "first-dilated"]
+StrideIn = Literal["first", "last"]
 
 ROOT_STRIDE = 4
 LAST_BLOCKS = (4, 5, 6, 7)
@@ -121,8 +121,10 @@ class ResNet(Backbone):
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        stride_in: the unit that carries a block's stride; ``first-dilated``: the first, with the rate of the others
-            where its stride has been removed, as in segmentation_models_pytorch.
+        stride_in: the unit that carries a block's stride.
+        consistent_rates: with ``first`` and no multi-grid, let the unit whose stride has been removed keep the rate of
+            its input. Denser features, subsampled, then equal the strided ones, as they do with ``last``. The paper has
+            one rate in a block.
         multi_grid: unit rates of block4 and of every replica of it, one a unit (section 3.2.1); None for ones.
         last_block: 4, or up to 7 for the cascade (section 3.2).
         output_stride: 4 to 32, and to 256 with `last_block` 7.
@@ -136,6 +138,7 @@ class ResNet(Backbone):
         depth: int,
         *,
         stride_in: StrideIn = "last",
+        consistent_rates: bool = False,
         multi_grid: Sequence[int] | None = None,
         last_block: int = 4,
         output_stride: int = 16,
@@ -149,7 +152,7 @@ class ResNet(Backbone):
             raise ValueError(f"last_block is {last_block!r}, expected one of 4, 5, 6, 7")
         unit, counts = UNITS[depth]
         self.name = f"resnet{depth}"
-        self.stride_in = stride_in
+        self.stride_in, self.consistent_rates = stride_in, consistent_rates
         self.last_block = last_block
         self.multi_grid = check_unit_rates(multi_grid or (1,) * counts[3], counts[3], f"block4 of {self.name}")
         self.conv1 = AtrousConv2d(3, 64, 7, stride=2)
@@ -189,10 +192,8 @@ class ResNet(Backbone):
             reads = native if i <= strided else native_out
             writes = native_out if i >= strided else native
             stride, entry_rate = dial.stride_and_rate(reads, writes)
-            # With multi-grid a block has one rate for all of its units (section 3.2.1). Without, the unit that lost
-            # its stride keeps the rate of its input, which makes the dense network equal to the strided one.
-            if self.stride_in == "first-dilated" or (set(unit_rates) != {1} and not in_last):
-                entry_rate = dial.rate(writes)
+            if not in_last and not (self.consistent_rates and set(unit_rates) == {1}):
+                entry_rate = dial.rate(writes)  # one rate for all units of a block, as in the paper
             unit.set_stride_and_dilation(stride, entry_rate * unit_rate, dial.rate(writes) * unit_rate)
         return native_out
 

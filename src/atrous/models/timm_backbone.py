@@ -36,10 +36,12 @@ class TimmBackbone(Backbone):
 
     Args:
         name: timm's name, without a prefix.
-        multi_grid: unit rates of the last three units of the last stage, the network's "block4"; None for ones.
+        multi_grid: unit rates of the last three units of the last stage, the network's "block4". With None a unit whose
+            stride has been removed keeps the rate of its input.
         last_block: 4, or 5 to 7 with replicas of those three units in cascade (section 3.2), for networks whose last
             stage consists of inverted residuals (EfficientNet, MobileNet).
         output_stride: up to the network's own, and up to 8 times that with `last_block` 7.
+        consistent_rates: take a `multi_grid` of ones for none.
 
     Raises:
         ValueError: if timm has no such network (names the nearest) or cannot return its features, or the network
@@ -53,6 +55,7 @@ class TimmBackbone(Backbone):
         multi_grid: Sequence[int] | None = None,
         last_block: int = 4,
         output_stride: int = 16,
+        consistent_rates: bool = False,
     ) -> None:
         super().__init__()
         self.name = f"timm/{name}"
@@ -65,9 +68,10 @@ class TimmBackbone(Backbone):
         self.padding = _padding(name)
         config = self.net.pretrained_cfg
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
-        self.multi_grid = tuple(multi_grid) if multi_grid is not None else None
-        self.grid_units = _grid_units(self.layers, self.native_stride) if self._needs_units else ()
-        if self._needs_units:
+        ones = set(multi_grid or (1,)) == {1}
+        self.multi_grid = None if multi_grid is None or (ones and consistent_rates) else tuple(multi_grid)
+        self.grid_units = _grid_units(self.net, self.layers, self.native_stride)
+        if last_block > 4 or not ones:
             check_unit_rates(self.multi_grid or (1, 1, 1), 3, f"the last stage of {self.name}")
             if len(self.grid_units) < 3:
                 raise ValueError(
@@ -77,10 +81,6 @@ class TimmBackbone(Backbone):
         self.set_output_stride(output_stride)
 
     @property
-    def _needs_units(self) -> bool:
-        return self.last_block > 4 or set(self.multi_grid or (1,)) != {1}
-
-    @property
     def reachable(self) -> tuple[int, ...]:  # noqa: D102
         native = self.native_stride * 2 ** (self.last_block - 4)
         name = self.name.removeprefix("timm/")
@@ -88,8 +88,9 @@ class TimmBackbone(Backbone):
 
     def set_output_stride(self, output_stride: int) -> None:  # noqa: D102
         dial = check_reachable(output_stride, self.reachable, self.name)
-        grid = self.multi_grid if self.multi_grid and set(self.multi_grid) != {1} else None
-        unit_rates = dict(zip(self.grid_units, grid, strict=True)) if grid else {}
+        self.output_stride = min(output_stride, self.native_stride)
+        grid = self.multi_grid
+        unit_rates = dict(zip(self.grid_units, grid, strict=False)) if grid else {}
         _set_strides_and_rates(self.net, self.layers, dial, unit_rates)
         native = self.native_stride
         for block in self.cascade.values():
@@ -102,9 +103,14 @@ class TimmBackbone(Backbone):
     def forward(self, images: Tensor) -> Features:
         """B,3,H,W float to features B,C,h,w, and those of every stage by the name of its module."""
         height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % self.padding, 0, -height % self.padding))
-        # What the padding added is cut off: feature j stays on pixel output_stride * j.
-        maps = [x[..., : _cells(height, images, x), : _cells(width, images, x)] for x in self.net(images)]
+        if self.padding > 1:
+            # No negative number is divided: exported, such a division rounds towards zero.
+            below, right = (self.padding - 1 - (side + self.padding - 1) % self.padding for side in (height, width))
+            images = F.pad(images, (0, right, 0, below))
+        maps = self.net(images)
+        if self.padding > 1:  # what the padding added is cut off: feature j stays on pixel output_stride * j
+            strides = [min(native, self.output_stride) for native in self.net.feature_info.reduction()]
+            maps = [x[..., : (height + s - 1) // s, : (width + s - 1) // s] for x, s in zip(maps, strides, strict=True)]
         stages = dict(zip(self.net.feature_info.module_name(), maps, strict=True))
         x = maps[-1]
         for name, block in self.cascade.items():
@@ -132,11 +138,6 @@ class TimmBackbone(Backbone):
         nn.init.kaiming_normal_(first.conv_pw.weight, mode="fan_out")
         first.has_skip = False  # its input has the channels of the whole stage, and its map may be smaller
         return nn.Sequential(*units)
-
-
-def _cells(size: int, images: Tensor, features: Tensor) -> int:
-    stride = -(-images.shape[-1] // features.shape[-1])
-    return -(-size // stride)
 
 
 def _create(name: str, **options: Any) -> Any:
@@ -280,7 +281,9 @@ def _set_strides_and_rates(
         set_stride_and_dilation(net.get_submodule(path), stride, rate)
 
 
-def _grid_units(layers: Mapping[str, tuple[int, int]], native_stride: int) -> tuple[str, ...]:
-    """Names of the last three modules that hold a spatial layer on the network's coarsest map: the units of block4."""
-    units = dict.fromkeys(path.rpartition(".")[0] for path, (_, goes) in layers.items() if goes == native_stride)
+def _grid_units(net: nn.Module, layers: Mapping[str, tuple[int, int]], native_stride: int) -> tuple[str, ...]:
+    """Names of the last three modules with a spatial filter on the network's coarsest map: the units of block4."""
+    coarsest = [path for path, (_, native_out) in layers.items() if native_out == native_stride]
+    spatial = [path for path in coarsest if set(_sides(net.get_submodule(path).kernel_size)) != {1}]
+    units = dict.fromkeys(path.rpartition(".")[0] for path in spatial)
     return tuple(units)[-3:]

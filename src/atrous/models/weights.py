@@ -133,7 +133,8 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
     card = read_card(path)
     try:
         # Without weights=None, a card could ask for a download.
-        model = DeepLabV3(**card.arguments, weights=None, output_stride=card.output_stride)
+        arguments = {**card.arguments, **layout_of(card.arguments)}
+        model = DeepLabV3(**arguments, weights=None, output_stride=card.output_stride)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: its model card does not describe a DeepLabV3: {error}") from error
     load_into(model, path)
@@ -141,6 +142,19 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
         model.output_stride = output_stride
     model.longest_side = card.longest_side
     return model.eval(), card
+
+
+def layout_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments `stride_in` and `consistent_rates` of a saved model: it keeps the rates it was trained with.
+
+    Args:
+        arguments: of `DeepLabV3`, from a card or a checkpoint. Before there was `consistent_rates`, ``first`` and all
+            networks of timm had it, and ``first-dilated`` was ``first`` without.
+    """
+    stride_in = arguments.get("stride_in")
+    before = stride_in == "first" or str(arguments.get("backbone")).startswith("timm/")
+    stride_in = "first" if stride_in == "first-dilated" else stride_in
+    return {"stride_in": stride_in, "consistent_rates": arguments.get("consistent_rates", before)}
 
 
 def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atrous.ops.conv_kernels.depthwise import gains_by_wide_gradients, wide_gradients
-from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast
+from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast, is_recorded
 
 
 class AtrousConv2d(nn.Conv2d):
@@ -120,8 +120,18 @@ class AtrousConv2dSame(AtrousConv2d):
 def same_padding(x: Tensor, layer: nn.Conv2d) -> tuple[Tensor, tuple[int, int]]:
     """The input of a convolution with TensorFlow's "same" padding, and its ``padding`` argument.
 
-    The input is copied only where the padding is uneven.
+    The input is copied only where the padding is uneven, which it is not on a map on the grid of the stride. An export
+    takes every map to be on it, as those of padded images are.
+
+    Raises:
+        ValueError: if the example of an export is not.
     """
+    if is_recorded():
+        if any((length - 1) % stride for length, stride in zip(x.shape[-2:], layer.stride, strict=True)):
+            size = "×".join(str(int(length)) for length in x.shape[-2:])
+            raise ValueError(f"export with a map of {size} at stride {layer.stride[0]}; expected images on the grid")
+        rates, sides = layer.dilation, layer.kernel_size
+        return x, (rates[0] * (sides[0] // 2), rates[1] * (sides[1] // 2))
     below, right = (
         max((-(-length // stride) - 1) * stride + rate * (side - 1) + 1 - length, 0)
         for length, side, stride, rate in zip(

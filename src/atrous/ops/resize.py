@@ -13,20 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atrous.ops.conv_kernels.dispatch import is_recorded
+
 IGNORE = 255
 """The label of pixels that are left out of the loss and of every metric."""
 
 
 def grid_size(size: int, output_stride: int) -> int:
     """The next size of the form ``output_stride * k + 1``: 513 stays 513 at 16, 512 and 500 become 513."""
-    return -(-(size - 1) // output_stride) * output_stride + 1
+    # No negative number is divided: exported, such a division rounds towards zero.
+    return (size + output_stride - 2) // output_stride * output_stride + 1
 
 
 def pad_to_grid(images: Tensor, output_stride: int) -> Tensor:
     """Pad normalised images, B,3,H,W float, to the grid, with 0: the mean pixel after normalisation."""
     height, width = images.shape[-2:]
     below, right = grid_size(height, output_stride) - height, grid_size(width, output_stride) - width
-    return F.pad(images, (0, right, 0, below)) if below or right else images
+    # A branch on the size would be recorded as the example takes it.
+    return F.pad(images, (0, right, 0, below)) if is_recorded() or below or right else images
 
 
 def upsample(logits: Tensor, size: tuple[int, int], output_stride: int) -> Tensor:
@@ -42,8 +46,11 @@ def upsample(logits: Tensor, size: tuple[int, int], output_stride: int) -> Tenso
     """
     height, width = size
     grid = (grid_size(height, output_stride), grid_size(width, output_stride))
-    if logits.shape[-2:] != grid:
+    if is_recorded() or logits.shape[-2:] != grid:
         logits = F.interpolate(logits, grid, mode="bilinear", align_corners=True)
+    if torch.compiler.is_exporting():  # it would have to prove that a slice lies inside
+        rows, columns = (torch.arange(side, device=logits.device) for side in size)
+        return logits.index_select(-2, rows).index_select(-1, columns)
     return logits[..., :height, :width]
 
 
@@ -109,13 +116,15 @@ def label_weight(
 ) -> Tensor:
     """Number of valid pixels, each times the weight of its class: the divisor of `cross_entropy_sum`.
 
-    The arguments are those of `cross_entropy_sum`; the logits are not needed. Scalar float64, exact for any count.
+    The arguments are those of `cross_entropy_sum`; the logits are not needed. Scalar float64, exact for any count;
+    float32 on MPS, which has no float64.
     """
+    exact = torch.float32 if labels.device.type == "mps" else torch.float64
     if not upsampled:
         labels = downsample_labels(labels, output_stride, ignore)
     counted = labels != ignore
     if class_weights is None:
-        return counted.sum(dtype=torch.float64)
+        return counted.sum(dtype=exact)
     # No shape depends on the labels, so that nothing waits for a GPU.
-    weights = class_weights.double()[labels.long().clamp_(0, len(class_weights) - 1)]
+    weights = class_weights.to(exact)[labels.long().clamp_(0, len(class_weights) - 1)]
     return torch.where(counted, weights, 0.0).sum()

@@ -19,7 +19,7 @@ from atrous.data.image_io import Pixels, write_image
 from atrous.data.overlay import overlay
 from atrous.data.sampling import open_splits
 from atrous.evaluation.distributed import pick_device
-from atrous.evaluation.evaluate import inference, predict_classes
+from atrous.evaluation.evaluate import in_eval_mode, predict_classes
 from atrous.evaluation.metrics import ConfusionMatrix
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
@@ -100,7 +100,7 @@ def write_pictures(plan: Plan, path: Path) -> None:
     models = {}
     for cell, uses in zip(plan.grid.cells, plan.uses, strict=True):
         training, setting = plan.trainings[uses[0][0]], uses[0][1]
-        model, _ = load(training.model or training.run)
+        model, _ = load(training.model or training.run, output_stride=setting.output_stride)
         caption = "prediction" if len(plan.grid.cells) == 1 else cell.label
         models[caption] = model.to(pick_device(plan.options.device)).for_inference()
     assert training.data
@@ -117,8 +117,7 @@ def write_pictures(plan: Plan, path: Path) -> None:
 
 def predicted(model: DeepLabV3, image: torch.Tensor, output_stride: int) -> Pixels:
     """The classes of an image, uint8 3,H,W, as uint8 H,W."""
-    with inference(model, output_stride):
-        mask: Pixels = predict_classes(model, image[None])[0].cpu().numpy()
+    mask: Pixels = predict_classes(in_eval_mode(model, output_stride), image[None])[0].cpu().numpy()
     return mask
 
 

@@ -82,6 +82,7 @@ class DataConfig:
     Attributes:
         train_split: ``train+val`` joins two splits, ``train*2+pseudo`` has the images of one twice.
         val_split: None for no validation.
+        allow_empty_classes: train although a class has no pixel, or there is one class alone.
         bootstrap: classes whose images are duplicated (section 4.1); ``auto`` takes the five of lowest IoU in the last
             validation of the model in `weights`.
         bootstrap_times: how often such an image is in an epoch.
@@ -97,6 +98,7 @@ class DataConfig:
 
     train_split: str = "trainaug"
     val_split: str | None = "val"
+    allow_empty_classes: bool = False
     bootstrap: tuple[str, ...] | Literal["auto"] = ()
     bootstrap_times: int = 2
     repeat_factor_threshold: float = 0.0
@@ -281,6 +283,12 @@ RENAMED = {
     "checkpointing": "activation_checkpointing",
 }  # fmt: skip
 """Names of settings in recipes of before, for the error."""
+
+
+RESUMABLE = (
+    "iterations", "schedule_iterations", "power", "warmup", "lr", "val_every", "val_output_stride", "save_every",
+)  # fmt: skip
+"""Settings that a run can be resumed with other values of: later steps alone depend on them."""
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from atrous.atomic import write_text
 from atrous.data.sampling import open_splits
 from atrous.models.weights import resolve
 from atrous.training import checkpoint
-from atrous.training.config import Recipe, differences, override
+from atrous.training.config import RESUMABLE, Recipe, differences, override
 from atrous.training.recipes import load_recipe
 
 FINISHED = "finished.json"
@@ -163,7 +163,10 @@ def finished(run: Path, recipe: Recipe) -> dict[str, Any] | None:
         done: dict[str, Any] = json.loads((run / FINISHED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    there = load_recipe(run / "recipe.yaml")
-    if changed := differences(override(there, {"weights": recipe.model.weights}), recipe):
-        raise ValueError(f"{run} was finished with another recipe (there, here): {'; '.join(changed)}")
-    return done
+    before = override(load_recipe(run / "recipe.yaml"), {"weights": recipe.model.weights})
+    changed = differences(before, recipe)
+    if not changed:
+        return done
+    if checkpoint.steps(run) and {line.partition(":")[0] for line in changed} <= {*RESUMABLE}:
+        return None  # the training goes on with them
+    raise ValueError(f"{run} was finished with another recipe (there, here): {'; '.join(changed)}")

@@ -22,9 +22,8 @@ from atrous.models.batch_norm import batch_norms_of
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import compiled
 from atrous.models.initialize import initialize
-from atrous.models.resnet import StrideIn
 from atrous.models.tflite import is_tflite
-from atrous.models.weights import MODEL_FILE, ModelCard, read_card, resolve, save
+from atrous.models.weights import MODEL_FILE, ModelCard, layout_of, read_card, resolve, save
 from atrous.ops.normalization import Normalization
 from atrous.ops.resize import cross_entropy_sum, label_weight
 from atrous.ops.upsampled_loss import upsampled_cross_entropy_sum
@@ -108,8 +107,8 @@ class State:
     ) -> State:
         """The state at the start of a run, or as it was `saved`."""
         torch.manual_seed(recipe.run.seed)
-        stride_in = (saved or {}).get("stride_in")
-        built = build_model(recipe.model, num_classes, blank=saved is not None, stride_in=stride_in)
+        layout = layout_of({"backbone": recipe.model.backbone, **saved}) if saved else None
+        built = build_model(recipe.model, num_classes, blank=saved is not None, layout=layout)
         built.longest_side = recipe.data.longest_side
         if saved and "normalization" in saved:
             # Not the backbone's own, where the weights that the run began with had another.
@@ -159,7 +158,7 @@ class State:
                 loss = self.parallel(images, labels)
                 # Data-parallel training takes the mean of the processes' gradients; the sum is wanted.
                 self.scaler.scale(loss * (ctx.size / weight).float()).backward()
-            losses.append(loss.detach().double())
+            losses.append(loss.detach().to(weight.dtype))
         mean = float(ctx.sum(torch.stack(losses).sum()) / weight)
         if not math.isfinite(mean):
             culprits = [names for loss, (*_, names) in zip(losses, parts, strict=True) if not loss.isfinite()]
@@ -239,7 +238,7 @@ class State:
         """What a checkpoint holds, and `restore` takes."""
         return {
             "step": self.step,
-            "stride_in": self.model.arguments.get("stride_in"),
+            **layout_of(self.model.arguments),
             "normalization": (self.model.mean, self.model.std),
             "best": self.best,
             "model": self.model.state_dict(),
@@ -272,7 +271,7 @@ class State:
 
 
 def build_model(
-    config: ModelConfig, num_classes: int, *, blank: bool = False, stride_in: StrideIn | None = None
+    config: ModelConfig, num_classes: int, *, blank: bool = False, layout: dict[str, Any] | None = None
 ) -> DeepLabV3:
     """The network, with the weights that it starts from.
 
@@ -280,12 +279,13 @@ def build_model(
         config: of the network.
         num_classes: of the data.
         blank: leave the weights out, for they are about to be loaded from a checkpoint.
-        stride_in: as that checkpoint has it, so that the weights it started from need not be there any more.
+        layout: where that checkpoint has its strides and rates (`layout_of`), so that the weights it started from need
+            not be there any more.
     """
     source = config.weights if config.from_model else None
-    stride_in = stride_in or config.stride_in or ("first" if config.weights == "imagenet" else None)
-    if source and not stride_in and not is_tflite(source):
-        stride_in = read_card(resolve(source)).arguments.get("stride_in")
+    if layout is None and source and not config.stride_in and not is_tflite(source):
+        layout = layout_of(read_card(resolve(source)).arguments)
+    layout = layout or {"stride_in": config.stride_in or ("first" if config.weights == "imagenet" else None)}
     model = DeepLabV3(
         config.backbone,
         num_classes,
@@ -297,7 +297,7 @@ def build_model(
         image_pooling=config.image_pooling,
         output_stride=config.output_stride,
         weights="imagenet" if config.weights == "imagenet" and not blank else None,
-        stride_in=stride_in,
+        **layout,
     )
     if source and not blank:
         initialize(model, source, reset_head=config.reset_head)
@@ -362,6 +362,6 @@ def _not_finite(named: Mapping[str, Tensor]) -> list[str]:
     # call costs more than its work, the norms of all are one call.
     on_gpu = all(value.is_cuda for value in floats.values())
     sums = torch._foreach_norm(list(floats.values())) if on_gpu else [value.sum() for value in floats.values()]
-    if bool(torch.stack([total.double() for total in sums]).isfinite().all()):
+    if bool(torch.stack([total.float() for total in sums]).isfinite().all()):
         return []
     return [key for key, value in floats.items() if not bool(value.isfinite().all())]
