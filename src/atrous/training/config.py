@@ -82,7 +82,7 @@ class DataConfig:
         train_split: ``train+val`` joins two splits, ``train*2+pseudo`` has the images of one twice.
         val_split: None for no validation.
         allow_empty_classes: train although a class has no pixel, or there is one class alone.
-        bootstrap: classes whose images are duplicated (section 4.1); ``auto``: the five of lowest IoU of `weights`.
+        bootstrap: classes whose images are duplicated (section 4.3); ``auto``: the five of lowest IoU of `weights`.
         bootstrap_times: how often such an image is in an epoch.
         repeat_factor_threshold: of repeat-factor sampling, the share of images below which a class is rare; 0 for none.
         crop: side, or height and width, of the training crops in pixels.

@@ -1,10 +1,11 @@
-"""Recipes in sequence: each stage starts from the weights of the one before it.
+"""Train recipes in sequence: each stage starts from the best weights on val of the stage before.
 
-Section 4.1 trains in two stages, section 4.3 in three: COCO, VOC, VOC's trainval with hard images duplicated.
+Where a stage has no val split, the next starts from its last weights. Section 4.1 trains in two stages; section 4.3 in
+three: COCO, VOC, and VOC's trainval with the images of hard classes duplicated (bootstrapping).
 
     atrous train coco-resnet101 voc-resnet101-coco voc-resnet101-test --data coco:C --data voc:V --data voc:V
 
-A stage that is done has ``finished.json`` in its run folder, and is not done again.
+A finished stage has ``finished.json`` in its run folder, and is not trained again.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Stage:
     """One run of a sequence.
 
     Attributes:
-        recipe: whole, `weights` being the run folder of the stage before.
+        recipe: whole; its `weights` are the run folder of the stage before.
         data: as for `open_dataset`.
         run: folder.
     """
@@ -49,11 +50,11 @@ def plan_stages(
     Args:
         recipes: names or files.
         data: one for all stages, or one each.
-        out: folder for the run folders, which bear the recipes' names; None for ``runs``.
-        values: keys that stand over every recipe's; `weights` over the first one's alone.
+        out: folder of the run folders, which are named after the recipes; None for ``runs``.
+        values: override every recipe; `weights` the first one alone.
 
     Raises:
-        ValueError: for a recipe or key that there is not, a recipe given twice, or counts that do not go together.
+        ValueError: for an unknown recipe or key, a recipe given twice, or as many data as neither one nor all stages.
     """
     names = [Path(source).stem for source in recipes]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -79,7 +80,7 @@ def train_stages(
 
     Args:
         stages: from `plan_stages`.
-        resume: leave finished stages out, and go on with the one that was stopped.
+        resume: skip finished stages, and go on with the one that was stopped.
         workers: as for `train`.
         device: as for `train`.
         said: called with a line at the start of each stage.
@@ -88,7 +89,7 @@ def train_stages(
         What `train` returns for the last.
 
     Raises:
-        ValueError: before the first step if a run folder is taken, data are not there, or their classes differ.
+        ValueError: before the first step, if a run folder is taken, data are missing, or their classes differ.
     """
     check_stages(stages, resume)
     best = None
@@ -100,7 +101,7 @@ def train_stages(
 
 
 def check_stages(stages: Sequence[Stage], resume: bool) -> None:
-    """Find now what would stop a later stage after hours.
+    """Check every stage before the first begins.
 
     Raises:
         ValueError: as `train_stages`.
