@@ -75,6 +75,8 @@ class Signals:
         """
         self.waiting = allowed
         try:
+            if allowed and self.received:
+                raise Interrupted
             yield
         except Interrupted:
             save()
