@@ -79,6 +79,7 @@ class Signals:
                 raise Interrupted
             yield
         except Interrupted:
+            self.waiting = False
             save()
             self.leave(step)
         finally:
