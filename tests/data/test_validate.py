@@ -139,6 +139,22 @@ def test_masks_that_do_not_fit_their_names_are_problems(
     assert [part for part in said if part not in problem] == [], problem
 
 
+def test_masks_of_0_and_255_are_found_in_any_split_and_among_others(tmp_path: Path) -> None:
+    put_masks(tmp_path, HALF, "[background, leaf]", count=3)
+    for name in ("c", "d"):
+        put(tmp_path, "val", name, seed=-ord(name) % 97, size=HALF.shape[::-1], mask=None)
+        Image.fromarray((HALF * 255).astype(np.uint8)).save(tmp_path / "masks" / "val" / f"{name}.png")
+    (problem,) = check(tmp_path).problems
+    assert problem.startswith("val: no pixel of leaf") and "write `map: {255: 1}`" in problem
+    Image.fromarray(HALF.astype(np.uint8)).save(tmp_path / "masks" / "val" / "c.png")
+    report = check(tmp_path)
+    assert (
+        report.problems == []
+        and "val: 1 of 2 masks have the ids 0 and 255 only, and no other has 255" in report.warnings[0]
+    )
+    assert "d.png" in report.warnings[0] and len(report.warnings) == 1
+
+
 def test_empty_classes_can_be_allowed(tmp_path: Path) -> None:
     put_masks(tmp_path, HALF * 255, "[background, leaf]")
     report = check(tmp_path, allow_empty_classes=True)

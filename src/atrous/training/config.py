@@ -379,20 +379,24 @@ def _check_range(config: object, low: float, high: float | None, *keys: str) -> 
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """``key=value`` words, the values read as YAML: ``lr=0.01``, ``data.scales=[0.75, 2]``, ``multi_grid=null``.
+    """``key=value`` words as settings, the values read as YAML: ``lr=0.01``, ``data.scales=[0.75, 2]``.
 
     Raises:
-        ValueError: for a word without ``=`` or with a value that is not YAML.
+        ValueError: for a word without ``=``, a value that is not YAML, an unknown name, or one that is given twice.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for word in assignments:
         key, equals, text = word.partition("=")
         if not equals:
             raise ValueError(f"--set takes KEY=VALUE, found {word!r}")
         try:
-            values[key.strip()] = parse_yaml(text)
+            value = parse_yaml(text)
         except ValueError as error:
             raise ValueError(f"--set {key}: {text!r} cannot be read as a value") from error
+        for name, each in _leaves({key.strip(): value}):
+            if name in values:
+                raise ValueError(f"--set {name} is given twice")
+            values[name] = each
     return values
 
 
