@@ -370,10 +370,10 @@ def _check_range(config: object, low: float, high: float | None, *keys: str) -> 
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """``key=value`` words as settings, the values read as YAML: ``lr=0.01``, ``data.scales=[0.75, 2]``.
+    """``key=value`` words as settings, the values read as YAML: ``lr=0.01``, ``data.scales=[0.75, 2]``; the last counts.
 
     Raises:
-        ValueError: for a word without ``=``, a value that is not YAML, an unknown name, or one that is given twice.
+        ValueError: for a word without ``=``, a value that is not YAML, or an unknown name.
     """
     values: dict[str, Any] = {}
     for word in assignments:
@@ -384,10 +384,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             value = parse_yaml(text)
         except ValueError as error:
             raise ValueError(f"--set {key}: {text!r} cannot be read as a value") from error
-        for name, each in _leaves({key.strip(): value}):
-            if name in values:
-                raise ValueError(f"--set {name} is given twice")
-            values[name] = each
+        values |= _leaves({key.strip(): value})
     return values
 
 
