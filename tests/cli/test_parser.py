@@ -239,7 +239,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a pickle": (["eval", "pickle.pth", "--data", "data"], "pickle.pth is not a safetensors file"),
     "weights for other classes": (["eval", "run", "--data", "classes", *CPU], "the data has 5 classes, the model 4"),
     "weights to start from for other classes": (
-        ["train", "tiny.yaml", "--out", "new", "--data", "classes", "--weights", "run", *CPU],
+        ["train", "tiny.yaml", "--out", "new", "--data", "classes", "--weights", "run", *CPU,
+         "--set", "allow_empty_classes=true"],
         "has 4 classes, expected 5",
     ),
     "no such data": (["eval", "run", "--data", "nowhere", *CPU], "nowhere: no such folder"),

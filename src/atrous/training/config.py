@@ -370,7 +370,9 @@ def _check_range(config: object, low: float, high: float | None, *keys: str) -> 
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """``key=value`` words as settings, the values read as YAML: ``lr=0.01``, ``data.scales=[0.75, 2]``; the last counts.
+    """``key=value`` words as settings, the values read as YAML: ``lr=0.01``, ``data.scales=[0.75, 2]``.
+
+    Of a setting that is given twice the last counts.
 
     Raises:
         ValueError: for a word without ``=``, a value that is not YAML, or an unknown name.
