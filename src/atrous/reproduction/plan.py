@@ -16,7 +16,7 @@ from typing import Any
 
 from atrous.data.sampling import open_splits
 from atrous.evaluation.evaluate import Setting
-from atrous.reproduction.specs import GRIDS, PRESETS, Cell, Grid, Preset, recipe_of, setting_of
+from atrous.reproduction.specs import GRIDS, PRESETS, Cell, Grid, Preset, recipe_of
 from atrous.reproduction.toy_dataset import write_toy_dataset
 from atrous.training import checkpoint
 from atrous.training.config import Recipe, override, settings_of
@@ -191,7 +191,7 @@ def plan(what: str, options: Options, *, dry: bool = False) -> Plan:
         preset = preset if set(preset.hard) <= set(classes) else replace(preset, hard="auto")
     if options.model:
         return _plan_model(what, grid, preset, options, base, data, notes)
-    planner = _Planner(options, grid, base, preset, data, len(classes))
+    planner = _Planner(options, base, preset, data, len(classes))
     cells = _possible(grid, options, notes)
     uses = tuple(tuple(planner.use(cell, seed) for seed in range(options.seeds)) for cell in cells)
     uses += ((),) * (len(grid.cells) - len(uses))
@@ -263,7 +263,7 @@ def _plan_model(
         fitting = ", ".join(name for name, other in GRIDS.items() if other.of_one_model)
         raise ValueError(f"{what} compares trainings, and --model is one model; it goes with {fitting}")
     name = f"{Path(options.model).name}-{_digest({'model': options.model, 'data': data})}"
-    settings = tuple(setting_of(cell, base, preset, grid) for cell in cells)
+    settings = tuple(replace(cell.setting, pad_to=base.run.val_pad_to) for cell in cells if cell.setting)
     given = Training(name, None, data, options.folder / "models" / name, settings, model=options.model)
     uses: tuple[tuple[Use, ...], ...] = tuple(((name, setting),) for setting in settings)
     uses += ((),) * (len(grid.cells) - len(cells))
@@ -274,11 +274,8 @@ def _plan_model(
 class _Planner:
     """Collects the trainings of cells, each once, with the settings that all cells need."""
 
-    def __init__(
-        self, options: Options, grid: Grid, base: Recipe, preset: Preset, data: str | None, classes: int
-    ) -> None:
-        self.options, self.grid, self.base, self.preset = options, grid, base, preset
-        self.data, self.classes = data, classes
+    def __init__(self, options: Options, base: Recipe, preset: Preset, data: str | None, classes: int) -> None:
+        self.options, self.base, self.preset, self.data, self.classes = options, base, preset, data, classes
         self.trainings: dict[str, Training] = {}
 
     def use(self, cell: Cell, seed: int) -> Use:
@@ -291,7 +288,7 @@ class _Planner:
             first = replace(cell, changes=cell.first_stage)
             after = self._add(recipe_of(first, base, self.preset), self.data)
         recipe = recipe_of(cell, base, self.preset)
-        setting = setting_of(cell, recipe, self.preset, self.grid)
+        setting = replace(cell.setting or Setting(recipe.model.output_stride), pad_to=recipe.run.val_pad_to)
         return self._add(recipe, self.data, after, setting, cell.replicas), setting
 
     def _pretraining(self, base: Recipe) -> Recipe:

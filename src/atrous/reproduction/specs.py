@@ -338,12 +338,6 @@ GRIDS = {
 """By the word that `atrous reproduce` takes."""
 
 
-def setting_of(cell: Cell, recipe: Recipe, preset: Preset, grid: Grid) -> Setting:
-    """A cell's evaluation: on VOC at crop 513, as in section 4.1, on other data on whole images (appendix C)."""
-    on_voc = preset.recipe is None and grid.paper_recipe.startswith("voc")
-    return replace(cell.setting or Setting(recipe.model.output_stride), pad_to=PAPER_CROP if on_voc else None)
-
-
 def recipe_of(cell: Cell, base: Recipe, preset: Preset) -> Recipe:
     """A cell's recipe: its changes over the base; crop, batch and learning rate scaled from the paper to the base."""
     changes = dict(cell.changes)

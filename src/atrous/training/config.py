@@ -219,16 +219,21 @@ class RunConfig:
         seed: of everything random.
         val_every: steps between validations.
         val_output_stride: of validation, or None for that of training.
+        val_pad_to: least height and width that the network sees in validation, in pixels: 513 for VOC (section 4.1);
+            None for whole images as they are (appendix C).
         save_every: steps between checkpoints.
     """
 
     seed: int = 0
     val_every: int = 1_000
     val_output_stride: int | None = None
+    val_pad_to: int | None = None
     save_every: int = 500
 
     def __post_init__(self) -> None:
         _check_range(self, 1, None, "val_every", "save_every")
+        if self.val_pad_to is not None:
+            _check_range(self, 1, LONGEST_SIDE, "val_pad_to")
         _check_range(self, 0, None, "seed")
         if self.seed >= 2**63:
             raise ValueError(f"seed is {self.seed}, expected less than 2**63")
@@ -277,7 +282,8 @@ RENAMED = {
 
 
 RESUMABLE = (
-    "iterations", "schedule_iterations", "power", "warmup", "lr", "val_every", "val_output_stride", "save_every",
+    "iterations", "schedule_iterations", "power", "warmup", "lr", "val_every", "val_output_stride", "val_pad_to",
+    "save_every",
 )  # fmt: skip
 """Settings that a run can be resumed with other values of: later steps alone depend on them."""
 

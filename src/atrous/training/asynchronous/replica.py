@@ -167,7 +167,8 @@ class Replica:
         """Scores of the weights on the data held out."""
         assert self.held_out is not None
         self._load(weights)
-        return evaluate(self.state.model, self.held_out, output_stride=self.recipe.run.val_output_stride)
+        run = self.recipe.run
+        return evaluate(self.state.model, self.held_out, output_stride=run.val_output_stride, pad_to=run.val_pad_to)
 
     def _load(self, weights: Weights) -> None:
         # Ray's arrays are read-only, which PyTorch warns of.
