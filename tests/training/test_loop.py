@@ -317,7 +317,7 @@ def test_a_run_is_not_written_over(trained: Path, longer: Recipe, tiny_data: Pat
 
 
 def test_another_recipe_does_not_resume_and_the_difference_is_named(trained: Path, longer: Recipe, tiny_data) -> None:
-    with pytest.raises(ValueError, match=r"another recipe \(there, here\): momentum: 0.9, 0.5; a resumed run can "):
+    with pytest.raises(ValueError, match=r"another recipe \(before, now\): momentum: 0.9, 0.5; a resumed run can "):
         run(override(longer, {"lr": 0.5, "momentum": 0.5}), tiny_data, trained, resume=True)
 
 

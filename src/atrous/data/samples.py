@@ -188,6 +188,15 @@ def _top(largest: int, replicated: bool, samples: Samples) -> int:
     return (1 << bits) - 1
 
 
+def guesses_since(before: Counter[int]) -> list[str]:
+    """A line for each number of bits that pictures were read by since GUESSED_BITS was `before`."""
+    return [
+        f"{count} image{'s' * (count != 1)} of 16 bits read as {bits} bits, for no value needs more; "
+        f"ATROUS_BITS=16 reads all as 16 bits"
+        for bits, count in sorted((GUESSED_BITS - before).items())
+    ]
+
+
 def _overruled(text: str, largest: int) -> int:
     if not text.isdecimal() or not 8 <= int(text) <= 16:
         raise ValueError(f"ATROUS_BITS is {text!r}; expected the bits that files of 16 bits use, 8 to 16")

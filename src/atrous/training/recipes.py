@@ -113,7 +113,8 @@ RECIPES: dict[str, Recipe] = {
     "coco-resnet101": _over(_VOC, train_split="train", val_pad_to=None),
     "voc-resnet101-coco": _over(_VOC, lr=0.0001, weights="runs/coco-resnet101"),
     "voc-resnet101-test": _second_stage("voc-resnet101-coco", _VOC, "trainval", 0.0001, bootstrap=VOC_HARD_CLASSES),
-    # Appendix C: train_fine, 90K steps, crops of 769, whole images in test; then with val and the coarse annotations.
+    # Appendix C: train_fine, 90K steps, crops of 769, whole images in test; then "further" on trainval_coarse, for how
+    # many steps and at which learning rate it does not say: the same again is our reading.
     "cityscapes-resnet101": _over(Recipe(), train_split="train", crop=769, iterations=90_000),
     "cityscapes-resnet101-coarse": _over(
         Recipe(), train_split="train+val+train_extra", val_split=None, crop=769, iterations=90_000,
