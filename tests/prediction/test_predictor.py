@@ -26,7 +26,7 @@ from atrous import DeepLabV3
 from atrous.cli.parser import main
 from atrous.data.image_io import read_image, read_mask
 from atrous.data.labels import Labels
-from atrous.evaluation.evaluate import predict_classes
+from atrous.evaluation.evaluate import predict_classes, predict_probabilities
 from atrous.prediction.files import find_photographs, output_names, predict_files
 from atrous.prediction.predictor import Predictor
 from forks import Forked
@@ -192,6 +192,18 @@ def test_the_model_of_a_predictor_is_float32_unless_another_type_is_asked_for(
     assert np.array_equal(fast.probabilities(image), asked.probabilities(image))
     assert not np.array_equal(fast.probabilities(image), exact.probabilities(image))
     assert fast.settings() != exact.settings()
+
+
+def test_padding_is_that_of_evaluation(trained: Path, drawn: Draw) -> None:
+    image = drawn(2, 48, 64)[0]
+    padded, plain = (Predictor.load(trained, device="cpu", dtype=torch.float32, pad_to=side) for side in (193, None))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    expected = predict_probabilities(padded.model, pixels, pad_to=193)[0].numpy()
+    assert np.array_equal(padded.probabilities(image), expected)
+    assert (padded(image).mask == expected.argmax(0)).mean() > 0.999 and padded.settings() != plain.settings()
+    assert np.abs(expected - plain.probabilities(image)).max() > 1e-3
+    with pytest.raises(ValueError, match="pad_to is 0"):
+        Predictor.load(trained, device="cpu", pad_to=0)
 
 
 def test_the_callers_model_is_not_changed() -> None:

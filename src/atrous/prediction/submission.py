@@ -116,6 +116,7 @@ def write(
     output_stride: int | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    pad_to: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Submission:
     """Predict a split, or what is left of it, and pack the archive for the server.
@@ -130,6 +131,7 @@ def write(
         output_stride: of the features.
         scales: of the inputs.
         flip: average flipped inputs in.
+        pad_to: least height and width that the network sees, in pixels: 513 for VOC (section 4.1).
         progress: called with the images done and their number.
 
     Raises:
@@ -152,8 +154,11 @@ def write(
         "output_stride": output_stride or network.output_stride,
         "scales": list(scales),
         "flip": flip,
+        "pad_to": pad_to,
     }
-    predictor = Predictor(network, labels, device=device, output_stride=output_stride, scales=scales, flip=flip)
+    predictor = Predictor(
+        network, labels, device=device, output_stride=output_stride, scales=scales, flip=flip, pad_to=pad_to
+    )
     _claim(out, settings)
     folder = server.folder(competition, split)
     members = {f"{folder}/{item.name}{server.end}": item for item in listing.items}
