@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -427,7 +428,9 @@ def fast_steps(args: argparse.Namespace, device: torch.device, report: Report) -
 def _peer_step(
     peer: str, backbone: str, stride: int, size: int, batch: int, dtype: torch.dtype, device: torch.device
 ) -> Callable[[], None] | None:
-    """A training step as a user of the library writes it, on uint8 images like ours; None where it has no such one."""
+    """A training step as a user of the library writes it, on uint8 images like ours; None where there is none."""
+    if not find_spec({"smp": "segmentation_models_pytorch"}.get(peer, peer)):
+        return None
     if peer == "torchvision":
         if stride != 8 or backbone not in ("resnet50", "resnet101"):
             return None

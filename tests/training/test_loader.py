@@ -37,6 +37,12 @@ def test_alone_it_is_saved_and_left_at_once() -> None:
     assert stopped.value.status == 143 and saved == [True]
 
 
+def test_a_signal_that_came_before_the_wait_counts() -> None:
+    with Signals() as signals, pytest.raises(Stopped, match="stopped at step 7 and saved"):
+        signals.received = signal.SIGTERM
+        next_part(stalls(), 7, signals, alone=True, save=lambda: None)
+
+
 def test_among_ranks_a_stalled_worker_is_waited_for_no_longer_than_some_seconds() -> None:
     batches: Any = iter(DataLoader(Stalls(), num_workers=1, timeout=0.3))
     workers = batches._workers

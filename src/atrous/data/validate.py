@@ -28,6 +28,7 @@ from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, lis
 from atrous.data.datasets.mask_values import UnknownIdError, described, likely_fix
 from atrous.data.image_io import read_image
 from atrous.data.labels import Labels
+from atrous.data.samples import GUESSED_BITS, guesses_since
 from atrous.messages import listed
 
 Size = tuple[int, int]
@@ -194,6 +195,7 @@ def check(
         raise ValueError(problems[0])
     labels = next(iter(listings.values())).labels
     seen: dict[str, list[_Examined]] = {}
+    guesses = GUESSED_BITS.copy()
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         for name, listing in listings.items():
             seen[name] = list(_examined(pool, name, listing, progress))
@@ -203,7 +205,7 @@ def check(
     problems += _leaks(seen) + ([] if allow_empty_classes else empty)
     warnings = [line for listing in listings.values() for line in listing.warnings]
     warnings += [*_repeats(seen), *_same_names(seen), *_all_ignored(reports, labels)]
-    warnings += [*(empty if allow_empty_classes else []), *_binary(seen, labels)]
+    warnings += [*(empty if allow_empty_classes else []), *_binary(seen, labels), *guesses_since(guesses)]
     return DataReport(str(data), labels.names, reports, problems, warnings)
 
 

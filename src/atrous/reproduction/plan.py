@@ -191,7 +191,7 @@ def plan(what: str, options: Options, *, dry: bool = False) -> Plan:
         preset = preset if set(preset.hard) <= set(classes) else replace(preset, hard="auto")
     if options.model:
         return _plan_model(what, grid, preset, options, base, data, notes)
-    planner = _Planner(options, grid, base, preset, data, len(classes))
+    planner = _Planner(options, base, preset, data, len(classes))
     cells = _possible(grid, options, notes)
     uses = tuple(tuple(planner.use(cell, seed) for seed in range(options.seeds)) for cell in cells)
     uses += ((),) * (len(grid.cells) - len(uses))
@@ -274,11 +274,8 @@ def _plan_model(
 class _Planner:
     """Collects the trainings of cells, each once, with the settings that all cells need."""
 
-    def __init__(
-        self, options: Options, grid: Grid, base: Recipe, preset: Preset, data: str | None, classes: int
-    ) -> None:
-        self.options, self.grid, self.base, self.preset = options, grid, base, preset
-        self.data, self.classes = data, classes
+    def __init__(self, options: Options, base: Recipe, preset: Preset, data: str | None, classes: int) -> None:
+        self.options, self.base, self.preset, self.data, self.classes = options, base, preset, data, classes
         self.trainings: dict[str, Training] = {}
 
     def use(self, cell: Cell, seed: int) -> Use:

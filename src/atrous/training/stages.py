@@ -94,9 +94,10 @@ def train_stages(
     check_stages(stages, resume)
     best = None
     for i, stage in enumerate(stages, 1):
-        done = finished(stage.run, stage.recipe) if resume else None
+        last = i == len(stages)  # others start from the weights of those before
+        done = finished(stage.run, stage.recipe, extend=last) if resume else None
         said(f"stage {i} of {len(stages)}, {stage.run}: {'finished before' if done else 'begins'}")
-        best = done["miou"] if done else train_once(stage, workers=workers, device=device)
+        best = done["miou"] if done else train_once(stage, workers=workers, device=device, extend=last)
     return best
 
 
@@ -125,7 +126,7 @@ def check_stages(stages: Sequence[Stage], resume: bool) -> None:
 
 
 def train_once(
-    stage: Stage, *, workers: int = 1, device: str | None = None, keep_checkpoints: bool = True
+    stage: Stage, *, workers: int = 1, device: str | None = None, keep_checkpoints: bool = True, extend: bool = False
 ) -> float | None:
     """Train a run from where it is, unless it is finished, and mark it as finished.
 
@@ -134,12 +135,14 @@ def train_once(
         workers: as for `train`.
         device: as for `train`.
         keep_checkpoints: leave them beside the finished weights.
+        extend: as for `finished`.
     """
     from atrous.training.loop import train
 
-    if done := finished(stage.run, stage.recipe):
+    if done := finished(stage.run, stage.recipe, extend=extend):
         best: float | None = done["miou"]
         return best
+    (stage.run / FINISHED).unlink(missing_ok=True)
     best = train(stage.recipe, stage.data, stage.run, resume=True, workers=workers, device=device)
     best = None if best is not None and best != best else best  # JSON has no NaN
     mark_finished(stage.run, best, keep_checkpoints)
@@ -154,8 +157,13 @@ def mark_finished(run: Path, miou: float | None, keep_checkpoints: bool = True) 
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
 
-def finished(run: Path, recipe: Recipe) -> dict[str, Any] | None:
+def finished(run: Path, recipe: Recipe, *, extend: bool = False) -> dict[str, Any] | None:
     """What a finished run left behind, with its last ``miou``; None for one that is not finished.
+
+    Args:
+        run: folder.
+        recipe: that it should be of.
+        extend: a run that can be resumed with the recipe's other steps or schedule is not finished.
 
     Raises:
         ValueError: if the run there is of another recipe.
@@ -168,6 +176,6 @@ def finished(run: Path, recipe: Recipe) -> dict[str, Any] | None:
     changed = differences(before, recipe)
     if not changed:
         return done
-    if checkpoint.steps(run) and {line.partition(":")[0] for line in changed} <= {*RESUMABLE}:
-        return None  # the training goes on with them
-    raise ValueError(f"{run} was finished with another recipe (there, here): {'; '.join(changed)}")
+    if extend and checkpoint.steps(run) and {line.partition(":")[0] for line in changed} <= {*RESUMABLE}:
+        return None
+    raise ValueError(f"{run} was finished with another recipe (before, now): {'; '.join(changed)}")
