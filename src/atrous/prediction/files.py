@@ -120,7 +120,8 @@ def errors_noted(path: Path, failures: dict[Path, str]) -> Iterator[None]:
     except OSError as error:
         if error.errno in _DISK:
             raise
-        failures[path] = f"{error.filename or path}: {error.strerror or error}"
+        place = f"{error.filename}: " if str(error.filename or path) != str(path) else ""
+        failures[path] = f"{path}: {place}{error.strerror or error}"
     except (RuntimeError, MemoryError) as error:  # too large for the memory, above all
         failures[path] = f"{path}: {str(error).splitlines()[0] if str(error) else 'out of memory'}"
 
