@@ -81,8 +81,8 @@ FLAGS = {
     ],
     "submit": ["--help", "-h"],
     "submit write": [
-        "--competition", "--data", "--device", "--flip", "--help", "--json", "--out", "--output-stride", "--scales",
-        "--split", "-h",
+        "--competition", "--data", "--device", "--flip", "--help", "--json", "--out", "--output-stride", "--pad-to",
+        "--scales", "--split", "-h",
     ],
     "submit check": ["--data", "--help", "--json", "--split", "-h"],
     "reproduce": [

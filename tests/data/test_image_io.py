@@ -135,6 +135,13 @@ def test_formats_that_are_not_allowed_stay_out_by_every_way(tmp_path: Path, way:
         assert read_image(WAYS[way](path).convert("RGB")).shape == (30, 40, 3)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP"])
+def test_the_size_is_in_the_header(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.img").write_bytes(encoded(kind))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("the pixels were decoded"))
+    assert read_size(tmp_path / "a.img") == (48, 64)
+
+
 def test_a_pil_image_is_read_as_it_is(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", picture())
     with Image.open(tmp_path / "a.png") as image:

@@ -90,7 +90,8 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch_size is 6, expected a multiple of 2 processes times 2"):
+    said = "batch_size is 6, expected a multiple of 2 processes times 2 accumulated parts"
+    with pytest.raises(ValueError, match=said):
         ResumableBatchSampler(10, seed=0, batch_size=6, parts=2, size=2, stop=1)
 
 

@@ -57,14 +57,27 @@ def test_block_strides_of_figure_3b() -> None:
 
 @pytest.mark.parametrize("stride_in", LAYOUTS)
 @pytest.mark.parametrize("depth", [50, 101, 152])
-def test_multi_grid_of_the_paper(depth: int, stride_in: StrideIn) -> None:
+@pytest.mark.parametrize("grid", [None, (1, 1, 1), (1, 2, 1), (1, 2, 4), (2, 2, 2)])
+def test_rates_of_the_paper(depth: int, stride_in: StrideIn, grid: tuple[int, ...] | None) -> None:
     with torch.device("meta"):
-        net = ResNet(depth, multi_grid=(1, 2, 4), stride_in=stride_in, last_block=5)
-    assert rates(net, 4) == [2, 4, 8]  # section 3.2.1
-    assert rates(net, 5) == [4, 8, 16]
+        net = ResNet(depth, multi_grid=grid, stride_in=stride_in, last_block=7)
+    unit_rates = grid or (1, 1, 1)
+    for stride in (16, 8):
+        net.set_output_stride(stride)
+        for block in (4, 5, 6, 7):  # section 3.2.1: 2 * (1, 2, 4) in block4 at 16
+            assert rates(net, block) == [2 ** (block - 3) * 16 // stride * unit for unit in unit_rates]
+        assert set(rates(net, 3)) == {16 // stride}  # section 4: block3 has rate 2 at 8
+        assert set(rates(net, 2)) == {1}
+
+
+@pytest.mark.parametrize("grid", [None, (1, 1, 1), (1, 2, 4)])
+def test_consistent_rates_leave_the_first_unit_its_own_unless_there_is_multi_grid(grid: tuple[int, ...] | None) -> None:
+    with torch.device("meta"):
+        net = ResNet(50, multi_grid=grid, stride_in="first", consistent_rates=True)
+    assert rates(net, 4) == ([2, 4, 8] if grid == (1, 2, 4) else [1, 2, 2])
     net.set_output_stride(8)
-    assert rates(net, 4) == [4, 8, 16]
-    assert set(rates(net, 3)) == {2} if stride_in == "last" else rates(net, 3)[1:] == [2] * (len(net.block(3)) - 1)
+    assert rates(net, 4) == ([4, 8, 16] if grid == (1, 2, 4) else [2, 4, 4])
+    assert rates(net, 3) == [1, 2, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("depth", UNITS)
@@ -89,7 +102,7 @@ def test_unreachable_stride_says_which_are() -> None:
 @pytest.mark.parametrize("depth", [18, 50])
 def test_atrous_consistency(depth: int, stride_in: StrideIn) -> None:
     """Section 3.1: denser features, subsampled, are the features of the strided network."""
-    net = shake(ResNet(depth, stride_in=stride_in, last_block=5).eval().double())
+    net = shake(ResNet(depth, stride_in=stride_in, consistent_rates=True, last_block=5).eval().double())
     assert isinstance(net, ResNet)
     image = torch.randn(1, 3, 97, 129, dtype=torch.float64)
     found: dict[int, Tensor] = {}
@@ -145,7 +158,7 @@ def test_imagenet_weights_that_do_not_fit_are_named_together() -> None:
             {"depth": 18, "multi_grid": (1, 2, 4)},
             r"multi_grid is \(1, 2, 4\), expected 2 whole numbers .* block4 of resnet18",
         ),
-        ({"depth": 18, "stride_in": "middle"}, "stride_in is 'middle', expected one of first, last, first-dilated"),
+        ({"depth": 18, "stride_in": "middle"}, "stride_in is 'middle', expected one of first, last"),
     ],
 )
 def test_arguments_that_cannot_be(options: dict[str, object], message: str) -> None:

@@ -83,6 +83,29 @@ def test_multi_grid_on_the_last_three_units() -> None:
     assert depthwise_rates(net.net)[-5:] == [2, 4, 4, 8, 16]
 
 
+@pytest.mark.parametrize("name", ["resnet50", "resnet50d", "tf_efficientnet_lite0"])
+def test_rates_of_the_paper_in_the_last_three_units(name: str) -> None:
+    for grid in ((1, 1, 1), (1, 2, 4)):
+        with torch.device("meta"):
+            net = TimmBackbone(name, multi_grid=grid)
+        rates = [
+            layer.dilation[0]
+            for unit in net.grid_units
+            for layer in net.net.get_submodule(unit).modules()
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size[0] > 1
+        ]
+        assert rates == [2 * unit_rate for unit_rate in grid]
+
+
+def test_a_grid_of_ones_is_none_with_consistent_rates() -> None:
+    with torch.device("meta"):
+        plain = TimmBackbone("resnet50")
+        ones = TimmBackbone("resnet50", multi_grid=(1, 1, 1), consistent_rates=True)
+    assert [m.dilation for m in plain.modules() if isinstance(m, nn.Conv2d)] == [
+        m.dilation for m in ones.modules() if isinstance(m, nn.Conv2d)
+    ]
+
+
 def test_cascade_of_replicas_to_256() -> None:
     net = TimmBackbone("tf_efficientnet_lite0", last_block=7).eval()
     assert net.reachable == (4, 8, 16, 32, 64, 128, 256)

@@ -15,6 +15,7 @@ import shutil
 import struct
 import subprocess
 import timeit
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils import prune
 
 from atrous.models import imagenet, weights
 from atrous.models.deeplab import DeepLabV3
@@ -93,6 +96,91 @@ def test_float16_predicts_what_float32_does(saved: tuple[Path, DeepLabV3, ModelC
     with torch.no_grad():
         one, other = model.eval()(x), found(x)
     assert (one - other).abs().max() <= 0.01 * one.abs().max() and one.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: torch.compile(model, backend="eager"),
+        nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
+        lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+        lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
+        lambda model: model.bfloat16(),
+    ],
+    ids=["compiled", "DataParallel", "AveragedModel", "compiled DataParallel", "DataParallel compiled", "bfloat16"],
+)
+def test_a_wrapped_model_is_saved_as_what_it_wraps(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    model = small()
+    wrapped = wrap(model)
+    save(wrapped, tmp_path / "model.safetensors", card_of(model))
+    kept = load(tmp_path / "model.safetensors")[0].state_dict()
+    assert all(torch.equal(kept[key].half(), value.half()) for key, value in model.state_dict().items())
+
+
+def nan(model: DeepLabV3) -> nn.Module:
+    with torch.no_grad():
+        model.classifier.weight[0] = float("nan")
+    return model
+
+
+def pruned(model: DeepLabV3) -> nn.Module:
+    prune.l1_unstructured(model.classifier, "weight", 0.5)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "changes", "message"),
+    [
+        (
+            lambda model: model.for_inference(),
+            {},
+            "could not be loaded: the weights do not fit: .* missing .*nor its inference form",
+        ),
+        (lambda model: model.for_inference(compile="eager"), {}, "could not be loaded: the weights do not fit"),
+        (lambda model: model.backbone, {}, "could not be loaded: the weights do not fit"),
+        (pruned, {}, "classifier.weight.*unexpected.*not pruned"),
+        (nan, {}, "the weights hold NaN or infinity in classifier.weight"),
+        (lambda model: small(5), {}, "of another shape"),
+        (lambda model: model, {"names": ("one",)}, "is not written: the model card is not well formed"),
+        (lambda model: model, {"output_stride": 64}, "is not written: .*cannot reach output_stride 64"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(
+    change: Callable[[DeepLabV3], nn.Module], changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    model = small()
+    card = card_of(model, **changes)
+    with pytest.raises(ValueError, match=message):
+        save(change(model), tmp_path / "model.safetensors", card)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("saved", "rates"),
+    [
+        ({"stride_in": "first"}, [1, 2]),
+        ({"stride_in": "first", "multi_grid": [1, 1]}, [1, 2]),
+        ({"stride_in": "first", "multi_grid": [1, 2]}, [2, 4]),
+        ({"stride_in": "first-dilated"}, [2, 2]),
+        ({"stride_in": "last"}, [2, 2]),
+        ({}, [2, 2]),
+        ({"stride_in": "first", "consistent_rates": False}, [2, 2]),
+        ({"stride_in": "first", "consistent_rates": True, "multi_grid": [1, 1]}, [1, 2]),
+    ],
+)
+def test_a_saved_model_keeps_the_rates_that_it_was_trained_with(
+    saved: dict[str, Any], rates: list[int], tmp_path: Path
+) -> None:
+    model = DeepLabV3("resnet18", 2, aspp_rates=(), image_pooling=False)
+    arguments = {key: value for key, value in model.arguments.items() if key not in ("stride_in", "consistent_rates")}
+    card = card_of(model, arguments={**arguments, **saved})
+    save(model, tmp_path / "model.safetensors", card)
+    again, _ = load(tmp_path / "model.safetensors")
+    assert [unit.conv1.rate for unit in again.backbone.block(4)] == rates  # type: ignore[attr-defined]
+    save(again, tmp_path / "again.safetensors", card_of(again))
+    twice, _ = load(tmp_path / "again.safetensors")
+    assert [unit.conv1.rate for unit in twice.backbone.block(4)] == rates  # type: ignore[attr-defined]
 
 
 def test_what_float16_cannot_hold_stays_float32(tmp_path: Path) -> None:
@@ -213,7 +301,7 @@ def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -
     model = small()
     with torch.no_grad():
         model.classifier.bias[1] = value
-    save(model, tmp_path / "m.safetensors", card_of(model))
+    save_file(model.state_dict(), tmp_path / "m.safetensors", metadata={"atrous": card_of(model).to_json()})
     with pytest.raises(ValueError, match=r"m\.safetensors hold NaN or infinity in classifier\.bias"):
         load(tmp_path / "m.safetensors")
 

@@ -33,7 +33,7 @@ def test_backbone_features(depth: int, dilated: tuple[bool, bool, bool], output_
     torch.manual_seed(depth)
     theirs = torchvision.models.get_model(f"resnet{depth}", replace_stride_with_dilation=dilated)
     shake(theirs)
-    ours = ResNet(depth, stride_in="first", output_stride=output_stride).eval()
+    ours = ResNet(depth, stride_in="first", consistent_rates=True, output_stride=output_stride).eval()
     ours.load_imagenet(theirs.state_dict())
     layers = {f"layer{i}": f"block{i}" for i in range(1, 5)}
     image = torch.randn(1, 3, 97, 129)
@@ -48,7 +48,7 @@ def test_backbone_features(depth: int, dilated: tuple[bool, bool, bool], output_
 @torch.no_grad()
 def test_basic_features_at_the_native_stride(depth: int) -> None:
     theirs = torchvision.models.get_model(f"resnet{depth}").eval()  # torchvision cannot dilate these
-    ours = ResNet(depth, stride_in="first", output_stride=32).eval()
+    ours = ResNet(depth, stride_in="first", consistent_rates=True, output_stride=32).eval()
     ours.load_imagenet(theirs.state_dict())
     image = torch.randn(1, 3, 97, 129)
     expected = IntermediateLayerGetter(theirs, {"layer4": "out"})(image)["out"]

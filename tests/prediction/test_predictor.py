@@ -26,7 +26,7 @@ from atrous import DeepLabV3
 from atrous.cli.parser import main
 from atrous.data.image_io import read_image, read_mask
 from atrous.data.labels import Labels
-from atrous.evaluation.evaluate import predict_classes
+from atrous.evaluation.evaluate import predict_classes, predict_probabilities
 from atrous.prediction.files import find_photographs, output_names, predict_files
 from atrous.prediction.predictor import Predictor
 from forks import Forked
@@ -124,7 +124,8 @@ def test_segments_are_a_mask_for_each_class(predictor, drawn: Draw) -> None:
 
 def test_the_options_reach_the_model(trained: Path, drawn: Draw) -> None:
     image, _ = drawn(2, 48, 48)
-    predictor = Predictor.load(trained, device="cpu", output_stride=8, scales=(0.75, 1.5), flip=True)
+    options: dict[str, Any] = {"output_stride": 8, "scales": (0.75, 1.5), "flip": True}
+    predictor = Predictor.load(trained, device="cpu", dtype=torch.float32, **options)
     assert predictor.model.output_stride == 8
     with torch.no_grad():
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
@@ -153,25 +154,23 @@ def test_options_of_a_call_are_those_of_a_predictor_made_with_them(trained: Path
 def shared() -> Predictor:
     """Padded as TensorFlow does, image-level features, and photographs larger than its window."""
     torch.manual_seed(0)
-    model = DeepLabV3("timm/tf_efficientnet_lite0", 4, aspp_rates=(2,), output_stride=16)
+    model = DeepLabV3("timm/tf_mobilenetv3_small_minimal_100", 4, aspp_rates=(2,), output_stride=16)
     model.set_batch_norm_decay(0.5)
     with torch.no_grad():
         for _ in range(3):
-            model(torch.randn(2, 3, 97, 97))
+            model(torch.randn(2, 3, 65, 65))
         model.classifier.weight.normal_()
     labels = Labels(("a", "b", "c", "d"), ((0, 0, 0), (1, 1, 1), (2, 2, 2), (3, 3, 3)))
-    return Predictor(model, labels, device="cpu", dtype=torch.float32, window=161)
+    return Predictor(model, labels, device="cpu", dtype=torch.float32, window=129)
 
 
 def test_threads_share_a_predictor(shared: Predictor, drawn: Draw) -> None:
-    images = [
-        drawn(seed, *size)[0] for seed, size in enumerate([(40, 52), (33, 97), (161, 120), (90, 200), (200, 170)])
-    ]
-    options: list[dict[str, Any]] = [{}, {"output_stride": 8}, {"output_stride": 32, "flip": True}, {"scales": (0.7,)}]
+    images = [drawn(seed, *size)[0] for seed, size in enumerate([(40, 52), (33, 97), (60, 61), (140, 70)])]
+    options: list[dict[str, Any]] = [{}, {"output_stride": 8}, {"output_stride": 8, "flip": True}, {"scales": (0.7,)}]
     jobs = [(image, chosen) for image in images for chosen in options]
     alone = [shared(image, **chosen).mask for image, chosen in jobs]
     assert len({mask.tobytes() for mask in alone}) == len(jobs)  # each option makes a difference
-    order = [i for seed in range(8) for i in random.Random(seed).sample(range(len(jobs)), 8)]
+    order = [i for seed in range(8) for i in random.Random(seed).sample(range(len(jobs)), 6)]
     with ThreadPoolExecutor(8) as threads:
         masks = list(threads.map(lambda i: shared(jobs[i][0], **jobs[i][1]).mask, order))
     wrong = [i for i, mask in zip(order, masks, strict=True) if not np.array_equal(mask, alone[i])]
@@ -193,6 +192,18 @@ def test_the_model_of_a_predictor_is_float32_unless_another_type_is_asked_for(
     assert np.array_equal(fast.probabilities(image), asked.probabilities(image))
     assert not np.array_equal(fast.probabilities(image), exact.probabilities(image))
     assert fast.settings() != exact.settings()
+
+
+def test_padding_is_that_of_evaluation(trained: Path, drawn: Draw) -> None:
+    image = drawn(2, 48, 64)[0]
+    padded, plain = (Predictor.load(trained, device="cpu", dtype=torch.float32, pad_to=side) for side in (193, None))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    expected = predict_probabilities(padded.model, pixels, pad_to=193)[0].numpy()
+    assert np.array_equal(padded.probabilities(image), expected)
+    assert (padded(image).mask == expected.argmax(0)).mean() > 0.999 and padded.settings() != plain.settings()
+    assert np.abs(expected - plain.probabilities(image)).max() > 1e-3
+    with pytest.raises(ValueError, match="pad_to is 0"):
+        Predictor.load(trained, device="cpu", pad_to=0)
 
 
 def test_the_callers_model_is_not_changed() -> None:
@@ -371,7 +382,7 @@ def test_a_file_by_rows_is_the_picture_by_windows(trained: Path, drawn: Draw, tm
     exif = Image.Exif()
     exif[0x0112] = 6
     image = drawn(1, 300, 261)[0]
-    for name in ("a.png", "a.tif", "turned.png", "a.gif"):  # a GIF is not read by rows
+    for name in ("a.png", "a.tif", "turned.png", "a.gif"):  # a GIF is not read by rows, but whole
         upright = np.rot90(image) if "turned" in name else image
         Image.fromarray(upright).save(tmp_path / name, **({"exif": exif} if "turned" in name else {}))
     told: dict[str, list[float]] = {}
@@ -379,14 +390,18 @@ def test_a_file_by_rows_is_the_picture_by_windows(trained: Path, drawn: Draw, tm
     batch = predict_files(
         predictor, files, tmp_path / "out", progress=lambda path, share: told.setdefault(path.name, []).append(share)
     )
-    assert list(batch.failures) == [tmp_path / "a.gif"] and "GIF is not read by rows" in batch.failures[files[3]]
+    assert batch.failures == {}
     expected = predictor(image)
+    assert np.array_equal(np.asarray(opened(tmp_path / "out" / "masks" / "a.gif.png")), predictor(files[3]).mask)
     for name in ("a.png.png", "a.tif.png", "turned.png"):
         assert np.array_equal(np.asarray(opened(tmp_path / "out" / "masks" / name)), expected.mask)
         assert opened(tmp_path / "out" / "overlays" / name).size == (87, 100)
     assert batch.areas[files[0]] == {expected.names[i]: share for i, share in expected.areas.items()}
     assert told["a.png"] == sorted(told["a.png"]) and (told["a.png"][0], told["a.png"][-1]) == (0, 1)
     assert len(told["a.png"]) > 5
+    monkeypatch.setattr("atrous.data.row_io.MAX_PIXELS", 1000)
+    batch = predict_files(predictor, files[2:], tmp_path / "out")
+    assert list(batch.failures) == [files[3]] and "is not read by rows" in batch.failures[files[3]]
 
 
 def test_without_libvips_a_file_is_read_whole(trained: Path, drawn: Draw, tmp_path: Path, monkeypatch) -> None:

@@ -369,6 +369,7 @@ def run_submit_write(args: argparse.Namespace) -> int:
             args.out,
             split=args.split,
             competition=args.competition,
+            pad_to=args.pad_to,
             device=args.device,
             output_stride=args.output_stride,
             scales=args.scales,

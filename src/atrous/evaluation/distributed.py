@@ -92,6 +92,8 @@ def distributed_context(device: str | None = None) -> Iterator[DistributedContex
     if size == 1:
         yield DistributedContext(0, 1, chosen)
         return
+    if chosen.type == "mps":
+        raise ValueError("device is mps, expected cpu or cuda for several processes: their sums do not run on it")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     _meet("nccl" if chosen.type == "cuda" else "gloo", rank, size)

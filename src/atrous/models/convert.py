@@ -26,6 +26,7 @@ from atrous.models.aspp import ASPP
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.output_stride import Dial
 from atrous.models.resnet import UNITS, Bottleneck
+from atrous.models.weights import unwrapped
 
 Library = Literal["torchvision", "smp"]
 
@@ -88,7 +89,9 @@ def take_over(theirs: nn.Module) -> tuple[DeepLabV3, Library]:
     Raises:
         ValueError: for any other network, or one that returns anything but logits at the size of the image.
     """
-    theirs = _bare(theirs)
+    if not isinstance(theirs, nn.Module):
+        raise ValueError(f"expected a network, nn.Module, not {type(theirs).__name__}")
+    theirs = unwrapped(theirs)
     weights = convert(theirs.state_dict())
     convs = {name: module for name, module in theirs.named_modules() if isinstance(module, nn.Conv2d)}
     library: Library = "torchvision" if any(name.startswith("backbone.") for name in convs) else "smp"
@@ -114,14 +117,6 @@ def take_over(theirs: nn.Module) -> tuple[DeepLabV3, Library]:
     ours = ours.to(first.device, first.dtype).eval()
     _compare(theirs, ours, library)
     return ours, library
-
-
-def _bare(theirs: nn.Module) -> nn.Module:
-    if not isinstance(theirs, nn.Module):
-        raise ValueError(f"expected a network, nn.Module, not {type(theirs).__name__}")
-    wrapped = isinstance(theirs, nn.DataParallel | nn.parallel.DistributedDataParallel)
-    inner = getattr(theirs, "module" if wrapped else "_orig_mod", theirs)
-    return inner if isinstance(inner, nn.Module) else theirs
 
 
 def _unknown(theirs: nn.Module, why: str) -> ValueError:

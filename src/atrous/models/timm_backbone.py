@@ -70,7 +70,7 @@ class TimmBackbone(Backbone):
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         ones = set(multi_grid or (1,)) == {1}
         self.multi_grid = None if multi_grid is None or (ones and consistent_rates) else tuple(multi_grid)
-        self.grid_units = _grid_units(self.net, self.layers, self.native_stride)
+        self.grid_units = _grid_units(self.net, self.layers, self.native_stride, consistent_rates)
         if last_block > 4 or not ones:
             check_unit_rates(self.multi_grid or (1, 1, 1), 3, f"the last stage of {self.name}")
             if len(self.grid_units) < 3:
@@ -281,9 +281,14 @@ def _set_strides_and_rates(
         set_stride_and_dilation(net.get_submodule(path), stride, rate)
 
 
-def _grid_units(net: nn.Module, layers: Mapping[str, tuple[int, int]], native_stride: int) -> tuple[str, ...]:
-    """Names of the last three modules with a spatial filter on the network's coarsest map: the units of block4."""
+def _grid_units(
+    net: nn.Module, layers: Mapping[str, tuple[int, int]], native_stride: int, projections: bool
+) -> tuple[str, ...]:
+    """Names of the last three modules with a spatial filter on the network's coarsest map: the units of block4.
+
+    With `projections` strided 1×1 convolutions count, too, as they did when older weights were trained.
+    """
     coarsest = [path for path, (_, native_out) in layers.items() if native_out == native_stride]
-    spatial = [path for path in coarsest if set(_sides(net.get_submodule(path).kernel_size)) != {1}]
+    spatial = [path for path in coarsest if projections or set(_sides(net.get_submodule(path).kernel_size)) != {1}]
     units = dict.fromkeys(path.rpartition(".")[0] for path in spatial)
     return tuple(units)[-3:]

@@ -109,13 +109,31 @@ class ModelCard:
         return cls(**raw)
 
 
-def save(model: DeepLabV3, path: Path, card: ModelCard) -> None:
+def save(model: nn.Module, path: str | Path, card: ModelCard) -> None:
     """Write a model's weights as float16 safetensors, whole or not at all.
 
     A tensor that float16 cannot hold stays float32.
+
+    Args:
+        model: a `DeepLabV3`, also inside ``torch.compile`` or ``DataParallel``.
+        path: of the file.
+        card: describes the model.
+
+    Raises:
+        ValueError: before anything is written, if `load` could not open the file: an inference form, a pruned model, a
+            card of another network, NaN or infinity.
     """
-    tensors = {key: _halve(value) for key, value in model.state_dict().items()}
-    with written_whole(path) as file:  # not save_file: it leaves files that nobody but their owner may read
+    state = unwrapped(model).state_dict()
+    try:
+        with torch.device("meta"):
+            expected = _build(ModelCard.from_json(card.to_json())).state_dict()
+    except ValueError as error:
+        raise ValueError(f"{path} is not written: {error}") from error
+    if problems := _misfits(expected, state, "the weights"):
+        hint = "" if "NaN" in problems[0] else "; save the model as it is trained, not pruned, nor its inference form"
+        raise ValueError(f"{path} is not written, for it could not be loaded: {problems[0]}{hint}")
+    tensors = {key: _halve(value) for key, value in state.items()}
+    with written_whole(Path(path)) as file:  # not save_file: it leaves files that nobody but their owner may read
         file.write(serialize(tensors, metadata={_HEADER_KEY: card.to_json()}))
 
 
@@ -132,16 +150,33 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
     path = resolve(source)
     card = read_card(path)
     try:
-        # Without weights=None, a card could ask for a download.
-        arguments = {**card.arguments, **layout_of(card.arguments)}
-        model = DeepLabV3(**arguments, weights=None, output_stride=card.output_stride)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: its model card does not describe a DeepLabV3: {error}") from error
+        model = _build(card)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     load_into(model, path)
     if output_stride is not None:
         model.output_stride = output_stride
     model.longest_side = card.longest_side
     return model.eval(), card
+
+
+def _build(card: ModelCard) -> DeepLabV3:
+    try:
+        # Without weights=None, a card could ask for a download.
+        arguments = {**card.arguments, **layout_of(card.arguments)}
+        return DeepLabV3(**arguments, weights=None, output_stride=card.output_stride)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"its model card does not describe a DeepLabV3: {error}") from error
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` and ``AveragedModel``."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+    while isinstance(
+        inner := getattr(model, "module" if isinstance(model, wrappers) else "_orig_mod", None), nn.Module
+    ):
+        model = inner
+    return model
 
 
 def layout_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +218,7 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
         state = _with_own(state, own, "classifier.")
     if reset_head and _shapes(state) != _shapes(own):
         state = _with_own(state, own, *_HEAD)
-    problems += _misfits(own, state, path)
+    problems += _misfits(own, state, f"the weights in {path}")
     if problems:
         raise ValueError("; ".join(problems))
     model.load_state_dict(state)
@@ -203,17 +238,17 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in state.items() if key.startswith(_HEAD)}
 
 
-def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> list[str]:
+def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> list[str]:
     try:
-        mismatch(own, state, f"the weights in {path}")
+        mismatch(own, state, what)
     except ValueError as error:
         return [str(error)]
     kinds = [key for key in own if own[key].is_floating_point() != state[key].is_floating_point()]
     if kinds:
-        return [f"the weights in {path} do not fit: {kinds[0]} is {state[kinds[0]].dtype} for {own[kinds[0]].dtype}"]
-    sums = {key: value.sum() for key, value in state.items() if value.is_floating_point()}
-    bad = [key for key, total in sums.items() if not total.isfinite() and not state[key].isfinite().all()]
-    return [f"the weights in {path} hold NaN or infinity in {', '.join(bad[:3])}"] if bad else []
+        return [f"{what} do not fit: {kinds[0]} is {state[kinds[0]].dtype} for {own[kinds[0]].dtype}"]
+    sums = {key: value.sum(dtype=torch.float32) for key, value in state.items() if value.is_floating_point()}
+    bad = [key for key, total in sums.items() if not total.isfinite() and not state[key].float().isfinite().all()]
+    return [f"{what} hold NaN or infinity in {', '.join(bad[:3])}"] if bad else []
 
 
 def read_card(path: Path) -> ModelCard:

@@ -61,6 +61,7 @@ class Predictor:
         dtype: of weights and activations; None for the fastest that the device has (`DeepLabV3.for_inference`).
         longest_side: to which photographs are resized for the model, in pixels; None for the model's own, 0 for
             photographs at their own size.
+        pad_to: least height and width that the network sees, in pixels, of photographs in one pass (`Preprocessor`).
         window: side of the sliding window, in pixels: photographs larger than it are segmented by it, at their own
             size. None for one of 1,601, and only where the model would see more than
             `atrous.prediction.sliding_window.WHOLE_PIXELS`.
@@ -86,6 +87,7 @@ class Predictor:
         flip: bool = False,
         dtype: torch.dtype | None = None,
         longest_side: int | None = None,
+        pad_to: int | None = None,
         window: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -102,7 +104,8 @@ class Predictor:
         if longest_side is not None:
             self.model.longest_side = checked_longest_side(longest_side)
         self.labels, self.scales, self.flip, self.max_pixels = labels, tuple(scales), flip, max_pixels
-        self.window = window
+        self.window, self.pad_to = window, pad_to
+        Preprocessor(self.model, pad_to=pad_to)  # refuses one that is out of range
         # Models that run, by output stride and longest side. They share the parameters of `_fastest`.
         self._forms: dict[tuple[int, int | None], DeepLabV3] = {}
         self.sliding_window()  # refuses a window that is too small
@@ -141,7 +144,8 @@ class Predictor:
         scales, flip = self.scales if scales is None else scales, self.flip if flip is None else flip
         image = read_image(source, max_pixels=self.max_pixels)
         if self.fits(*image.shape[:2]):
-            ids = predict_classes(self._form(output_stride), to_tensor(image)[None], scales=scales, flip=flip)
+            form, pixels = self._form(output_stride), to_tensor(image)[None]
+            ids = predict_classes(form, pixels, scales=scales, flip=flip, pad_to=self.pad_to)
             return Segmentation(ids[0].cpu().numpy(), image, self.labels)
         rows = self.sliding_window(output_stride, scales, flip).classes(strips_of(image))
         return Segmentation(np.concatenate(list(rows)), image, self.labels)
@@ -152,7 +156,9 @@ class Predictor:
         The photograph is segmented in one pass, however large it is.
         """
         image = to_tensor(read_image(source, max_pixels=self.max_pixels))[None]
-        probabilities = predict_probabilities(self._form(), image, scales=self.scales, flip=self.flip)
+        probabilities = predict_probabilities(
+            self._form(), image, scales=self.scales, flip=self.flip, pad_to=self.pad_to
+        )
         array: npt.NDArray[np.float32] = probabilities[0].float().cpu().numpy()
         return array
 
@@ -182,7 +188,8 @@ class Predictor:
     def settings(self) -> str:
         """A digest of all that decides a mask, 16 hexadecimal digits: weights, stride, scales, flip, window, labels."""
         model = (self.model.arguments, self.model.output_stride, self.model.longest_side, digest(self._fastest))
-        return hashlib.sha256(repr((model, self.labels, self.scales, self.flip, self.window)).encode()).hexdigest()[:16]
+        options = (self.labels, self.scales, self.flip, self.window, self.pad_to)
+        return hashlib.sha256(repr((model, options)).encode()).hexdigest()[:16]
 
     def _form(self, output_stride: int | None = None) -> DeepLabV3:
         """The model that runs at an output stride, made at its first use."""

@@ -239,9 +239,17 @@ def next_part(
 
 
 def _end_workers(batches: Iterator[Any]) -> None:
-    """The end of the process waits for its workers; one that is stalled would never end by itself."""
-    for worker in getattr(batches, "_workers", ()):
+    """Kill the workers of a loader: the end of the process waits for them, and a stalled one never ends by itself."""
+    workers = getattr(batches, "_workers", ())
+    child_ended = getattr(signal, "SIGCHLD", None)
+    # PyTorch's handler would raise an error for each of them, wherever this process is.
+    before = signal.signal(child_ended, signal.SIG_DFL) if workers and child_ended else None
+    for worker in workers:
         worker.kill()
+    for worker in workers:
+        worker.join(5)
+    if child_ended and before:
+        signal.signal(child_ended, before)
 
 
 def _init_worker(_: int) -> None:

@@ -85,6 +85,7 @@ def train(
                             state.evaluated,
                             held_out,
                             output_stride=recipe.run.val_output_stride,
+                            pad_to=recipe.run.val_pad_to,
                             ctx=ctx,
                             progress=lambda _: signals.leave(state.step),
                         )

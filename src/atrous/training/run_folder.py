@@ -68,7 +68,7 @@ def check_resumable(run: Path, before: Recipe, recipe: Recipe) -> list[str]:
     kept = override(before, {key: value for key, value in settings_of(recipe).items() if key in RESUMABLE})
     if changed := differences(kept, recipe):
         raise ValueError(
-            f"{run} was started with another recipe (there, here): {'; '.join(changed)}; a resumed run can change "
+            f"{run} was started with another recipe (before, now): {'; '.join(changed)}; a resumed run can change "
             f"{', '.join(RESUMABLE)}"
         )
     done = checkpoint.steps(run)[-1]

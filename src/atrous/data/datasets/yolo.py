@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import yaml
 
 from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, files_by_stem, split_name, subfolders
 from atrous.data.datasets.class_files import read_lines, with_background
@@ -96,10 +95,9 @@ def _load(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"{path}: {path.stat().st_size} bytes; expected the names of classes and folders")
     try:
         text = path.read_text("utf-8-sig")
-        parse_yaml(text)
+        document = parse_yaml(text, as_text=True)
     except ValueError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}; expected YAML with names") from None
-    document = yaml.load(text, yaml.BaseLoader)
     return document if isinstance(document, Mapping) else {}
 
 

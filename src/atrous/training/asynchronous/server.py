@@ -42,7 +42,7 @@ from atrous.training.run_folder import card_of, claim, describe, headline_of, sa
 from atrous.training.state import State
 
 DEATHS = 3
-"""Replicas that may die one after another without a push between; more, and something is wrong with all of them."""
+"""Replicas that may die in a row without a push in between; with more, something is wrong with all of them."""
 
 
 def train_asynchronously(
@@ -122,7 +122,7 @@ def train_asynchronously(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
         best: mIoU in validation, or None without a validation split.
@@ -168,7 +168,7 @@ class Server:
         return self.next - 1
 
     def give_back(self, batch: int) -> None:
-        """Have a batch that will not be pushed drawn again."""
+        """Draw a batch again whose replica died."""
         assert batch in self.out
         self.again.append(batch)
 
@@ -231,7 +231,7 @@ class Batch:
 
 
 class Coordinator:
-    """Who works on what, and what becomes of the answers.
+    """Hands out batches and validations to replicas, and acts on their answers.
 
     A validation goes, with a copy of the weights, to the next replica that is free; the others go on pushing.
     """
