@@ -350,6 +350,17 @@ def test_fewer_bits_in_sixteen_are_read_as_such(tmp_path: Path, kind: str, bands
         check(tmp_path / "a.img", sixteen(kind, values), expected, 1.6)
 
 
+@pytest.mark.filterwarnings("ignore:.*16 bits with values")
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_fewer_bits_stand_upright(tmp_path: Path, kind: str) -> None:
+    values = stored(light(3), 12).astype(np.uint16)
+    turned = np.rot90(values)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    late = chunk(b"eXIf", exif.tobytes()[6:])
+    check(tmp_path / "a.img", sixteen(kind, turned, late, {274: (6,)}), seen(light(3), RGB))
+
+
 def test_what_fills_sixteen_bits_is_not_guessed(tmp_path: Path) -> None:
     dark = stored(light(1) * 0.2, 8).astype(np.uint16) * 257  # 8 bits, as they are brought to 16
     with warnings.catch_warnings():
@@ -396,8 +407,12 @@ def test_a_person_overrules_the_bits(tmp_path: Path, monkeypatch: pytest.MonkeyP
     check_refused(tmp_path / "a.img", sixteen("PNG", dark), "ATROUS_BITS is 'twelve'; expected .* 8 to 16")
 
 
-def test_bits_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
+def test_bits_that_cannot_be_told_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dark = stored(light(3), 12).astype(np.uint16)
     planes = tiff_bytes(dark, RGB, bits=16, planar=True)
     check_refused(tmp_path / "a.tif", planes, "16 bits in planes, or of gray .*; expected")
     check_refused(tmp_path / "a.png", sixteen("PNG", dark[:, :, :2]), "16 bits in planes, or of gray .*; expected")
+    black = tiff_bytes(dark // 4095 * 257, RGB, bits=16, planar=True)
+    check_refused(tmp_path / "a.tif", black, "16 bits in planes, or of gray .*; expected")
+    monkeypatch.setenv("ATROUS_BITS", "16")
+    check(tmp_path / "a.tif", planes, dark / 257)

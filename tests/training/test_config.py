@@ -288,9 +288,9 @@ def test_assignments_are_read_as_yaml() -> None:
     assert found == {"lr": 0.01, "scales": [0.75, 2], "multi_grid": None, "crop": 33, "weights": "a=b"}
 
 
-def test_an_assignment_is_of_a_known_key() -> None:
+def test_an_assignment_is_known_and_the_last_counts() -> None:
     assert parse_assignments(["model.backbone=resnet50", "optim={lr: 1}"]) == {"backbone": "resnet50", "lr": 1}
-    assert parse_assignments(["lr=1", "optim.lr=2"]) == {"lr": 2}  # the last one counts
+    assert parse_assignments(["lr=1", "optim.lr=2"]) == {"lr": 2}
     with pytest.raises(ValueError, match="no key 'optim.momentun'; did you mean momentum"):
         parse_assignments(["optim.momentun=1"])
 

@@ -302,7 +302,14 @@ def test_other_classes_need_reset_head(trained: Path, longer: Recipe, tmp_path: 
     described["names"].append("more")
     described["palette"].append([1, 2, 3])
     (data / "dataset.yaml").write_text(yaml.safe_dump(described))
-    recipe = override(longer, {"weights": str(trained), "val_split": None, "iterations": 1, "batch_size": 2})
+    changes = {
+        "weights": str(trained),
+        "val_split": None,
+        "iterations": 1,
+        "batch_size": 2,
+        "allow_empty_classes": True,
+    }
+    recipe = override(longer, changes)
     with pytest.raises(ValueError, match="has 4 classes, expected 5"):
         run(recipe, data, tmp_path / "run")
     run(override(recipe, {"reset_head": True}), data, tmp_path / "run")

@@ -79,7 +79,8 @@ def errors_named(name: object) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise FileNotFoundError(f"{name}: no such file; expected an image") from None
+        advice = ": download it first" if "://" in str(name) else ""
+        raise FileNotFoundError(f"{name}: no such file; expected an image{advice}") from None
     # On hostile bytes, decoders raise whatever they run into: struct.error, zlib.error, SyntaxError, KeyError...
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -101,8 +102,14 @@ def decode_file(source: ImageSource, max_pixels: int, decode: Callable[[Image.Im
     if isinstance(source, (bytes, bytearray, memoryview)):
         with errors_named("bytes"), STRICT_PILLOW:
             return decode(open_image(io.BytesIO(source), max_pixels))
-    with errors_named(getattr(source, "name", "file object")), STRICT_PILLOW:
+    with errors_named(name_of(source, "file object")), STRICT_PILLOW:
         return decode(open_image(_seekable(source), max_pixels))
+
+
+def name_of(file: object, otherwise: str) -> str:
+    """The path of a file object, for messages, if it has one."""
+    name = getattr(file, "name", None)
+    return str(name) if isinstance(name, (str, os.PathLike)) else otherwise
 
 
 def _seekable(file: IO[bytes]) -> IO[bytes]:
@@ -161,11 +168,15 @@ def _prepare_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
     rawmode, tags = rawmode_of(image), image.tag_v2
     if rawmode == "L" and tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 2:
         raise ValueError(f"{_tiff_kind(tags)}; expected {_TIFF_KINDS}")
-    more = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) > 3 if rawmode == "RGBX" else False
-    if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 and (
-        image.mode in ("LA", "La") or "RGBa" in rawmode or (more and tags.get(262) == 6)
+    planes = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
+    if planes and (
+        image.mode in ("LA", "La")
+        or "RGBa" in rawmode
+        or (
+            tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 6 and tags.get(TiffImagePlugin.SAMPLESPERPIXEL) != 3
+        )
     ):
-        raise ValueError(f"{_tiff_kind(tags)}; expected {_TIFF_KINDS}, alpha beside its colours in each pixel")
+        raise ValueError(f"{_tiff_kind(tags)}; expected {_TIFF_KINDS}, with all bands of a pixel side by side")
     # libtiff gives samples in the order of the machine.
     native = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS", "I;16S": "I;16NS", "I;32S": "I;32NS"}
     if rawmode in native:

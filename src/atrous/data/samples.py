@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
-from atrous.data.image_file import open_image, rawmode_of, significant_bits, with_rawmode
+from atrous.data.image_file import name_of, open_image, rawmode_of, significant_bits, with_rawmode
 
 GUESSED_BITS: Counter[int] = Counter()
 """How many pictures of 16 bits this process has read by a guess, by the number of bits."""
@@ -75,7 +75,7 @@ def samples_of(image: Image.Image) -> Samples:
     signed = "16" in rawmode and rawmode.endswith("S")
     return Samples(
         mode="I" if mode.startswith("I") else "LA" if rawmode.startswith("LA;16") else mode,
-        name=str(getattr(getattr(image, "fp", None), "name", "image")),
+        name=name_of(getattr(image, "fp", None), "image"),
         wide=wide,
         inverted=tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 and (mode == "F" or mode.startswith("I")),
         premultiplied=mode == "La" or "RGBa" in rawmode,
@@ -97,9 +97,17 @@ def _declared(image: Image.Image, tags: Any) -> int:
 
 def needs_all_bits(image: Image.Image, samples: Samples) -> bool:
     """Whether the upper 8 of 16 bits, which Pillow has loaded, are not enough: they are few, or to be compared."""
+    if samples.premultiplied or samples.transparent is not None:
+        return True
     extrema = np.array(image.getextrema())[: samples.colours]
-    few = extrema.max() < 1 << _GUESSES[-1] - 8
-    return few or samples.premultiplied or samples.transparent is not None or "ATROUS_BITS" in os.environ
+    return _is_few(int(extrema.max()) << 8, samples)
+
+
+def _is_few(largest: int, samples: Samples) -> bool:
+    """Whether samples of 16 bits with this largest value may use fewer."""
+    if "ATROUS_BITS" in os.environ:
+        return os.environ["ATROUS_BITS"] != "16"
+    return max(largest, samples.declared) < 1 << _GUESSES[-1]
 
 
 def all_bits(file: IO[bytes], rawmode: str, samples: Samples) -> npt.NDArray[np.uint16]:
@@ -168,6 +176,8 @@ def tops_of(parts: Iterable[npt.NDArray[Any]], samples: Samples) -> tuple[int, .
 
 
 def _top(largest: int, replicated: bool, samples: Samples) -> int:
+    if samples.upper_only and _is_few(largest, samples):
+        raise ValueError(_UPPER_ONLY)
     if "ATROUS_BITS" in os.environ:
         return _overruled(os.environ["ATROUS_BITS"], largest)
     if 0 < samples.declared < largest or largest == 0 or samples.full < 65535:
@@ -175,8 +185,6 @@ def _top(largest: int, replicated: bool, samples: Samples) -> int:
     if replicated and not samples.declared:  # 8 bits that were multiplied by 257 fill all 16
         return samples.full
     bits = next((bits for bits in _GUESSES if max(largest, samples.declared) < 1 << bits), 16)
-    if bits < 16 and samples.upper_only:
-        raise ValueError(_UPPER_ONLY)
     if bits < 16 and not samples.declared:
         if not GUESSED_BITS[bits]:
             warnings.warn(

@@ -92,8 +92,9 @@ def predict_files(
     names = output_names(find_photographs(sources))
     result = FilesResult(shortened={path: name for path, name in names.items() if is_shortened(path, name)})
     _check_outputs(out, names)
-    sweep(out / "masks")
-    sweep(out / "overlays")
+    for folder in (out / "masks", out / "overlays"):
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
     settings = predictor.settings()
     for path, name in names.items():
         progress(path, 0.0)
@@ -120,7 +121,7 @@ def errors_noted(path: Path, failures: dict[Path, str]) -> Iterator[None]:
     except OSError as error:
         if error.errno in _DISK:
             raise
-        failures[path] = f"{path}: {error}"
+        failures[path] = f"{path}: {error.strerror or error}"
     except (RuntimeError, MemoryError) as error:  # too large for the memory, above all
         failures[path] = f"{path}: {str(error).splitlines()[0] if str(error) else 'out of memory'}"
 
@@ -144,15 +145,10 @@ class _Outputs:
         except (ValueError, OSError):
             return False
 
-    def make_folders(self) -> None:
-        for path in (self.mask, self.overlay):
-            path.parent.mkdir(parents=True, exist_ok=True)
-
 
 def _segment(predictor: Predictor, path: Path, outputs: _Outputs) -> dict[str, float]:
     """Write mask and overlay; the areas by name."""
     result = predictor(path)
-    outputs.make_folders()
     write_mask(outputs.mask, result.mask, predictor.labels, outputs.note)
     write_image(outputs.overlay, result.overlay())
     return {result.names[i]: share for i, share in result.areas.items()}
@@ -174,7 +170,6 @@ def _segment_by_rows(
             top += len(rows)
             yield rows
 
-    outputs.make_folders()
     write_mask_strips(outputs.mask, observed_rows(), picture.size, labels, outputs.note)
     write_image(outputs.overlay, overlay(_reduced(picture, smaller), np.concatenate(kept), labels))
     return {labels.names[i]: share for i, share in areas_of(counts).items()}

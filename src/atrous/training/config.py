@@ -378,7 +378,7 @@ def _check_range(config: object, low: float, high: float | None, *keys: str) -> 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     """``key=value`` words as settings, the values read as YAML: ``lr=0.01``, ``data.scales=[0.75, 2]``.
 
-    Of a name that is given twice, the last value counts, as for the flags.
+    Of a setting that is given twice the last counts.
 
     Raises:
         ValueError: for a word without ``=``, a value that is not YAML, or an unknown name.
@@ -392,8 +392,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             value = parse_yaml(text)
         except ValueError as error:
             raise ValueError(f"--set {key}: {text!r} cannot be read as a value") from error
-        for name, each in _leaves({key.strip(): value}):
-            values[name] = each
+        values |= _leaves({key.strip(): value})
     return values
 
 
