@@ -188,10 +188,13 @@ def _reduced(picture: Strips, by: int) -> Pixels:
 
 
 def _check_outputs(out: Path, names: dict[Path, str]) -> None:
-    """Refuse to write over a photograph, or below a file."""
-    for folder in (*out.parents, out, out / "masks", out / "overlays"):
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file, expected a folder to write into")
+    """Refuse to write over a photograph, or where there can be no folder, before anything is computed."""
+    for folder in (out / "masks", out / "overlays"):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise ValueError(f"{there} is a file, expected a folder to write into")
+        if not os.access(there, os.W_OK):
+            raise ValueError(f"{there} cannot be written to; expected a folder that can")
     photographs = {os.path.realpath(path) for path in names}
     for written in (out / folder / name for name in names.values() for folder in ("masks", "overlays")):
         if os.path.realpath(written) in photographs:
