@@ -92,9 +92,8 @@ def predict_files(
     names = output_names(find_photographs(sources))
     result = FilesResult(shortened={path: name for path, name in names.items() if is_shortened(path, name)})
     _check_outputs(out, names)
-    for folder in (out / "masks", out / "overlays"):
-        folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
+    sweep(out / "masks")
+    sweep(out / "overlays")
     settings = predictor.settings()
     for path, name in names.items():
         progress(path, 0.0)
@@ -121,7 +120,8 @@ def errors_noted(path: Path, failures: dict[Path, str]) -> Iterator[None]:
     except OSError as error:
         if error.errno in _DISK:
             raise
-        failures[path] = f"{path}: {error.strerror or error}"
+        place = f"{error.filename}: " if str(error.filename or path) != str(path) else ""
+        failures[path] = f"{path}: {place}{error.strerror or error}"
     except (RuntimeError, MemoryError) as error:  # too large for the memory, above all
         failures[path] = f"{path}: {str(error).splitlines()[0] if str(error) else 'out of memory'}"
 
@@ -145,10 +145,15 @@ class _Outputs:
         except (ValueError, OSError):
             return False
 
+    def make_folders(self) -> None:
+        for path in (self.mask, self.overlay):
+            path.parent.mkdir(parents=True, exist_ok=True)
+
 
 def _segment(predictor: Predictor, path: Path, outputs: _Outputs) -> dict[str, float]:
     """Write mask and overlay; the areas by name."""
     result = predictor(path)
+    outputs.make_folders()
     write_mask(outputs.mask, result.mask, predictor.labels, outputs.note)
     write_image(outputs.overlay, result.overlay())
     return {result.names[i]: share for i, share in result.areas.items()}
@@ -170,6 +175,7 @@ def _segment_by_rows(
             top += len(rows)
             yield rows
 
+    outputs.make_folders()
     write_mask_strips(outputs.mask, observed_rows(), picture.size, labels, outputs.note)
     write_image(outputs.overlay, overlay(_reduced(picture, smaller), np.concatenate(kept), labels))
     return {labels.names[i]: share for i, share in areas_of(counts).items()}
@@ -182,10 +188,13 @@ def _reduced(picture: Strips, by: int) -> Pixels:
 
 
 def _check_outputs(out: Path, names: dict[Path, str]) -> None:
-    """Refuse to write over a photograph, or into a folder that is a file."""
-    for folder in (out, out / "masks", out / "overlays"):
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file, expected a folder to write into")
+    """Refuse to write over a photograph, or where there can be no folder, before anything is computed."""
+    for folder in (out / "masks", out / "overlays"):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise ValueError(f"{there} is a file, expected a folder to write into")
+        if not os.access(there, os.W_OK):
+            raise ValueError(f"{there} cannot be written to; expected a folder that can")
     photographs = {os.path.realpath(path) for path in names}
     for written in (out / folder / name for name in names.values() for folder in ("masks", "overlays")):
         if os.path.realpath(written) in photographs:

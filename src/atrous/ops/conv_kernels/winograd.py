@@ -209,13 +209,15 @@ def is_tame(x: Tensor) -> bool:
     """Whether all values of a map are finite, and none is more than `PEAK` times their root mean square."""
     values = x.permute(0, 2, 3, 1).reshape(-1)
     low, high = torch.aminmax(values)
-    return max(-float(low), float(high)) <= PEAK * float(torch.linalg.vector_norm(values)) / math.sqrt(len(values))
+    peak = max(-float(low), float(high))
+    return math.isfinite(peak) and peak <= PEAK * float(torch.linalg.vector_norm(values)) / math.sqrt(len(values))
 
 
 def has_tame_weights(weight: Tensor) -> bool:
     """Whether all weights are finite, and none is more than `RANGE` times the mean of its filter."""
     filters = weight.detach().abs().flatten(1)
-    return bool((filters.amax(1) <= RANGE * filters.mean(1)).all())
+    largest = filters.amax(1)
+    return bool((largest.isfinite() & (largest <= RANGE * filters.mean(1))).all())
 
 
 def works() -> bool:
