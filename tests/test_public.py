@@ -65,12 +65,12 @@ FLAGS = {
         "--set", "--weights", "--workers", "-b", "-h", "-j",
     ],
     "eval": [
-        "--data", "--device", "--flip", "--help", "--json", "--ladder", "--longest-side", "--output-stride", "--scales",
-        "--split", "-h",
+        "--data", "--device", "--flip", "--help", "--ignore-class-names", "--json", "--ladder", "--longest-side",
+        "--output-stride", "--pad-to", "--scales", "--split", "-h",
     ],
     "val": [
-        "--data", "--device", "--flip", "--help", "--json", "--ladder", "--longest-side", "--output-stride", "--scales",
-        "--split", "-h",
+        "--data", "--device", "--flip", "--help", "--ignore-class-names", "--json", "--ladder", "--longest-side",
+        "--output-stride", "--pad-to", "--scales", "--split", "-h",
     ],
     "models": ["--help", "--json", "-h"],
     "data": ["--help", "-h"],
@@ -81,8 +81,8 @@ FLAGS = {
     ],
     "submit": ["--help", "-h"],
     "submit write": [
-        "--competition", "--data", "--device", "--flip", "--help", "--json", "--out", "--output-stride", "--scales",
-        "--split", "-h",
+        "--competition", "--data", "--device", "--flip", "--help", "--json", "--out", "--output-stride", "--pad-to",
+        "--scales", "--split", "-h",
     ],
     "submit check": ["--data", "--help", "--json", "--split", "-h"],
     "reproduce": [

@@ -82,7 +82,9 @@ def test_the_only_library_that_is_loaded_is_the_systems_own() -> None:
 
 def test_yaml_is_read_by_safe_load() -> None:
     used = {called for _, called, _ in calls() if called.startswith("yaml.") and "load" in called}
-    assert used <= {"yaml.safe_load"} and issubclass(yaml_io._Loader, yaml.SafeLoader)
+    assert used <= {"yaml.safe_load"} and all(
+        issubclass(loader, yaml.SafeLoader | yaml.BaseLoader) for loader in (yaml_io._Loader, yaml_io._TextLoader)
+    )
 
 
 def test_no_shell_takes_part() -> None:

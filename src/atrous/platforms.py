@@ -15,22 +15,23 @@ _LONGEST_NAME = 40
 
 
 def flush(path: Path) -> None:
-    """Have the system write a file, or a folder's list of files, to the disk."""
-    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
-        return
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    """Have the system write a file, or a folder's list of files, to the disk; not where it opens no folders."""
+    try:
+        # Windows flushes a file only where it is open for writing.
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:
+        if path.is_dir():
+            return
+        raise
     try:
         os.fsync(descriptor)
-    except PermissionError:  # Windows flushes only what is open for writing
-        if os.name != "nt":
-            raise
     finally:
         os.close(descriptor)
 
 
 def is_running(process: int) -> bool:
     """Whether there is a process of this id; where that cannot be asked, True."""
-    if os.name == "nt":  # there, os.kill would do what its name says
+    if sys.platform == "win32":  # there, os.kill would do what its name says
         return True
     try:
         os.kill(process, 0)
@@ -50,7 +51,7 @@ def leave_process_group() -> None:
 def short_temporary_folder() -> str | None:
     """Where a socket's path has room for its name: the temporary folder, or another; None if there is none."""
     for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
-        fits = os.name == "nt" or len(os.fsencode(folder)) + _LONGEST_NAME <= _SOCKET_PATH
+        fits = sys.platform == "win32" or len(os.fsencode(folder)) + _LONGEST_NAME <= _SOCKET_PATH
         if fits and os.path.isdir(folder) and os.access(folder, os.W_OK):
             return folder
     return None

@@ -73,6 +73,8 @@ def test_train_then_evaluate_then_predict(
     assert main(["eval", str(run / "best"), "--data", str(tiny_data), *options, "--json", *CPU]) == 0
     found = json_of(said(capsys)[0])
     assert (found["images"], found["output_stride"], found["scales"], found["flip"]) == (8, 8, [0.5, 1.0], True)
+    assert main(["eval", str(run), "--data", str(tiny_data), "--pad-to", "97", "--json", *CPU]) == 0
+    assert json_of(said(capsys)[0])["pad_to"] == 97
 
     weights = run / "best" / "model.safetensors"
     assert main(["predict", str(weights), str(photo.parent), "--out", str(out), "--json", *CPU]) == 0
@@ -85,6 +87,21 @@ def test_train_then_evaluate_then_predict(
 
     assert main(["data", "check", str(tiny_data), "--json"]) == 0
     assert "splits" in json_of(said(capsys)[0])
+
+
+def test_eval_compares_the_names_of_the_classes(
+    trained: Path, make_data: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_data(tmp_path / "data", {"val": 1})
+    text = (data / "dataset.yaml").read_text().replace("- red\n- green\n", "- green\n- red\n")
+    (data / "dataset.yaml").write_text(text)
+    line = ["eval", str(trained), "--data", str(data), "--json", *CPU]
+    assert main(line) == 2 and main([*line, "--ladder"]) == 2
+    _, lines = said(capsys)
+    assert "first difference is class 1, green in the data and red in the model" in lines[-1]
+    assert lines[-1].endswith("or --ignore-class-names")
+    assert main([*line, "--ignore-class-names"]) == 0
+    assert "miou" in json_of(said(capsys)[0])
 
 
 def test_tables_are_for_people_and_go_to_standard_error(
@@ -232,14 +249,29 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a stride of none": ([*PREDICT, "--output-stride", "12"], "output_stride is 12, expected one of 4, 8, 16"),
     "a stride too far": ([*EVAL, "--output-stride", "256"], "256"),
     "a file for a folder to write": (["predict", "run", "photo.png", "--out", "file", *CPU], "file"),
-    "no such device": ([*PREDICT, "--device", "tpu0"], "no device 'tpu0'; expected cpu, cuda or cuda:NUMBER"),
+    "no such device": ([*PREDICT, "--device", "tpu0"], "no device 'tpu0'; expected cpu, cuda, cuda:NUMBER or mps"),
     "no such weights": (["predict", "camvid-lite", "photo.png", "--out", "out"], "no model 'camvid-lite'"),
     "a folder without weights": (["eval", "empty", "--data", "data"], "empty holds neither model.safetensors nor"),
     "a foreign weight file": (["eval", "foreign.safetensors", "--data", "data"], "foreign.safetensors is a"),
     "a pickle": (["eval", "pickle.pth", "--data", "data"], "pickle.pth is not a safetensors file"),
-    "weights for other classes": (["eval", "run", "--data", "classes", *CPU], "the data has 5 classes, the model 4"),
+    "weights for other classes": (
+        ["eval", "run", "--data", "classes", *CPU],
+        "the data has the 5 classes a, b, c, d, e",
+    ),
     "weights to start from for other classes": (
-        ["train", "tiny.yaml", "--out", "new", "--data", "classes", "--weights", "run", *CPU],
+        [
+            "train",
+            "tiny.yaml",
+            "--out",
+            "new",
+            "--data",
+            "classes",
+            "--weights",
+            "run",
+            "--set",
+            "allow_empty_classes=true",
+            *CPU,
+        ],
         "has 4 classes, expected 5",
     ),
     "no such data": (["eval", "run", "--data", "nowhere", *CPU], "nowhere: no such folder"),
@@ -320,7 +352,7 @@ def test_output_that_cannot_be_written_is_named(
     (tmp_path / "file").touch()
     place = str(tmp_path / "file" / "x")
     assert main(["predict", names()[0], str(photo), "--out", place, *CPU]) == 2
-    assert said(capsys)[1] == [f"atrous: error: {place}/masks: Not a directory"]
+    assert said(capsys)[1] == [f"atrous: error: {tmp_path / 'file'} is a file, expected a folder to write into"]
 
 
 def test_interrupted_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

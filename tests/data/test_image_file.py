@@ -1,5 +1,6 @@
 """Truncated files, decompression bombs and arbitrary bytes are refused by name."""
 
+import io
 import os
 import re
 import struct
@@ -211,10 +212,25 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "none.jpg")
     with pytest.raises(ValueError, match="not a file"):
         read_image(tmp_path)
-    for content in (b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", os.urandom(200)):
+    npy = io.BytesIO()
+    np.save(npy, picture())
+    cases = {
+        b"": "not an image, but empty",
+        b"hello": "not an image of a known format",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n": "not an image, but EPS",
+        npy.getvalue(): "not an image, but a NumPy array",
+        b"\n<!DOCTYPE html><html>404": "not an image, but a web page",
+        b"version https://git-lfs.github.com/spec/v1\n": "not an image, but a pointer of Git LFS",
+        b"\x89PNG\r\n\x1a\n" + bytes(40): "not an image, but the start of a damaged PNG",
+        encoded("TIFF")[:20]: "not an image, but the start of a damaged TIFF",
+        b"\x01" + os.urandom(200): "not an image of a known format",
+    }
+    for content, message in cases.items():
         (tmp_path / "x.jpg").write_bytes(content)
-        with pytest.raises(ValueError, match=r"x\.jpg: not an image"):
-            read_image(tmp_path / "x.jpg")
+        for read in (read_image, read_mask):
+            with pytest.raises(ValueError, match=rf"x\.jpg: {message}.*; expected") as caught:
+                read(tmp_path / "x.jpg")
+            assert "\n" not in str(caught.value)
 
 
 def test_files_of_every_other_kind_are_refused_and_nothing_waits(tmp_path: Path) -> None:

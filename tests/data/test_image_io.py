@@ -6,12 +6,13 @@ import resource
 import struct
 import subprocess
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from atrous.atomic import sweep
 from atrous.data.image_io import read_image, read_mask, read_size, to_tensor, write_image, write_mask
@@ -69,8 +70,102 @@ def test_arrays_and_tensors_are_read() -> None:
     assert (read_image(light) == light[:, :, None]).all()
     assert (read_image(to_tensor(image)) == image).all()
     assert (read_image(to_tensor(image).float() / 255) == image).all()
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        read = read_image((to_tensor(image) / 255).to(dtype).requires_grad_())
+        assert np.abs(read.astype(int) - image).max() <= (1 if dtype == torch.bfloat16 else 0)
     half = np.concatenate([np.zeros_like(image), np.full((30, 40, 1), 128, np.uint8)], axis=2)
     assert (read_image(half) == 127).all()
+
+
+def file_like(content: bytes) -> object:
+    """A stream that cannot be rewound, as of a download."""
+
+    class Stream(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:  # type: ignore[override]
+            nonlocal content
+            part, content = (content, b"") if size < 0 else (content[:size], content[size:])
+            return part
+
+    return Stream()
+
+
+WAYS: dict[str, Callable[[Path], object]] = {
+    "path": lambda path: path,
+    "str": str,
+    "bytes": Path.read_bytes,
+    "bytearray": lambda path: bytearray(path.read_bytes()),
+    "memoryview": lambda path: memoryview(path.read_bytes()),
+    "BytesIO": lambda path: io.BytesIO(path.read_bytes()),
+    "file": lambda path: path.open("rb"),
+    "stream": lambda path: file_like(path.read_bytes()),
+    "PIL": lambda path: Image.open(path),
+    "PIL of a file object": lambda path: Image.open(io.BytesIO(path.read_bytes())),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
+def test_every_way_to_give_a_file_is_the_same_door(tmp_path: Path, kind: str, way: str, monkeypatch) -> None:
+    path = tmp_path / "a.img"
+    path.write_bytes(encoded(kind))
+    assert np.array_equal(read_image(WAYS[way](path)), read_image(path))
+    if "PIL" not in way:
+        assert read_size(WAYS[way](path)) == (48, 64)
+    with pytest.raises(ValueError, match="64x48 pixels; expected at most 100"):
+        read_image(WAYS[way](path), max_pixels=100)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as other packages leave it
+    path.write_bytes(encoded(kind)[:-9] if kind in ("PNG", "GIF") else encoded(kind)[:-400])
+    try:
+        source = WAYS[way](path)
+    except OSError:
+        return  # Pillow itself does not open a WebP that is cut
+    with pytest.raises(ValueError, match="expected") as caught:
+        read_image(source)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_formats_that_are_not_allowed_stay_out_by_every_way(tmp_path: Path, way: str) -> None:
+    for kind, name in (("EPS", "EPS"), ("TGA", "a known format"), ("JPEG2000", "JPEG 2000"), ("PCX", "a known format")):
+        path = tmp_path / f"a.{kind}"
+        Image.fromarray(picture()).save(path, kind)
+        with pytest.raises(ValueError, match=f"{kind if 'PIL' in way else name}; expected AVIF, BMP"):
+            read_image(WAYS[way](path))
+    if "PIL" in way:  # pixels that have left their file are pixels
+        assert read_image(WAYS[way](path).convert("RGB")).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP"])
+def test_the_size_is_in_the_header(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.img").write_bytes(encoded(kind))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("the pixels were decoded"))
+    assert read_size(tmp_path / "a.img") == (48, 64)
+
+
+def test_a_pil_image_is_read_as_it_is(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", picture())
+    with Image.open(tmp_path / "a.png") as image:
+        read_image(image)
+        assert np.array_equal(np.asarray(image), picture()), "it can be loaded afterwards"
+        image.paste((1, 2, 3), (0, 0, 40, 30))
+        assert (read_image(image) == (1, 2, 3)).all(), "not its file, once it has been changed"
+    frames = [Image.fromarray(picture() // part) for part in (1, 2)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "a.gif") as image:
+        image.seek(1)
+        assert np.abs(read_image(image).astype(int) - picture() // 2).max() <= 8
+    assert (read_image(Image.new("I;16", (3, 2), 40_000)) == 156).all()
+
+
+def test_what_a_person_may_give_by_mistake_is_told(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", picture())
+    with (tmp_path / "a.png").open(encoding="latin-1") as text, pytest.raises(ValueError, match="mode 'rb'"):
+        read_image(text)  # type: ignore[arg-type]
+    with (tmp_path / "a.png").open("rb") as file:
+        file.read()
+        assert read_image(file).shape == (30, 40, 3), "from its start"
+    with pytest.raises(ValueError, match=r"a\.png: .*closed file.*expected"):
+        read_image(file)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +176,14 @@ def test_arrays_and_tensors_are_read() -> None:
         (np.zeros((2, 2, 3), np.int32), "int32; expected uint8"),
         (np.full((2, 2), np.nan), "floats from nan"),
         (np.full((2, 2), 255.0), "floats from 255"),
+        (np.zeros((3, 5, 7), np.uint8), r"shape \(3, 5, 7\); .*: its channels come first, array.transpose\(1, 2, 0\)"),
+        (np.zeros((2, 5, 7, 3), np.uint8), "expected H,W .*: a batch, of which one image is taken at a time"),
+        (np.zeros((2, 2, 3), np.uint16), "array of uint16; expected uint8, or float in 0 to 1"),
         (torch.zeros(2, 2), "3,H,W"),
-        (torch.zeros(1, 3, 2, 2), "3,H,W"),
+        (torch.zeros(5, 7, 3), r"shape \(5, 7, 3\); .*: its channels come last, tensor.permute\(2, 0, 1\)"),
+        (torch.zeros(1, 3, 2, 2), "expected 3,H,W: a batch, of which one image is taken at a time"),
+        (torch.zeros(3, 2, 2, dtype=torch.complex64), "complex64"),
+        ([[1, 2]], "type list; expected a path, bytes, file object, PIL image, array or tensor"),
         (7, "type int"),
     ],
 )

@@ -139,6 +139,36 @@ def test_masks_that_do_not_fit_their_names_are_problems(
     assert [part for part in said if part not in problem] == [], problem
 
 
+def test_masks_of_0_and_255_are_found_in_any_split_and_among_others(tmp_path: Path) -> None:
+    put_masks(tmp_path, HALF, "[background, leaf]", count=3)
+    for name in ("c", "d"):
+        put(tmp_path, "val", name, seed=-ord(name) % 97, size=HALF.shape[::-1], mask=None)
+        Image.fromarray((HALF * 255).astype(np.uint8)).save(tmp_path / "masks" / "val" / f"{name}.png")
+    (problem,) = check(tmp_path).problems
+    assert problem.startswith("val: no pixel of leaf") and "write `map: {255: 1}`" in problem
+    Image.fromarray(HALF.astype(np.uint8)).save(tmp_path / "masks" / "val" / "c.png")
+    report = check(tmp_path)
+    assert (
+        report.problems == []
+        and "val: 1 of 2 masks have the ids 0 and 255 only, and no other has 255" in report.warnings[0]
+    )
+    assert "d.png" in report.warnings[0] and len(report.warnings) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*16 bits with values")
+def test_images_of_16_bits_that_use_fewer_are_counted(root: Path) -> None:
+    for index, top in enumerate((4095, 4000, 1000)):
+        put(root, "train", f"wide{index}", seed=0)
+        values = np.linspace(0, top, 24).astype(np.uint16).reshape(4, 6)
+        Image.fromarray(values).save(root / "images" / "train" / f"wide{index}.png")
+    report = check(root)
+    assert [line for line in report.warnings if "16 bits" in line] == [
+        f"{count} of 16 bits read as {bits} bits, for no value needs more; ATROUS_BITS=16 reads all as 16 bits"
+        for count, bits in (("1 image", 10), ("2 images", 12))
+    ]
+    assert report.problems == []
+
+
 def test_empty_classes_can_be_allowed(tmp_path: Path) -> None:
     put_masks(tmp_path, HALF * 255, "[background, leaf]")
     report = check(tmp_path, allow_empty_classes=True)
@@ -171,6 +201,20 @@ def test_the_same_pictures_in_two_splits_are_one_line(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "masks" / "train", tmp_path / "masks" / "val")
     (problem,) = check(tmp_path).problems
     assert problem.startswith("train and val: 30 files like this: ") and "00.png" in problem and "02.png" not in problem
+
+
+def test_splits_with_other_classes_are_a_problem(tmp_path: Path) -> None:
+    for split, names in (("train", ["cat", "dog"]), ("val", ["dog", "cat"])):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (8, 8), (9, 9, len(split))).save(tmp_path / split / "x.jpg")
+        region = {"image_id": 1, "segmentation": [[1, 1, 5, 1, 5, 5]], "area": 9}
+        document = {
+            "images": [{"id": 1, "file_name": "x.jpg", "height": 8, "width": 8}],
+            "categories": [{"id": number, "name": name} for number, name in enumerate(names)],
+            "annotations": [{"category_id": number, **region} for number in (0, 1)],
+        }
+        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(document))
+    assert "val: the classes background, dog, cat; expected those of train" in check(tmp_path).problems
 
 
 def test_a_split_of_ignored_pixels_is_warned_of(root: Path) -> None:

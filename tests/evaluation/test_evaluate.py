@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix, jaccard_score
+from torch.nn.utils import prune
 
 from atrous.data.datasets.dataset import SegmentationDataset, open_dataset
 from atrous.evaluation.evaluate import (
     checked_longest_side,
     evaluate,
-    inference,
+    in_eval_mode,
     predict_classes,
     predict_probabilities,
 )
+from atrous.evaluation.inference_settings import ladder, rungs
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.models.deeplab import DeepLabV3
 from atrous.ops.normalization import IMAGENET
@@ -60,9 +64,8 @@ def by_hand(model: DeepLabV3, images: torch.Tensor, scales: tuple[float, ...], f
 def test_scales_and_flip_are_the_mean_of_the_softmax(model, val) -> None:
     images = val[0].image[None]
     for scales, flip in [((1.0,), False), ((1.0,), True), ((0.5, 0.75, 1.25), False), ((0.5, 1.0, 1.75), True)]:
-        with inference(model):
-            found = predict_probabilities(model, images, scales=scales, flip=flip)
-            classes = predict_classes(model, images, scales=scales, flip=flip)
+        found = predict_probabilities(model, images, scales=scales, flip=flip)
+        classes = predict_classes(model, images, scales=scales, flip=flip)
         expected = by_hand(model, IMAGENET(images), scales, flip)
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(found.sum(1), torch.ones_like(found[:, 0]), rtol=0, atol=1e-5)
@@ -83,9 +86,8 @@ def test_the_scales_make_a_difference(model, val) -> None:
 
 def test_a_batch_is_its_images_one_by_one(model, val) -> None:
     images = torch.stack([val[0].image, val[0].image.flip(1)])
-    with inference(model):
-        together = predict_probabilities(model, images, scales=(0.75, 1.0), flip=True)
-        single = predict_probabilities(model, images[1:], scales=(0.75, 1.0), flip=True)
+    together = predict_probabilities(model, images, scales=(0.75, 1.0), flip=True)
+    single = predict_probabilities(model, images[1:], scales=(0.75, 1.0), flip=True)
     torch.testing.assert_close(together[1:], single, rtol=0, atol=1e-5)
 
 
@@ -130,16 +132,36 @@ def test_the_model_is_left_as_it_was_found(model, val, mode) -> None:
     model.eval()
 
 
-def test_the_model_is_left_as_it_was_found_after_an_error(model) -> None:
-    model.train()
-    with pytest.raises(RuntimeError, match="on purpose"), inference(model, 8):
-        assert not model.training and model.output_stride == 8
-        raise RuntimeError("on purpose")
-    assert model.training and model.output_stride == 16
-    with pytest.raises(ValueError, match="output"), inference(model, 12):
-        pass
-    assert model.training and model.output_stride == 16
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_model_is_not_changed_while_it_is_evaluated(model, val, mode) -> None:
+    states = []
+    model.train(mode)
+    evaluate(model, val, output_stride=8, progress=lambda done: states.append((model.training, model.output_stride)))
+    ladder(model, val, rungs(8), progress=lambda done: states.append((model.training, model.output_stride)))
     model.eval()
+    assert set(states) == {(mode, 16)}
+
+
+def test_a_model_in_eval_mode_is_itself_and_a_copy_shares_its_parameters(model) -> None:
+    assert in_eval_mode(model) is in_eval_mode(model, 16) is model
+    copy = in_eval_mode(model.train(), 8)
+    assert model.training and model.output_stride == 16 and not copy.training and copy.output_stride == 8
+    assert all(a is b for a, b in zip(model.parameters(), copy.parameters(), strict=True))
+    model.eval().backbone.layer4[0].train()  # one layer that trains is enough
+    assert not any(layer.training for layer in in_eval_mode(model).modules())
+    model.eval()
+    with pytest.raises(ValueError, match="output"):
+        in_eval_mode(model, 12)
+
+
+def test_a_pruned_model_is_evaluated_at_another_output_stride(model, val) -> None:
+    pruned = copy.deepcopy(model)
+    prune.l1_unstructured(pruned.classifier, "weight", 0.5)
+    with torch.no_grad():
+        assert not torch.equal(pruned(IMAGENET(val[0].image[None])), model(IMAGENET(val[0].image[None])))
+    expected = copy.deepcopy(model)
+    expected.load_state_dict(model.state_dict() | {"classifier.weight": pruned.classifier.weight})
+    assert evaluate(pruned, val, output_stride=8).scores == evaluate(expected, val, output_stride=8).scores
 
 
 def test_the_output_stride_is_the_one_asked_for(model, val) -> None:
@@ -153,6 +175,22 @@ def test_the_output_stride_is_the_one_asked_for(model, val) -> None:
 def test_other_classes_are_refused_with_both_counts(val) -> None:
     with pytest.raises(ValueError, match="the data has 4 classes, the model 7"):
         evaluate(DeepLabV3("resnet18", 7), val)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("ground", "green", "red", "blue"), "the first difference is class 1, red in the data and green in the model"),
+        (("ground", "red", "green"), "the first difference is class 3, blue in the data and none in the model"),
+        (("ground", "red", "green", "blue", "car"), "class 4, none in the data and car in the model"),
+    ],
+)
+def test_classes_are_compared_by_name_and_order(model, val, names, said) -> None:
+    both = f"the data has the 4 classes ground, red, green, blue; the model has the {len(names)} classes {names[0]}"
+    for run in (lambda: evaluate(model, val, names=names), lambda: ladder(model, val, rungs(16), names=names)):
+        with pytest.raises(ValueError, match=f"{both}.*{said}"):
+            run()
+    assert evaluate(model, val, names=val.labels.names).scores == evaluate(model, val).scores
 
 
 def test_progress_counts_every_image(model, val) -> None:
@@ -175,13 +213,11 @@ def test_pictures_are_brought_to_the_models_longest_side(model, val) -> None:
     try:
         for scales, flip in [((1.0,), False), ((0.5, 1.0), True)]:
             model.longest_side = None
-            with inference(model):
-                expected = predict_probabilities(model, images, scales=[factor * scale for scale in scales], flip=flip)
+            expected = predict_probabilities(model, images, scales=[factor * scale for scale in scales], flip=flip)
             model.longest_side = side
-            with inference(model):
-                found = predict_probabilities(model, images, scales=scales, flip=flip)
-                classes = predict_classes(model, images, scales=scales, flip=flip)
-                as_they_are = predict_probabilities(model, images, scales=scales, flip=flip, fit=False)
+            found = predict_probabilities(model, images, scales=scales, flip=flip)
+            classes = predict_classes(model, images, scales=scales, flip=flip)
+            as_they_are = predict_probabilities(model, images, scales=scales, flip=flip, fit=False)
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
             assert (classes == found.argmax(1)).all()
             assert (as_they_are - expected).abs().max() > 1e-3
@@ -198,15 +234,14 @@ def test_a_large_picture_is_made_smaller_with_all_its_pixels(model, val, monkeyp
     noise = (torch.arange(large.shape[2]) % 5 == 0) * torch.tensor([[[60]], [[-60]], [[60]]])
     noisy = (large.int() + noise - noise.float().mean(-1, keepdim=True).int()).clamp(0, 255).byte()
     monkeypatch.setattr(model, "longest_side", max(height, width))
-    with inference(model):
-        expected = predict_probabilities(model, small[None])
-        for image, close in ((large, 0.02), (noisy, 0.15)):
-            seen = Preprocessor(model)(image[None])[0]
-            assert seen.shape == small.shape
-            assert image is noisy or (seen - IMAGENET(small)).abs().max() <= 1.01 / 255 / min(IMAGENET.std)
-            found = predict_probabilities(model, image[None])
-            assert (found[..., 2::5, 2::5].mean() - 0.25).abs() < 1e-6 and found.shape[-2:] == large.shape[1:]
-            assert (found[..., ::5, ::5] - expected).abs().mean() < close
+    expected = predict_probabilities(model, small[None])
+    for image, close in ((large, 0.02), (noisy, 0.15)):
+        seen = Preprocessor(model)(image[None])[0]
+        assert seen.shape == small.shape
+        assert image is noisy or (seen - IMAGENET(small)).abs().max() <= 1.01 / 255 / min(IMAGENET.std)
+        found = predict_probabilities(model, image[None])
+        assert (found[..., 2::5, 2::5].mean() - 0.25).abs() < 1e-6 and found.shape[-2:] == large.shape[1:]
+        assert (found[..., ::5, ::5] - expected).abs().mean() < close
     # With a view of more than half of it, a picture is not made smaller first.
     half, tripled = (Preprocessor(model).views(large[None], largest)(0.5) for largest in (0.5, 3.0))
     torch.testing.assert_close(tripled, scaled(IMAGENET(large[None]), *tripled.shape[-2:]))

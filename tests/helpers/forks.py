@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from atrous.cli.parser import main
 from atrous.training import checkpoint
@@ -64,6 +65,7 @@ class Forked:
         _start_server()
         self.said = said
         self.events: list[tuple[Any, ...]] = []
+        self.store: dist.TCPStore | None = None
         self._ear, mouth = _server.Pipe(duplex=False)
         several = bool(arguments) and not isinstance(arguments[0], str)
         lines = [list(line) for line in (arguments if several else [arguments]) if line]
@@ -118,13 +120,15 @@ class Forked:
 
 def together(arguments: Sequence[str], folder: Path, size: int, hooks: Sequence[Sequence[tuple]] = ()) -> list[Forked]:
     """The same command line in several ranks; a list of hooks for each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     of = list(hooks) or [()] * size
     if size == 1:
         return [Forked(arguments, folder / "said0", of[0])]
-    return [Forked(arguments, folder / f"said{rank}", of[rank], (rank, size, port)) for rank in range(size)]
+    # As torchrun's agent, this process holds the store that the ranks meet at: nobody else can take its port.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    jobs = [Forked(arguments, folder / f"said{rank}", of[rank], (rank, size, store.port)) for rank in range(size)]
+    for job in jobs:
+        job.store = store
+    return jobs
 
 
 _mouth: Connection | None = None
@@ -149,6 +153,7 @@ def _run(lines: list[list[str]], said: str, hooks: list, rank: tuple[int, int, i
     if rank:
         place = {"RANK": rank[0], "LOCAL_RANK": rank[0], "WORLD_SIZE": rank[1], "MASTER_PORT": rank[2]}
         os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="127.0.0.1")
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     for name, *arguments in hooks:
         globals()[name](*arguments)
     for line in lines:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.inference import fold_batch_norm, native_dtype, with_output_stride
+from atrous.models.inference import fold_batch_norm, inference_form, native_dtype, with_output_stride
 from atrous.ops.packed_conv import PackedConv2d, fuses
 
 
@@ -206,3 +206,24 @@ def test_hooked_and_parametrized_layers_are_called_in_the_form(backbone: str) ->
         expected = model(image)
         for _ in range(2):
             torch.testing.assert_close(form(image), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "path", ["0.0.weight", "0.1.running_var", "1.weight", "1.running_mean", "2.0.weight", "3.bias"]
+)
+def test_nan_in_any_layer_reaches_the_output(path: str) -> None:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+    net = nn.Sequential(
+        nn.Sequential(first, nn.BatchNorm2d(8), nn.ReLU()),
+        nn.BatchNorm2d(8),  # is not folded
+        nn.Sequential(second, nn.BatchNorm2d(8), nn.ReLU6()),
+        nn.Conv2d(8, 4, 1),
+    ).eval()
+    net.state_dict()[path].view(-1)[0] = torch.nan
+    x = torch.randn(1, 3, 65, 65)
+    with torch.inference_mode():
+        expected = net(x)
+        result = inference_form(net, torch.float32)(x)
+    assert expected.isnan().any()
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4, equal_nan=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import itertools
 import json
 import os
@@ -11,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from atrous import DeepLabV3
 from atrous.cli.parser import main
 from atrous.data.image_io import read_image, read_mask
 from atrous.data.labels import Labels
-from atrous.evaluation.evaluate import predict_classes
+from atrous.evaluation.evaluate import predict_classes, predict_probabilities
 from atrous.prediction.files import find_photographs, output_names, predict_files
 from atrous.prediction.predictor import Predictor
 from forks import Forked
@@ -35,7 +38,7 @@ Draw = Callable[[int, int, int], tuple[np.ndarray, np.ndarray]]
 
 @pytest.fixture(scope="module")
 def predictor(trained: Path) -> Predictor:
-    return Predictor.load(trained, device="cpu")
+    return Predictor.load(trained, device="cpu", dtype=torch.float32)
 
 
 def photograph(path: Path, drawn: Draw, seed: int = 0, height: int = 40, width: int = 52) -> np.ndarray:
@@ -121,12 +124,95 @@ def test_segments_are_a_mask_for_each_class(predictor, drawn: Draw) -> None:
 
 def test_the_options_reach_the_model(trained: Path, drawn: Draw) -> None:
     image, _ = drawn(2, 48, 48)
-    predictor = Predictor.load(trained, device="cpu", output_stride=8, scales=(0.75, 1.5), flip=True)
+    options: dict[str, Any] = {"output_stride": 8, "scales": (0.75, 1.5), "flip": True}
+    predictor = Predictor.load(trained, device="cpu", dtype=torch.float32, **options)
     assert predictor.model.output_stride == 8
     with torch.no_grad():
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
         expected = predict_classes(predictor.model, pixels, scales=(0.75, 1.5), flip=True)[0]
     assert np.array_equal(predictor(image).mask, expected.numpy())
+
+
+def test_options_of_a_call_are_those_of_a_predictor_made_with_them(trained: Path, drawn: Draw) -> None:
+    image, _ = drawn(2, 48, 64)
+    options: list[dict[str, Any]] = [{"output_stride": 16}, {"scales": (0.75, 1.5)}, {"flip": True, "output_stride": 4}]
+    predictor = Predictor.load(trained, device="cpu", output_stride=8)
+    before = predictor(image).mask
+    for chosen in options:
+        expected = Predictor.load(trained, device="cpu", **{"output_stride": 8, **chosen})(image).mask
+        assert np.array_equal(predictor(image, **chosen).mask, expected) and not np.array_equal(expected, before)
+    assert predictor.model.output_stride == 8 and np.array_equal(predictor(image).mask, before)
+    predictor.model.output_stride = 16  # for the calls that follow
+    assert np.array_equal(predictor(image).mask, predictor(image, output_stride=16).mask)
+    with pytest.raises(ValueError, match="output_stride is 7"):
+        predictor(image, output_stride=7)
+    with pytest.raises(ValueError, match="scales are"):
+        predictor(image, scales=())
+
+
+@pytest.fixture(scope="module")
+def shared() -> Predictor:
+    """Padded as TensorFlow does, image-level features, and photographs larger than its window."""
+    torch.manual_seed(0)
+    model = DeepLabV3("timm/tf_mobilenetv3_small_minimal_100", 4, aspp_rates=(2,), output_stride=16)
+    model.set_batch_norm_decay(0.5)
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(2, 3, 65, 65))
+        model.classifier.weight.normal_()
+    labels = Labels(("a", "b", "c", "d"), ((0, 0, 0), (1, 1, 1), (2, 2, 2), (3, 3, 3)))
+    return Predictor(model, labels, device="cpu", dtype=torch.float32, window=129)
+
+
+def test_threads_share_a_predictor(shared: Predictor, drawn: Draw) -> None:
+    images = [drawn(seed, *size)[0] for seed, size in enumerate([(40, 52), (33, 97), (60, 61), (140, 70)])]
+    options: list[dict[str, Any]] = [{}, {"output_stride": 8}, {"output_stride": 8, "flip": True}, {"scales": (0.7,)}]
+    jobs = [(image, chosen) for image in images for chosen in options]
+    alone = [shared(image, **chosen).mask for image, chosen in jobs]
+    assert len({mask.tobytes() for mask in alone}) == len(jobs)  # each option makes a difference
+    order = [i for seed in range(8) for i in random.Random(seed).sample(range(len(jobs)), 6)]
+    with ThreadPoolExecutor(8) as threads:
+        masks = list(threads.map(lambda i: shared(jobs[i][0], **jobs[i][1]).mask, order))
+    wrong = [i for i, mask in zip(order, masks, strict=True) if not np.array_equal(mask, alone[i])]
+    assert wrong == [] and shared.model.output_stride == 16
+
+
+def test_the_model_of_a_predictor_is_float32_unless_another_type_is_asked_for(
+    trained, drawn: Draw, monkeypatch
+) -> None:
+    monkeypatch.setattr("atrous.prediction.predictor.native_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("atrous.models.inference.native_dtype", lambda device: torch.bfloat16)
+    image, _ = drawn(2, 48, 64)
+    fast, exact, asked = (
+        Predictor.load(trained, device="cpu", dtype=dtype) for dtype in (None, torch.float32, torch.bfloat16)
+    )
+    dtypes = [next(predictor.model.parameters()).dtype for predictor in (fast, exact, asked)]
+    assert dtypes == [torch.float32, torch.float32, torch.bfloat16]
+    # It predicts in the device's own type all the same.
+    assert np.array_equal(fast.probabilities(image), asked.probabilities(image))
+    assert not np.array_equal(fast.probabilities(image), exact.probabilities(image))
+    assert fast.settings() != exact.settings()
+
+
+def test_padding_is_that_of_evaluation(trained: Path, drawn: Draw) -> None:
+    image = drawn(2, 48, 64)[0]
+    padded, plain = (Predictor.load(trained, device="cpu", dtype=torch.float32, pad_to=side) for side in (193, None))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    expected = predict_probabilities(padded.model, pixels, pad_to=193)[0].numpy()
+    assert np.array_equal(padded.probabilities(image), expected)
+    assert (padded(image).mask == expected.argmax(0)).mean() > 0.999 and padded.settings() != plain.settings()
+    assert np.abs(expected - plain.probabilities(image)).max() > 1e-3
+    with pytest.raises(ValueError, match="pad_to is 0"):
+        Predictor.load(trained, device="cpu", pad_to=0)
+
+
+def test_the_callers_model_is_not_changed() -> None:
+    model = DeepLabV3("timm/lcnet_050", 2, aspp_rates=(1,)).train()
+    labels = Labels(("a", "b"), ((0, 0, 0), (1, 1, 1)))
+    predictor = Predictor(model, labels, device="cpu", output_stride=8, longest_side=64)
+    predictor(np.zeros((30, 40, 3), dtype=np.uint8), output_stride=32)
+    assert model.training and model.output_stride == 16 and model.longest_side is None
+    assert predictor.model is not model and not predictor.model.training
 
 
 def test_photographs_are_brought_to_the_longest_side(trained: Path, drawn: Draw) -> None:
@@ -296,7 +382,7 @@ def test_a_file_by_rows_is_the_picture_by_windows(trained: Path, drawn: Draw, tm
     exif = Image.Exif()
     exif[0x0112] = 6
     image = drawn(1, 300, 261)[0]
-    for name in ("a.png", "a.tif", "turned.png", "a.gif"):  # a GIF is not read by rows
+    for name in ("a.png", "a.tif", "turned.png", "a.gif"):  # a GIF is not read by rows, but whole
         upright = np.rot90(image) if "turned" in name else image
         Image.fromarray(upright).save(tmp_path / name, **({"exif": exif} if "turned" in name else {}))
     told: dict[str, list[float]] = {}
@@ -304,14 +390,18 @@ def test_a_file_by_rows_is_the_picture_by_windows(trained: Path, drawn: Draw, tm
     batch = predict_files(
         predictor, files, tmp_path / "out", progress=lambda path, share: told.setdefault(path.name, []).append(share)
     )
-    assert list(batch.failures) == [tmp_path / "a.gif"] and "GIF is not read by rows" in batch.failures[files[3]]
+    assert batch.failures == {}
     expected = predictor(image)
+    assert np.array_equal(np.asarray(opened(tmp_path / "out" / "masks" / "a.gif.png")), predictor(files[3]).mask)
     for name in ("a.png.png", "a.tif.png", "turned.png"):
         assert np.array_equal(np.asarray(opened(tmp_path / "out" / "masks" / name)), expected.mask)
         assert opened(tmp_path / "out" / "overlays" / name).size == (87, 100)
     assert batch.areas[files[0]] == {expected.names[i]: share for i, share in expected.areas.items()}
     assert told["a.png"] == sorted(told["a.png"]) and (told["a.png"][0], told["a.png"][-1]) == (0, 1)
     assert len(told["a.png"]) > 5
+    monkeypatch.setattr("atrous.data.row_io.MAX_PIXELS", 1000)
+    batch = predict_files(predictor, files[2:], tmp_path / "out")
+    assert list(batch.failures) == [files[3]] and "is not read by rows" in batch.failures[files[3]]
 
 
 def test_without_libvips_a_file_is_read_whole(trained: Path, drawn: Draw, tmp_path: Path, monkeypatch) -> None:
@@ -348,6 +438,68 @@ def test_what_in_a_folder_is_no_picture_is_named_and_nothing_waits(predictor, dr
     assert written(tmp_path / "out") == ["masks/good.png", "overlays/good.png"]
     for name in ("nowhere.jpg", "loop.png", "pipe.jpg"):
         assert list(predict_files(predictor, [folder / name], tmp_path / "out").failures) == [folder / name]
+
+
+LONG = ["m" * 230, "n" * 251, "ö" * 120, "m" * 229 + "x"]
+
+
+def test_a_long_file_name_does_not_end_the_batch(predictor, drawn: Draw, tmp_path: Path) -> None:
+    for number, stem in enumerate(["a", *LONG, "z"]):
+        photograph(tmp_path / "in" / f"{stem}.png", drawn, number)
+    (tmp_path / "out" / "overlays" / "z.png").mkdir(parents=True)  # so that one output cannot be written
+    batch = predict_files(predictor, [tmp_path / "in"], tmp_path / "out")
+    assert sorted(path.stem for path in batch.areas) == sorted(["a", *LONG])
+    assert list(batch.failures) == [tmp_path / "in" / "z.png"]
+    assert batch.failures[tmp_path / "in" / "z.png"].startswith(f"{tmp_path / 'in' / 'z.png'}: ")
+    assert sorted(path.stem for path in batch.shortened) == sorted(LONG)
+    for path, name in batch.shortened.items():
+        assert len(os.fsencode(name)) <= 200 and name[:50] == path.stem[:50]
+        assert np.array_equal(read_mask(tmp_path / "out" / "masks" / name), predictor(path).mask)
+    assert len(set(batch.shortened.values())) == len(LONG)
+    again = predict_files(predictor, [tmp_path / "in"], tmp_path / "out", resume=True)
+    assert len(again.skipped) == 5 and again.as_dict()["shortened"] == batch.as_dict()["shortened"]
+    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
+        find_photographs(["x" * 300 + ".png"])
+
+
+def test_a_full_disk_ends_the_batch(predictor, drawn: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photograph(tmp_path / "a.png", drawn)
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "a.png")
+
+    monkeypatch.setattr("atrous.prediction.files.write_mask", full)
+    with pytest.raises(OSError, match="No space left"):
+        predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out")
+
+
+def test_what_tools_leave_in_folders_is_no_photograph(drawn: Draw, tmp_path: Path) -> None:
+    for name in (
+        "a.png",
+        "._a.png",
+        ".b.png",
+        "@eaDir/a.png",
+        ".ipynb_checkpoints/a.png",
+        "in/c.png",
+        "__MACOSX/d.png",
+    ):
+        photograph(tmp_path / ".hidden" / name, drawn)
+    folder = tmp_path / ".hidden"  # that a user names it says that it is meant
+    assert find_photographs([folder]) == [folder / "a.png"]
+    assert find_photographs([f"{folder}/**/*.png"]) == [folder / "a.png", folder / "in" / "c.png"]
+    assert find_photographs([folder / "._a.png"]) == [folder / "._a.png"]
+    with pytest.raises(ValueError, match="holds no photograph"):
+        find_photographs([f"{folder}/@eaDir/../.*.png"])
+
+
+def test_bytes_and_file_objects_are_photographs(predictor, drawn: Draw, tmp_path: Path) -> None:
+    image = photograph(tmp_path / "a.png", drawn, 5, 60, 60)
+    raw, expected = (tmp_path / "a.png").read_bytes(), predictor(image).mask
+    with open(tmp_path / "a.png", "rb") as file:
+        for source in (raw, bytearray(raw), io.BytesIO(raw), file):
+            assert np.array_equal(predictor(source).mask, expected)
+    with pytest.raises(ValueError, match="whole|truncated"):
+        predictor(raw[: len(raw) // 2])
 
 
 def test_names_of_any_bytes(trained: Path, drawn: Draw, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

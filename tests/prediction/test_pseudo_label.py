@@ -12,7 +12,7 @@ from PIL import Image
 from atrous.data.datasets.dataset import open_dataset
 from atrous.data.labels import Labels, load_labels, write_labels
 from atrous.prediction.predictor import Predictor
-from atrous.prediction.pseudo_label import label
+from atrous.prediction.pseudo_label import classes_of, label
 from atrous.prediction.tflite_teacher import TFLiteTeacher, _starts, open_teacher
 
 LABELS = Labels(("ground", "thing"), ((0, 0, 0), (255, 0, 0)), 255)
@@ -73,12 +73,21 @@ def test_a_file_that_fails_is_named_and_the_others_done(photographs: Path, tmp_p
     assert open_dataset(tmp_path / "data", "pseudo").names == ["a", "b"]
 
 
+def test_a_long_file_name_does_not_end_the_labelling(photographs: Path, tmp_path: Path) -> None:
+    for stem in ("m" * 230, "n" * 251):
+        shutil.copy(photographs / "a.png", photographs / f"{stem}.png")
+    result = label(Half(), [photographs], tmp_path / "data")
+    assert result.written == 4 and not result.failures
+    assert len(open_dataset(tmp_path / "data", "pseudo").names) == 4
+    assert label(Half(), [photographs], tmp_path / "data").already == 4
+
+
 def test_other_classes_are_refused(photographs: Path, tmp_path: Path, trained: Path) -> None:
     (tmp_path / "data").mkdir()
     write_labels(tmp_path / "data" / "dataset.yaml", Labels(("one", "two"), ((0, 0, 0), (1, 1, 1)), 255))
-    with pytest.raises(ValueError, match="classes one, two; the teacher has others"):
+    with pytest.raises(ValueError, match="2 classes one, two; the model has the 2 classes ground, thing; the first"):
         label(Half(), [photographs], tmp_path / "data")
-    with pytest.raises(ValueError, match="the data has others"):
+    with pytest.raises(ValueError, match="data has the 2 classes ground, thing; the model has the 4 classes"):
         open_teacher(trained, labels=LABELS)
     with pytest.raises(ValueError, match="confidence is 60"):
         label(Half(), [photographs], tmp_path / "new", confidence=60)
@@ -147,3 +156,9 @@ def test_a_split_that_people_labelled_is_left_alone(photographs: Path, tiny_data
     with pytest.raises(ValueError, match=r"masks that no teacher made; expected another --split than train"):
         label(Half(), [photographs], data, split="train")
     assert sorted((data / "masks" / "train").iterdir()) == before
+
+
+def test_a_data_set_that_maps_stored_ids_takes_no_teachers_masks(tmp_path: Path) -> None:
+    (tmp_path / "dataset.yaml").write_text("names: [background, leaf]\nmap: {255: 1}\n")
+    with pytest.raises(ValueError, match=r"dataset\.yaml: it maps stored ids, but a teacher's masks hold class ids"):
+        classes_of(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from atrous.data.row_io import Strips, strips_of
-from atrous.evaluation.evaluate import inference, predict_classes
+from atrous.evaluation.evaluate import predict_classes
 from atrous.models.aspp import ASPP
 from atrous.ops.resize import pad_to_grid
 from atrous.prediction import sliding_window as module
@@ -68,9 +67,8 @@ def picture(height: int, width: int, blob: int = 20) -> np.ndarray:
 
 
 def whole(windows: SlidingWindow, image: np.ndarray) -> np.ndarray:
-    with inference(windows.model):
-        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
-        return predict_classes(windows.model, pixels, scales=windows.scales, flip=windows.flip)[0].numpy()
+    pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
+    return predict_classes(windows.model, pixels, scales=windows.scales, flip=windows.flip)[0].numpy()
 
 
 def by_windows(windows: SlidingWindow, image: np.ndarray) -> np.ndarray:
@@ -116,7 +114,7 @@ def test_windows_give_what_one_pass_gives(pooling: bool, size: tuple[int, int]) 
 def test_the_mean_of_the_whole_picture_is_what_makes_them_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     windows, image = SlidingWindow(Tiny(True), window=129), picture(300, 700)
     expected = whole(windows, image)
-    monkeypatch.setattr(module, "_given", lambda model, means: contextlib.nullcontext())
+    monkeypatch.setattr(module, "_with_image_level", lambda model, means: model)
     assert (by_windows(windows, image) == expected).mean() < 0.98
 
 

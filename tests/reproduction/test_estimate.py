@@ -67,6 +67,8 @@ def test_without_a_finished_run_two_steps_are_timed(training: Training) -> None:
     assert training.recipe
     recipe = override(training.recipe, {"backbone": "timm/lcnet_050", "aspp_rates": (1,), "crop": 33, "batch_size": 4})
     assert probed_speed(recipe, "cpu") > 0
+    with pytest.raises(RuntimeError, match="nosuch"):
+        probed_speed(override(recipe, {"backbone": "timm/nosuch"}), "cpu")
 
 
 def test_a_model_that_is_given_has_no_estimate(tmp_path: Path) -> None:

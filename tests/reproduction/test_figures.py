@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from atrous.data.datasets.dataset import open_dataset
+from atrous.evaluation.evaluate import Setting
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
 from atrous.reproduction.figures import (
@@ -56,7 +57,7 @@ def test_figure_4s_plot(tmp_path) -> None:
 def test_a_grid_has_a_column_for_photo_truth_and_each_model(trained, tiny_data) -> None:
     model, _ = load(trained)
     dataset = open_dataset(tiny_data, "val")
-    sheet = picture_grid({"before": model, "after": model}, dataset, [0, 2], 8)
+    sheet = picture_grid({"before": model, "after": model}, dataset, [0, 2], Setting(8))
     columns, pixels = sheet.width // 4, np.asarray(sheet)
     photo = dataset[0].image.permute(1, 2, 0).numpy()
     height, width = photo.shape[:2]
@@ -71,11 +72,11 @@ def test_a_grid_has_a_column_for_photo_truth_and_each_model(trained, tiny_data) 
 def test_the_last_picture_is_the_worst(trained, tiny_data) -> None:
     model, _ = load(trained)
     dataset = open_dataset(tiny_data, "val")
-    indices = spread_with_failure(model, dataset, 8, count=2)
+    indices = spread_with_failure(model, dataset, Setting(8), count=2)
 
     def miou(index: int) -> float:
         sample = dataset[index]
-        truth, ids = sample.mask.numpy(), predicted(model, sample.image, 8)
+        truth, ids = sample.mask.numpy(), predicted(model, sample.image, Setting(8))
         valid = truth != 255
         shares = [((truth == k) & (ids == k) & valid).sum() / (((truth == k) | (ids == k)) & valid).sum()
                   for k in range(4) if (((truth == k) | (ids == k)) & valid).any()]  # fmt: skip
@@ -93,5 +94,5 @@ def test_pictures_that_hold_most_of_a_class_come_first(tiny_data) -> None:
 
 def test_a_prediction_leaves_the_model_as_it_was(tiny_data) -> None:
     model = DeepLabV3("timm/lcnet_050", 4, aspp_rates=(1,), image_pooling=False).train()
-    ids = predicted(model, open_dataset(tiny_data, "val")[0].image, 8)
+    ids = predicted(model, open_dataset(tiny_data, "val")[0].image, Setting(8))
     assert ids.dtype == np.uint8 and model.training and model.output_stride == 16

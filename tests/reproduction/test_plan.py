@@ -128,6 +128,13 @@ def test_a_model_in_place_of_a_training(options: Options) -> None:
         plan("table-5", replace(options, model="runs/x"))
 
 
+def test_evaluations_are_padded_as_the_recipe_says(options: Options, tmp_path: Path) -> None:
+    (training,) = plan("table-4", Options("paper", out=tmp_path), dry=True).trainings.values()
+    assert [setting.pad_to for setting in training.settings] == [513] * 4
+    (training,) = plan("table-4", options).trainings.values()
+    assert [setting.pad_to for setting in training.settings] == [None] * 4
+
+
 def test_without_data_there_is_a_plan_but_no_run(tmp_path: Path) -> None:
     options = Options("paper", out=tmp_path)
     assert len(plan("table-5", options, dry=True).trainings) == 5

@@ -132,8 +132,11 @@ def test_how_many_at_once_and_on_which_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     import torch
 
     monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert gpus("cpu") == [None] and environments(Options(device="cpu"), {}) == [{}]
     assert environments(Options(device="cpu", parallel=4), {}) == [{"OMP_NUM_THREADS": "4"}] * 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert environments(Options(device="cpu", parallel=2), {}) == [{}] * 2, "what the user has set stays"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

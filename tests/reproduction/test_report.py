@@ -128,6 +128,13 @@ def test_an_ablation_has_each_row_beside_the_first(tiny_data: Path, tmp_path: Pa
     assert "Order" not in text
 
 
+def test_the_commands_of_vocs_tables_pad_to_513() -> None:
+    planned = plan("table-4", Options("paper"), dry=True)
+    (training,) = planned.trainings.values()
+    _, *evaluations = commands_of(training)
+    assert len(evaluations) == 4 and all("--pad-to 513" in command for command in evaluations)
+
+
 @pytest.mark.parametrize("what", ["table-1", "table-3", "table-6", "table-8", "table-11", "figure-7", "ablation"])
 def test_the_commands_by_hand_are_the_same_recipes(what: str, tiny_data: Path, tmp_path: Path) -> None:
     preset = "streets" if what == "ablation" else "tiny"
@@ -140,8 +147,8 @@ def test_the_commands_by_hand_are_the_same_recipes(what: str, tiny_data: Path, t
         assert args.out == training.run and args.data == [str(tiny_data)]
         assert (args.asynchronous or 0) == training.replicas
         parsed = [_parser().parse_args(line) for line in evaluations]
-        told = [(one.output_stride, tuple(one.scales), one.flip) for one in parsed]
-        assert told == [(row.output_stride, row.scales, row.flip) for row in training.settings]
+        told = [(one.output_stride, tuple(one.scales), one.flip, one.pad_to) for one in parsed]
+        assert told == [(row.output_stride, row.scales, row.flip, row.pad_to) for row in training.settings]
 
 
 def test_the_plot(planned: Plan, tiny_data: Path, tmp_path: Path) -> None:

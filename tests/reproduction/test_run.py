@@ -210,8 +210,8 @@ def test_a_model_that_is_given_goes_up_the_ladder(
     ("arguments", "message"),
     [
         (["tabel-5"], "there is no table or figure 'tabel-5'; did you mean table-5?"),
-        (["figure-5"], "there is no table or figure 'figure-5'; there are table-1, table-2,"),
-        (["table-99"], "there is no table or figure 'table-99'; there are table-1, table-2,"),
+        (["figure-5"], "there is no table or figure 'figure-5'; there are: table-1, table-2,"),
+        (["table-99"], "there is no table or figure 'table-99'; there are: table-1, table-2,"),
         (["Table-7"], "the result of PASCAL VOC's test server; docs/results.md"),
         (["table-13"], "the result of Cityscapes' test server; docs/results.md"),
         (["table-5", "--preset", "tinny"], "there is no preset 'tinny'; did you mean tiny?"),

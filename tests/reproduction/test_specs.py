@@ -7,11 +7,15 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from atrous.cli.parser import _parser
+from atrous.models.resnet import ResNet
+from atrous.reproduction.plan import Options, plan
 from atrous.reproduction.specs import GRIDS, PRESETS, recipe_of, scaled_crop
 from atrous.training.config import Recipe, differences, override, settings_of
 from atrous.training.recipes import RECIPES
+from atrous.training.state import build_model
 
 # A line a row: what places the cell, then its mIoU. T is a tick, - none.
 PRINTED = {
@@ -151,6 +155,28 @@ def test_the_ladders_are_the_papers() -> None:
         told = [(row.output_stride, row.scales, row.flip) for row in settings if row]
         assert told[:4] == [(16, (1.0,), False), (8, (1.0,), False), (8, scales, False), (8, scales, True)]
     assert GRIDS["table-6"].cells[4].setting == GRIDS["table-6"].cells[3].setting
+
+
+def test_the_tables_of_voc_evaluate_at_crop_513_and_those_of_cityscapes_whole_images() -> None:
+    def paddings(what: str, preset: str) -> set[int | None]:
+        planned = plan(what, Options(preset), dry=True)
+        return {setting.pad_to for uses in planned.uses for _, setting in uses}
+
+    assert paddings("table-1", "paper") == paddings("table-4", "paper") == paddings("figure-6", "paper") == {513}
+    assert paddings("table-12", "paper") == paddings("table-1", "camvid") == {None}
+
+
+@pytest.mark.parametrize("what", ["table-1", "table-2", "table-3", "table-4", "table-5"])
+def test_the_networks_have_the_papers_rates_whatever_the_weights(what: str) -> None:
+    for recipe in paper_recipes(what):
+        with torch.device("meta"):
+            network = build_model(recipe.model, 21, blank=True).backbone
+        assert isinstance(network, ResNet)
+        stride, grid = recipe.model.output_stride, recipe.model.multi_grid
+        for block in range(4, (recipe.model.last_block or 4) + 1):
+            # Section 3.2.1: at output stride 16 block4 has 2 times the grid; each block doubles, each stride halves.
+            expected = [max(1, 2 ** (block - 3) * 16 // stride) * rate for rate in grid or (1, 1, 1)]
+            assert [unit.rate for unit in network.block(block)] == expected
 
 
 def test_table_10_evaluates_at_the_stride_of_its_row() -> None:

@@ -31,6 +31,8 @@ PAPER = {
         "image_pooling": True, "weights": "imagenet", "train_split": "trainaug", "crop": 513, "scales": (0.5, 2.0),
         "output_stride": 16, "batch_size": 16, "iterations": 30_000, "lr": 0.007, "power": 0.9, "batch_norm": "train",
         "batch_norm_decay": 0.9997, "upsample_logits": True, "optimizer": "sgd", "flip": 0.5,
+        # "crop size to be 513 during both training and test"
+        "val_pad_to": 513,
     },
     "voc-resnet101-trainval": {
         "train_split": "trainval", "crop": 513, "output_stride": 8, "batch_size": 16, "iterations": 30_000, "lr": 0.001,
@@ -56,6 +58,8 @@ PAPER = {
     "cityscapes-resnet101": {
         "train_split": "train", "crop": 769, "output_stride": 16, "batch_size": 16, "iterations": 90_000, "lr": 0.007,
         "power": 0.9, "batch_norm": "train", "batch_norm_decay": 0.9997,
+        # "evaluated on the whole image"
+        "val_pad_to": None,
     },
     # "the trainval_coarse set (i.e., the 3475 finely annotated images and the extra 20000 coarsely annotated images)"
     "cityscapes-resnet101-coarse": {
@@ -89,7 +93,7 @@ def test_what_the_paper_does_not_have_is_off(name: str) -> None:
 
 
 def test_the_defaults_are_the_papers_first_stage() -> None:
-    assert Recipe() == load_recipe("voc-resnet101")
+    assert override(Recipe(), {"val_pad_to": 513}) == load_recipe("voc-resnet101")
 
 
 def test_the_shipped_weights_have_a_recipe() -> None:
@@ -282,6 +286,13 @@ def test_a_bare_off_is_the_word(word: str) -> None:
 def test_assignments_are_read_as_yaml() -> None:
     found = parse_assignments(["lr=0.01", "scales=[0.75, 2]", "multi_grid=null", " crop = 33", "weights=a=b"])
     assert found == {"lr": 0.01, "scales": [0.75, 2], "multi_grid": None, "crop": 33, "weights": "a=b"}
+
+
+def test_an_assignment_is_known_and_the_last_counts() -> None:
+    assert parse_assignments(["model.backbone=resnet50", "optim={lr: 1}"]) == {"backbone": "resnet50", "lr": 1}
+    assert parse_assignments(["lr=1", "optim.lr=2"]) == {"lr": 2}
+    with pytest.raises(ValueError, match="no key 'optim.momentun'; did you mean momentum"):
+        parse_assignments(["optim.momentun=1"])
 
 
 @pytest.mark.parametrize("word", ["lr", "lr=[", "lr=!!int ''", "lr=2020-99-99"])

@@ -286,7 +286,7 @@ def test_crops_in_which_no_atrous_branch_leaves_its_centre_warn(
             "maps of 5x5 at output stride 8, where the least rate of ASPP is 6:",
         ),
         (start, ""),  # which knows more than its centre
-        (replace(start, crop=5), "maps of 2x2 at output stride 16"),
+        (override(start, {"crop": 5}), "maps of 2x2 at output stride 16"),
     ]
     for number, (case, warning) in enumerate(cases):
         run(case, tiny_data, tmp_path / f"{number}")
@@ -302,7 +302,14 @@ def test_other_classes_need_reset_head(trained: Path, longer: Recipe, tmp_path: 
     described["names"].append("more")
     described["palette"].append([1, 2, 3])
     (data / "dataset.yaml").write_text(yaml.safe_dump(described))
-    recipe = override(longer, {"weights": str(trained), "val_split": None, "iterations": 1, "batch_size": 2})
+    changes = {
+        "weights": str(trained),
+        "val_split": None,
+        "iterations": 1,
+        "batch_size": 2,
+        "allow_empty_classes": True,
+    }
+    recipe = override(longer, changes)
     with pytest.raises(ValueError, match="has 4 classes, expected 5"):
         run(recipe, data, tmp_path / "run")
     run(override(recipe, {"reset_head": True}), data, tmp_path / "run")
@@ -317,8 +324,8 @@ def test_a_run_is_not_written_over(trained: Path, longer: Recipe, tiny_data: Pat
 
 
 def test_another_recipe_does_not_resume_and_the_difference_is_named(trained: Path, longer: Recipe, tiny_data) -> None:
-    with pytest.raises(ValueError, match=r"another recipe \(there, here\): iterations: 30, 20; lr: 0.002, 0.5$"):
-        run(override(longer, {"iterations": 20, "lr": 0.5}), tiny_data, trained, resume=True)
+    with pytest.raises(ValueError, match=r"another recipe \(before, now\): momentum: 0.9, 0.5; a resumed run can "):
+        run(override(longer, {"lr": 0.5, "momentum": 0.5}), tiny_data, trained, resume=True)
 
 
 def test_resume_without_a_checkpoint_starts(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
@@ -418,6 +425,36 @@ def test_class_mix_comes_as_often_as_asked_and_leaves_the_other_crops_alone(tiny
     assert all(torch.equal(mixed[place][0], mixed[place][0]) for place in places[:8])
 
 
+def test_a_finished_run_goes_on_to_more_steps(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
+    longer = override(tiny, {"iterations": 4, "val_every": 2, "schedule_iterations": 4})
+    run(longer, tiny_data, tmp_path / "straight")
+    run(override(longer, {"iterations": 2}), tiny_data, tmp_path / "run")
+    run(longer, tiny_data, tmp_path / "run", resume=True)
+    assert same(final_state(tmp_path / "run"), final_state(tmp_path / "straight"))
+    assert load_recipe(tmp_path / "run" / "recipe.yaml") == longer
+    # Another schedule holds from the step on that it is given at.
+    run(
+        override(longer, {"iterations": 6, "schedule_iterations": None, "lr": 0.01}),
+        tiny_data,
+        tmp_path / "run",
+        resume=True,
+    )
+    assert final_state(tmp_path / "run")["step"] == 6
+
+
+def test_what_cannot_change_on_the_way_is_refused(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
+    run(override(tiny, {"iterations": 2, "val_split": None}), tiny_data, tmp_path / "run")
+    for changes, message in (
+        (
+            {"iterations": 3, "batch_size": 2},
+            "another recipe .*: batch_size: 4, 2; a resumed run can change itera",
+        ),
+        ({"iterations": 1}, "is at step 2, expected iterations of at least that, not 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(override(tiny, {"val_split": None, **changes}), tiny_data, tmp_path / "run", resume=True)
+
+
 def test_signals_are_handled_as_before_afterwards(trained: Path, longer: Recipe, tiny_data: Path) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     run(longer, tiny_data, trained, resume=True)
@@ -494,8 +531,9 @@ def leaves(pid: int) -> list[int]:
 
 def test_a_signal_while_a_worker_stalls_saves_and_leaves(long_run: Callable[..., Forked], tmp_path: Path) -> None:
     process = long_run("--workers", "1")
-    pids = leaves(process.process.pid)
-    workers = [pid for pid in pids if b"tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    workers = [
+        pid for pid in leaves(process.process.pid) if b"tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
     assert workers
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
@@ -510,10 +548,12 @@ def test_names_that_are_no_utf8_are_trained_on_and_resumed(tiny: Recipe, make_da
     data = make_data(tmp_path / os.fsdecode(b"donn\xe9es"), {"train": 4, "val": 1})
     for path in [path for path in data.rglob("*.png")]:
         path.rename(path.with_name(os.fsdecode(b"caf\xe9" + path.name.encode())))
-    folder, recipe = tmp_path / os.fsdecode(b"r\xe9sultat"), override(tiny, {"iterations": 2, "save_every": 1})
+    recipe, folder = override(tiny, {"iterations": 2, "save_every": 1}), tmp_path / "run"
     assert run(recipe, data, folder) is not None
     assert run(override(recipe, {"iterations": 3}), data, folder, resume=True, workers=1) is not None
     assert run(override(tiny, {"iterations": 1, "weights": str(folder)}), data, tmp_path / "from it") is not None
+    with pytest.raises(ValueError, match="is not UTF-8; name another --out"):
+        run(recipe, data, tmp_path / os.fsdecode(b"r\xe9sultat"))
 
 
 def test_the_whole_split_is_looked_at_before_the_first_step(tiny: Recipe, make_data: Any, tmp_path: Path) -> None:
@@ -536,8 +576,21 @@ def test_data_without_a_class_is_refused(tiny: Recipe, make_data: Any, tmp_path:
     for path in (data / "masks" / "train").iterdir():
         with Image.open(path) as mask:
             Image.fromarray(np.full_like(np.array(mask), 255)).save(path)
-    with pytest.raises(ValueError, match="none of the 2 masks has a pixel that is not ignored"):
+    for allowed in (False, True):
+        with pytest.raises(ValueError, match="every pixel is ignored; expected some of the 4 classes"):
+            run(override(tiny, {"allow_empty_classes": allowed}), data, tmp_path / "run")
+
+
+def test_a_class_without_a_pixel_is_refused_unless_allowed(tiny: Recipe, make_data: Any, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", {"train": 2, "val": 1})
+    for path in (data / "masks").rglob("*.png"):
+        with Image.open(path) as mask:
+            ids = np.array(mask)
+        Image.fromarray(np.where(ids == 3, 0, ids).astype(np.uint8)).save(path)
+    with pytest.raises(ValueError, match="no pixel of blue; expected every class; .*allow_empty_classes accepts that"):
         run(tiny, data, tmp_path / "run")
+    assert not checkpoint.steps(tmp_path / "run")
+    run(override(tiny, {"iterations": 1, "allow_empty_classes": True}), data, tmp_path / "run")
 
 
 def test_other_data_is_not_gone_on_with(trained: Path, longer: Recipe, make_data: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from atrous.cli.parser import main
+from atrous.training import checkpoint
 from atrous.training.config import Recipe, override
 from atrous.training.recipes import load_recipe
 from atrous.training.stages import Stage, finished, mark_finished, plan_stages, train_once, train_stages
@@ -113,6 +114,17 @@ def test_a_finished_run_of_another_recipe_is_no_finished_run_of_this_one(tiny: R
     assert train_once(Stage(tiny, "no such data", tmp_path)) == 0.25
     with pytest.raises(ValueError, match="finished with another recipe .*lr: 0.02, 0.5"):
         finished(tmp_path, override(tiny, {"lr": 0.5}))
+
+
+def test_the_last_stage_goes_on_to_more_steps_and_no_other(recipes: list[str], tiny_data: Path, tmp_path: Path) -> None:
+    train_stages(plan_stages(recipes, [str(tiny_data)], tmp_path / "runs"), **CPU)
+    longer = plan_stages(recipes, [str(tiny_data)], tmp_path / "runs", {"iterations": 3})
+    with pytest.raises(ValueError, match="one was finished with another recipe .*iterations: 2, 3"):
+        train_stages(longer, resume=True, **CPU)
+    last = [*plan_stages(recipes, [str(tiny_data)], tmp_path / "runs")[:1], longer[1]]
+    train_stages(last, resume=True, **CPU)
+    assert [checkpoint.steps(stage.run)[-1] for stage in last] == [2, 3]
+    assert finished(last[1].run, last[1].recipe) is not None
 
 
 def test_several_data_for_one_recipe_are_refused(

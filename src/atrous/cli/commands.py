@@ -77,6 +77,8 @@ def run_predict(args: argparse.Namespace) -> int:
         console.print(f"{len(batch.areas)} of {len(files)} segmented into {args.out}", soft_wrap=True, highlight=False)
     if batch.skipped:
         console.print(f"{len(batch.skipped)} of {len(files)} were done before", highlight=False)
+    for path, name in batch.shortened.items():
+        console.print(f"{path}: a long name; its outputs are named {name}", soft_wrap=True, highlight=False)
     for why in batch.failures.values():
         complain(why, 2)
     if args.json:
@@ -228,11 +230,13 @@ def run_eval(args: argparse.Namespace) -> int:
 
     from atrous.data.datasets.dataset import open_dataset
     from atrous.evaluation.distributed import pick_device
-    from atrous.evaluation.evaluate import checked_longest_side, evaluate
+    from atrous.evaluation.evaluate import check_class_names, checked_longest_side, evaluate
     from atrous.models.weights import load
 
     dataset = open_dataset(args.data, args.split)
-    model, _ = load(args.model, output_stride=args.output_stride)
+    model, card = load(args.model, output_stride=args.output_stride)
+    names = None if args.ignore_class_names else card.names
+    check_class_names(names, dataset.labels.names, model.num_classes, "--ignore-class-names")
     if args.longest_side is not None:
         model.longest_side = checked_longest_side(args.longest_side)
     model = model.to(pick_device(args.device)).for_inference()
@@ -242,8 +246,9 @@ def run_eval(args: argparse.Namespace) -> int:
         if args.ladder:
             return _eval_ladder(args, model, dataset, lambda done: bar.update(task, completed=done))
         result = evaluate(
-            model, dataset, scales=args.scales, flip=args.flip, progress=lambda done: bar.update(task, completed=done)
-        )
+            model, dataset, scales=args.scales, flip=args.flip, pad_to=args.pad_to,
+            progress=lambda done: bar.update(task, completed=done),
+        )  # fmt: skip
     if args.json:
         return _print_json(result.as_dict())
     console.print(scores_table(result))
@@ -254,7 +259,7 @@ def _eval_ladder(args: argparse.Namespace, model: Any, dataset: Any, progress: A
     from atrous.evaluation.evaluate import PAPER_SCALES
     from atrous.evaluation.inference_settings import ladder, markdown, rungs
 
-    rows = rungs(args.output_stride or 8, PAPER_SCALES if args.scales == [1.0] else args.scales)
+    rows = rungs(args.output_stride or 8, PAPER_SCALES if args.scales == [1.0] else args.scales, args.pad_to)
     results = ladder(model, dataset, rows, progress=progress)
     if args.json:
         return _print_json({"rows": [result.as_dict() for result in results], "markdown": markdown(results)})
@@ -364,6 +369,7 @@ def run_submit_write(args: argparse.Namespace) -> int:
             args.out,
             split=args.split,
             competition=args.competition,
+            pad_to=args.pad_to,
             device=args.device,
             output_stride=args.output_stride,
             scales=args.scales,

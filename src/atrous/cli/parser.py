@@ -239,6 +239,9 @@ def _add_eval(commands: Any) -> None:
     _add_inference(parser)
     text = "the rows of Table 4: output stride 16 down to --output-stride (8), then --scales (the paper's), then flips"
     parser.add_argument("--ladder", action="store_true", help=text)
+    _add_pad_to(parser)
+    text = "compare the number of classes of model and data alone, not their names and order"
+    parser.add_argument("--ignore-class-names", action="store_true", help=text)
     _add_device(parser)
     _add_json(parser)
 
@@ -299,6 +302,7 @@ def _add_submit(commands: Any) -> None:
     for command in (write, check):
         command.add_argument("--data", required=True, help="voc:PATH or cityscapes:PATH")
         command.add_argument("--split", default="test", help="(default: %(default)s)")
+    _add_pad_to(write)
     _add_inference(write)
     _add_device(write)
     for command in (write, check):
@@ -342,6 +346,11 @@ def _add_inference(parser: _Parser) -> None:
 def _add_longest_side(parser: _Parser) -> None:
     text = "resize images to this longest side for the model, 0 for none (default: the model's)"
     parser.add_argument("--longest-side", type=int, metavar="PIXELS", help=text)
+
+
+def _add_pad_to(parser: _Parser) -> None:
+    text = "pad smaller images to this height and width with the mean color; the paper has 513 for VOC (default: none)"
+    parser.add_argument("--pad-to", type=int, metavar="PIXELS", help=text)
 
 
 def _add_device(parser: _Parser) -> None:

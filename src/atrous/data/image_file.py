@@ -8,6 +8,7 @@ Every file that the package decodes is opened here, by Pillow, with its header c
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import struct
@@ -15,11 +16,12 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
-from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImagePalette, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 T = TypeVar("T")
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
 # Left out: EPS, which runs Ghostscript; TGA, which has no signature; JPEG 2000, whose decoder accepts truncated files.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -52,6 +54,8 @@ class _StrictPillow:
                 warnings.filterwarnings("ignore", module=r"PIL\.")
                 self._set(Image, "MAX_IMAGE_PIXELS", None)
                 self._set(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+                # Pillow's own decoder of TIFF confuses the planes of 16 bits, and of one band.
+                self._set(TiffImagePlugin, "READ_LIBTIFF", True)
                 self._set(PngImagePlugin, "MAX_TEXT_MEMORY", _TEXT_BYTES)
             self._inside += 1
 
@@ -75,9 +79,8 @@ def errors_named(name: object) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise FileNotFoundError(f"{name}: no such file; expected an image") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image of a known format; expected {', '.join(FORMATS)}") from None
+        advice = ": download it first" if "://" in str(name) else ""
+        raise FileNotFoundError(f"{name}: no such file; expected an image{advice}") from None
     # On hostile bytes, decoders raise whatever they run into: struct.error, zlib.error, SyntaxError, KeyError...
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -85,21 +88,163 @@ def errors_named(name: object) -> Iterator[None]:
         raise ValueError(f"{name}: {reason}" + ("" if ours else "; expected a whole, sound image")) from None
 
 
-def decode_file(path: Path, max_pixels: int, decode: Callable[[Image.Image], T]) -> T:
-    """Open a file with Pillow, check its header and return what `decode` makes of it; errors as `read_image`."""
-    with errors_named(path), STRICT_PILLOW, open_file(path) as file:
-        return decode(_opened(file, max_pixels))
+def decode_file(source: ImageSource, max_pixels: int, decode: Callable[[Image.Image], T]) -> T:
+    """Open a file with Pillow, check its header and return what `decode` makes of it.
+
+    Args:
+        source: a path; the content of a file; or a file object, which is read from its start.
+        max_pixels: as for `read_image`, whose errors are raised.
+        decode: takes the picture, whose pixels are not loaded yet.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        with errors_named(source), STRICT_PILLOW, open_file(Path(source)) as file:
+            return decode(open_image(file, max_pixels))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        with errors_named("bytes"), STRICT_PILLOW:
+            return decode(open_image(io.BytesIO(source), max_pixels))
+    with errors_named(name_of(source, "file object")), STRICT_PILLOW:
+        return decode(open_image(_seekable(source), max_pixels))
 
 
-def _opened(file: IO[bytes], max_pixels: int) -> Image.Image:
+def name_of(file: object, otherwise: str) -> str:
+    """The path of a file object, for messages, if it has one."""
+    name = getattr(file, "name", None)
+    return str(name) if isinstance(name, (str, os.PathLike)) else otherwise
+
+
+def _seekable(file: IO[bytes]) -> IO[bytes]:
+    if isinstance(file, io.TextIOBase):
+        raise ValueError("a file opened as text; expected one opened with mode 'rb'")
+    return file if hasattr(file, "seekable") and file.seekable() else io.BytesIO(file.read())
+
+
+def open_image(file: IO[bytes], max_pixels: int) -> Image.Image:
+    """Open a file from its start, and check its header and its end; the pixels are not loaded yet."""
     Image.init()
-    if b"ftyphe" in file.read(12):
-        raise ValueError("HEIC is not supported; expected JPEG, PNG or another format that Pillow reads")
     file.seek(0)
-    image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    try:
+        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError:
+        raise ValueError(describe(file)) from None
     check_size(image, max_pixels)
     check_complete(file, image.format)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _prepare_tiff(image)
+    if image.format == "PNG":
+        _add_late_metadata(image, file)
+    gray = {"L;2": 85, "L;4": 17}.get(rawmode_of(image), 1)
+    if gray > 1 and isinstance(image.info.get("transparency"), int):  # which Pillow scales in the pixels alone
+        image.info["transparency"] *= gray
     return image
+
+
+def _add_late_metadata(image: Image.Image, file: IO[bytes]) -> None:
+    """Give a PNG its EXIF or XMP from behind the pixels, where Pillow sees it only after it has decoded them."""
+    position = file.tell()
+    for name, length in _png_chunks(file):
+        if name == b"eXIf" and "exif" not in image.info:
+            image.info["exif"] = b"Exif\0\0" + file.read(min(length, _TEXT_BYTES))
+        elif name == b"iTXt" and "xmp" not in image.info and file.read(18) == b"XML:com.adobe.xmp\0":
+            image.info["xmp"] = file.read(min(length, _TEXT_BYTES))
+    file.seek(position)
+
+
+def rawmode_of(image: Image.Image) -> str:
+    """Pillow's name of how the samples lie in the file; empty once the pixels are loaded."""
+    args = image.tile[0].args if getattr(image, "tile", None) else ""  # type: ignore[attr-defined]
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def with_rawmode(image: Image.Image, rawmode: str) -> Image.Image:
+    """The picture, to be unpacked otherwise; its pixels are not loaded yet."""
+    tile = image.tile[0]  # type: ignore[attr-defined]
+    args = (rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else rawmode
+    image.tile = [tile._replace(args=args)]  # type: ignore[attr-defined]
+    return image
+
+
+def _prepare_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Mend what Pillow gets wrong in TIFFs; raise ValueError for what it would read wrong."""
+    rawmode, tags = rawmode_of(image), image.tag_v2
+    if rawmode == "L" and tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 2:
+        raise ValueError(f"{_tiff_kind(tags)}; expected {_TIFF_KINDS}")
+    planes = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
+    if planes and (
+        image.mode in ("LA", "La")
+        or "RGBa" in rawmode
+        or (
+            tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 6 and tags.get(TiffImagePlugin.SAMPLESPERPIXEL) != 3
+        )
+    ):
+        raise ValueError(f"{_tiff_kind(tags)}; expected {_TIFF_KINDS}, with all bands of a pixel side by side")
+    # libtiff gives samples in the order of the machine.
+    native = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS", "I;16S": "I;16NS", "I;32S": "I;32NS"}
+    if rawmode in native:
+        with_rawmode(image, native[rawmode])
+    colours = tags.get(TiffImagePlugin.COLORMAP)
+    if image.mode in ("P", "PA") and colours and max(colours) < 256:  # of bytes, where the standard has 16 bits
+        image.palette = ImagePalette.raw("RGB;L", bytes(colours))
+
+
+_TIFF_KINDS = "gray, RGB, palette or CMYK of 8 or 16 bits, or gray of floats"
+_PHOTOMETRIC = {0: "white is zero", 1: "black is zero", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
+_SAMPLE_FORMATS = {1: "", 2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}
+
+
+def _tiff_kind(tags: Any) -> str:
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+    photometric = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0)
+    kind = _SAMPLE_FORMATS.get(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0], "")
+    bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+    meaning = _PHOTOMETRIC.get(photometric, f"photometric interpretation {photometric}")
+    planes = ", in planes" if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 else ""
+    return f"a TIFF of {bands} band{'s' * (bands != 1)} of {kind}{bits[0]} bits ({meaning}{planes})"
+
+
+# First bytes of files that people take for images, with what to do.
+_OTHERS = {
+    b"%!PS": "EPS", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "Photoshop", b"\x93NUMPY": "a NumPy array",
+    b"\0\0\0\x0cjP": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\0\0\1\0": "an icon", b"PK": "a zip archive",
+    b"<svg": "SVG", b"<?xml": "XML", b"<!DOC": "a web page", b"<html": "a web page", b"\x89HDF": "HDF5",
+    b"version https://git-lfs": "a pointer of Git LFS, whose file was not downloaded", b"\xff\x0a": "JPEG XL",
+}  # fmt: skip
+_SIGNATURES = {
+    b"\x89PNG": "PNG", b"\xff\xd8": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"RIFF": "WEBP", b"II": "TIFF", b"MM": "TIFF",
+}  # fmt: skip
+
+
+def describe(file: IO[bytes]) -> str:
+    """Why a file that Pillow does not open is refused: what it seems to be, and what was expected."""
+    file.seek(0)
+    start = file.read(64)
+    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
+        return "HEIC is not supported; expected JPEG, PNG or another format that Pillow reads"
+    other = next((name for prefix, name in _OTHERS.items() if start.lstrip().startswith(prefix)), None)
+    if other or not start:
+        return f"not an image, but {other or 'empty'}; expected {', '.join(FORMATS)}"
+    kind = next((kind for prefix, kind in _SIGNATURES.items() if start.startswith(prefix)), None)
+    if kind is None:
+        return f"not an image of a known format; expected {', '.join(FORMATS)}"
+    if kind == "TIFF":
+        with contextlib.suppress(Exception):  # what is left of a damaged one
+            file.seek(0)
+            tags = TiffImagePlugin.ImageFileDirectory_v2(start[: 16 if start[2:4] in (b"\x2b\0", b"\0\x2b") else 8])
+            file.seek(tags.next)
+            tags.load(file)
+            if TiffImagePlugin.IMAGEWIDTH in tags:
+                return f"{_tiff_kind(tags)}; expected {_TIFF_KINDS}"
+    return f"not an image, but the start of a damaged {kind}; expected a whole, sound image"
+
+
+def significant_bits(image: Image.Image) -> int:
+    """The significant bits that a PNG states (its sBIT chunk), the most of all bands; 0 if it does not."""
+    file = getattr(image, "fp", None)
+    if file is None or image.format != "PNG":
+        return 0
+    position = file.tell()
+    bits = next((file.read(length) for name, length in _png_chunks(file) if name == b"sBIT"), b"\0")
+    file.seek(position)
+    return max(bits, default=0)
 
 
 def check_size(image: Image.Image, max_pixels: int) -> None:
@@ -116,12 +261,16 @@ def open_file(path: Path) -> IO[bytes]:
         ValueError: for a folder, a pipe or a device.
         OSError: as ``open``.
     """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
     # Without O_NONBLOCK, opening a pipe without a writer would block for ever.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ValueError("not a file; expected an image file")
-    return os.fdopen(descriptor, "rb")
+    return descriptor
 
 
 def check_complete(file: IO[bytes], kind: str | None) -> None:
@@ -144,14 +293,18 @@ def check_complete(file: IO[bytes], kind: str | None) -> None:
 
 
 def _png_has_end(file: IO[bytes]) -> bool:
-    """Walk the chunks (length, name, data, checksum) to IEND."""
-    file.seek(8)
-    while len(header := file.read(8)) == 8:
+    return any(name == b"IEND" and file.read(4) == b"\xaeB`\x82" for name, _ in _png_chunks(file))
+
+
+def _png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Names and lengths of the chunks (length, name, data, checksum), the file being at their data, to IEND."""
+    place = 8
+    while len(header := (file.seek(place), file.read(8))[1]) == 8:
         length, name = struct.unpack(">I4s", header)
+        yield name, length
         if name == b"IEND":
-            return file.read(4) == b"\xaeB`\x82"
-        file.seek(length + 4, os.SEEK_CUR)
-    return False
+            return
+        place += length + 12
 
 
 def _gif_has_end(file: IO[bytes]) -> bool:

@@ -16,15 +16,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 from torch import Tensor
 
 from atrous.atomic import written_whole
-from atrous.data.image_file import FORMATS, STRICT_PILLOW, check_size, decode_file, errors_named
+from atrous.data.image_file import (
+    FORMATS,
+    STRICT_PILLOW,
+    ImageSource,
+    check_size,
+    decode_file,
+    errors_named,
+    open_image,
+    rawmode_of,
+)
 from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, ids_of_colours, voc_palette
+from atrous.data.samples import (
+    all_bits,
+    needs_all_bits,
+    rgb_of_array,
+    samples_of,
+    to_rgb,
+    tops_of,
+    wide_to_rgb,
+)
 
 Pixels = npt.NDArray[np.uint8]
-Source = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
+Source = ImageSource | Image.Image | npt.NDArray[Any] | Tensor
 
 MAX_PIXELS = 178_956_970
 """Width times height above which a file is refused unread: where Pillow itself speaks of a decompression bomb."""
@@ -45,38 +63,37 @@ _TRANSPOSE: dict[int, Image.Transpose] = {  # by EXIF orientation
 
 
 def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Decode any picture into uint8 H,W,3, RGB, upright by its EXIF orientation.
+    """Decode any picture into uint8 H,W,3, RGB, upright by its EXIF or XMP orientation.
 
-    Transparency is composited over white; 16 bits are scaled to 8, not clipped; the first of several frames is read;
-    CMYK, gray, palette and 1-bit pictures become RGB.
+    Transparency is composited over white; the first of several frames is read; CMYK, gray, palette and 1-bit pictures
+    become RGB. 16 bits are scaled to 8, by the bits that the file uses (`atrous.data.samples`).
 
     Args:
-        source: a path; a PIL image; an array H,W or H,W,1 or H,W,3 or H,W,4, uint8 or float in 0..1; a tensor 3,H,W or
-            1,H,W of those types. The result may share the memory of a uint8 H,W,3 array.
+        source: a path; the content of a file as bytes; a file object opened in binary mode; a PIL image; an array H,W
+            or H,W,1 or H,W,3 or H,W,4, uint8 or float in 0..1; a tensor 3,H,W or 1,H,W or 4,H,W of those types. The
+            result may share the memory of a uint8 H,W,3 array.
         max_pixels: width times height above which a picture is refused, a file before it is decoded.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming the file, if it is no image, truncated, larger than max_pixels, or of values out of range.
     """
-    if isinstance(source, (str, os.PathLike)):
-        return decode_file(Path(source), max_pixels, _pixels)
     if isinstance(source, Image.Image):
-        with STRICT_PILLOW, errors_named("image"):
-            check_size(source, max_pixels)
-            return _pixels(source)
+        return _from_pil(source, max_pixels)
     if isinstance(source, Tensor):
-        if source.ndim != 3 or source.shape[0] not in (1, 3):
-            raise ValueError(f"tensor of shape {tuple(source.shape)}; expected 3,H,W")
-        return _from_array(source.detach().cpu().permute(1, 2, 0).numpy())
+        return _from_tensor(source)
     if isinstance(source, np.ndarray):
-        return _from_array(source)
-    raise ValueError(f"image of type {type(source).__name__}; expected a path, a PIL image, an array or a tensor")
+        return rgb_of_array(source)
+    if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(source, "read"):
+        return decode_file(source, max_pixels, _pixels)
+    raise ValueError(
+        f"image of type {type(source).__name__}; expected a path, bytes, file object, PIL image, array or tensor"
+    )
 
 
-def read_size(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def read_size(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Height and width of a picture as `read_image` would give it, from its header alone; errors as there."""
-    return decode_file(Path(path), max_pixels, upright_size)
+    return decode_file(source, max_pixels, upright_size)
 
 
 def to_tensor(array: Pixels) -> Tensor:
@@ -87,70 +104,71 @@ def to_tensor(array: Pixels) -> Tensor:
     return torch.from_numpy(np.array(planes, order="C", copy=True))
 
 
+def _from_tensor(tensor: Tensor) -> Pixels:
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
+        advice = ""
+        if tensor.ndim == 4:
+            advice = ": a batch, of which one image is taken at a time"
+        elif tensor.ndim == 3 and tensor.shape[2] in (1, 3, 4):
+            advice = ": its channels come last, tensor.permute(2, 0, 1) puts them first"
+        raise ValueError(f"tensor of shape {tuple(tensor.shape)}; expected 3,H,W{advice}")
+    planes = tensor.detach().cpu().permute(1, 2, 0)
+    return rgb_of_array((planes.float() if planes.is_floating_point() else planes).numpy())  # NumPy has no bfloat16
+
+
+def _from_pil(image: Image.Image, max_pixels: int) -> Pixels:
+    """One with a file behind it goes through the same checks as a file."""
+    file = getattr(image, "fp", None)
+    with STRICT_PILLOW, errors_named(getattr(image, "filename", "") or "image"):
+        check_size(image, max_pixels)
+        if isinstance(image, ImageFile.ImageFile) and image.format not in FORMATS:
+            expected = f"{', '.join(FORMATS)}, or the pixels without their file: image.convert('RGB')"
+            raise ValueError(f"a file of the format {image.format}; expected {expected}")
+        if file is None or getattr(image, "_im", None) is not None or image.tell() > 0:
+            return _pixels(image)
+        position = file.tell()
+        try:
+            return _pixels(open_image(file, max_pixels))
+        finally:
+            file.seek(position)
+
+
 def _pixels(image: Image.Image) -> Pixels:
+    samples, file, rawmode = samples_of(image), getattr(image, "fp", None), rawmode_of(image)
+    # A TIFF is transposed while it is loaded.
+    transpose = None if image.format == "TIFF" else _TRANSPOSE.get(orientation_of(image))
     image.load()
-    transpose = exif_transpose(image)
-    return to_rgb(image if transpose is None else image.transpose(transpose))
-
-
-def to_rgb(image: Image.Image) -> Pixels:
-    """Convert a decoded, upright picture of any mode to RGB, uint8 H,W,3: see `read_image`."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _from_array(_scaled_to_unit(np.asarray(image)))
-    if image.has_transparency_data:
-        straight = image.convert("LA") if image.mode == "La" else image
-        page = Image.new("RGBA", image.size, "white")
-        page.alpha_composite(straight.convert("RGBA"))
-        image = page
-    return np.array(image.convert("RGB"))
+    values = None
+    if samples.mode == "I":
+        values = np.asarray(image)[:, :, None]
+    elif samples.wide and file is not None and needs_all_bits(image, samples):
+        values = all_bits(file, rawmode, samples)
+    pixels = to_rgb(image, samples) if values is None else wide_to_rgb(values, samples, tops_of([values], samples))
+    return pixels if transpose is None else np.array(Image.fromarray(pixels).transpose(transpose))
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width after the EXIF orientation is applied, of a picture whose pixels may not be decoded yet."""
+    """Height and width once the picture is upright; its pixels need not be loaded."""
     width, height = image.size
-    # Pillow transposes a TIFF while it decodes, and gives its size accordingly.
-    swapped = image.format != "TIFF" and exif_transpose(image) in [
-        _TRANSPOSE[orientation] for orientation in (5, 6, 7, 8)
-    ]
+    swapped = orientation_of(image) >= 5
+    if swapped and image.format == "TIFF":  # of which Pillow has swapped them, but for an orientation in XMP
+        swapped = getattr(image, "tag_v2", {}).get(ExifTags.Base.Orientation, 1) < 5
     return (width, height) if swapped else (height, width)
 
 
-def exif_transpose(image: Image.Image) -> Image.Transpose | None:
-    """The transposition that makes a picture upright by its EXIF orientation; None if it is upright."""
+def orientation_of(image: Image.Image) -> int:
+    """The orientation that EXIF or else XMP states, 1 to 8; 1 is upright."""
     try:
-        return _TRANSPOSE.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        # Not that of the class, for a PNG's loads the pixels.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     # A broken EXIF block says nothing about the pixels: every viewer shows such a picture as it is stored.
     except Exception:
-        return None
-
-
-def _scaled_to_unit(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Scale integers of 16 bits, or of 32 bits that hold 16, to 0..1; floats stay as they are."""
-    if values.dtype.kind == "f":
-        return values
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"integers from {values.min()} to {values.max()}; expected 8 or 16 bits, 0 to 65535")
-    return values.astype(np.float64) / 65535
-
-
-def _from_array(array: npt.NDArray[Any]) -> Pixels:
-    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ValueError(f"array of shape {array.shape}; expected H,W or H,W,3 or H,W,4, not empty")
-    if array.dtype.kind == "f":
-        if not (array.min() >= 0 and array.max() <= 1):  # also refuses NaN
-            raise ValueError(f"floats from {array.min():.6g} to {array.max():.6g}; expected 0 to 1")
-        array = np.rint(array * 255.0).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise ValueError(f"array of {array.dtype}; expected uint8, or float in 0 to 1")
-    planes = array if array.ndim == 3 else array[:, :, None]
-    if planes.shape[2] == 4:
-        alpha = planes[:, :, 3:].astype(np.uint16)
-        planes = ((planes[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(planes, (*planes.shape[:2], 3)))
+        return 1
+    return orientation if orientation in _TRANSPOSE else 1
 
 
 def read_mask(
-    path: str | os.PathLike[str],
+    source: ImageSource,
     *,
     palette: Sequence[Colour] | None = None,
     ignore: int = 255,
@@ -159,7 +177,7 @@ def read_mask(
     """Read class ids, uint8 H,W, as stored: palette or gray of 1, 2, 4 or 8 bits, or 16 bits with ids up to 255.
 
     Args:
-        path: a lossless file: PNG, TIFF, BMP, GIF or PPM.
+        source: a lossless file, PNG, TIFF, BMP, GIF or PPM: a path, its content or a file object.
         palette: if given, an RGB picture is read by its colours: entry i is class i, VOC's border colour is `ignore`.
         ignore: the id of the border colour.
         max_pixels: as for `read_image`.
@@ -168,7 +186,7 @@ def read_mask(
         FileNotFoundError: if there is no such file.
         ValueError: naming the file, for a lossy format, colours with no palette or not in it, an id above 255.
     """
-    return decode_file(Path(path), max_pixels, lambda image: _ids(image, palette, ignore))
+    return decode_file(source, max_pixels, lambda image: _ids(image, palette, ignore))
 
 
 def _ids(image: Image.Image, palette: Sequence[Colour] | None, ignore: int) -> Pixels:
@@ -233,7 +251,7 @@ def mask_palette(labels: Labels) -> bytes:
 
 def read_note(path: str | os.PathLike[str]) -> str:
     """The note in a mask that `write_mask` wrote, from its header alone, or "". Errors as `read_image`."""
-    return decode_file(Path(path), sys.maxsize, lambda image: str(image.info.get(NOTE, "")))
+    return decode_file(path, sys.maxsize, lambda image: str(image.info.get(NOTE, "")))
 
 
 def write_image(path: str | os.PathLike[str], array: Pixels | Image.Image) -> None:

@@ -207,7 +207,11 @@ def ids_of_colours(
     if unknown.size:
         code, count = int(unknown[0]), int((unknown == unknown[0]).sum())
         colour = (code >> 16, code >> 8 & 255, code & 255)
-        raise ValueError(f"mask has colour {colour} in {count} pixels; expected the {len(palette)} of the palette")
+        shown = ", ".join(map(str, palette[:3])) + (f" and {len(palette) - 3} more" if len(palette) > 3 else "")
+        raise ValueError(
+            f"mask has colour {colour} in {count} pixels, which is no class's; expected {shown}, by id (VOC's colours, "
+            f"unless dataset.yaml has a `palette`), or a mask of ids"
+        )
     ids: npt.NDArray[np.uint8] = np.array([known[int(code)] for code in ordered], dtype=np.uint8)[indices]
     return ids
 

@@ -9,6 +9,7 @@ The pixels are those of `atrous.data.image_io.read_image`, in every mode and ori
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 import zlib
@@ -18,15 +19,18 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
 from atrous.atomic import written_whole
-from atrous.data.image_file import decode_file, errors_named, open_file
-from atrous.data.image_io import MAX_PIXELS, NOTE, Pixels, exif_transpose, mask_palette, to_rgb, upright_size
+from atrous.data.image_file import decode_file, errors_named, open_file, rawmode_of
+from atrous.data.image_io import MAX_PIXELS, NOTE, Pixels, mask_palette, orientation_of, read_image, upright_size
 from atrous.data.labels import Labels
+from atrous.data.samples import Samples, samples_of, to_rgb, tops_of, wide_to_rgb
 
 _LOADERS = {"JPEG": "jpegload", "MPO": "jpegload", "PNG": "pngload", "TIFF": "tiffload"}
-_INTERPRETATIONS = ("b-w", "cmyk", "grey16", "multiband", "rgb", "rgb16", "srgb")
+_BANDS = {"LA": 2, "La": 2, "RGB": 3, "P": 3, "RGBA": 4, "CMYK": 4}
+_EXPECTED = "JPEG, PNG or TIFF of gray, RGB, CMYK or a palette"
 
 
 @dataclass(frozen=True)
@@ -51,36 +55,47 @@ def strips_of(image: Pixels) -> Strips:
 def open_strips(path: Path, *, max_pixels: int = MAX_PIXELS) -> Strips:
     """Open a file as strips that are decoded on demand.
 
-    Memory holds a few rows of a PNG or TIFF, and the compressed bytes of a JPEG. A picture that its EXIF orientation
-    rotates is first decoded into a temporary file by libvips; a progressive JPEG or an interlaced PNG, which stores
-    parts of every row at its end, is decoded into memory.
+    Memory holds a few rows of a PNG or TIFF, and the compressed bytes of a JPEG. A picture that its orientation rotates
+    is first decoded into a temporary file by libvips; a progressive JPEG or an interlaced PNG, which stores parts of
+    every row at its end, is decoded into memory. So is what libvips does not read by rows, up to `MAX_PIXELS`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: as `read_image`; also for a format that is not read by rows, and if libvips is not installed. Damage
+        ValueError: as `read_image`; also for a larger picture that is not read by rows, and without libvips. Damage
             behind the header is raised while the strips are read.
     """
     _pyvips()
-    kind, transposed, size = decode_file(path, max_pixels, _header)
-    if kind not in _LOADERS:
-        raise ValueError(f"{path}: {kind} is not read by rows; expected {', '.join(_LOADERS)} for a picture so large")
+    header = decode_file(path, max_pixels, _header)
+    if not header.by_rows:
+        if header.size[0] * header.size[1] <= MAX_PIXELS:
+            return strips_of(read_image(path, max_pixels=max_pixels))
+        raise ValueError(f"{path}: {header.described} is not read by rows; expected {_EXPECTED}, or fewer pixels")
     stamp = _stamp(os.stat(path))
 
-    def strips(rows: int) -> Iterator[Pixels]:
+    def bands(rows: int) -> Iterator[npt.NDArray[Any]]:
         with errors_named(path), open_file(path) as file:
             _check_unchanged(file, stamp)
-            source = _source(file, kind)
-            region = image = _load(source, kind, transposed)
+            source = _source(file, header.format)
+            region = image = _load(source, header)
             try:
                 region = _pyvips().Region.new(image)
-                for top in range(0, size[0], rows):
-                    yield _fetch(region, image, top, min(rows, size[0] - top))
+                for top in range(0, header.size[0], rows):
+                    yield _fetch(region, image, top, min(rows, header.size[0] - top), header)
             finally:
                 del region, image  # before the source that they read from
                 _clear_cache()
             _check_unchanged(file, stamp)
 
-    return Strips(size, strips)
+    def strips(rows: int) -> Iterator[Pixels]:
+        for values in bands(rows):
+            with errors_named(path):
+                yield _to_rgb(values, header.samples, tops() if header.samples.wide else ())
+
+    @functools.cache
+    def tops() -> tuple[int, ...]:
+        return tops_of(bands(256), header.samples)
+
+    return Strips(header.size, strips)
 
 
 def is_installed() -> bool:
@@ -111,10 +126,38 @@ def _clear_cache() -> None:
     pyvips.cache_set_max(size)
 
 
-def _header(image: Image.Image) -> tuple[str, bool, tuple[int, int]]:
+@dataclass(frozen=True)
+class _Header:
+    format: str
+    size: tuple[int, int]
+    orientation: int
+    samples: Samples
+    by_rows: bool
+    bands: int | None
+    described: str
+
+
+def _header(image: Image.Image) -> _Header:
+    samples, rawmode = samples_of(image), rawmode_of(image)
+    by_rows, bands = image.format in _LOADERS, None
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_tiff(image)
-    return str(image.format), exif_transpose(image) is not None, upright_size(image)
+        by_rows, bands = _tiff_by_rows(image, rawmode), _BANDS.get(image.mode, 1)
+    elif image.format == "PNG" and "transparency" in image.info:
+        by_rows = not samples.wide and rawmode not in ("1", "L;2", "L;4")
+    what = f"{image.format} with samples of {image.mode}"
+    return _Header(str(image.format), upright_size(image), orientation_of(image), samples, by_rows, bands, what)
+
+
+def _tiff_by_rows(image: TiffImagePlugin.TiffImageFile, rawmode: str) -> bool:
+    """Whether libvips gives the bands that are in the file, or the colours of its palette."""
+    tags = image.tag_v2
+    photometric = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0)
+    if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2:
+        return photometric in (2, 5) and TiffImagePlugin.TILEOFFSETS not in tags
+    if photometric == 6:
+        return image.info.get("compression") == "jpeg" and rawmode == "RGB"
+    return photometric in (0, 1, 2, 3, 5) and rawmode not in ("I;12", "PA", "PX") and "RGBa;16" not in rawmode
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
@@ -145,27 +188,36 @@ def _source(file: IO[bytes], kind: str) -> Any:
     return _pyvips().Source.new_from_descriptor(file.fileno())
 
 
-def _load(source: Any, kind: str, transposed: bool) -> Any:
-    load = getattr(_pyvips().Image, f"{_LOADERS[kind]}_source")
-    image = load(source, access="random" if transposed else "sequential", fail_on="truncated")
-    if image.interpretation not in _INTERPRETATIONS:
-        raise ValueError(f"colours of the kind {image.interpretation}; expected RGB, gray or CMYK")
-    return image.autorot() if transposed else image
+def _load(source: Any, header: _Header) -> Any:
+    load, upright = getattr(_pyvips().Image, f"{_LOADERS[header.format]}_source"), header.orientation == 1
+    image = load(source, access="sequential" if upright else "random", fail_on="truncated")
+    if upright:
+        return image
+    image = image.copy()
+    # libvips itself reads EXIF alone, not XMP.
+    image.set_type(_pyvips().GValue.gint_type, "orientation", header.orientation)
+    return image.autorot()
 
 
-def _fetch(region: Any, image: Any, top: int, rows: int) -> Pixels:
+def _fetch(region: Any, image: Any, top: int, rows: int, header: _Header) -> npt.NDArray[Any]:
+    """Rows of the bands that count, h,W,C, as they are in the file, but for colours that were multiplied by alpha."""
     dtype = {"uchar": np.uint8, "ushort": np.uint16, "short": np.int16, "uint": np.uint32, "int": np.int32,
              "float": np.float32}.get(image.format)  # fmt: skip
-    if dtype is None or image.bands > 4:
-        raise ValueError(f"{image.bands} channels of {image.format}; expected 1 to 4 of 8 or 16 bits")
-    raw = np.frombuffer(region.fetch(0, top, image.width, rows), dtype)
-    values = raw.reshape(rows, image.width, image.bands)
-    if image.bands == 1:
-        return to_rgb(Image.fromarray(values[:, :, 0]))
-    if values.dtype == np.uint16:  # as Pillow decodes several channels of 16 bits
-        values = (values >> 8).astype(np.uint8)
-    mode = "CMYK" if image.interpretation == "cmyk" else ("LA", "RGB", "RGBA")[image.bands - 2]
-    return to_rgb(Image.frombytes(mode, (image.width, rows), np.ascontiguousarray(values).tobytes()))
+    if dtype is None:
+        raise ValueError(f"{image.bands} bands of {image.format}; expected 8 or 16 bits")
+    values = np.frombuffer(region.fetch(0, top, image.width, rows), dtype).reshape(rows, image.width, image.bands)
+    if header.samples.inverted and header.samples.wide:  # which libvips has inverted
+        values = header.samples.full - values
+    return values[:, :, : header.bands]
+
+
+def _to_rgb(values: npt.NDArray[Any], samples: Samples, tops: tuple[int, ...]) -> Pixels:
+    if samples.wide:
+        return wide_to_rgb(values, samples, tops)
+    if samples.mode == "F":
+        return to_rgb(Image.fromarray(values[:, :, 0]), samples)
+    mode = samples.mode if samples.mode == "CMYK" else ("L", "LA", "RGB", "RGBA")[values.shape[2] - 1]
+    return to_rgb(Image.frombytes(mode, values.shape[1::-1], values.tobytes()), samples)
 
 
 def write_mask_strips(

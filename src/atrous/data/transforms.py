@@ -24,7 +24,7 @@ class Augment:
     """Random scale, crop and flip of an image with its mask; the same generator state gives the same result.
 
     Attributes:
-        crop: side, or (height, width), of the result; section 4.1 takes 513 on VOC, 769 is usual on Cityscapes.
+        crop: side, or (height, width), of the result: in the paper 513 on VOC (section 4.1), 769 on Cityscapes.
         scales: range of the scale factor, drawn uniformly, the same for both sides.
         flip: probability of a left-right flip.
         fill: colour of padding; by default the mean pixel, which normalises to about zero.

@@ -28,6 +28,7 @@ from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, lis
 from atrous.data.datasets.mask_values import UnknownIdError, described, likely_fix
 from atrous.data.image_io import read_image
 from atrous.data.labels import Labels
+from atrous.data.samples import GUESSED_BITS, guesses_since
 from atrous.messages import listed
 
 Size = tuple[int, int]
@@ -189,38 +190,41 @@ def check(
     names = [name for name in splits(data) if name != "trainval"]  # VOC's trainval repeats train and val
     if not names:
         raise ValueError(f"{data}: no splits; expected folders such as images/train and images/val")
-    listings: dict[str, Listing] = {}
-    seen: dict[str, list[_Examined]] = {}
-    problems: list[str] = []
-    warnings: list[str] = []
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for name in names:
-            try:
-                listing = list_split(data, name)
-            except ValueError as error:
-                problems.append(str(error))
-                continue
-            first = next(iter(listings), name)
-            if listings and listing.labels != listings[first].labels:
-                problems.append(f"{name}: the classes {listed(listing.labels.names)}; expected those of {first}")
-                continue
-            listings[name] = listing
-            seen[name] = list(_examined(pool, name, listing, progress))
-            problems += [*listing.problems, *_file_problems(name, seen[name], listing)]
-            warnings += listing.warnings
+    listings, problems = _listings(data, names)
     if not listings:
         raise ValueError(problems[0])
     labels = next(iter(listings.values())).labels
+    seen: dict[str, list[_Examined]] = {}
+    guesses = GUESSED_BITS.copy()
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        for name, listing in listings.items():
+            seen[name] = list(_examined(pool, name, listing, progress))
+            problems += [*listing.problems, *_file_problems(name, seen[name], listing)]
     reports = {name: _split_report(ones, listings[name]) for name, ones in seen.items()}
     empty = _empty_classes(reports, labels)
     problems += _leaks(seen) + ([] if allow_empty_classes else empty)
-    warnings += [
-        *_repeats(seen),
-        *_same_names(seen),
-        *_all_ignored(reports, labels),
-        *(empty if allow_empty_classes else []),
-    ]
+    warnings = [line for listing in listings.values() for line in listing.warnings]
+    warnings += [*_repeats(seen), *_same_names(seen), *_all_ignored(reports, labels)]
+    warnings += [*(empty if allow_empty_classes else []), *_binary(seen, labels), *guesses_since(guesses)]
     return DataReport(str(data), labels.names, reports, problems, warnings)
+
+
+def _listings(data: str | Path, names: Sequence[str]) -> tuple[dict[str, Listing], list[str]]:
+    """The splits that can be listed and have the classes of the first, and a line for each of the others."""
+    listings: dict[str, Listing] = {}
+    problems = []
+    for name in names:
+        try:
+            listing = list_split(data, name)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        first = next(iter(listings), name)
+        if listings and listing.labels != listings[first].labels:
+            problems.append(f"{name}: the classes {listed(listing.labels.names)}; expected those of {first}")
+        else:
+            listings[name] = listing
+    return listings, problems
 
 
 def _examined(
@@ -321,10 +325,26 @@ def _same_names(seen: dict[str, list[_Examined]]) -> list[str]:
 
 
 def _empty_classes(reports: dict[str, SplitReport], labels: Labels) -> list[str]:
-    """`class_problems` of the splits to train on: those named so, or the only one."""
+    """`class_problems` of the splits to train on, those named so or the only one, and of those with 0 and 255 only."""
     names = reports if len(reports) == 1 else [name for name in reports if name.startswith("train")]
-    sound = [name for name in names if reports[name].sound and not reports[name].unlabelled]
-    return [f"{name}: {problem}" for name in sound for problem in class_problems(reports[name].counts, labels)]
+    others = [name for name, report in reports.items() if report.counts.ignored and not report.counts.pixels[1:].any()]
+    sound = [name for name in (*names, *others) if reports[name].sound and not reports[name].unlabelled]
+    return [f"{n}: {line}" for n in dict.fromkeys(sound) for line in class_problems(reports[n].counts, labels)]
+
+
+def _binary(seen: dict[str, list[_Examined]], labels: Labels) -> list[str]:
+    """Masks with id 0 and the ignored id only, among others without it: probably 255 is an object in them."""
+    lines = []
+    for name, ones in seen.items():
+        masks = [(one.item.mask, [*np.flatnonzero(one.histogram)]) for one in ones if one.histogram is not None]
+        binary = [str(mask) for mask, ids in masks if ids == [0, labels.ignore]]
+        ignoring = sum(labels.ignore in ids for _, ids in masks)
+        if binary and len(binary) == ignoring < len(masks):
+            lines.append(
+                f"{name}: {len(binary)} of {len(masks)} masks have the ids 0 and {labels.ignore} only, and no other "
+                f"has {labels.ignore}: {listed(binary, 2)}; expected {labels.ignore} for pixels to ignore"
+            )
+    return lines
 
 
 def _all_ignored(reports: dict[str, SplitReport], labels: Labels) -> list[str]:

@@ -82,7 +82,7 @@ def distributed_context(device: str | None = None) -> Iterator[DistributedContex
     """Join the processes that ``torchrun`` started; alone without it.
 
     Args:
-        device: ``cpu``, ``cuda``, ``cuda:1``; None for a GPU where there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None for a CUDA GPU where there is one.
 
     Raises:
         ValueError: if the device is not to be had.
@@ -92,6 +92,8 @@ def distributed_context(device: str | None = None) -> Iterator[DistributedContex
     if size == 1:
         yield DistributedContext(0, 1, chosen)
         return
+    if chosen.type == "mps":
+        raise ValueError("device is mps, expected cpu or cuda for several processes: their sums do not run on it")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     _meet("nccl" if chosen.type == "cuda" else "gloo", rank, size)
@@ -120,7 +122,7 @@ _ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 
 
 def pick_device(device: str | None, local_rank: int | None = None) -> torch.device:
-    """The device asked for, or a GPU where there is one, or the CPU.
+    """The device asked for, or a CUDA GPU where there is one, or the CPU.
 
     Raises:
         ValueError: if it is not to be had.
@@ -130,9 +132,11 @@ def pick_device(device: str | None, local_rank: int | None = None) -> torch.devi
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"there is no device {device!r}; expected cpu, cuda or cuda:NUMBER") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {device!r} is not supported; expected cpu, cuda or cuda:NUMBER")
+        raise ValueError(f"there is no device {device!r}; expected cpu, cuda, cuda:NUMBER or mps") from error
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device {device!r} is not supported; expected cpu, cuda, cuda:NUMBER or mps")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {device!r} was asked for, but PyTorch finds no GPU of Apple's")
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for, but PyTorch finds no usable GPU")

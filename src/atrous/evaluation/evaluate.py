@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,9 @@ from atrous.evaluation.distributed import DistributedContext
 from atrous.evaluation.metrics import ConfusionMatrix, Scores
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.models.deeplab import DeepLabV3
+from atrous.models.inference import with_output_stride
 from atrous.models.output_stride import LONGEST_SIDE, check_reachable
+from atrous.ops.resize import grid_size
 from atrous.ops.tta import View, mean_argmax, mean_probabilities
 from atrous.ops.upsampled_loss import upsampled_argmax
 
@@ -41,6 +43,7 @@ class Setting:
     output_stride: int
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    pad_to: int | None = None
 
     @property
     def passes(self) -> frozenset[Pass]:
@@ -51,7 +54,8 @@ class Setting:
     def slug(self) -> str:
         """For the name of a file."""
         scales = "" if self.scales == (1.0,) else "-scales" + "-".join(f"{scale:g}" for scale in self.scales)
-        return f"os{self.output_stride}{scales}{'-flip' if self.flip else ''}"
+        padded = "" if self.pad_to is None else f"-pad{self.pad_to}"
+        return f"os{self.output_stride}{scales}{'-flip' if self.flip else ''}{padded}"
 
     @property
     def ticks(self) -> dict[str, str]:
@@ -71,6 +75,7 @@ class Evaluation:
         scales: of the inputs.
         flip: whether flipped inputs were averaged in.
         longest_side: to which the images were resized, in pixels, before `scales`; None for their own size.
+        pad_to: least height and width that the network saw, in pixels; None for no padding but to the feature grid.
     """
 
     scores: Scores
@@ -80,6 +85,7 @@ class Evaluation:
     scales: tuple[float, ...]
     flip: bool
     longest_side: int | None = None
+    pad_to: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; see `Scores.as_dict`."""
@@ -91,6 +97,7 @@ class Evaluation:
             "scales": list(self.scales),
             "flip": self.flip,
             "longest_side": self.longest_side,
+            "pad_to": self.pad_to,
         }
 
 
@@ -101,17 +108,22 @@ def evaluate(
     output_stride: int | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    pad_to: int | None = None,
+    names: Sequence[str] | None = None,
     ctx: DistributedContext | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
     """Count one confusion matrix over a data set, at the size of each image.
 
     Args:
-        model: on its device. It is left as it was found: mode and output stride.
+        model: on its device; it is not changed.
         dataset: images and masks of any size.
         output_stride: of the evaluation, or None for the model's.
         scales: of the inputs.
         flip: average left-right flipped inputs in.
+        pad_to: least height and width that the network sees, in pixels: 513 for VOC as in section 4.1, None for whole
+            images as in appendix C; see `Preprocessor`.
+        names: of the model's classes, which must be the data set's in the same order; None compares their number alone.
         ctx: processes that share the work; None for this one alone.
         progress: called with the number of images that this process has done.
 
@@ -119,15 +131,15 @@ def evaluate(
         The scores over all processes.
 
     Raises:
-        ValueError: if the data set's classes are not as many as the model's.
+        ValueError: if the data set's classes are not the model's, or the model cannot take a setting.
     """
+    setting = Setting(output_stride or model.output_stride, tuple(scales), flip, pad_to)
 
-    def masks(image: Tensor) -> Iterator[tuple[int, Tensor, float]]:
-        yield 0, predict_classes(model, image[None], scales=scales, flip=flip)[0], 0.0
+    def predict(image: Tensor) -> Iterator[tuple[int, Tensor, float]]:
+        yield 0, predict_classes(network, image[None], scales=scales, flip=flip, pad_to=pad_to)[0], 0.0
 
-    started, setting = time.perf_counter(), Setting(output_stride or model.output_stride, tuple(scales), flip)
-    with inference(model, output_stride):
-        [evaluation] = evaluate_settings(model, dataset, [setting], masks, ctx=ctx, progress=progress)
+    started, network = time.perf_counter(), in_eval_mode(model, output_stride)
+    [evaluation] = evaluate_settings(model, dataset, [setting], predict, names=names, ctx=ctx, progress=progress)
     return replace(evaluation, seconds=time.perf_counter() - started)
 
 
@@ -135,26 +147,27 @@ def evaluate_settings(
     model: DeepLabV3,
     dataset: SegmentationDataset,
     settings: Sequence[Setting],
-    masks: Callable[[Tensor], Iterable[tuple[int, Tensor, float]]],
+    predict: Callable[[Tensor], Iterable[tuple[int, Tensor, float]]],
     *,
+    names: Sequence[str] | None = None,
     ctx: DistributedContext | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Evaluation]:
     """Go over a data set once and count a confusion matrix for each of several settings.
 
     Args:
-        model: on its device, in ``eval()``.
+        model: says the classes and output strides that there can be.
         dataset: images and masks of any size.
         settings: what is evaluated.
-        masks: from a photograph, uint8 3,H,W, to the index of each setting, its mask, H,W, and the seconds it took.
+        predict: from a photograph, uint8 3,H,W, to the index of each setting, its mask, H,W, and the seconds it took.
+        names: see `evaluate`, and so are the rest.
         ctx: processes that share the work; None for this one alone.
         progress: called with the number of images that this process has done.
 
     Raises:
-        ValueError: if the data set's classes are not as many as the model's, or the model cannot take a setting.
+        ValueError: see `evaluate`.
     """
-    if len(dataset.labels) != model.num_classes:
-        raise ValueError(f"the data has {len(dataset.labels)} classes, the model {model.num_classes}")
+    check_class_names(names, dataset.labels.names, model.num_classes)
     for setting in settings:
         check_scales(setting.scales)
         check_reachable(setting.output_stride, model.backbone.reachable, model.backbone.name)
@@ -163,7 +176,7 @@ def evaluate_settings(
     seconds = [0.0] * len(settings)
     for done, index in enumerate(range(rank, len(dataset), size), 1):
         sample = dataset[index]
-        for i, mask, took in masks(sample.image):
+        for i, mask, took in predict(sample.image):
             matrices[i].update(mask.cpu(), sample.mask)
             seconds[i] += took
         progress(done)
@@ -172,25 +185,39 @@ def evaluate_settings(
     return [
         Evaluation(
             matrix.scores(dataset.labels.names), len(dataset), spent, setting.output_stride, setting.scales,
-            setting.flip, model.longest_side,
+            setting.flip, model.longest_side, setting.pad_to,
         )
         for matrix, spent, setting in zip(matrices, seconds, settings, strict=True)
     ]  # fmt: skip
 
 
+@torch.inference_mode()
 def predict_classes(
-    model: DeepLabV3, images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False
+    model: DeepLabV3,
+    images: Tensor,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    pad_to: int | None = None,
 ) -> Tensor:
     """The class of every pixel, B,H,W uint8; arguments and errors are those of `predict_probabilities`."""
     check_scales(scales)
-    size, preprocess = (images.shape[-2], images.shape[-1]), Preprocessor(model)
-    if tuple(scales) == (1.0,) and not flip and preprocess.seen_size(size) == size:
-        return upsampled_argmax(model.low_resolution_logits(preprocess(images)), size, model.output_stride)
-    return mean_argmax(_views(model, preprocess, images, scales, flip), size, model.output_stride)
+    size, preprocess = (images.shape[-2], images.shape[-1]), Preprocessor(model, pad_to=pad_to)
+    views = run_passes(model, preprocess, images, scales, flip)
+    if len(views) == 1 and views[0].size == size:
+        return upsampled_argmax(views[0].logits, size, model.output_stride)
+    return mean_argmax(views, size, model.output_stride)
 
 
+@torch.inference_mode()
 def predict_probabilities(
-    model: DeepLabV3, images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False, fit: bool = True
+    model: DeepLabV3,
+    images: Tensor,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    pad_to: int | None = None,
+    fit: bool = True,
 ) -> Tensor:
     """Mean of the probabilities over scales and flips (section 4.2, "Inference strategy").
 
@@ -199,6 +226,7 @@ def predict_probabilities(
         images: photographs, B,3,H,W uint8.
         scales: each within `SCALE_LIMITS`, of the photographs resized to the model's `longest_side`.
         flip: run the left-right flipped images, too.
+        pad_to: see `Preprocessor`.
         fit: resize to the model's `longest_side`; False for a tile of a photograph.
 
     Returns:
@@ -208,23 +236,63 @@ def predict_probabilities(
         ValueError: if there is no scale, or one is beyond `SCALE_LIMITS`.
     """
     check_scales(scales)
-    views = _views(model, Preprocessor(model, fit=fit), images, scales, flip)
+    views = run_passes(model, Preprocessor(model, fit=fit, pad_to=pad_to), images, scales, flip)
     return mean_probabilities(views, (images.shape[-2], images.shape[-1]), model.output_stride)
 
 
-def _views(
+def run_passes(
     model: DeepLabV3, preprocess: Preprocessor, images: Tensor, scales: Sequence[float], flip: bool
 ) -> list[View]:
-    view = preprocess.views(images, max(scales))
-    return [
-        run_pass(model, view(scale), flipped) for scale in scales for flipped in ((False, True) if flip else (False,))
-    ]
+    """Low-resolution logits at each scale and, with `flip`, of the flipped image."""
+    view, flips = preprocess.views(images, max(scales)), (False, True) if flip else (False,)
+    return [run_pass(model, preprocess, view, scale, flipped) for scale in scales for flipped in flips]
 
 
-def run_pass(model: DeepLabV3, inputs: Tensor, flipped: bool) -> View:
-    """Low-resolution logits of one scale, B,3,h,w float, flipped left to right or not."""
-    logits = model.low_resolution_logits(inputs.flip(-1) if flipped else inputs)
-    return View(logits, (inputs.shape[-2], inputs.shape[-1]), flipped)
+def run_pass(
+    model: DeepLabV3, preprocess: Preprocessor, view: Callable[[float], Tensor], scale: float, flipped: bool
+) -> View:
+    """Low-resolution logits of one scale of the photographs of `view` (`Preprocessor.views`), flipped or not."""
+    inputs = view(scale)
+    padded = preprocess.pad(inputs.flip(-1) if flipped else inputs, scale)
+    size, stride = (inputs.shape[-2], inputs.shape[-1]), model.output_stride
+    height, width = (grid_size(side, stride) // stride + 1 for side in size)
+    # The features of the padding served as context alone.
+    return View(model.low_resolution_logits(padded)[..., :height, :width], size, flipped)
+
+
+def check_class_names(
+    names: Sequence[str] | None, data_names: Sequence[str], num_classes: int, flag: str = "names=None"
+) -> None:
+    """Compare a model's classes with a data set's: their names and order, or their number if `names` is None.
+
+    Args:
+        names: of the model's classes.
+        data_names: of the data set's classes.
+        num_classes: of the model.
+        flag: what a user gives to compare the number alone, for the message.
+
+    Raises:
+        ValueError: with both lists and the first difference, if they are not the same.
+    """
+    if names is None:
+        if len(data_names) != num_classes:
+            raise ValueError(f"the data has {len(data_names)} classes, the model {num_classes}")
+        return
+    if difference := class_difference(names, data_names):
+        raise ValueError(f"{difference}; expected the same names in the same order, or {flag}")
+
+
+def class_difference(names: Sequence[str], data_names: Sequence[str]) -> str:
+    """Both lists of classes and the first that differs; "" if none does."""
+    pairs = enumerate(zip_longest(data_names, names, fillvalue="none"))
+    for i, (theirs, ours) in pairs:
+        if theirs != ours:
+            return (
+                f"the data has the {len(data_names)} classes {', '.join(data_names)}; the model has the {len(names)} "
+                f"classes {', '.join(names)}; the first difference is class {i}, {theirs} in the data and {ours} in "
+                "the model"
+            )
+    return ""
 
 
 def check_scales(scales: Sequence[float]) -> None:
@@ -249,16 +317,13 @@ def checked_longest_side(pixels: int) -> int | None:
     return pixels or None
 
 
-@contextmanager
-def inference(model: DeepLabV3, output_stride: int | None = None) -> Iterator[None]:
-    """``eval()``, no gradients, another output stride; all as before at the end."""
-    mode, stride = model.training, model.output_stride
-    try:
-        if output_stride is not None:
-            model.output_stride = output_stride
-        model.eval()
-        with torch.inference_mode():
-            yield
-    finally:
-        model.output_stride = stride
-        model.train(mode)
+def in_eval_mode(model: DeepLabV3, output_stride: int | None = None) -> DeepLabV3:
+    """A model in ``eval()`` at an output stride: itself if it is so, otherwise a copy that shares its parameters.
+
+    Raises:
+        ValueError: if the model cannot reach the output stride.
+    """
+    stride = output_stride or model.output_stride
+    if stride == model.output_stride and not any(layer.training for layer in model.modules()):
+        return model
+    return with_output_stride(model, stride).eval()

@@ -24,7 +24,7 @@ from atrous.evaluation.evaluate import (
     Setting,
     check_scales,
     evaluate_settings,
-    inference,
+    in_eval_mode,
     run_pass,
 )
 from atrous.evaluation.preprocessor import Preprocessor
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from atrous.data.datasets.dataset import SegmentationDataset
 
 
-def rungs(finest: int = 8, scales: Sequence[float] = PAPER_SCALES) -> tuple[Setting, ...]:
+def rungs(finest: int = 8, scales: Sequence[float] = PAPER_SCALES, pad_to: int | None = None) -> tuple[Setting, ...]:
     """The rows of Table 4: output stride 16 and its halves down to `finest`, then scales, then flips.
 
     Raises:
@@ -44,8 +44,8 @@ def rungs(finest: int = 8, scales: Sequence[float] = PAPER_SCALES) -> tuple[Sett
     if finest not in (16, 8, 4):
         raise ValueError(f"the ladder goes from output stride 16 down to 16, 8 or 4, found {finest}")
     check_scales(scales)
-    plain = [Setting(stride) for stride in (16, 8, 4) if stride >= finest]
-    return (*plain, Setting(finest, tuple(scales)), Setting(finest, tuple(scales), True))
+    plain = [Setting(stride, pad_to=pad_to) for stride in (16, 8, 4) if stride >= finest]
+    return (*plain, *(Setting(finest, tuple(scales), flip, pad_to) for flip in (False, True)))
 
 
 def ladder(
@@ -53,65 +53,72 @@ def ladder(
     dataset: SegmentationDataset,
     rows: Sequence[Setting],
     *,
+    names: Sequence[str] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Evaluation]:
     """Evaluate a model at several settings in one pass over a data set.
 
     Args:
-        model: on its device; left as it was found.
+        model: on its device; it is not changed.
         dataset: images and masks of any size.
         rows: settings in any order.
+        names: of the model's classes: see `evaluate`.
         progress: called with the number of images done.
 
     Returns:
         What `evaluate` returns for each row. A row's seconds are those of all of its passes, shared ones included.
 
     Raises:
-        ValueError: if the data set's classes are not as many as the model's, or the model cannot take a setting.
+        ValueError: if the data set's classes are not the model's, or the model cannot take a setting.
     """
-    chains, largest = list(_chains(rows)), max(scale for row in rows for scale in row.scales or (1.0,))
-    preprocess = Preprocessor(model)
+    for row in rows:
+        check_scales(row.scales)
+    largest = max((scale for row in rows for scale in row.scales), default=1.0)
+    networks = {row.output_stride: in_eval_mode(model, row.output_stride) for row in rows}
+    chains = list(_chains(rows))
 
-    def masks(image: Tensor) -> Iterator[tuple[int, Tensor, float]]:
-        view = preprocess.views(image[None], largest)
+    @torch.inference_mode()
+    def predict(image: Tensor) -> Iterator[tuple[int, Tensor, float]]:
+        view = Preprocessor(model).views(image[None], largest)
         for chain in chains:
-            yield from _masks_of_chain(model, view, (image.shape[-2], image.shape[-1]), rows, chain)
+            settings = [rows[i] for i in chain]
+            predictions = _predict_chain(
+                networks[settings[0].output_stride], view, (image.shape[-2], image.shape[-1]), settings
+            )
+            for i, (mask, seconds) in zip(chain, predictions, strict=True):
+                yield i, mask, seconds
 
-    with inference(model):
-        return evaluate_settings(model, dataset, rows, masks, progress=progress)
+    return evaluate_settings(model, dataset, rows, predict, names=names, progress=progress)
 
 
 def _chains(rows: Sequence[Setting]) -> Iterator[list[int]]:
-    """Indices of the rows in chains of one output stride in which each row's passes contain those of the row before."""
-    left = sorted(range(len(rows)), key=lambda i: (rows[i].output_stride, len(rows[i].passes)))
+    """Indices of the rows in chains, where each row's passes contain those of the row before and all else is equal."""
+    left = sorted(range(len(rows)), key=lambda i: (rows[i].output_stride, rows[i].pad_to or 0, len(rows[i].passes)))
     while left:
         chain = [left.pop(0)]
         for i in list(left):
-            last = rows[chain[-1]]
-            if rows[i].output_stride == last.output_stride and rows[i].passes >= last.passes:
+            row, last = rows[i], rows[chain[-1]]
+            if (row.output_stride, row.pad_to) == (last.output_stride, last.pad_to) and row.passes >= last.passes:
                 chain.append(i)
                 left.remove(i)
         yield chain
 
 
-def _masks_of_chain(
-    model: DeepLabV3,
-    view: Callable[[float], Tensor],
-    size: tuple[int, int],
-    rows: Sequence[Setting],
-    chain: Sequence[int],
-) -> Iterator[tuple[int, Tensor, float]]:
-    """Index and mask, H,W, of each row of a chain, and the seconds since the chain's start."""
+def _predict_chain(
+    model: DeepLabV3, view: Callable[[float], Tensor], size: tuple[int, int], settings: Sequence[Setting]
+) -> Iterator[tuple[Tensor, float]]:
+    """The mask, H,W, of each setting of a chain, and the seconds since the chain's start."""
     started, done = time.perf_counter(), frozenset[Pass]()
     total: Tensor | None = None
-    for i in chain:
-        model.output_stride = rows[i].output_stride
-        for scale, flipped in sorted(rows[i].passes - done):
-            probabilities = mean_probabilities([run_pass(model, view(scale), flipped)], size, model.output_stride)
+    for setting in settings:
+        preprocess = Preprocessor(model, pad_to=setting.pad_to)
+        for scale, flipped in sorted(setting.passes - done):
+            logits = run_pass(model, preprocess, view, scale, flipped)
+            probabilities = mean_probabilities([logits], size, model.output_stride)
             total = probabilities if total is None else total.add_(probabilities)
-        done = rows[i].passes
+        done = setting.passes
         assert total is not None
-        yield i, total.argmax(1)[0].to(torch.uint8).cpu(), time.perf_counter() - started
+        yield total.argmax(1)[0].to(torch.uint8).cpu(), time.perf_counter() - started
 
 
 def markdown(evaluations: Sequence[Evaluation]) -> str:

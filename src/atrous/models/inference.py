@@ -42,9 +42,14 @@ def inference_form(model: Model, dtype: torch.dtype | None = None, *, compile: b
     if compile:
         form.__class__ = _compiled_class(type(form))  # type: ignore[assignment, arg-type]
         form.compile_backend = compile  # type: ignore[assignment]
-    elif device.type == "cpu" and dtype in DTYPES and fuses(dtype, nn.ReLU):
+    elif device.type == "cpu" and dtype in DTYPES and fuses(dtype, nn.ReLU) and _is_finite(form):
         pack(form, pairs)
     return form.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _is_finite(model: nn.Module) -> bool:
+    """Whether no weight is NaN or infinite: a fused activation would hide what comes of it."""
+    return all(bool(value.isfinite().all()) for value in model.state_dict().values())
 
 
 def compiled(run: Callable[..., Any], compile: bool | str | Callable[..., Any]) -> Any:
@@ -264,10 +269,9 @@ def with_output_stride(model: Model, output_stride: int) -> Model:
     Raises:
         ValueError: if the model cannot reach it.
     """
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    for module in model.modules():
-        if isinstance(module, PackedConv2d):
-            shared[id(module._layout)] = (None, None)  # laid out anew for the sizes of its own maps
-    twin = copy.deepcopy(model, shared)
+    tensors = [*model.parameters(), *model.buffers()]
+    # A pruned layer's weights are neither: they are an attribute that its hook sets.
+    tensors += [value for layer in model.modules() for value in vars(layer).values() if isinstance(value, Tensor)]
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     twin.output_stride = output_stride  # type: ignore[assignment]
     return twin

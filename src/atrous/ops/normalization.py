@@ -5,6 +5,7 @@ normalized = IMAGENET(torch.from_numpy(pixels).permute(2, 0, 1))  # float32 3,H,
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,9 +42,11 @@ class Normalization:
 @functools.cache
 def _scale_and_shift(mean: Colours, std: Colours, device: torch.device) -> tuple[Tensor, Tensor]:
     # Cached: making a tensor from a list on a GPU waits for the GPU.
+    # In float32 whatever the default is at the first call.
+    options: dict[str, Any] = {"dtype": torch.float32, "device": device}
     with torch.inference_mode(False):
-        scale = torch.tensor([255 * part for part in std], device=device).view(3, 1, 1)
-        return scale, torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device).view(3, 1, 1)
+        scale = torch.tensor([255 * part for part in std], **options).view(3, 1, 1)
+        return scale, torch.tensor([m / s for m, s in zip(mean, std, strict=True)], **options).view(3, 1, 1)
 
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -103,6 +103,8 @@ class PackedConv2d(AtrousConv2d):
         if not self._fuses(x, other) or self._runs_plain(x) or self._has_faster_form(x, padding):
             return self._plain(x, other, padding)
         weight = self._laid_out(x, padding)
+        if isinstance(weight, Winograd) and not winograd.is_tame(x):
+            weight = self.weight  # oneDNN lays them out in the call
         if isinstance(weight, Winograd):
             y = weight(x)
             y = y if other is None else y.add_(other)
@@ -179,7 +181,7 @@ class PackedConv2d(AtrousConv2d):
         plain = padding == rate and self.dilation == rate and self.stride == (1, 1) and self.groups == 1
         if not plain or x.dtype != torch.float32 or self.kernel_size != (3, 3):
             return False
-        return winograd.gains(x, self.weight, self.rate) and winograd.is_tame(self.weight) and winograd.works()
+        return winograd.gains(x, self.weight, self.rate) and winograd.has_tame_weights(self.weight) and winograd.works()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the layout, which can neither be copied nor stored."""

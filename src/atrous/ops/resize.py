@@ -116,13 +116,15 @@ def label_weight(
 ) -> Tensor:
     """Number of valid pixels, each times the weight of its class: the divisor of `cross_entropy_sum`.
 
-    The arguments are those of `cross_entropy_sum`; the logits are not needed. Scalar float64, exact for any count.
+    The arguments are those of `cross_entropy_sum`; the logits are not needed. Scalar float64, exact for any count;
+    float32 on MPS, which has no float64.
     """
+    exact = torch.float32 if labels.device.type == "mps" else torch.float64
     if not upsampled:
         labels = downsample_labels(labels, output_stride, ignore)
     counted = labels != ignore
     if class_weights is None:
-        return counted.sum(dtype=torch.float64)
+        return counted.sum(dtype=exact)
     # No shape depends on the labels, so that nothing waits for a GPU.
-    weights = class_weights.double()[labels.long().clamp_(0, len(class_weights) - 1)]
+    weights = class_weights.to(exact)[labels.long().clamp_(0, len(class_weights) - 1)]
     return torch.where(counted, weights, 0.0).sum()

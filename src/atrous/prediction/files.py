@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import glob
+import hashlib
+import itertools
 import os
 import sys
 from collections import Counter
@@ -16,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from atrous.atomic import sweep
+from atrous.data.datasets.base import is_clutter
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels, read_note, read_size, write_image, write_mask
 from atrous.data.overlay import overlay
@@ -23,6 +28,12 @@ from atrous.data.row_io import Strips, open_strips, write_mask_strips
 from atrous.prediction.predictor import Predictor
 from atrous.prediction.segmentation import areas_of, pixel_counts
 from atrous.prediction.sliding_window import STRIP
+
+LONGEST_NAME = 200
+"""Longest file name of an output, in bytes: most file systems take 255, and whoever copies it may add to it."""
+
+_DISK = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EROFS")}
+"""Errors that the next file would meet, too."""
 
 OVERLAY_SIDE = 4096
 """Longest side, in pixels, of the overlay of a picture that is read by rows: made smaller by a whole number."""
@@ -36,11 +47,13 @@ class FilesResult:
         areas: share of each class, by name, for each file that was segmented.
         failures: the reason for each file that was not segmented.
         skipped: files whose outputs were there already.
+        shortened: the file name of the outputs, for each file whose own name would have been too long.
     """
 
     areas: dict[Path, dict[str, float]] = field(default_factory=dict)
     failures: dict[Path, str] = field(default_factory=dict)
     skipped: list[Path] = field(default_factory=list)
+    shortened: dict[Path, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -48,6 +61,7 @@ class FilesResult:
             "files": {str(path): areas for path, areas in self.areas.items()},
             "failures": {str(path): why for path, why in self.failures.items()},
             "skipped": [str(path) for path in self.skipped],
+            "shortened": {str(path): name for path, name in self.shortened.items()},
         }
 
 
@@ -75,14 +89,15 @@ def predict_files(
         ValueError: if a source has no photograph, or two files would be written to one name.
         FileNotFoundError: if a source does not exist.
     """
-    result, names = FilesResult(), output_names(find_photographs(sources))
+    names = output_names(find_photographs(sources))
+    result = FilesResult(shortened={path: name for path, name in names.items() if is_shortened(path, name)})
     _check_outputs(out, names)
     sweep(out / "masks")
     sweep(out / "overlays")
     settings = predictor.settings()
     for path, name in names.items():
         progress(path, 0.0)
-        try:
+        with errors_noted(path, result.failures):
             size = read_size(path, max_pixels=predictor.max_pixels)
             outputs = _Outputs(out / "masks" / name, out / "overlays" / name, f"{settings} {path.stat().st_size}")
             if resume and outputs.are_done(path):
@@ -91,12 +106,24 @@ def predict_files(
                 result.areas[path] = _segment(predictor, path, outputs)
             else:
                 result.areas[path] = _segment_by_rows(predictor, path, outputs, functools.partial(progress, path))
-        except (ValueError, FileNotFoundError) as error:
-            result.failures[path] = str(error)
-        except (RuntimeError, MemoryError) as error:  # too large for the memory, above all
-            result.failures[path] = f"{path}: {str(error).splitlines()[0] if str(error) else 'out of memory'}"
         progress(path, 1.0)
     return result
+
+
+@contextlib.contextmanager
+def errors_noted(path: Path, failures: dict[Path, str]) -> Iterator[None]:
+    """Note why a file failed, so that the others can be done; a full or read-only disk ends them all."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        failures[path] = str(error)
+    except OSError as error:
+        if error.errno in _DISK:
+            raise
+        place = f"{error.filename}: " if str(error.filename or path) != str(path) else ""
+        failures[path] = f"{path}: {place}{error.strerror or error}"
+    except (RuntimeError, MemoryError) as error:  # too large for the memory, above all
+        failures[path] = f"{path}: {str(error).splitlines()[0] if str(error) else 'out of memory'}"
 
 
 @dataclass(frozen=True)
@@ -161,8 +188,8 @@ def _reduced(picture: Strips, by: int) -> Pixels:
 
 
 def _check_outputs(out: Path, names: dict[Path, str]) -> None:
-    """Refuse to write over a photograph, or into a folder that is a file."""
-    for folder in (out, out / "masks", out / "overlays"):
+    """Refuse to write over a photograph, or below a file."""
+    for folder in (*out.parents, out, out / "masks", out / "overlays"):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file, expected a folder to write into")
     photographs = {os.path.realpath(path) for path in names}
@@ -181,12 +208,15 @@ def find_photographs(sources: Iterable[str | Path]) -> list[Path]:
     photographs: dict[Path, None] = {}
     for source in sources:
         path = Path(source)
-        if path.is_dir():
-            paths = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
+        if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
+            files = (path / name for name in os.listdir(path) if not is_clutter(name))
+            paths = sorted(p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
         elif os.path.lexists(path):
             paths = [path]
         elif glob.has_magic(str(source)):
-            paths = sorted(Path(p) for p in glob.glob(str(source), recursive=True) if not Path(p).is_dir())
+            fixed = len(Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)).parts)
+            matches = (Path(match) for match in glob.glob(str(source), recursive=True))
+            paths = sorted(p for p in matches if not any(map(is_clutter, p.parts[fixed:])) and not p.is_dir())
         else:
             raise FileNotFoundError(f"there is no file or folder {str(source)!r}")
         if not paths:
@@ -198,14 +228,31 @@ def find_photographs(sources: Iterable[str | Path]) -> list[Path]:
 def output_names(paths: Sequence[Path]) -> dict[Path, str]:
     """The file name, ``STEM.png``, for each path; where stems collide, ``STEM.SUFFIX.png``.
 
+    A name of more than `LONGEST_NAME` bytes is cut and gets a digest of the whole.
+
     Raises:
         ValueError: if even these collide.
     """
     stems = Counter(path.stem for path in paths)
-    names = {path: f"{path.stem if stems[path.stem] == 1 else path.name}.png" for path in paths}
+    names = {path: f"{_shortened(path.stem if stems[path.stem] == 1 else path.name)}.png" for path in paths}
     taken: dict[str, Path] = {}
     for path, name in names.items():
         if name in taken:
             raise ValueError(f"{taken[name]} and {path} would both be written to {name}; segment them into two folders")
         taken[name] = path
     return names
+
+
+def _shortened(stem: str) -> str:
+    """A stem that fits into `LONGEST_NAME` together with ".png"."""
+    raw = os.fsencode(stem)
+    if len(raw) + len(".png") <= LONGEST_NAME:
+        return stem
+    # Where the cut falls into a character, the rest of it is left out.
+    start = raw[: LONGEST_NAME - len("-01234567.png")].decode("utf-8", "ignore")
+    return f"{start}-{hashlib.sha256(raw).hexdigest()[:8]}"
+
+
+def is_shortened(path: Path, name: str) -> bool:
+    """Whether the name of an output does not begin with its source's."""
+    return not name.startswith(path.stem)

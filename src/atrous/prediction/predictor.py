@@ -11,8 +11,10 @@ Imports no training code. A picture too large for one pass is segmented by a sli
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,13 @@ from atrous.evaluation.distributed import pick_device
 from atrous.evaluation.evaluate import (
     check_scales,
     checked_longest_side,
-    inference,
+    in_eval_mode,
     predict_classes,
     predict_probabilities,
 )
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.models.deeplab import DeepLabV3
+from atrous.models.inference import native_dtype, with_output_stride
 from atrous.models.weights import digest, load
 from atrous.prediction.segmentation import Segmentation
 from atrous.prediction.sliding_window import WHOLE_PIXELS, WINDOW, SlidingWindow
@@ -42,23 +45,31 @@ DEFAULT_MODEL = "objects-mobilenetv2"
 """Everyday objects: the weights that predict where no model is named."""
 
 
+_FORMS_LOCK = threading.Lock()
+
+
 class Predictor:
-    """A model ready for photographs.
+    """A model ready for photographs. Threads may share it: a call changes no model.
 
     Args:
-        model: its inference form is made for `device`.
+        model: it is not changed; its inference form is made for `device`.
         labels: names and colours of its classes.
         device: ``cpu``, ``cuda``, ...; None for a GPU where there is one.
         output_stride: of prediction, or None for the model's; 8 finds finer detail than 16 at about thrice the time.
         scales: average the probabilities over these scales (section 4.2).
         flip: average over left-right flipped inputs, too.
-        dtype: of the model's inference form (`DeepLabV3.for_inference`); None lets the machine decide.
+        dtype: of weights and activations; None for the fastest that the device has (`DeepLabV3.for_inference`).
         longest_side: to which photographs are resized for the model, in pixels; None for the model's own, 0 for
             photographs at their own size.
+        pad_to: least height and width that the network sees, in pixels, of photographs in one pass (`Preprocessor`).
         window: side of the sliding window, in pixels: photographs larger than it are segmented by it, at their own
             size. None for one of 1,601, and only where the model would see more than
             `atrous.prediction.sliding_window.WHOLE_PIXELS`.
         max_pixels: refuse larger photographs.
+
+    Attributes:
+        model: the inference form, in float32 unless another `dtype` was asked for. Setting its `output_stride` or
+            `longest_side` applies to the calls that begin after that.
 
     Raises:
         ValueError: if labels and classes differ in number, the stride cannot be reached, a scale is not positive, the
@@ -76,6 +87,7 @@ class Predictor:
         flip: bool = False,
         dtype: torch.dtype | None = None,
         longest_side: int | None = None,
+        pad_to: int | None = None,
         window: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -83,13 +95,19 @@ class Predictor:
             raise ValueError(f"there are {len(labels)} labels, the model has {model.num_classes} classes")
         check_scales(scales)
         self.device = pick_device(device)
-        self.model = model.to(self.device).for_inference(dtype=dtype)
-        if output_stride is not None:
-            self.model.output_stride = output_stride
+        model = in_eval_mode(model, output_stride)
+        if next(model.parameters()).device != self.device:
+            model = copy.deepcopy(model).to(self.device)
+        self.model = model.for_inference(dtype=dtype or torch.float32)
+        fastest = dtype or native_dtype(self.device)
+        self._fastest = self.model if fastest == (dtype or torch.float32) else model.for_inference(dtype=fastest)
         if longest_side is not None:
             self.model.longest_side = checked_longest_side(longest_side)
         self.labels, self.scales, self.flip, self.max_pixels = labels, tuple(scales), flip, max_pixels
-        self.window = window
+        self.window, self.pad_to = window, pad_to
+        Preprocessor(self.model, pad_to=pad_to)  # refuses one that is out of range
+        # Models that run, by output stride and longest side. They share the parameters of `_fastest`.
+        self._forms: dict[tuple[int, int | None], DeepLabV3] = {}
         self.sliding_window()  # refuses a window that is too small
 
     @classmethod
@@ -102,33 +120,45 @@ class Predictor:
         model, card = load(source)
         return cls(model, Labels(card.names, card.palette, card.ignore), **options)
 
-    def __call__(self, source: Source) -> Segmentation:
+    def __call__(
+        self,
+        source: Source,
+        *,
+        output_stride: int | None = None,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+    ) -> Segmentation:
         """Segment one photograph.
 
         Args:
             source: a path; a PIL image; an array H,W, H,W,3 or H,W,4, uint8 or float from 0 to 1; a tensor 3,H,W
                 likewise.
+            output_stride: of this call, and so are `scales` and `flip`; None for those of the predictor.
+            scales: average the probabilities over these scales.
+            flip: average over left-right flipped inputs, too.
 
         Raises:
-            ValueError: if it cannot be read as a photograph; names the file and why.
+            ValueError: if it cannot be read as a photograph; names the file and why; or if an option is out of range.
             FileNotFoundError: if there is no such file.
         """
+        scales, flip = self.scales if scales is None else scales, self.flip if flip is None else flip
         image = read_image(source, max_pixels=self.max_pixels)
-        if not self.fits(*image.shape[:2]):
-            mask = np.concatenate(list(self.sliding_window().classes(strips_of(image))))
-            return Segmentation(mask, image, self.labels)
-        with inference(self.model):
-            ids = predict_classes(self.model, to_tensor(image)[None], scales=self.scales, flip=self.flip)
-        return Segmentation(ids[0].cpu().numpy(), image, self.labels)
+        if self.fits(*image.shape[:2]):
+            form, pixels = self._form(output_stride), to_tensor(image)[None]
+            ids = predict_classes(form, pixels, scales=scales, flip=flip, pad_to=self.pad_to)
+            return Segmentation(ids[0].cpu().numpy(), image, self.labels)
+        rows = self.sliding_window(output_stride, scales, flip).classes(strips_of(image))
+        return Segmentation(np.concatenate(list(rows)), image, self.labels)
 
     def probabilities(self, source: Source) -> npt.NDArray[np.float32]:
-        """Probability of every class at every pixel, float32 K,H,W; arguments and errors are those of a call.
+        """Probability of every class at every pixel, float32 K,H,W; `source` and errors are those of a call.
 
         The photograph is segmented in one pass, however large it is.
         """
         image = to_tensor(read_image(source, max_pixels=self.max_pixels))[None]
-        with inference(self.model):
-            probabilities = predict_probabilities(self.model, image, scales=self.scales, flip=self.flip)
+        probabilities = predict_probabilities(
+            self._form(), image, scales=self.scales, flip=self.flip, pad_to=self.pad_to
+        )
         array: npt.NDArray[np.float32] = probabilities[0].float().cpu().numpy()
         return array
 
@@ -147,12 +177,25 @@ class Predictor:
         """
         return self.fits(*size) or (not is_installed() and size[0] * size[1] <= MAX_PIXELS)
 
-    def sliding_window(self) -> SlidingWindow:
-        """Inference for photographs that do not fit."""
-        window = self.window or max(WINDOW, 8 * self.model.output_stride)
-        return SlidingWindow(self.model, window=window, scales=self.scales, flip=self.flip)
+    def sliding_window(
+        self, output_stride: int | None = None, scales: Sequence[float] | None = None, flip: bool | None = None
+    ) -> SlidingWindow:
+        """Inference for photographs that do not fit; the arguments are those of a call."""
+        form = self._form(output_stride)
+        scales, flip = self.scales if scales is None else scales, self.flip if flip is None else flip
+        return SlidingWindow(form, window=self.window or max(WINDOW, 8 * form.output_stride), scales=scales, flip=flip)
 
     def settings(self) -> str:
         """A digest of all that decides a mask, 16 hexadecimal digits: weights, stride, scales, flip, window, labels."""
-        model = (self.model.arguments, self.model.output_stride, self.model.longest_side, digest(self.model))
-        return hashlib.sha256(repr((model, self.labels, self.scales, self.flip, self.window)).encode()).hexdigest()[:16]
+        model = (self.model.arguments, self.model.output_stride, self.model.longest_side, digest(self._fastest))
+        options = (self.labels, self.scales, self.flip, self.window, self.pad_to)
+        return hashlib.sha256(repr((model, options)).encode()).hexdigest()[:16]
+
+    def _form(self, output_stride: int | None = None) -> DeepLabV3:
+        """The model that runs at an output stride, made at its first use."""
+        key = (output_stride or self.model.output_stride, self.model.longest_side)
+        with _FORMS_LOCK:
+            if key not in self._forms:
+                self._forms[key] = with_output_stride(self._fastest, key[0])
+                self._forms[key].longest_side = key[1]
+            return self._forms[key]

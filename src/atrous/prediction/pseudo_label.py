@@ -20,8 +20,9 @@ import numpy.typing as npt
 from atrous.atomic import written_whole
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import read_image, write_image, write_mask
-from atrous.data.labels import Labels, load_labels, write_labels
-from atrous.prediction.files import find_photographs, output_names
+from atrous.data.labels import Labels, load_description, write_labels
+from atrous.evaluation.evaluate import class_difference
+from atrous.prediction.files import errors_noted, find_photographs, output_names
 from atrous.prediction.segmentation import pixel_counts
 from atrous.prediction.tflite_teacher import Teacher
 
@@ -62,8 +63,14 @@ class LabelResult:
 
 
 def classes_of(data: Path) -> Labels | None:
-    """The classes of a data set, or None if it has none yet; errors as `load_labels`."""
-    return load_labels(data / "dataset.yaml") if (data / "dataset.yaml").exists() else None
+    """The classes of a data set, or None if it has none yet; errors as `load_labels`, and ValueError for a `map`."""
+    path = data / "dataset.yaml"
+    if not path.exists():
+        return None
+    labels, remap = load_description(path)
+    if remap is not None:
+        raise ValueError(f"{path}: it maps stored ids, but a teacher's masks hold class ids; expected no key map")
+    return labels
 
 
 def label(
@@ -95,8 +102,8 @@ def label(
     if Path(split).name != split or split in ("", ".", ".."):
         raise ValueError(f"split is {split!r}, expected the name of a folder")
     known = classes_of(data)
-    if known and known.names != teacher.labels.names:
-        raise ValueError(f"{data} has the classes {', '.join(known.names)}; the teacher has others")
+    if known and (difference := class_difference(teacher.labels.names, known.names)):
+        raise ValueError(f"{data}: {difference}; expected a teacher of the same classes")
     names = output_names(find_photographs(sources))
     images, masks = data / "images" / split, data / "masks" / split
     if masks.exists() and any(masks.iterdir()) and not (masks / MARK).exists():
@@ -112,15 +119,12 @@ def label(
             result.already += 1
             continue
         progress(path)
-        try:
+        with errors_noted(path, result.failures):
             mask = _confident_mask(teacher, path, confidence)
             _add_image(path, images, Path(name).stem)
-        except (ValueError, OSError) as error:
-            result.failures[path] = str(error)
-            continue
-        write_mask(masks / name, mask, teacher.labels)
-        counts += pixel_counts(mask)
-        result.written += 1
+            write_mask(masks / name, mask, teacher.labels)
+            counts += pixel_counts(mask)
+            result.written += 1
     result.count(counts, teacher.labels)
     return result
 

@@ -17,7 +17,7 @@ Memory holds the activations of one window, and rows of pixels and logits of the
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,10 +29,11 @@ from torch import Tensor, nn
 
 from atrous.data.image_io import Pixels, to_tensor
 from atrous.data.row_io import Strips
-from atrous.evaluation.evaluate import inference, predict_probabilities
+from atrous.evaluation.evaluate import predict_probabilities
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.models.aspp import ASPP
 from atrous.models.deeplab import DeepLabV3
+from atrous.models.inference import with_output_stride
 from atrous.ops.malloc import hand_back
 from atrous.ops.resize import grid_size
 from atrous.ops.upsampled_loss import upsampled_argmax
@@ -161,13 +162,14 @@ class SlidingWindow:
         stride, size = self.model.output_stride, picture.size
         downs, acrosses = (spans(length, self.side, self.overlap, stride, self.step) for length in size)
         means = self._image_level(picture, lambda share: progress(FIRST_PASS * share))
+        model = _with_image_level(self.model, means) if means else self.model
         begun, rows = FIRST_PASS if means else 0.0, _Rows(picture, self.side)
         band, top = torch.zeros(1, self.model.num_classes, 0, acrosses[-1].last, device=self.preprocess.device), 0
         for i, down in enumerate(downs):
             band = F.pad(band, (0, 0, 0, down.last - top - band.shape[2]))
             pixels = rows.take(down.start, down.stop)
             for j, across in enumerate(acrosses):
-                features = self._features(pixels[:, across.start : across.stop], means)
+                features = self._features(model, pixels[:, across.start : across.stop])
                 counted = band[:, :, down.first - top :, across.first : across.last]
                 counted += _weighted(features, down, across, self.step)
                 progress(begun + (1 - begun) * (i + (j + 1) / len(acrosses)) / len(downs))
@@ -176,42 +178,43 @@ class SlidingWindow:
             yield band[:, :, : final - top]
             band, top = band[:, :, final - top - 1 :], final - 1
 
-    def _features(self, pixels: Pixels, means: Sequence[Tensor]) -> Tensor:
+    def _features(self, model: DeepLabV3, pixels: Pixels) -> Tensor:
         """One window, uint8 h,W,3: 1,K,h',w' logits, or probabilities if they are averaged."""
-        with inference(self.model), _given(self.model, means):
-            features = self._run(pixels)
+        features = self._run(model, pixels)
         for axis in (2, 3) if self.averaged else ():
             last = features.shape[axis] - 1
             positions = torch.arange(-(-last // self.step) + 1, device=features.device) * self.step
             features = features.index_select(axis, positions.clamp(max=last))
         return features
 
-    def _run(self, pixels: Pixels) -> Tensor:
+    @torch.inference_mode()
+    def _run(self, model: DeepLabV3, pixels: Pixels) -> Tensor:
         hand_back()
         image = to_tensor(pixels)[None]
         if self.averaged:
-            return predict_probabilities(self.model, image, scales=self.scales, flip=self.flip, fit=False)
+            return predict_probabilities(model, image, scales=self.scales, flip=self.flip, fit=False)
         # Cast here, so that the float32 copy is freed before the network runs.
-        return self.model.low_resolution_logits(self.preprocess(image).to(self.model.classifier.weight.dtype))
+        return model.low_resolution_logits(self.preprocess(image).to(model.classifier.weight.dtype))
 
     def _image_level(self, picture: Strips, progress: Callable[[float], None]) -> list[Tensor]:
         """Input of ASPP's image-level branch for the whole image, 1,C,1,1, for each scale and flip; [] without it."""
-        if _pooling(self.model) is None:
+        if not isinstance(self.model.head, ASPP) or self.model.head.image_pooling is None:
             return []
         # Features at output stride 32 are every second of those at 16, so their mean is about the same.
         stride = 32 if 32 in self.model.backbone.reachable else self.model.output_stride
         downs, acrosses = (_parts(length, self.side, stride) for length in picture.size)
         rows, sums, counts = _Rows(picture, self.side), torch.zeros(()), torch.zeros(())
-        with inference(self.model, stride), _noted(self.model) as seen:
-            for i, down in enumerate(downs):
-                pixels = rows.take(down.start, down.stop)
-                for across in acrosses:
-                    seen.clear()
-                    self._run(pixels[:, across.start : across.stop])
-                    parts = [part[:, :, down.inner(part.shape[2])][..., across.inner(part.shape[3])] for part in seen]
-                    sums = sums + torch.stack([part.sum((-2, -1), keepdim=True) for part in parts])
-                    counts = counts + torch.tensor([part[0, 0].numel() for part in parts])
-                progress((i + 1) / len(downs))
+        model, seen = with_output_stride(self.model, stride), list[Tensor]()
+        _pooling(model).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float()))
+        for i, down in enumerate(downs):
+            pixels = rows.take(down.start, down.stop)
+            for across in acrosses:
+                seen.clear()
+                self._run(model, pixels[:, across.start : across.stop])
+                parts = [part[:, :, down.inner(part.shape[2])][..., across.inner(part.shape[3])] for part in seen]
+                sums = sums + torch.stack([part.sum((-2, -1), keepdim=True) for part in parts])
+                counts = counts + torch.tensor([part[0, 0].numel() for part in parts])
+            progress((i + 1) / len(downs))
         return [total / count for total, count in zip(sums, counts.tolist(), strict=True)]
 
 
@@ -247,37 +250,21 @@ def _parts(length: int, side: int, align: int) -> list[_Part]:
     return [_Part(max(0, a - margin), a, min(a + each, length), min(a + each + margin, length), align) for a in firsts]
 
 
-def _pooling(model: DeepLabV3) -> nn.Module | None:
-    return model.head.image_pooling if isinstance(model.head, ASPP) else None
+def _pooling(model: DeepLabV3) -> nn.Module:
+    assert isinstance(model.head, ASPP) and model.head.image_pooling is not None
+    return model.head.image_pooling
 
 
-@contextlib.contextmanager
-def _noted(model: DeepLabV3) -> Iterator[list[Tensor]]:
-    """Record the inputs of the image-level branch, 1,C,h,w float32 each, in the order of its calls."""
-    seen: list[Tensor] = []
-    pooling = _pooling(model)
-    assert pooling is not None
-    handle = pooling.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float()))
-    try:
-        yield seen
-    finally:
-        handle.remove()
+def _with_image_level(model: DeepLabV3, means: Sequence[Tensor]) -> DeepLabV3:
+    """A copy whose image-level branch sees these means, in turn, instead of its own input's; parameters are shared.
 
-
-@contextlib.contextmanager
-def _given(model: DeepLabV3, means: Sequence[Tensor]) -> Iterator[None]:
-    """Let the image-level branch see these means, one a call, instead of its own input's."""
-    pooling, calls = _pooling(model), iter(means)
-    if pooling is None:
-        yield
-        return
-    handle = pooling.register_forward_pre_hook(
-        lambda module, inputs: (next(calls).to(inputs[0].dtype).expand_as(inputs[0]),)
+    Hooks of a copy leave other threads alone, which may use the model at the same time.
+    """
+    given, turns = with_output_stride(model, model.output_stride), itertools.cycle(means)
+    _pooling(given).register_forward_pre_hook(
+        lambda module, inputs: (next(turns).to(inputs[0].dtype).expand_as(inputs[0]),)
     )
-    try:
-        yield
-    finally:
-        handle.remove()
+    return given
 
 
 class _Rows:

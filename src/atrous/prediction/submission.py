@@ -31,6 +31,7 @@ from atrous.atomic import write_text, written_whole
 from atrous.data.datasets.dataset import Item, Listing, kind_of, list_split, refuse_problems
 from atrous.data.image_io import read_size, write_image, write_mask
 from atrous.data.labels import CITYSCAPES_LABEL_IDS, CITYSCAPES_TRAIN_IDS, VOC, Labels
+from atrous.evaluation.evaluate import class_difference
 from atrous.messages import listed
 from atrous.models.weights import digest, load
 from atrous.prediction.predictor import Predictor
@@ -115,6 +116,7 @@ def write(
     output_stride: int | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    pad_to: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Submission:
     """Predict a split, or what is left of it, and pack the archive for the server.
@@ -129,6 +131,7 @@ def write(
         output_stride: of the features.
         scales: of the inputs.
         flip: average flipped inputs in.
+        pad_to: least height and width that the network sees, in pixels: 513 for VOC (section 4.1).
         progress: called with the images done and their number.
 
     Raises:
@@ -142,7 +145,8 @@ def write(
     server, competition = _SERVERS[kind], competition or ("comp6" if kind == "voc" else "")
     network, card = load(model)
     labels = Labels(card.names, card.palette, card.ignore)
-    _check_classes(labels, listing)
+    if difference := class_difference(labels.names, listing.labels.names):
+        raise ValueError(f"{listing.place}: {difference}; expected a model of these classes")
     settings = {
         "weights": digest(network),
         "split": split,
@@ -150,8 +154,11 @@ def write(
         "output_stride": output_stride or network.output_stride,
         "scales": list(scales),
         "flip": flip,
+        "pad_to": pad_to,
     }
-    predictor = Predictor(network, labels, device=device, output_stride=output_stride, scales=scales, flip=flip)
+    predictor = Predictor(
+        network, labels, device=device, output_stride=output_stride, scales=scales, flip=flip, pad_to=pad_to
+    )
     _claim(out, settings)
     folder = server.folder(competition, split)
     members = {f"{folder}/{item.name}{server.end}": item for item in listing.items}
@@ -184,12 +191,6 @@ def _listing(data: str | Path, split: str) -> tuple[str, Listing]:
     listing = list_split(data, split)
     refuse_problems(listing)
     return kind, listing
-
-
-def _check_classes(labels: Labels, listing: Listing) -> None:
-    if labels.names != listing.labels.names:
-        theirs, ours = f"{len(labels)} classes, {listed(labels.names)}", listed(listing.labels.names)
-        raise ValueError(f"the model has {theirs}; expected the {len(listing.labels)} of {listing.place}, {ours}")
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from atrous.data.image_io import read_image
 from atrous.data.labels import Labels
 from atrous.data.transforms import resized
-from atrous.evaluation.evaluate import check_scales
+from atrous.evaluation.evaluate import check_scales, class_difference
 from atrous.models.tflite import check_graph
 from atrous.prediction.predictor import Predictor
 
@@ -64,8 +64,8 @@ def open_teacher(
     check_scales(scales)
     if Path(source).suffix != ".tflite":
         teacher = Predictor.load(source, scales=scales, flip=flip, output_stride=output_stride, device=device)
-        if labels and teacher.labels.names != labels.names:
-            raise ValueError(f"{source} has the classes {', '.join(teacher.labels.names)}; the data has others")
+        if labels and (difference := class_difference(teacher.labels.names, labels.names)):
+            raise ValueError(f"{source}: {difference}; expected a teacher of the same classes")
         return teacher
     if labels is None:
         raise ValueError(f"{source} holds no class names; expected a dataset.yaml that has them")

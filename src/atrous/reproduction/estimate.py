@@ -6,6 +6,9 @@ FLOPs are counted on the meta device. The speed is that of finished trainings, o
 from __future__ import annotations
 
 import csv
+import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -97,6 +100,22 @@ def training_seconds(run: Path, batch_size: int) -> float:
 
 
 def probed_speed(recipe: Recipe, device: str | None) -> float:
+    """See `speed_of_step`; in another process, which a GPU's memory and a crash stay in.
+
+    Raises:
+        RuntimeError: if the step fails, with its last line.
+    """
+    names = "import pickle, sys; from atrous.reproduction.estimate import speed_of_step"
+    code = f"{names}; print(speed_of_step(*pickle.load(sys.stdin.buffer)))"
+    job = pickle.dumps((recipe, device))
+    process = subprocess.run([sys.executable, "-c", code], input=job, capture_output=True, check=False)
+    if process.returncode:
+        lines = process.stderr.decode(errors="replace").splitlines()
+        raise RuntimeError(lines[-1] if lines else f"a trial step ended with status {process.returncode}")
+    return float(process.stdout.split()[-1])
+
+
+def speed_of_step(recipe: Recipe, device: str | None) -> float:
     """FLOPs a second of a training step on random images, two at a time on a CPU."""
     with distributed_context(device) as ctx:
         batch = recipe.optim.batch_size if ctx.device.type == "cuda" else min(2, recipe.optim.batch_size)

@@ -19,7 +19,7 @@ from atrous.data.image_io import Pixels, write_image
 from atrous.data.overlay import overlay
 from atrous.data.sampling import open_splits
 from atrous.evaluation.distributed import pick_device
-from atrous.evaluation.evaluate import inference, predict_classes
+from atrous.evaluation.evaluate import Setting, in_eval_mode, predict_classes
 from atrous.evaluation.metrics import ConfusionMatrix
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
@@ -100,7 +100,7 @@ def write_pictures(plan: Plan, path: Path) -> None:
     models = {}
     for cell, uses in zip(plan.grid.cells, plan.uses, strict=True):
         training, setting = plan.trainings[uses[0][0]], uses[0][1]
-        model, _ = load(training.model or training.run)
+        model, _ = load(training.model or training.run, output_stride=setting.output_stride)
         caption = "prediction" if len(plan.grid.cells) == 1 else cell.label
         models[caption] = model.to(pick_device(plan.options.device)).for_inference()
     assert training.data
@@ -111,27 +111,26 @@ def write_pictures(plan: Plan, path: Path) -> None:
         classes = hardest_classes(training.recipe.model.weights) if chosen == "auto" else tuple(chosen)
         indices = images_with_most(dataset, classes)
     else:
-        indices = spread_with_failure(next(iter(models.values())), dataset, setting.output_stride)
-    write_image(path, picture_grid(models, dataset, indices, setting.output_stride))
+        indices = spread_with_failure(next(iter(models.values())), dataset, setting)
+    write_image(path, picture_grid(models, dataset, indices, setting))
 
 
-def predicted(model: DeepLabV3, image: torch.Tensor, output_stride: int) -> Pixels:
+def predicted(model: DeepLabV3, image: torch.Tensor, setting: Setting) -> Pixels:
     """The classes of an image, uint8 3,H,W, as uint8 H,W."""
-    with inference(model, output_stride):
-        mask: Pixels = predict_classes(model, image[None])[0].cpu().numpy()
+    mask: Pixels = (
+        predict_classes(in_eval_mode(model, setting.output_stride), image[None], pad_to=setting.pad_to)[0].cpu().numpy()
+    )
     return mask
 
 
-def spread_with_failure(
-    model: DeepLabV3, dataset: SegmentationDataset, output_stride: int, count: int = 5
-) -> list[int]:
+def spread_with_failure(model: DeepLabV3, dataset: SegmentationDataset, setting: Setting, count: int = 5) -> list[int]:
     """Indices spread over a data set, and last the image of lowest mIoU, as in Figure 6."""
     searched = np.linspace(0, len(dataset) - 1, min(SEARCHED, len(dataset))).astype(int).tolist()
     scores: dict[int, float] = {}
     for index in searched:
         sample = dataset[index]
         confusion = ConfusionMatrix(len(dataset.labels), ignore=dataset.labels.ignore)
-        confusion.update(torch.from_numpy(predicted(model, sample.image, output_stride)), sample.mask)
+        confusion.update(torch.from_numpy(predicted(model, sample.image, setting)), sample.mask)
         scores[index] = confusion.scores(dataset.labels.names).miou
     worst = min(scores, key=lambda index: (scores[index] != scores[index], scores[index]))
     others = [index for index in searched if index != worst]
@@ -148,7 +147,7 @@ def images_with_most(dataset: SegmentationDataset, classes: Sequence[str], count
 
 
 def picture_grid(
-    models: dict[str, DeepLabV3], dataset: SegmentationDataset, indices: Sequence[int], output_stride: int
+    models: dict[str, DeepLabV3], dataset: SegmentationDataset, indices: Sequence[int], setting: Setting
 ) -> Image.Image:
     """Rows of photo, ground truth and the prediction of each model.
 
@@ -156,9 +155,9 @@ def picture_grid(
         models: by caption.
         dataset: of the photos.
         indices: of the photos.
-        output_stride: of the predictions.
+        setting: of the predictions.
     """
-    rows = [_row(models, dataset, index, output_stride) for index in indices]
+    rows = [_row(models, dataset, index, setting) for index in indices]
     width = max(row[0].shape[1] for row in rows)
     captions = ["photo", "ground truth", *models]
     size = max(12, width // 16)
@@ -177,9 +176,9 @@ def picture_grid(
 
 
 def _row(
-    models: dict[str, DeepLabV3], dataset: SegmentationDataset, index: int, output_stride: int
+    models: dict[str, DeepLabV3], dataset: SegmentationDataset, index: int, setting: Setting
 ) -> list[np.ndarray[Any, Any]]:
     sample = dataset[index]
     photo = sample.image.permute(1, 2, 0).contiguous().numpy()
-    masks = [sample.mask.numpy(), *(predicted(model, sample.image, output_stride) for model in models.values())]
+    masks = [sample.mask.numpy(), *(predicted(model, sample.image, setting) for model in models.values())]
     return [photo, *(np.asarray(overlay(photo, mask, dataset.labels, alpha=0.7, legend=False)) for mask in masks)]

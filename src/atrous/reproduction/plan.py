@@ -263,7 +263,7 @@ def _plan_model(
         fitting = ", ".join(name for name, other in GRIDS.items() if other.of_one_model)
         raise ValueError(f"{what} compares trainings, and --model is one model; it goes with {fitting}")
     name = f"{Path(options.model).name}-{_digest({'model': options.model, 'data': data})}"
-    settings = tuple(cell.setting for cell in cells if cell.setting)
+    settings = tuple(replace(cell.setting, pad_to=base.run.val_pad_to) for cell in cells if cell.setting)
     given = Training(name, None, data, options.folder / "models" / name, settings, model=options.model)
     uses: tuple[tuple[Use, ...], ...] = tuple(((name, setting),) for setting in settings)
     uses += ((),) * (len(grid.cells) - len(cells))
@@ -288,7 +288,7 @@ class _Planner:
             first = replace(cell, changes=cell.first_stage)
             after = self._add(recipe_of(first, base, self.preset), self.data)
         recipe = recipe_of(cell, base, self.preset)
-        setting = cell.setting or Setting(recipe.model.output_stride)
+        setting = replace(cell.setting or Setting(recipe.model.output_stride), pad_to=recipe.run.val_pad_to)
         return self._add(recipe, self.data, after, setting, cell.replicas), setting
 
     def _pretraining(self, base: Recipe) -> Recipe:

@@ -150,7 +150,11 @@ def environments(options: Options, trainings: Mapping[str, Training]) -> list[di
     count = options.parallel or len(devices)
     if any(training.replicas for training in trainings.values()):  # they share out the machine by themselves
         return [{}]
-    threads = {} if count == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+    threads = (
+        {}
+        if count == 1 or "OMP_NUM_THREADS" in os.environ
+        else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+    )
     shown = [{} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu} for gpu in devices]
     return [{**threads, **shown[i % len(shown)]} for i in range(count)]
 

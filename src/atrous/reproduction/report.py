@@ -233,6 +233,7 @@ def commands_of(training: Training) -> list[str]:
     for setting in training.settings:
         scales = "" if len(setting.scales) == 1 else " --scales " + " ".join(f"{s:g}" for s in setting.scales)
         options = scales + (" --flip" if setting.flip else "") + (" --longest-side 0" if training.model else "")
+        options += f" --pad-to {setting.pad_to}" if setting.pad_to else ""
         commands.append(f"atrous eval {source} --data {data} --output-stride {setting.output_stride}{options}")
     return commands
 

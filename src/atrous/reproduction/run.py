@@ -117,7 +117,7 @@ def reproduce(
 def _estimate(trainings: Mapping[str, Training], options: Options, say: Say) -> dict[str, float]:
     try:
         return seconds_left(trainings.values(), options.device)
-    except (RuntimeError, MemoryError) as error:
+    except RuntimeError as error:
         say(f"no estimate of the time: {error}")
         return {}
 

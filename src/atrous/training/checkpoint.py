@@ -38,10 +38,14 @@ def lock(run: Path) -> Iterator[None]:
         run: the run's folder, made if there is none.
 
     Raises:
-        ValueError: if another process holds it, or it is no folder.
+        ValueError: if another process holds it, it is no folder, or its name is not UTF-8.
     """
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run} is a file, expected a folder to write a run into")
+    try:
+        str(run).encode()
+    except UnicodeEncodeError as error:  # neither safetensors nor TensorBoard takes such a path
+        raise ValueError(f"the name of the run folder {run} is not UTF-8; name another --out") from error
     run.mkdir(parents=True, exist_ok=True)
     held = FileLock(run / LOCK)
     try:

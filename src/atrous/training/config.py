@@ -9,6 +9,7 @@ first stage on PASCAL VOC 2012 (section 4.1).
 
 from __future__ import annotations
 
+import json
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -44,10 +45,8 @@ class ModelConfig:
         batch_norm: ``train``; ``freeze`` it whole (section 4.1, second stage); freeze its ``statistics``; or freeze the
             statistics of the backbone and train all of it in the ``head``.
         batch_norm_decay: of the running statistics.
-        activation_checkpointing: keep only the input of each unit of the backbone for the backward pass, and compute
-            the rest again: less memory for more time, the same numbers (with frozen batch norm, up to rounding).
-        compile: train with ``torch.compile``, for GPUs: a minute or two at the start, the same numbers up to rounding.
-            On a CPU it needs a C++ compiler and gains nothing.
+        activation_checkpointing: compute the backbone's activations again in the backward pass: less memory, more time.
+        compile: train with ``torch.compile``, for GPUs: the same numbers up to rounding.
     """
 
     backbone: str = "resnet101"
@@ -82,14 +81,13 @@ class DataConfig:
     Attributes:
         train_split: ``train+val`` joins two splits, ``train*2+pseudo`` has the images of one twice.
         val_split: None for no validation.
-        bootstrap: classes whose images are duplicated (section 4.1); ``auto`` takes the five of lowest IoU in the last
-            validation of the model in `weights`.
+        allow_empty_classes: train although a class has no pixel, or there is one class alone.
+        bootstrap: classes whose images are duplicated (section 4.3); ``auto``: the five of lowest IoU of `weights`.
         bootstrap_times: how often such an image is in an epoch.
         repeat_factor_threshold: of repeat-factor sampling, the share of images below which a class is rare; 0 for none.
         crop: side, or height and width, of the training crops in pixels.
         scales: range of the random scale.
-        longest_side: images are resized to it, in pixels, before `scales` and in prediction; None for no resizing, as
-            in the paper.
+        longest_side: resize images to it, in pixels, before `scales` and in prediction; None, as in the paper, for not.
         flip: probability of a left-right flip.
         color_jitter: strength of random brightness, contrast and saturation; the paper has none.
         class_mix: probability that half of the classes of another crop are pasted into a crop; the paper has none.
@@ -97,6 +95,7 @@ class DataConfig:
 
     train_split: str = "trainaug"
     val_split: str | None = "val"
+    allow_empty_classes: bool = False
     bootstrap: tuple[str, ...] | Literal["auto"] = ()
     bootstrap_times: int = 2
     repeat_factor_threshold: float = 0.0
@@ -159,8 +158,7 @@ class OptimConfig:
         momentum: of SGD.
         weight_decay: on convolution weights; on batch norm and biases only with `decay_all`.
         decay_all: decay batch norm and biases too.
-        ema_decay: of an exponential moving average of the weights, which is then what is evaluated and kept; 0 for
-            none.
+        ema_decay: of a moving average of the weights, which is then evaluated and kept; 0 for none.
         amp: ``off``, ``bf16`` or ``fp16``: automatic mixed precision.
     """
 
@@ -192,8 +190,8 @@ class ScheduleConfig:
     Attributes:
         iterations: steps.
         power: of the schedule.
-        schedule_iterations: step at which the schedule reaches 0, or None for `iterations`. A later one ends a training
-            while the learning rate is still high; its steps are, to the bit, the first of the longer training.
+        schedule_iterations: step at which the schedule reaches 0, None for `iterations`. With a later one the steps
+            are, to the bit, the first of the longer training.
         warmup: steps of linear warm-up; the paper has none.
     """
 
@@ -212,10 +210,6 @@ class ScheduleConfig:
                 "the learning rate then falls to 0 with the last of them"
             )
 
-    def lr_factor(self, step: int) -> float:
-        """What the initial learning rate is multiplied by after `step` steps."""
-        return poly(step, self.schedule_iterations or self.iterations, power=self.power, warmup=self.warmup)
-
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -225,16 +219,21 @@ class RunConfig:
         seed: of everything random.
         val_every: steps between validations.
         val_output_stride: of validation, or None for that of training.
+        val_pad_to: least height and width that the network sees in validation, in pixels: 513 for VOC (section 4.1);
+            None for whole images as they are (appendix C).
         save_every: steps between checkpoints.
     """
 
     seed: int = 0
     val_every: int = 1_000
     val_output_stride: int | None = None
+    val_pad_to: int | None = None
     save_every: int = 500
 
     def __post_init__(self) -> None:
         _check_range(self, 1, None, "val_every", "save_every")
+        if self.val_pad_to is not None:
+            _check_range(self, 1, LONGEST_SIDE, "val_pad_to")
         _check_range(self, 0, None, "seed")
         if self.seed >= 2**63:
             raise ValueError(f"seed is {self.seed}, expected less than 2**63")
@@ -253,7 +252,9 @@ class Recipe:
 
     def lr_at(self, step: int) -> float:
         """The learning rate after `step` steps, of all layers but the new ones."""
-        return self.optim.lr * self.schedule.lr_factor(step)
+        schedule = self.schedule
+        last = schedule.schedule_iterations or schedule.iterations
+        return self.optim.lr * poly(step, last, power=schedule.power, warmup=schedule.warmup)
 
     @property
     def val_output_stride(self) -> int:
@@ -262,10 +263,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """As a file that `load_recipe` reads."""
-        plain = {
-            part: {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-            for part, values in asdict(self).items()
-        }
+        plain = json.loads(json.dumps(asdict(self)))  # tuples as lists
         return yaml.safe_dump(plain, sort_keys=False)
 
 
@@ -281,6 +279,13 @@ RENAMED = {
     "checkpointing": "activation_checkpointing",
 }  # fmt: skip
 """Names of settings in recipes of before, for the error."""
+
+
+RESUMABLE = (
+    "iterations", "schedule_iterations", "power", "warmup", "lr", "val_every", "val_output_stride", "val_pad_to",
+    "save_every",
+)  # fmt: skip
+"""Settings that a run can be resumed with other values of: later steps alone depend on them."""
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
@@ -371,20 +376,23 @@ def _check_range(config: object, low: float, high: float | None, *keys: str) -> 
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """``key=value`` words, the values read as YAML: ``lr=0.01``, ``data.scales=[0.75, 2]``, ``multi_grid=null``.
+    """``key=value`` words as settings, the values read as YAML: ``lr=0.01``, ``data.scales=[0.75, 2]``.
+
+    Of a setting that is given twice the last counts.
 
     Raises:
-        ValueError: for a word without ``=`` or with a value that is not YAML.
+        ValueError: for a word without ``=``, a value that is not YAML, or an unknown name.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for word in assignments:
         key, equals, text = word.partition("=")
         if not equals:
             raise ValueError(f"--set takes KEY=VALUE, found {word!r}")
         try:
-            values[key.strip()] = parse_yaml(text)
+            value = parse_yaml(text)
         except ValueError as error:
             raise ValueError(f"--set {key}: {text!r} cannot be read as a value") from error
+        values |= _leaves({key.strip(): value})
     return values
 
 
@@ -394,10 +402,7 @@ def differences(one: Recipe, other: Recipe) -> list[str]:
     A `schedule_iterations` that equals `iterations` is the same as none.
     """
     ours, theirs = settings_of(one), settings_of(other)
-    if _lengths(one.schedule) == _lengths(other.schedule):
+    ends = [(s["iterations"], s["schedule_iterations"] or s["iterations"]) for s in (ours, theirs)]
+    if ends[0] == ends[1]:
         theirs["schedule_iterations"] = ours["schedule_iterations"]
     return [f"{key}: {ours[key]}, {theirs[key]}" for key in ours if ours[key] != theirs[key]]
-
-
-def _lengths(schedule: ScheduleConfig) -> tuple[int, int]:
-    return schedule.iterations, schedule.schedule_iterations or schedule.iterations

@@ -75,8 +75,11 @@ class Signals:
         """
         self.waiting = allowed
         try:
+            if allowed and self.received:
+                raise Interrupted
             yield
         except Interrupted:
+            self.waiting = False
             save()
             self.leave(step)
         finally:

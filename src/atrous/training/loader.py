@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from atrous.data.datasets.dataset import Sample, SegmentationDataset
-from atrous.data.sampling import Presence, bootstrap_factors, open_splits, pixel_counts, repeat_factors, repeated
+from atrous.data.sampling import Presence, bootstrap_factors, id_histograms, open_splits, repeat_factors, repeated
 from atrous.data.transforms import Augment, class_mix
+from atrous.data.validate import class_counts, class_problems
 from atrous.evaluation.distributed import DistributedContext, EpochIndex, ResumableBatchSampler, generator
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite
@@ -118,12 +119,14 @@ def hardest_classes(weights: str | None, count: int = 5) -> tuple[str, ...]:
     return tuple(sorted(scored, key=scored.__getitem__)[:count])
 
 
-def check_masks(dataset: SegmentationDataset, *, labelled: bool = True) -> Presence:
+def check_masks(dataset: SegmentationDataset, *, to_train: bool = True, allow_empty_classes: bool = False) -> Presence:
     """Read every mask, and the size of its image, so that a bad one is found before the first step.
 
     Args:
         dataset: of the run.
-        labelled: refuse a dataset in which no pixel has a class.
+        to_train: refuse a dataset that cannot be learnt from: one class alone, a class without a pixel, ids 0 and 255
+            alone.
+        allow_empty_classes: do not.
 
     Returns:
         Which image holds which class, N,K.
@@ -131,11 +134,11 @@ def check_masks(dataset: SegmentationDataset, *, labelled: bool = True) -> Prese
     Raises:
         ValueError: for an id out of range (file, value, count), sizes that differ, a file that cannot be read.
     """
-    presence = pixel_counts(dataset) > 0
-    if labelled and not presence.any():
-        raise ValueError(
-            f"none of the {len(set(dataset.items))} masks has a pixel that is not ignored; there is nothing to train on"
-        )
+    histograms = id_histograms(dataset)
+    problems = class_problems(class_counts(histograms, dataset.labels), dataset.labels)
+    presence: Presence = histograms[:, : len(dataset.labels)] > 0
+    if to_train and problems and not (allow_empty_classes and presence.any()):
+        raise ValueError("; ".join(problems))
     return presence
 
 
@@ -236,9 +239,17 @@ def next_part(
 
 
 def _end_workers(batches: Iterator[Any]) -> None:
-    """The end of the process waits for its workers; one that is stalled would never end by itself."""
-    for worker in getattr(batches, "_workers", ()):
+    """Kill the workers of a loader: the end of the process waits for them, and a stalled one never ends by itself."""
+    workers = getattr(batches, "_workers", ())
+    child_ended = getattr(signal, "SIGCHLD", None)
+    # PyTorch's handler would raise an error for each of them, wherever this process is.
+    before = signal.signal(child_ended, signal.SIG_DFL) if workers and child_ended else None
+    for worker in workers:
         worker.kill()
+    for worker in workers:
+        worker.join(5)
+    if child_ended and before:
+        signal.signal(child_ended, before)
 
 
 def _init_worker(_: int) -> None:

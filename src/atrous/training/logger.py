@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from atrous.atomic import write_text
 from atrous.data.image_io import write_image
 from atrous.data.overlay import overlay
-from atrous.evaluation.evaluate import Evaluation, inference, predict_classes
+from atrous.evaluation.evaluate import Evaluation, in_eval_mode, predict_classes
 from atrous.models.deeplab import DeepLabV3
 from atrous.platforms import peak_memory
 
@@ -131,18 +131,18 @@ class RunLogger:
 
 @contextmanager
 def _closing(board: Any) -> Iterator[None]:
-    """Close TensorBoard's writer; an error of its thread is raised by the next call to it, and not printed besides."""
+    """Close TensorBoard's writer; the next call to it raises an error of its thread, which is not printed as well."""
     before = threading.excepthook
 
-    def elsewhere(found: threading.ExceptHookArgs) -> None:
-        if type(found.thread).__name__ != "_AsyncWriterThread":
-            before(found)
+    def elsewhere(args: threading.ExceptHookArgs) -> None:
+        if type(args.thread).__name__ != "_AsyncWriterThread":
+            before(args)
 
     threading.excepthook = elsewhere
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # what ended the run is to be told, and not what followed from it
+        with suppress(OSError):  # tell what ended the run, not what followed from it
             board.close()
         raise
     else:
@@ -153,11 +153,10 @@ def _closing(board: Any) -> Iterator[None]:
 
 def predictions_picture(model: DeepLabV3, dataset: SegmentationDataset, count: int = PICTURES) -> Any:
     """Rows of photo, truth and prediction, spread over the data set: H,W,3 uint8."""
-    rows = []
+    network, rows = in_eval_mode(model), []
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int):
         sample = dataset[int(index)]
-        with inference(model):
-            mask = predict_classes(model, sample.image[None])[0].cpu().numpy()
+        mask = predict_classes(network, sample.image[None])[0].cpu().numpy()
         photo = sample.image.permute(1, 2, 0).numpy()
         drawn = [overlay(photo, ids, dataset.labels, legend=False) for ids in (sample.mask.numpy(), mask)]
         rows.append(np.concatenate([photo, *map(np.asarray, drawn)], 1))

@@ -59,14 +59,15 @@ def train(
         claimed.enter_context(memory_kept(ctx.device))
         with signals.starting():
             dataset, held_out = open_data(data, recipe.data, recipe.loss)
-            dataset = sampled(dataset, check_masks(dataset), recipe.data, recipe.model.weights, recipe.run.seed)
+            presence = check_masks(dataset, allow_empty_classes=recipe.data.allow_empty_classes)
+            dataset = sampled(dataset, presence, recipe.data, recipe.model.weights, recipe.run.seed)
             claimed.enter_context(checkpoint.lock(run) if ctx.first else nullcontext())
-            claim(run, recipe, resume, ctx)
+            changed = claim(run, recipe, resume, ctx)
             saved = saved_state(run, dataset) if resume else None
             state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
             ctx.agree(state.step, f"the processes find {run} at different steps; all must see the same folder")
             if held_out:
-                check_masks(held_out, labelled=False)
+                check_masks(held_out, to_train=False)
                 check_reachable(recipe.val_output_stride, state.model.backbone.reachable, "val")
             crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
             batches = iter(loader(crops, recipe.optim, range(state.step, iterations), workers, ctx))
@@ -74,7 +75,7 @@ def train(
             run, iterations=iterations, start=state.step, batch_size=recipe.optim.batch_size, silent=not ctx.first
         )
         alone, save = ctx.size == 1, partial(state.save, run, ctx, describe(dataset))
-        headline = headline_of(recipe, data, run, state, dataset, held_out)
+        headline = headline_of(recipe, data, run, state, dataset, held_out) + changed
         with explained(recipe, run, lambda: state.step), logger.running(headline):
             # A run that was stopped while it validated begins with that.
             while state.step < iterations or state.must_validate(held_out):
@@ -84,6 +85,7 @@ def train(
                             state.evaluated,
                             held_out,
                             output_stride=recipe.run.val_output_stride,
+                            pad_to=recipe.run.val_pad_to,
                             ctx=ctx,
                             progress=lambda _: signals.leave(state.step),
                         )

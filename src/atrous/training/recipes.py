@@ -19,7 +19,7 @@ def _over(base: Recipe, **settings: Any) -> Recipe:
     return override(base, settings)
 
 
-_VOC = Recipe()
+_VOC = _over(Recipe(), val_pad_to=513)  # section 4.1: crops of 513 in training and test
 
 
 _CAMVID = _over(
@@ -110,13 +110,14 @@ RECIPES: dict[str, Recipe] = {
     # Section 4.3: COCO, then VOC at a rate of 0.0001, then trainval with the images of hard classes duplicated. The
     # paper says the rate of fine-tuning on VOC once, so both stages have it; the protocol
     # on COCO is section 4.1's. COCO's trainval_minus_minival has been called train since 2017.
-    "coco-resnet101": _over(_VOC, train_split="train"),
+    "coco-resnet101": _over(_VOC, train_split="train", val_pad_to=None),
     "voc-resnet101-coco": _over(_VOC, lr=0.0001, weights="runs/coco-resnet101"),
     "voc-resnet101-test": _second_stage("voc-resnet101-coco", _VOC, "trainval", 0.0001, bootstrap=VOC_HARD_CLASSES),
-    # Appendix C: train_fine, 90K steps, crops of 769; then with val and the coarse annotations.
-    "cityscapes-resnet101": _over(_VOC, train_split="train", crop=769, iterations=90_000),
+    # Appendix C: train_fine, 90K steps, crops of 769, whole images in test; then "further" on trainval_coarse, for how
+    # many steps and at which learning rate it does not say: the same again is our reading.
+    "cityscapes-resnet101": _over(Recipe(), train_split="train", crop=769, iterations=90_000),
     "cityscapes-resnet101-coarse": _over(
-        _VOC, train_split="train+val+train_extra", val_split=None, crop=769, iterations=90_000,
+        Recipe(), train_split="train+val+train_extra", val_split=None, crop=769, iterations=90_000,
         weights="runs/cityscapes-resnet101",
     ),
     # The weights that the package carries, and the second stage on CamVid.

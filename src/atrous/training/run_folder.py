@@ -14,7 +14,7 @@ from atrous.models.output_stride import Dial
 from atrous.models.weights import ModelCard
 from atrous.ops.resize import grid_size
 from atrous.training import checkpoint
-from atrous.training.config import ModelConfig, Recipe, differences, settings_of
+from atrous.training.config import RESUMABLE, ModelConfig, Recipe, differences, override, settings_of
 from atrous.training.recipes import load_recipe
 from atrous.training.state import State, loses_scale
 
@@ -38,20 +38,44 @@ def saved_state(run: Path, dataset: SegmentationDataset) -> dict[str, Any] | Non
     return saved
 
 
-def claim(run: Path, recipe: Recipe, resume: bool, ctx: DistributedContext) -> None:
-    """Write the recipe into the run's folder, or refuse to write over another run."""
-    written = run / "recipe.yaml"
+def claim(run: Path, recipe: Recipe, resume: bool, ctx: DistributedContext) -> str:
+    """Write the recipe into the run's folder, or refuse to write over another run.
+
+    Returns:
+        For the first line of output, the settings that change on the way.
+    """
+    written, note = run / "recipe.yaml", ""
     if checkpoint.steps(run):
         if not resume:
             raise ValueError(
                 f"{run} holds a run at step {checkpoint.steps(run)[-1]}; add --resume, or name another --out"
             )
-        changed = differences(load_recipe(written), recipe) if written.exists() else []
-        if changed:
-            raise ValueError(f"{run} was started with another recipe (there, here): {'; '.join(changed)}")
+        if written.exists():
+            changed = check_resumable(run, load_recipe(written), recipe)
+            note = f"; changed (before, now): {'; '.join(changed)}" if changed else ""
     if ctx.first:
         run.mkdir(parents=True, exist_ok=True)
         write_text(written, recipe.to_yaml())
+    return note
+
+
+def check_resumable(run: Path, before: Recipe, recipe: Recipe) -> list[str]:
+    """The settings that change on the way of a run, as `differences` names them.
+
+    Raises:
+        ValueError: with the settings that cannot; or if the run has already taken more steps than asked for.
+    """
+    kept = override(before, {key: value for key, value in settings_of(recipe).items() if key in RESUMABLE})
+    if changed := differences(kept, recipe):
+        raise ValueError(
+            f"{run} was started with another recipe (before, now): {'; '.join(changed)}; a resumed run can change "
+            f"{', '.join(RESUMABLE)}"
+        )
+    done = checkpoint.steps(run)[-1]
+    if recipe.schedule.iterations < done:
+        asked = recipe.schedule.iterations
+        raise ValueError(f"{run} is at step {done}, expected iterations of at least that, not {asked}")
+    return differences(before, kept)
 
 
 _FOLDED = (

@@ -1,10 +1,11 @@
-"""Recipes in sequence: each stage starts from the weights of the one before it.
+"""Train recipes in sequence: each stage starts from the best weights on val of the stage before.
 
-Section 4.1 trains in two stages, section 4.3 in three: COCO, VOC, VOC's trainval with hard images duplicated.
+Where a stage has no val split, the next starts from its last weights. Section 4.1 trains in two stages; section 4.3 in
+three: COCO, VOC, and VOC's trainval with the images of hard classes duplicated (bootstrapping).
 
     atrous train coco-resnet101 voc-resnet101-coco voc-resnet101-test --data coco:C --data voc:V --data voc:V
 
-A stage that is done has ``finished.json`` in its run folder, and is not done again.
+A finished stage has ``finished.json`` in its run folder, and is not trained again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from atrous.atomic import write_text
 from atrous.data.sampling import open_splits
 from atrous.models.weights import resolve
 from atrous.training import checkpoint
-from atrous.training.config import Recipe, differences, override
+from atrous.training.config import RESUMABLE, Recipe, differences, override
 from atrous.training.recipes import load_recipe
 
 FINISHED = "finished.json"
@@ -31,7 +32,7 @@ class Stage:
     """One run of a sequence.
 
     Attributes:
-        recipe: whole, `weights` being the run folder of the stage before.
+        recipe: whole; its `weights` are the run folder of the stage before.
         data: as for `open_dataset`.
         run: folder.
     """
@@ -49,11 +50,11 @@ def plan_stages(
     Args:
         recipes: names or files.
         data: one for all stages, or one each.
-        out: folder for the run folders, which bear the recipes' names; None for ``runs``.
-        values: keys that stand over every recipe's; `weights` over the first one's alone.
+        out: folder of the run folders, which are named after the recipes; None for ``runs``.
+        values: override every recipe; `weights` the first one alone.
 
     Raises:
-        ValueError: for a recipe or key that there is not, a recipe given twice, or counts that do not go together.
+        ValueError: for an unknown recipe or key, a recipe given twice, or as many data as neither one nor all stages.
     """
     names = [Path(source).stem for source in recipes]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -79,7 +80,7 @@ def train_stages(
 
     Args:
         stages: from `plan_stages`.
-        resume: leave finished stages out, and go on with the one that was stopped.
+        resume: skip finished stages, and go on with the one that was stopped.
         workers: as for `train`.
         device: as for `train`.
         said: called with a line at the start of each stage.
@@ -88,19 +89,20 @@ def train_stages(
         What `train` returns for the last.
 
     Raises:
-        ValueError: before the first step if a run folder is taken, data are not there, or their classes differ.
+        ValueError: before the first step, if a run folder is taken, data are missing, or their classes differ.
     """
     check_stages(stages, resume)
     best = None
     for i, stage in enumerate(stages, 1):
-        done = finished(stage.run, stage.recipe) if resume else None
+        last = i == len(stages)  # others start from the weights of those before
+        done = finished(stage.run, stage.recipe, extend=last) if resume else None
         said(f"stage {i} of {len(stages)}, {stage.run}: {'finished before' if done else 'begins'}")
-        best = done["miou"] if done else train_once(stage, workers=workers, device=device)
+        best = done["miou"] if done else train_once(stage, workers=workers, device=device, extend=last)
     return best
 
 
 def check_stages(stages: Sequence[Stage], resume: bool) -> None:
-    """Find now what would stop a later stage after hours.
+    """Check every stage before the first begins.
 
     Raises:
         ValueError: as `train_stages`.
@@ -124,7 +126,7 @@ def check_stages(stages: Sequence[Stage], resume: bool) -> None:
 
 
 def train_once(
-    stage: Stage, *, workers: int = 1, device: str | None = None, keep_checkpoints: bool = True
+    stage: Stage, *, workers: int = 1, device: str | None = None, keep_checkpoints: bool = True, extend: bool = False
 ) -> float | None:
     """Train a run from where it is, unless it is finished, and mark it as finished.
 
@@ -133,12 +135,14 @@ def train_once(
         workers: as for `train`.
         device: as for `train`.
         keep_checkpoints: leave them beside the finished weights.
+        extend: as for `finished`.
     """
     from atrous.training.loop import train
 
-    if done := finished(stage.run, stage.recipe):
+    if done := finished(stage.run, stage.recipe, extend=extend):
         best: float | None = done["miou"]
         return best
+    (stage.run / FINISHED).unlink(missing_ok=True)
     best = train(stage.recipe, stage.data, stage.run, resume=True, workers=workers, device=device)
     best = None if best is not None and best != best else best  # JSON has no NaN
     mark_finished(stage.run, best, keep_checkpoints)
@@ -153,8 +157,13 @@ def mark_finished(run: Path, miou: float | None, keep_checkpoints: bool = True) 
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
 
-def finished(run: Path, recipe: Recipe) -> dict[str, Any] | None:
+def finished(run: Path, recipe: Recipe, *, extend: bool = False) -> dict[str, Any] | None:
     """What a finished run left behind, with its last ``miou``; None for one that is not finished.
+
+    Args:
+        run: folder.
+        recipe: that it should be of.
+        extend: a run that can be resumed with the recipe's other steps or schedule is not finished.
 
     Raises:
         ValueError: if the run there is of another recipe.
@@ -163,7 +172,10 @@ def finished(run: Path, recipe: Recipe) -> dict[str, Any] | None:
         done: dict[str, Any] = json.loads((run / FINISHED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    there = load_recipe(run / "recipe.yaml")
-    if changed := differences(override(there, {"weights": recipe.model.weights}), recipe):
-        raise ValueError(f"{run} was finished with another recipe (there, here): {'; '.join(changed)}")
-    return done
+    before = override(load_recipe(run / "recipe.yaml"), {"weights": recipe.model.weights})
+    changed = differences(before, recipe)
+    if not changed:
+        return done
+    if extend and checkpoint.steps(run) and {line.partition(":")[0] for line in changed} <= {*RESUMABLE}:
+        return None
+    raise ValueError(f"{run} was finished with another recipe (before, now): {'; '.join(changed)}")

@@ -158,7 +158,7 @@ class State:
                 loss = self.parallel(images, labels)
                 # Data-parallel training takes the mean of the processes' gradients; the sum is wanted.
                 self.scaler.scale(loss * (ctx.size / weight).float()).backward()
-            losses.append(loss.detach().double())
+            losses.append(loss.detach().to(weight.dtype))
         mean = float(ctx.sum(torch.stack(losses).sum()) / weight)
         if not math.isfinite(mean):
             culprits = [names for loss, (*_, names) in zip(losses, parts, strict=True) if not loss.isfinite()]
@@ -362,6 +362,6 @@ def _not_finite(named: Mapping[str, Tensor]) -> list[str]:
     # call costs more than its work, the norms of all are one call.
     on_gpu = all(value.is_cuda for value in floats.values())
     sums = torch._foreach_norm(list(floats.values())) if on_gpu else [value.sum() for value in floats.values()]
-    if bool(torch.stack([total.double() for total in sums]).isfinite().all()):
+    if bool(torch.stack([total.float() for total in sums]).isfinite().all()):
         return []
     return [key for key, value in floats.items() if not bool(value.isfinite().all())]

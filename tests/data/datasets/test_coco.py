@@ -164,12 +164,13 @@ def test_own_categories_are_the_classes(build: Build, prefix: str) -> None:
     assert "2 categories of its own" in list_split(root, "train").read_as
 
 
-def test_run_lengths_that_tools_mark_as_crowds_are_their_class(build: Build) -> None:
+def test_run_lengths_that_tools_mark_as_crowds_are_their_class(build: Build, tmp_path: Path) -> None:
     drawn = np.zeros((HEIGHT, WIDTH), bool)
     drawn[20:30, 5:40] = True
     marked = annotation(3, runs(drawn), 350, crowd=1)
     mask = open_dataset(build(annotation(1, box(0, 0, 60, 50), 3000), marked, **OWN), "train")[0].mask
     assert ((mask.numpy() == 2) == drawn).all(), "no RLE is without that mark"
+    assert "all 1 RLE have iscrowd 1" in list_split(tmp_path, "train").warnings[0]
     plain = annotation(3, runs(drawn[::-1]), 350)
     mask = open_dataset(build(marked, plain, **OWN), "train")[0].mask
     assert (mask.numpy()[25, 5:40] == 255).all() and (mask.numpy()[32:40, 5:40] == 2).all()
@@ -196,8 +197,9 @@ def test_roboflows_project_is_no_class(build: Build) -> None:
         {"id": 0, "name": "cats-k3", "supercategory": "none"},
         {"id": 1, "name": "cat", "supercategory": "cats-k3"},
     ]
-    root = build(annotation(1, box(0, 0, 40, 40), 1600), categories=categories)
-    assert open_dataset(root, "train").labels.names == ("background", "cat")
+    for annotations in ([annotation(1, box(0, 0, 40, 40), 1600)], []):
+        root = build(*annotations, categories=categories)
+        assert open_dataset(root, "train").labels.names == ("background", "cat")
 
 
 def test_a_byte_order_mark_and_a_missing_area_are_no_faults(build: Build) -> None:
@@ -346,6 +348,7 @@ def test_polygons_without_area_are_nothing(build: Build) -> None:
     ("sections", "message"),
     [
         ({"categories": []}, "it has no categories"),
+        ({"categories": [{"id": 1, "name": None}]}, "category 1 has the name None, which is no text"),
         ({"categories": [{"id": 2, "name": "tv"}]}, "annotations of category 1, which it does not list"),
         ({"images": [{"id": 1}]}, "KeyError 'file_name'"),
         ({"images": [5]}, "TypeError"),

@@ -55,6 +55,21 @@ def test_images_without_text_have_no_object(tmp_path: Path) -> None:
     assert "1 images have no text file" in check(tmp_path).warnings[0] and check(tmp_path).problems == []
 
 
+def test_names_stay_text_and_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    names = ("yes", "on", "1e3", "7", "no name, é")
+    put(tmp_path, SQUARE, yaml="names: [yes, on, 1e3, 7, 'no name, é']\n")
+    assert open_dataset(tmp_path, "all").labels.names == ("background", *names)
+    put(tmp_path, SQUARE, yaml="names:\n" + "".join(f"  {n}: c{n}\n" for n in (10, *range(10))))
+    assert open_dataset(tmp_path, "all").labels.names[1:] == tuple(f"c{n}" for n in range(11))
+    for text, said in (
+        ("names: [a]\nnames: [b]", "line 2: the key 'names' is there twice"),
+        ("names: {1: a}", "expected a"),
+    ):
+        put(tmp_path, SQUARE, yaml=text)
+        with pytest.raises(ValueError, match=rf"data\.yaml: .*{said}"):
+            open_dataset(f"yolo:{tmp_path}", "all")
+
+
 def test_a_class_named_background_is_background(tmp_path: Path) -> None:
     dataset = open_dataset(put(tmp_path, SQUARE, yaml="names: [leaf, background]"), "all")
     assert dataset.labels.names == ("background", "leaf") and dataset[0].mask[1, 1] == 1
@@ -84,11 +99,11 @@ def test_boxes_alone_and_names_that_are_none_are_refused(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"labels/0\.txt: boxes, five numbers a line, of which no mask can be made"):
         open_dataset(root, "all")
     put(tmp_path, SQUARE, yaml="nc: 2\ntrain: images\n")
-    with pytest.raises(ValueError, match=r"data\.yaml: names is None; expected the list of class names"):
+    with pytest.raises(ValueError, match=r"data\.yaml: names is None; expected a list of class names"):
         open_dataset(root, splits(root)[0])
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.binary(max_size=60)
     | st.lists(st.floats(-2, 3), max_size=9).map(lambda x: " ".join(map(str, x)).encode())

@@ -255,12 +255,16 @@ def test_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(dispatch, "_has_amx", lambda amx=amx: amx)
         assert rule(*dense(dtype), [rate]) == forms
-    monkeypatch.setattr(depthwise, "CAPABILITY", "AVX512")
     x, apart = torch.zeros(1, 512, 33, 33), [torch.zeros(512, 1, 5, 5)]
-    assert rule(x, apart, [2]) == rule(x, apart, [4]) == ["library", "depthwise", "depthwise"]
-    monkeypatch.setattr(depthwise, "CAPABILITY", "AVX2")  # whose kernels reach six pixels far
-    assert rule(x, apart, [2]) == ["library", "depthwise", "depthwise"]
-    assert rule(x, apart, [4]) == ["depthwise"] * 3
+    for capability, dtype, near, far in (
+        ("AVX512", torch.float32, 3, 4),
+        ("AVX512", torch.bfloat16, 3, 4),
+        ("AVX2", torch.float32, 2, 3),
+    ):
+        monkeypatch.setattr(depthwise, "CAPABILITY", capability)
+        x, apart = x.to(dtype), [apart[0].to(dtype)]
+        assert rule(x, apart, [near]) == ["library", "depthwise", "depthwise"]
+        assert rule(x, apart, [far]) == ["depthwise"] * 3
 
 
 @pytest.mark.parametrize("missing", ["capability", "mkldnn", "flag", "device", "variable"])

@@ -380,7 +380,10 @@ def test_a_killed_replica_is_replaced_and_a_stopped_run_goes_on(start: Any, tmp_
     os.kill(replicas[0], signal.SIGKILL)
     assert "replica " in until("another takes its place")
     until("step ")
-    assert len([name for name in of_session(process.pid).values() if "Replica" in name]) == 2
+    deadline = time.monotonic() + 60
+    while len([name for name in of_session(process.pid).values() if "Replica" in name]) < 2:
+        assert time.monotonic() < deadline, "no other replica has taken its place"
+        time.sleep(0.1)
     os.killpg(process.pid, signal.SIGTERM)
     out, said = process.communicate(timeout=60)
     assert process.returncode == 143, said

@@ -78,11 +78,18 @@ def _colours(image: Image.Image) -> Pixels:
 
 def read_palette(path: Path) -> list[Colour] | None:
     """The 256 colours of a palette image, black where it has fewer; None for another image."""
-    mode, parts = decode_file(path, MAX_PIXELS, lambda image: (image.mode, image.getpalette("RGB")))
-    if mode != "P" or not parts:
+    parts = decode_file(path, MAX_PIXELS, _palette)
+    if parts is None:
         return None
     channels = [[*parts[channel::3], *[0] * 256][:256] for channel in range(3)]
     return list(zip(*channels, strict=True))
+
+
+def _palette(image: Image.Image) -> list[int] | None:
+    if image.mode != "P" or image.palette is None:
+        return None
+    form, data = image.palette.getdata()
+    return list(data) if form == "RGB" else image.getpalette("RGB")  # which would decode the pixels
 
 
 def find_class_file(folders: Iterable[Path]) -> Path | None:

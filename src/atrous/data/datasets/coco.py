@@ -226,19 +226,24 @@ def _read_own(path: Path, folder: Path, content: _Content) -> Listing:
         raise ValueError(f"{path}: its annotations are boxes; expected polygons or RLE, of which masks can be made")
     labels, values = _own_labels(path, content)
     by_image = {number: content.regions.get(number, []) for number in content.images}
-    # CVAT, datumaro and supervision mark all that they write as RLE as a crowd, which only COCO's own crowds are.
-    if not _is_coco(content) and not any(region.form == "rle" and not region.crowd for region in regions):
+    marked = [region.crowd for region in regions if region.form == "rle"]
+    warnings: tuple[str, ...] = ()
+    if marked and all(marked) and not _is_coco(content):
+        # CVAT, datumaro and supervision mark all that they write as RLE as a crowd, which only COCO's own crowds are.
         by_image = {n: [r._replace(crowd=r.crowd and r.form != "rle") for r in of] for n, of in by_image.items()}
+        warnings = (f"{path}: all {len(marked)} RLE have iscrowd 1, as some tools write it: read as their class",)
     listing = _list_items(path, folder, content, labels, values, by_image)
-    return replace(listing, read_as=f"COCO's format with {len(values)} categories of its own: {listed(labels.names)}")
+    read_as = f"COCO's format with {len(values)} categories of its own: {listed(labels.names)}"
+    return replace(listing, warnings=(*listing.warnings, *warnings), read_as=read_as)
 
 
 def _own_labels(path: Path, content: _Content) -> tuple[Labels, dict[int, int]]:
     """The classes, and class id by category."""
     used = {region.category for regions in content.regions.values() for region in regions}
-    # Roboflow lists the project as a category, which is the supercategory of the others.
-    projects = {content.groups[number] for number in used}
-    kept = {n: name for n, name in sorted(content.categories.items()) if n in used or name not in projects}
+    # Roboflow lists the project as a category of none, which is the supercategory of the others.
+    groups = {*content.groups.values()}
+    projects = {n for n, name in content.categories.items() if content.groups[n] == "none" and name in groups} - used
+    kept = {n: name for n, name in sorted(content.categories.items()) if n not in projects}
     labels, ids = with_background(path, list(kept.values()))
     return labels, dict(zip(kept, ids, strict=True))
 
@@ -284,7 +289,9 @@ def _parse(path: Path) -> _Content:
         if section == "images":
             content.images[int(record["id"])] = (str(record["file_name"]), *_size(record))
         elif section == "categories":
-            content.categories[int(record["id"])] = str(record["name"])
+            if not isinstance(record["name"], str):
+                raise ValueError(f"category {record['id']} has the name {record['name']!r}, which is no text")
+            content.categories[int(record["id"])] = record["name"]
             content.groups[int(record["id"])] = str(record.get("supercategory", ""))
         elif section == "annotations":
             segmentation = record.get("segmentation")

@@ -95,6 +95,8 @@ class VocMask:
             if not self.gray and not mode.startswith("RGB"):
                 raise ValueError(f"{self}: ids without a palette; expected VOC's colours; {_OWN_CLASSES}")
             return ids
+        if palette[: len(VOC)] == [*VOC.palette]:
+            return ids
         for value in np.flatnonzero(np.bincount(ids.ravel(), minlength=256)[: len(VOC)]):
             if palette[value] != VOC.palette[value]:
                 raise ValueError(

@@ -8,6 +8,7 @@ that `data.yaml` names are not there, as in Roboflow's exports, which say `../tr
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -81,11 +82,22 @@ def _file(root: Path) -> Path | None:
     return next((path for path in files if path.stem == "data" or _KEYS & _document(path).keys()), None)
 
 
-def _document(path: Path) -> Mapping[Any, Any]:
+def _document(path: Path) -> Mapping[str, Any]:
+    """The content, with every value as text: a class may be called yes or 1e3; empty if it cannot be read."""
     try:
-        document = parse_yaml(path.read_text("utf-8-sig")) if path.stat().st_size <= _MOST_BYTES else None
+        return _load(path)
     except (ValueError, OSError):
         return {}
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    if path.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes; expected the names of classes and folders")
+    try:
+        text = path.read_text("utf-8-sig")
+        document = parse_yaml(text, as_text=True)
+    except ValueError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}; expected YAML with names") from None
     return document if isinstance(document, Mapping) else {}
 
 
@@ -128,11 +140,12 @@ def _labels_of(images: Path) -> Path:
 def _read(root: Path, split: str) -> Listing:
     path = _file(root)
     assert path is not None
-    names = _document(path).get("names")
-    names = [names[key] for key in sorted(names)] if isinstance(names, Mapping) else names
-    if not isinstance(names, list) or not names:
-        raise ValueError(f"{path}: names is {names!r}; expected the list of class names")
-    labels, ids = with_background(path, [str(name) for name in names])
+    names = _load(path).get("names")
+    if isinstance(names, Mapping) and sorted(names) == sorted(str(number) for number in range(len(names))):
+        names = [names[str(number)] for number in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: names is {reprlib.repr(names)}; expected a list of class names, or 0: NAME, ...")
+    labels, ids = with_background(path, names)
     items, problems = [], []
     for folder in _folders(root)[split]:
         images, duplicates = files_by_stem(folder)

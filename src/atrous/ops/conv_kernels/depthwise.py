@@ -33,8 +33,8 @@ HALVES = (torch.bfloat16, torch.float16)
 _CACHED = 1 << 19
 """Elements of products that are still in the cache when they are summed."""
 
-_REACH = 6
-"""Pixels from a filter's centre to its edge that the library has kernels for everywhere."""
+_REACH = {("AVX2", torch.float32): 4, ("AVX512", torch.float32): 6, ("AVX512", torch.bfloat16): 6}
+"""Pixels from a filter's centre to its edge that oneDNN has kernels for."""
 
 
 def is_depthwise(x: Tensor, weights: list[Tensor]) -> bool:
@@ -44,11 +44,11 @@ def is_depthwise(x: Tensor, weights: list[Tensor]) -> bool:
 
 
 def lacks_kernel(x: Tensor, weight: Tensor, rate: int) -> bool:
-    """Whether oneDNN falls back to its reference loops: with AVX2, in float32, where a filter reaches over 6 pixels."""
+    """Whether oneDNN falls back to its reference loops, 2 to 20 times slower: where a filter reaches far."""
     rows, columns = weight.shape[2:]
-    if x.device.type != "cpu" or x.dtype != torch.float32 or rows != columns or not is_depthwise(x, [weight]):
+    if x.device.type != "cpu" or rate == 1 or rows != columns or not is_depthwise(x, [weight]):
         return False
-    return rate > 1 and rate * (rows // 2) > _REACH and CAPABILITY == "AVX2"
+    return rate * (rows // 2) > _REACH.get((CAPABILITY, x.dtype), rate * rows)
 
 
 # Passes -------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Replicas for asynchronous training (appendix B), and the Ray actors that they run as.
+"""Replicas of asynchronous training (appendix B), and the Ray actors that run them.
 
 A `Replica` computes the gradient of one batch at the parameters that it was sent; what becomes of it is the server's
 affair (`atrous.training.asynchronous.server`). It knows nothing of Ray. A `Fleet` starts replicas as Ray's actors on
@@ -66,13 +66,13 @@ class Push:
 
 @dataclass(frozen=True)
 class Death:
-    """A replica's process that ended, and what Ray says of it."""
+    """A replica's process that died, and Ray's reason."""
 
     reason: str
 
 
 class Gradients(torch.optim.Optimizer):
-    """Stands where a replica's `State` has its optimizer: a step keeps the gradients and moves nothing."""
+    """Takes the optimizer's place in a replica's `State`: a step keeps the gradients and changes no weight."""
 
     def __init__(self, model: nn.Module) -> None:
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -167,7 +167,8 @@ class Replica:
         """Scores of the weights on the data held out."""
         assert self.held_out is not None
         self._load(weights)
-        return evaluate(self.state.model, self.held_out, output_stride=self.recipe.run.val_output_stride)
+        run = self.recipe.run
+        return evaluate(self.state.model, self.held_out, output_stride=run.val_output_stride, pad_to=run.val_pad_to)
 
     def _load(self, weights: Weights) -> None:
         # Ray's arrays are read-only, which PyTorch warns of.

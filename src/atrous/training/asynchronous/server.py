@@ -42,7 +42,7 @@ from atrous.training.run_folder import card_of, claim, describe, headline_of, sa
 from atrous.training.state import State
 
 DEATHS = 3
-"""Replicas that may die one after another without a push between; more, and something is wrong with all of them."""
+"""Replicas that may die in a row without a push in between; with more, something is wrong with all of them."""
 
 
 def train_asynchronously(
@@ -80,13 +80,14 @@ def train_asynchronously(
     with Signals() as signals, ExitStack() as stack:
         with signals.starting():
             dataset, held_out = open_data(data, recipe.data, recipe.loss)
-            dataset = sampled(dataset, check_masks(dataset), recipe.data, recipe.model.weights, recipe.run.seed)
+            presence = check_masks(dataset, allow_empty_classes=recipe.data.allow_empty_classes)
+            dataset = sampled(dataset, presence, recipe.data, recipe.model.weights, recipe.run.seed)
             stack.enter_context(checkpoint.lock(run))
-            claim(run, recipe, resume, ctx)
+            changed = claim(run, recipe, resume, ctx)
             saved = saved_state(run, dataset) if resume else None
             state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
             if held_out:
-                check_masks(held_out, labelled=False)
+                check_masks(held_out, to_train=False)
                 check_reachable(recipe.val_output_stride, state.model.backbone.reachable, "val")
             server = Server(state, (saved or {}).get("asynchronous"))
             crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
@@ -95,7 +96,9 @@ def train_asynchronously(
         logger = RunLogger(
             run, iterations=recipe.schedule.iterations, start=state.step, batch_size=recipe.optim.batch_size
         )
-        headline = f"{headline_of(recipe, data, run, state, dataset, held_out)}; {replicas} asynchronous replicas"
+        headline = (
+            f"{headline_of(recipe, data, run, state, dataset, held_out)}; {replicas} asynchronous replicas{changed}"
+        )
         stack.enter_context(explained(recipe, run, lambda: state.step))
         stack.enter_context(logger.running(headline))
         coordinator = Coordinator(server, fleet, logger, run, data, dataset, held_out)
@@ -119,7 +122,7 @@ def train_asynchronously(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
         best: mIoU in validation, or None without a validation split.
@@ -165,7 +168,7 @@ class Server:
         return self.next - 1
 
     def give_back(self, batch: int) -> None:
-        """Have a batch that will not be pushed drawn again."""
+        """Draw a batch again whose replica died."""
         assert batch in self.out
         self.again.append(batch)
 
@@ -228,7 +231,7 @@ class Batch:
 
 
 class Coordinator:
-    """Who works on what, and what becomes of the answers.
+    """Hands out batches and validations to replicas, and acts on their answers.
 
     A validation goes, with a copy of the weights, to the next replica that is free; the others go on pushing.
     """

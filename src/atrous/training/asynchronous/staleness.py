@@ -1,4 +1,4 @@
-"""How stale the gradients of asynchronous training are (appendix B): counted, and written down push by push."""
+"""Count the staleness of gradients in asynchronous training (appendix B), and log it push by push."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atrous.atomic import write_text
 
 @dataclass
 class Staleness:
-    """How many pushes of other replicas were applied between a push's pull and the push itself.
+    """Counts the pushes of other replicas between a replica's pull and its push.
 
     Attributes:
         counts: from a staleness to the number of pushes that had it.
