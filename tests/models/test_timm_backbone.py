@@ -186,3 +186,13 @@ def test_what_a_network_cannot_do_is_said(name: str, options: dict[str, object],
 
 def test_mismatch_is_silent_when_all_fits() -> None:
     mismatch({"a": torch.zeros(2)}, {"a": torch.ones(2)}, "these")
+
+
+@pytest.mark.parametrize("name", ["resnet18d", "regnetx_002"])
+def test_a_new_network_lets_every_convolution_reach_its_output(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = TimmBackbone(name).eval()
+    out = backbone(torch.randn(1, 3, 65, 65)).out
+    out.sum().backward()
+    unused = [key for key, p in backbone.named_parameters() if p.grad is not None and not p.grad.any()]
+    assert not unused

@@ -158,6 +158,9 @@ def _create(name: str, **options: Any) -> Any:
             setattr(net.get_submodule(parent), leaf, stand_in)
         if isinstance(module, nn.ReLU6):  # in place, it copies what it reads for its gradient: a map more, not one less
             module.inplace = False
+        # timm starts the last batch norm of a residual unit at 0; the authors' code and our ResNets do not.
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.is_meta and not module.weight.any():
+            nn.init.ones_(module.weight)
     if changes:  # timm's has a rectifier here that the authors' network has not
         net.blocks[0][0].bn1.act = nn.Identity()
     return net
