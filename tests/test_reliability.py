@@ -637,5 +637,8 @@ def test_a_crop_too_large_for_the_memory_is_one_line(crop: int, workers: int, jo
     process = one.start(("little_memory", 700_000_000), workers=workers)
     assert process.status() == 1, process.output
     said = process.output.splitlines()[-1]
-    expected = rf"out of memory at step 0, .*with 4 crops of {crop}x{crop} at a time.*: lower crop or batch, or raise"
+    expected = (
+        rf"out of memory at step 0, .*with 4 crops of {crop}x{crop} at a time.*: lower crop or batch_size, "
+        "or raise"
+    )
     assert re.search(expected, said) and "Traceback" not in process.output, process.output

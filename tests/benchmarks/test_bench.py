@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 
 import pytest
 
@@ -77,14 +75,6 @@ def test_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path) -> 
     assert printed["machine"]["threads"] == 1 and printed["setting"]["clock"] == "processor"
     assert main(["infer", "--peers", "tensorflow"]) == 2
     assert "there is no peer 'tensorflow'" in capsys.readouterr().err
-
-
-def test_the_script_for_a_gpu_says_what_the_commands_understand() -> None:
-    script = (Path(__file__).parents[2] / "scripts" / "gpu").read_text(encoding="utf-8")
-    lines = re.findall(r"^    bench \S+ (\S.*)$", script, re.MULTILINE)
-    found = [parser().parse_args(line.split()) for line in lines]
-    assert {arguments.what for arguments in found} == {"loss", "conv", "infer", "train"}
-    assert any(arguments.compile and arguments.backbone == "resnet101" for arguments in found)
 
 
 def test_the_flags_are_these() -> None:

@@ -439,7 +439,7 @@ def test_predict_without_a_model_takes_the_everyday_one_and_says_so(
         (["objects-mobilnetv2", "."], "did you mean objects-mobilenetv2"),
         (["nothing.jpg"], "no photograph and no model 'nothing.jpg'"),
         (["nothing.safetensors", "."], "no weight file"),
-        (["photos/street [1].jgp"], "did you mean photos/street [1].jpg?"),
+        (["photos/street.jgp"], "did you mean photos/street [1].jpg?"),
     ],
 )
 def test_predict_tells_a_model_from_a_photograph(
@@ -522,5 +522,6 @@ def test_a_warning_is_one_line(photo: Path, tmp_path: Path) -> None:
     Image.fromarray((np.arange(64 * 64).reshape(64, 64) % 4096).astype(np.uint16)).save(deep)
     command = [sys.executable, "-m", "atrous", "predict", str(deep), "--out", str(tmp_path / "out"), "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    (line,) = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
-    assert line.startswith("atrous: warning: ") and "deep.tif" in line
+    assert "UserWarning" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("atrous: warning: ")]
+    assert "deep.tif" in line

@@ -58,7 +58,7 @@ def test_a_picture_has_one_mask_wherever_it_is_shown(predictor: Predictor, tmp_p
 
     assert evaluate(predictor.model, dataset).scores.pixel_accuracy == 1
     assert ladder(predictor.model, dataset, [Setting(16)])[0].scores.pixel_accuracy == 1
-    assert np.array_equal(predicted(predictor.model, dataset[0].image, 16), mask)
+    assert np.array_equal(predicted(predictor.model, dataset[0].image, Setting(16)), mask)
     picture = np.asarray(predictions_picture(predictor.model, dataset))
     assert np.array_equal(picture[:, -size[1] :], np.asarray(overlay(image, mask, LABELS, legend=False)))
 

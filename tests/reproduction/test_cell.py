@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ def started(training: Training) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "atrous.reproduction.cell"]
     cell = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0)
     assert cell.stdin
-    cell.stdin.write(pickle.dumps(Job(training, "cpu", 0)))
+    cell.stdin.write(Job(training, "cpu", 0).to_json().encode() + b"\n")
     cell.stdin.flush()
     return cell
 

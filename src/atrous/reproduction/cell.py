@@ -1,6 +1,6 @@
 """One cell of a table, trained from where it is and evaluated, in a process of its own.
 
-    python -m atrous.reproduction.cell < job      # a pickled `Job`; `atrous reproduce` starts these
+    python -m atrous.reproduction.cell < job      # a line of `Job.to_json`; `atrous reproduce` starts these
 
 Everything that it prints goes to ``output.txt`` in the run folder; the reason of a failure is its last line.
 """
@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import sys
 import threading
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from atrous.atomic import write_text
 from atrous.data.sampling import open_splits
 from atrous.evaluation.distributed import pick_device
+from atrous.evaluation.evaluate import Setting
 from atrous.evaluation.inference_settings import ladder
 from atrous.models.weights import load
 from atrous.reproduction.plan import Training
+from atrous.training.config import Recipe, override
 from atrous.training.interrupts import Stopped
 from atrous.training.stages import Stage, finished, mark_finished, train_once
+from atrous.yaml_io import parse_yaml
 
 ERROR = "error: "
 
@@ -40,6 +43,24 @@ class Job:
     training: Training
     device: str | None = None
     workers: int = 1
+
+    def to_json(self) -> str:
+        """One line that `from_json` reads."""
+        training = self.training
+        recipe = training.recipe.to_yaml() if training.recipe else None
+        settings = [asdict(setting) for setting in training.settings]
+        fields = {**vars(training), "recipe": recipe, "run": str(training.run), "settings": settings}
+        return json.dumps({**vars(self), "training": fields})
+
+    @classmethod
+    def from_json(cls, line: str) -> Job:
+        """The job of a line."""
+        fields = json.loads(line)
+        training = fields["training"]
+        recipe = override(Recipe(), parse_yaml(training["recipe"])) if training["recipe"] else None
+        settings = tuple(Setting(**{**row, "scales": tuple(row["scales"])}) for row in training["settings"])
+        training |= {"recipe": recipe, "run": Path(training["run"]), "settings": settings}
+        return cls(**{**fields, "training": Training(**training)})
 
 
 def do(job: Job) -> None:
@@ -75,13 +96,13 @@ def _evaluate(training: Training, device: str | None) -> None:
 
 
 def _leave_with_parent() -> None:
-    os.read(0, 1)  # standard input ends when the parent dies
+    sys.stdin.read(1)  # standard input ends when the parent dies
     os._exit(1)
 
 
 def main() -> int:
     """Do the job of standard input; the exit status is 128 and more after a signal."""
-    job = pickle.load(sys.stdin.buffer)
+    job = Job.from_json(sys.stdin.readline())
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         do(job)

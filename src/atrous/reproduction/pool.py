@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -120,7 +119,7 @@ def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         )  # fmt: skip
     assert process.stdin
     with contextlib.suppress(BrokenPipeError):  # it died before it read
-        process.stdin.write(pickle.dumps(job))
+        process.stdin.write(job.to_json().encode() + b"\n")
         process.stdin.flush()  # stays open: its end tells the process that we are gone
     return process
 
