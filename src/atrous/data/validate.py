@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, splits
-from atrous.data.datasets.mask_values import UnknownIdError, described, likely_fix
+from atrous.data.datasets.mask_values import Drawn, UnknownIdError, described, likely_fix, palette_conflicts
 from atrous.data.image_io import read_image
 from atrous.data.labels import Labels
 from atrous.data.samples import GUESSED_BITS, guesses_since
@@ -157,7 +157,7 @@ class DataReport:
 class _Examined:
     """One image and its mask: digest and size of a readable image, histogram of a readable mask, or the problem.
 
-    `unknown_ids` is the histogram of a mask with ids of no class.
+    `unknown_ids` is the histogram of a mask with ids of no class, `drawn` the colours of a palette image.
     """
 
     item: Item
@@ -166,6 +166,7 @@ class _Examined:
     histogram: npt.NDArray[np.int64] | None = None
     problem: str = ""
     unknown_ids: npt.NDArray[np.int64] | None = None
+    drawn: Drawn | None = None
 
 
 def check(
@@ -202,7 +203,7 @@ def check(
             problems += [*listing.problems, *_file_problems(name, seen[name], listing)]
     reports = {name: _split_report(ones, listings[name]) for name, ones in seen.items()}
     empty = _empty_classes(reports, labels)
-    problems += _leaks(seen) + ([] if allow_empty_classes else empty)
+    problems += _renumbered(seen, labels) + _leaks(seen) + ([] if allow_empty_classes else empty)
     warnings = [line for listing in listings.values() for line in listing.warnings]
     warnings += [*_repeats(seen), *_same_names(seen), *_all_ignored(reports, labels)]
     warnings += [*(empty if allow_empty_classes else []), *_binary(seen, labels), *guesses_since(guesses)]
@@ -244,8 +245,8 @@ def _examine(dataset: SegmentationDataset, item: Item) -> _Examined:
         size = (width, height)
         with item.image.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        ids = dataset.read_ids(item, (height, width), check_palette=True)
-        return _Examined(item, digest, size, np.bincount(ids.ravel(), minlength=256))
+        ids, drawn = dataset.read_checked(item, (height, width))
+        return _Examined(item, digest, size, np.bincount(ids.ravel(), minlength=256), drawn=drawn)
     except UnknownIdError as error:
         return _Examined(item, digest, size, problem=error.reason, unknown_ids=error.histogram)
     except (ValueError, OSError) as error:
@@ -290,6 +291,11 @@ def _pairs(seen: dict[str, list[_Examined]]) -> Iterator[tuple[str, str]]:
     """Pairs of splits that should share nothing: VOC's trainaug holds its train, Cityscapes has masks of two kinds."""
     shared = ({"train", "trainaug"}, {"train", "train_coarse"}, {"val", "val_coarse"})
     return (pair for pair in itertools.combinations(seen, 2) if set(pair) not in shared)
+
+
+def _renumbered(seen: dict[str, list[_Examined]], labels: Labels) -> list[str]:
+    drawn = [one.drawn for ones in seen.values() for one in ones if one.drawn]
+    return _examples(listed(list(seen)), palette_conflicts(drawn, labels))
 
 
 def _leaks(seen: dict[str, list[_Examined]]) -> list[str]:

@@ -1,14 +1,16 @@
-"""Explain ids of masks that do not fit the class names, and propose the line of dataset.yaml that would mend it."""
+"""Explain ids of masks that fit neither the class names nor each other, and say what would mend them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 
-from atrous.data.labels import Labels
+from atrous.data.labels import Colour, Labels
 from atrous.messages import listed
 
 
@@ -27,6 +29,44 @@ class UnknownIdError(ValueError):
 
     def __reduce__(self) -> tuple[type[UnknownIdError], tuple[str, str, npt.NDArray[np.int64]]]:
         return type(self), (self.reason, self.advice, self.histogram)
+
+
+class Drawn(NamedTuple):
+    """The colours in which a palette image draws the stored ids of classes that occur in it.
+
+    Attributes:
+        path: the mask.
+        colours: by stored id.
+        ours: whether its palette is the one that this package writes for the classes.
+    """
+
+    path: Path
+    colours: dict[int, Colour]
+    ours: bool
+
+
+def palette_conflicts(masks: Iterable[Drawn], labels: Labels) -> list[str]:
+    """A line for each mask that draws an id in another colour than a mask before it: its ids mean something else.
+
+    Masks that this package wrote, pseudo-labels among own masks, conflict only with masks in the colours of `labels`.
+    """
+    masks = list(masks)
+    ours = next((mask.path for mask in masks if mask.ours), None)
+    first: dict[int, tuple[Colour, Path]] = {}
+    lines = []
+    for path, colours, _ in (mask for mask in masks if not mask.ours):
+        for value, colour in colours.items():
+            other, where = first.setdefault(value, (colour, path))
+            if ours and value < len(labels) and colour in labels.palette:
+                other, where = (other, where) if other != colour else (labels.palette[value], ours)
+            if other != colour:
+                lines.append(
+                    f"{path}: id {value} is drawn in {colour}, but in {where} in {other}; expected each id in one "
+                    f"colour, for ids count and not colours: a tool has probably renumbered the palette of each file; "
+                    f"save the masks as RGB and give their colours as `palette` in dataset.yaml, or take the originals"
+                )
+                break
+    return lines
 
 
 def described(histogram: npt.NDArray[np.int64], most: int = 5) -> str:
