@@ -176,6 +176,38 @@ def test_empty_classes_can_be_allowed(tmp_path: Path) -> None:
     assert report.problems == [] and "no pixel of leaf" in report.warnings[0]
 
 
+def test_a_problem_of_empty_classes_names_the_option_of_each_command(tmp_path: Path) -> None:
+    put_masks(tmp_path, HALF * 0, "[sky, road]")
+    (problem,) = check(tmp_path).problems
+    assert problem.endswith("; to accept that: --allow-empty-classes, or in training --set allow_empty_classes=true")
+
+
+def test_data_without_a_val_split_is_warned_of(tmp_path: Path) -> None:
+    put_masks(tmp_path, HALF, "[sky, road]")
+    (warning,) = check(tmp_path).warnings
+    assert warning == (
+        "no split val: finetune validates nothing, and keeps the last weights, not the best; to make one, move some "
+        "files from images/train to images/val, and those of the same stem from masks/train to masks/val"
+    )
+
+
+def test_a_layout_without_folders_of_splits_is_told_how_to_make_a_val_split(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "a.jpg")
+    Image.fromarray(np.array([[0, 1]] * 4, np.uint8).repeat(2, 1)).save(tmp_path / "masks" / "a.png")
+    (tmp_path / "labels.txt").write_text("sky\nroad\n")
+    (warning,) = check(tmp_path).warnings
+    assert warning.startswith("no split val: finetune validates nothing") and "images/val" in warning
+
+
+def test_classes_without_a_pixel_in_val_are_warned_of(root: Path) -> None:
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(root / "masks" / "val" / "c.png")
+    report = check(root)
+    assert report.problems == []
+    assert report.warnings == ["val: no pixel of road, so that no IoU is measured there; expected every class"]
+
+
 def test_an_ignored_border_is_not_taken_for_a_class(tmp_path: Path) -> None:
     put_masks(tmp_path, np.array([[0, 1, 255]]), "[a, b, c]")
     (problem,) = check(tmp_path).problems

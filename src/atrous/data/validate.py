@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, splits
+from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, kind_of, list_split, splits
 from atrous.data.datasets.mask_values import Drawn, UnknownIdError, described, likely_fix, palette_conflicts
 from atrous.data.image_io import read_image
 from atrous.data.labels import Labels
@@ -68,7 +68,7 @@ def class_counts(histograms: npt.NDArray[np.int64], labels: Labels) -> Counts:
 def class_problems(counts: Counts, labels: Labels) -> list[str]:
     """Why readable masks are unfit to train on: classes without a pixel, one class alone, ids 0 and 255 only.
 
-    Each line says what to do, and names `allow_empty_classes`, which trains all the same.
+    Each line says what to do, and names the options that accept it.
     """
     absent = [labels.names[index] for index in np.flatnonzero(counts.pixels == 0)]
     histogram = np.zeros(256, dtype=np.int64)
@@ -83,7 +83,8 @@ def class_problems(counts: Counts, labels: Labels) -> list[str]:
         return []
     fix = likely_fix(histogram, labels) if len(absent) < len(labels) else ""
     fix = f"; {fix}" if fix else ""
-    return [f"{reason}; the masks have the ids {described(histogram)}{fix}; allow_empty_classes accepts that"]
+    options = "--allow-empty-classes, or in training --set allow_empty_classes=true"
+    return [f"{reason}; the masks have the ids {described(histogram)}{fix}; to accept that: {options}"]
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,7 @@ def check(
     warnings = [line for listing in listings.values() for line in listing.warnings]
     warnings += [*_repeats(seen), *_same_names(seen), *_all_ignored(reports, labels)]
     warnings += [*(empty if allow_empty_classes else []), *_binary(seen, labels), *guesses_since(guesses)]
+    warnings += [*([] if "val" in names else [_no_val(data)]), *_not_in_val(reports, labels, empty)]
     return DataReport(str(data), labels.names, reports, problems, warnings)
 
 
@@ -336,6 +338,31 @@ def _empty_classes(reports: dict[str, SplitReport], labels: Labels) -> list[str]
     others = [name for name, report in reports.items() if report.counts.ignored and not report.counts.pixels[1:].any()]
     sound = [name for name in (*names, *others) if reports[name].sound and not reports[name].unlabelled]
     return [f"{n}: {line}" for n in dict.fromkeys(sound) for line in class_problems(reports[n].counts, labels)]
+
+
+def _no_val(data: str | Path) -> str:
+    """That there is no split to validate on, and how to make one."""
+    makes = {
+        "folder": "move some files from images/train to images/val, and those of the same stem from masks/train to "
+        "masks/val",
+        "voc": "move some names from ImageSets/Segmentation/train.txt to val.txt beside it",
+    }
+    otherwise = (
+        "divide the images, and their masks or annotations, into train and val, such as images/train, images/val"
+    )
+    make = makes.get(kind_of(data), otherwise)
+    return f"no split val: finetune validates nothing, and keeps the last weights, not the best; to make one, {make}"
+
+
+def _not_in_val(reports: dict[str, SplitReport], labels: Labels, said: list[str]) -> list[str]:
+    """The classes that validation cannot score, unless a line of `said` has them."""
+    val = reports.get("val")
+    if val is None or val.unlabelled or not val.counts.pixels.any() or any(line.startswith("val: ") for line in said):
+        return []
+    absent = [labels.names[index] for index in np.flatnonzero(val.counts.pixels == 0)]
+    if not absent:
+        return []
+    return [f"val: no pixel of {', '.join(absent)}, so that no IoU is measured there; expected every class"]
 
 
 def _binary(seen: dict[str, list[_Examined]], labels: Labels) -> list[str]:
