@@ -156,7 +156,7 @@ def test_masks_of_0_and_255_are_found_in_any_split_and_among_others(tmp_path: Pa
     assert "d.png" in report.warnings[0] and len(report.warnings) == 1
 
 
-@pytest.mark.filterwarnings("ignore:.*16 bits with values")
+@pytest.mark.filterwarnings("ignore:.*16-bit file whose")
 def test_images_of_16_bits_that_use_fewer_are_counted(root: Path) -> None:
     for index, top in enumerate((4095, 4000, 1000)):
         put(root, "train", f"wide{index}", seed=0)
