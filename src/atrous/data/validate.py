@@ -29,7 +29,7 @@ from atrous.data.datasets.mask_values import Drawn, UnknownIdError, described, l
 from atrous.data.image_io import read_image
 from atrous.data.labels import Labels
 from atrous.data.samples import GUESSED_BITS, guesses_since
-from atrous.messages import listed
+from atrous.messages import counted, listed
 
 Size = tuple[int, int]
 
@@ -382,7 +382,10 @@ def _binary(seen: dict[str, list[_Examined]], labels: Labels) -> list[str]:
 
 def _all_ignored(reports: dict[str, SplitReport], labels: Labels) -> list[str]:
     ignored = [n for n, r in reports.items() if r.sound and not r.unlabelled and not r.counts.pixels.any()]
-    return [f"{name}: every pixel is ignored; expected some of the {len(labels)} classes" for name in ignored]
+    return [
+        f"{name}: every pixel is ignored; expected some of the {counted(len(labels), 'class', 'classes')}"
+        for name in ignored
+    ]
 
 
 def render(report: DataReport) -> RenderableType:
@@ -398,14 +401,10 @@ def render(report: DataReport) -> RenderableType:
     ]
     lines += [f"[red]problem[/] {escape(line)}" for line in report.problems]
     lines += [f"[yellow]warning[/] {escape(line)}" for line in report.warnings]
-    verdict = f"[red]{_counted(report.problems, 'problem')}[/]" if report.problems else "[green]no problems[/]"
-    lines.append(f"{escape(report.data)}: {verdict}, {_counted(report.warnings, 'warning')}")
+    verdict = f"[red]{counted(len(report.problems), 'problem')}[/]" if report.problems else "[green]no problems[/]"
+    lines.append(f"{escape(report.data)}: {verdict}, {counted(len(report.warnings), 'warning')}")
     shown = [Text.from_markup(line, emoji=False) for line in lines]  # a name such as voc:V: holds the code of one
     return Group(_split_table(report), _class_table(report), *shown)
-
-
-def _counted(lines: Sequence[str], what: str) -> str:
-    return f"{len(lines)} {what}{'' if len(lines) == 1 else 's'}"
 
 
 def _split_table(report: DataReport) -> Table:
