@@ -290,7 +290,7 @@ def test_sizes_that_differ_are_named_before_the_first_step(folder: Path, tmp_pat
     record("picture and mask that differ in size", f"{len(sizes)} of {len(sizes)}: both files, both sizes")
 
 
-@pytest.mark.parametrize("names", [[], ["notes.txt"], ["a.jpg", "a_mask.png"], ["a.jpg", "a.geojson"]])
+@pytest.mark.parametrize("names", [[], ["notes.txt"], ["a.jpg", "a_mask.png"], ["a.jpg", "a.geojson"], ["a.jpg", "a.txt"]])
 def test_what_no_layout_explains_lists_the_names_of_the_layouts(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).write_bytes(b"x")
@@ -299,3 +299,11 @@ def test_what_no_layout_explains_lists_the_names_of_the_layouts(tmp_path: Path, 
     ) as caught:
         open_dataset(tmp_path, "train")
     assert "docs/training.md" in str(caught.value) and len(str(caught.value)) < 250 + len(str(tmp_path))
+
+
+def test_notes_beside_photographs_are_no_masks(tmp_path: Path) -> None:
+    (tmp_path / "day").mkdir()
+    put_image(tmp_path / "day" / "a.jpg", size=(2, 2))
+    (tmp_path / "notes.txt").write_text("rain")
+    with pytest.raises(ValueError, match="layout not recognised; photographs, but no masks"):
+        open_dataset(tmp_path, "train")

@@ -24,6 +24,7 @@ _LABEL_STUDIO = "export it as COCO, or brush masks as PNG"
 _SUPERVISELY = "export it as COCO or Pascal VOC, with the export apps"
 _BRUSHES = "each has one class of one image; join those of an image"
 _NOT_ONLY_PHOTOGRAPHS = re.compile(r"(?i)mask|label|annot|seg|(^|[/_-])gt")
+_NOTES = (".txt", ".md", ".pdf", ".html")
 _PAIRS = "name the classes beside it in labels.txt, one a line in the order of ids, or in label_colors.txt, R G B NAME"
 _PLAIN = "write masks of ids as PNG into masks/SPLIT/, images into images/SPLIT/, and the names into dataset.yaml"
 
@@ -70,10 +71,13 @@ def looks_like(path: Path) -> str:
 
 
 def holds_photographs_only(root: Path) -> bool:
-    """Whether all files below a folder are images, and none has a name that masks have."""
-    names = list(itertools.islice(_names(root), _MOST_NAMES))
-    images = all(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
-    return bool(names) and images and not any(map(_NOT_ONLY_PHOTOGRAPHS.search, names))
+    """Whether the files below a folder are images and notes, and none has a name that masks or annotations have."""
+    paths = [Path(name) for name in itertools.islice(_names(root), _MOST_NAMES)]
+    stems = {path.stem for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
+    others = [path for path in paths if path.suffix.lower() not in IMAGE_SUFFIXES]
+    if not stems or any(path.suffix.lower() not in _NOTES or path.stem in stems for path in others):
+        return False
+    return not any(_NOT_ONLY_PHOTOGRAPHS.search(path.as_posix()) for path in paths)
 
 
 def _clause(names: list[str], open_name: Callable[[str], IO[bytes]]) -> str:
