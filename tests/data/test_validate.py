@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from atrous.data.datasets.mask_values import class_counts
 from atrous.data.image_io import write_mask
 from atrous.data.labels import VOC, Labels, voc_palette
 from atrous.data.sampling import id_histograms, open_splits
-from atrous.data.validate import check, class_counts, render
+from atrous.data.validate import check, render
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from atrous.data.datasets.dataset import Sample, SegmentationDataset
-from atrous.data.datasets.mask_values import Drawn
+from atrous.data.datasets.mask_values import Drawn, class_counts, class_problems
 from atrous.data.sampling import Presence, bootstrap_factors, id_histograms, open_splits, repeat_factors, repeated
 from atrous.data.transforms import Augment, class_mix
-from atrous.data.validate import class_counts, class_problems
 from atrous.evaluation.distributed import DistributedContext, EpochIndex, ResumableBatchSampler, generator
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite

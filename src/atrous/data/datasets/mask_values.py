@@ -1,8 +1,9 @@
-"""Explain ids of masks that fit neither the class names nor each other, and say what would mend them."""
+"""Count the ids of masks, and explain those that fit neither the class names nor each other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,59 @@ class UnknownIdError(ValueError):
 
     def __reduce__(self) -> tuple[type[UnknownIdError], tuple[str, str, npt.NDArray[np.int64]]]:
         return type(self), (self.reason, self.advice, self.histogram)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixels and images of each class.
+
+    Attributes:
+        pixels: int64 K, pixels of each class.
+        images: int64 K, images in which each class occurs.
+        ignored: pixels with the ignored id.
+    """
+
+    pixels: npt.NDArray[np.int64]
+    images: npt.NDArray[np.int64]
+    ignored: int
+
+    @property
+    def shares(self) -> npt.NDArray[np.float64]:
+        """Float K, the share of each class in the pixels that are not ignored; zeros if there are none."""
+        return self.pixels / max(1, int(self.pixels.sum()))
+
+    @property
+    def ignored_share(self) -> float:
+        """The share of ignored pixels in all pixels."""
+        return self.ignored / max(1, int(self.pixels.sum()) + self.ignored)
+
+
+def class_counts(histograms: npt.NDArray[np.int64], labels: Labels) -> Counts:
+    """Counts from histograms of ids, int64 N,256, one row an image; N may be 0."""
+    classes = histograms[:, : len(labels)]
+    return Counts(classes.sum(axis=0), (classes > 0).sum(axis=0), int(histograms[:, labels.ignore].sum()))
+
+
+def class_problems(counts: Counts, labels: Labels) -> list[str]:
+    """Why readable masks are unfit to train on: classes without a pixel, one class alone, ids 0 and 255 only.
+
+    Each line says what to do, and names the options that accept it.
+    """
+    absent = [labels.names[index] for index in np.flatnonzero(counts.pixels == 0)]
+    histogram = np.zeros(256, dtype=np.int64)
+    histogram[: len(labels)], histogram[labels.ignore] = counts.pixels, counts.ignored
+    if len(labels) == 1:
+        reason = f"{labels.names[0]} is the only class, so that there is nothing to tell it from"
+    elif len(absent) == len(labels):
+        reason = f"every pixel is ignored; expected some of the {len(labels)} classes"
+    elif absent:
+        reason = f"no pixel of {', '.join(absent)}; expected every class"
+    else:
+        return []
+    fix = likely_fix(histogram, labels) if len(absent) < len(labels) else ""
+    fix = f"; {fix}" if fix else ""
+    options = "--allow-empty-classes, or in training --set allow_empty_classes=true"
+    return [f"{reason}; the masks have the ids {described(histogram)}{fix}; to accept that: {options}"]
 
 
 class Drawn(NamedTuple):
