@@ -309,3 +309,9 @@ def test_notes_beside_photographs_are_no_masks(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("rain")
     with pytest.raises(ValueError, match="layout not recognised; photographs, but no masks"):
         open_dataset(tmp_path, "train")
+
+
+def test_masks_alone_are_no_photographs(tmp_path: Path) -> None:
+    put_mask(tmp_path / "a.png", value=1)
+    with pytest.raises(ValueError, match="layout not recognised; expected one of yolo"):
+        open_dataset(tmp_path, "train")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from atrous.data.datasets.base import is_clutter
-from atrous.data.image_file import IMAGE_SUFFIXES
+from atrous.data.image_file import IMAGE_SUFFIXES, decode_file
+from atrous.data.image_io import MAX_PIXELS
 from atrous.messages import listed
 
 _MOST_NAMES = 5000
@@ -73,11 +74,24 @@ def looks_like(path: Path) -> str:
 def holds_photographs_only(root: Path) -> bool:
     """Whether the files below a folder are images and notes, and none has a name that masks or annotations have."""
     paths = [Path(name) for name in itertools.islice(_names(root), _MOST_NAMES)]
-    stems = {path.stem for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
+    images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     others = [path for path in paths if path.suffix.lower() not in IMAGE_SUFFIXES]
-    if not stems or any(path.suffix.lower() not in _NOTES or path.stem in stems for path in others):
+    stems = {path.stem for path in images}
+    if (
+        not images
+        or _is_of_ids(root / images[0])
+        or any(path.suffix.lower() not in _NOTES or path.stem in stems for path in others)
+    ):
         return False
     return not any(_NOT_ONLY_PHOTOGRAPHS.search(path.as_posix()) for path in paths)
+
+
+def _is_of_ids(path: Path) -> bool:
+    """Whether an image has one channel, as masks have."""
+    try:
+        return decode_file(path, MAX_PIXELS, lambda image: image.mode in ("1", "L", "P", "I;16"))
+    except (ValueError, OSError):
+        return False
 
 
 def _clause(names: list[str], open_name: Callable[[str], IO[bytes]]) -> str:
