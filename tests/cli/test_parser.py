@@ -439,10 +439,16 @@ def test_predict_without_a_model_takes_the_everyday_one_and_says_so(
         (["objects-mobilnetv2", "."], "did you mean objects-mobilenetv2"),
         (["nothing.jpg"], "no photograph and no model 'nothing.jpg'"),
         (["nothing.safetensors", "."], "no weight file"),
+        (["photos/street [1].jgp"], "did you mean photos/street [1].jpg?"),
     ],
 )
 def test_predict_tells_a_model_from_a_photograph(
-    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    expected: str,
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert status_of(["predict", *words]) == 2
@@ -458,6 +464,8 @@ def test_predict_tells_a_model_from_a_photograph(
         (["train", "finetune", "--data", "x", "--learning-rate", "3"], "--lr"),
         (["predict", "x", "--output-strid", "8"], "did you mean --output-stride?"),
         (["predic", "x"], "did you mean predict?"),
+        (["bench", "infer"], "python -m benchmarks"),
+        (["train", "finetune", "--data", "x", "--batch", "3"], "--batch-size"),
     ],
 )
 def test_a_flag_of_another_tool_leads_to_ours(
@@ -507,3 +515,12 @@ def test_json_that_cannot_be_written_is_a_failure_in_one_line(tmp_path: Path) ->
         assert done.returncode == 1
         (line,) = done.stderr.splitlines()
         assert expected in line
+
+
+def test_a_warning_is_one_line(photo: Path, tmp_path: Path) -> None:
+    deep = tmp_path / "deep.tif"
+    Image.fromarray((np.arange(64 * 64).reshape(64, 64) % 4096).astype(np.uint16)).save(deep)
+    command = [sys.executable, "-m", "atrous", "predict", str(deep), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (line,) = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
+    assert line.startswith("atrous: warning: ") and "deep.tif" in line

@@ -42,6 +42,20 @@ def test_what_is_no_batch_of_images(small: DeepLabV3, shape: tuple[int, ...]) ->
         small(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_images_that_are_not_normalised_are_refused(small: DeepLabV3, dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"images are {dtype}, expected floating point, normalised"):
+        small(torch.zeros(1, 3, 8, 8, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_images_of_another_floating_type_are_converted(small: DeepLabV3, dtype: torch.dtype) -> None:
+    images = torch.randn(1, 3, 33, 33).to(dtype)
+    with torch.no_grad():
+        logits, expected = small(images), small(images.float())
+    assert logits.dtype == torch.float32 and torch.equal(logits, expected)
+
+
 def test_the_dial_on_a_built_model_in_either_mode() -> None:
     model = DeepLabV3("resnet50", 21, multi_grid=(1, 2, 4))
     count, keys = sum(p.numel() for p in model.parameters()), list(model.state_dict())

@@ -70,6 +70,11 @@ def test_unreachable_names_network_and_reachable_strides() -> None:
         check_reachable(64, (32, 8, 16), "tiny")
 
 
+def test_a_network_that_reaches_no_stride_is_named() -> None:
+    with pytest.raises(ValueError, match="tiny cannot reach output_stride 16; its features are on no grid; choose"):
+        check_reachable(16, (), "tiny")
+
+
 @pytest.mark.parametrize("rates", [(1, 2), (1, 2, 4, 8), (0, 1, 1), (1.5, 1, 1)])
 def test_unit_rates_that_do_not_fit(rates: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected 3 whole numbers of at least 1 for block4"):

@@ -223,3 +223,24 @@ def test_same_padding_is_timms(size: tuple[int, int], stride: int) -> None:
     x = torch.randn(2, 8, *size)
     torch.testing.assert_close(layer(x), native(x))
     assert layer.state_dict().keys() == native.state_dict().keys()
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("count_include_pad", [False, True])
+@pytest.mark.parametrize("divisor", [None, 5])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (5, 2, 2), (3, 1, 1), (4, 2, 1)])
+def test_a_mean_counts_its_border_as_the_native_pooling_does(
+    kernel: int, stride: int, padding: int, divisor: int | None, count_include_pad: bool, ceil_mode: bool
+) -> None:
+    native = nn.AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+    pool, x = AtrousPool2d(native), torch.rand(2, 3, 17, 21) + 1
+    expected = native(x)
+    place(pool, 1, 1)
+    rows, columns = expected.shape[-2:]
+    dense = pool(x)[..., ::stride, ::stride][..., :rows, :columns]
+    torch.testing.assert_close(dense, expected[..., : dense.shape[-2], : dense.shape[-1]])
+    place(pool, stride, 2)  # on every second value of a map
+    sparse = AtrousPool2d(nn.AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad, divisor))
+    place(sparse, 1, 1)
+    place(pool, 1, 2)
+    torch.testing.assert_close(pool(x)[..., ::2, ::2], sparse(x[..., ::2, ::2].contiguous()))

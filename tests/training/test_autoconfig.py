@@ -71,8 +71,8 @@ def test_it_starts_from_what_is_asked_for() -> None:
     assert reasons[0] == "starts from camvid-efficientnet_lite0, as asked for"
     nothing, reasons = choose(survey(), weights="none")
     assert nothing.model.weights is None and reasons[0] == "starts from nothing, as asked for"
-    with pytest.raises(ValueError, match="no weight file, run folder or named model 'camvid-light'; did you mean"):
-        choose(survey(), weights="camvid-light")
+    with pytest.raises(ValueError, match="named model 'camvid-efficientnet_lite'; did you mean"):
+        choose(survey(), weights="camvid-efficientnet_lite")
     with pytest.raises(ValueError, match=r"finetune cannot start from x\.tflite: .*: objects-mobilenetv2 and"):
         choose(survey(), weights="x.tflite")
 

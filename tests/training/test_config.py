@@ -373,3 +373,8 @@ def test_class_weights_that_weigh_nothing_are_refused(weights: tuple[float, ...]
 def test_a_seed_fits_into_a_generator() -> None:
     with pytest.raises(ValueError, match="seed is .*, expected less than 2"):
         override(Recipe(), {"seed": 2**63})
+
+
+def test_the_page_on_training_has_every_key() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    assert [key for key in settings_of(Recipe()) if f"| `{key}` |" not in page] == []

@@ -62,6 +62,8 @@ def run_predict(args: argparse.Namespace) -> int:
         longest_side=args.longest_side, window=args.window,
         max_pixels=MAX_PIXELS if args.max_pixels is None else args.max_pixels,
     )  # fmt: skip
+    if sources is args.words:
+        complain(f"segmenting with {model}; for another model name it first (atrous models)", 0)
     console = _stderr()
     with Progress(console=console, disable=not console.is_terminal) as bar:
         tasks = bar.add_task("", total=len(files)), bar.add_task("", total=1.0)
@@ -104,9 +106,9 @@ def _model_and_sources(words: list[str]) -> tuple[str, list[str]]:
             raise ValueError(f"{first} is a model; expected photographs after it: atrous predict {first} photo.jpg")
         return first, rest
     if not os.path.lexists(first) and not glob.has_magic(first):
-        near = did_you_mean(first, names(), otherwise="")
+        beside = [str(path) for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        near = did_you_mean(first, [*names(), *beside], otherwise="")
         raise ValueError(f"there is no photograph and no model {first!r}{near or '; atrous models lists the models'}")
-    complain(f"segmenting with {DEFAULT_MODEL}; for another model name it first (atrous models)", 0)
     return DEFAULT_MODEL, words
 
 
@@ -182,9 +184,12 @@ def _finetuned(data: str, given: dict[str, Any], before: Path | None) -> Recipe:
         console.print(f"what was chosen before, in {before}", soft_wrap=True, highlight=False)
         return override(load_recipe(before), given)
     recipe, reasons = finetune(data, _weights_asked_for(given))
-    console.print(f"what {data} asks for; --set and the other flags stand over it:", soft_wrap=True, highlight=False)
+    console.print(f"settings chosen for {data}:", soft_wrap=True, highlight=False)
     for reason in reasons:
         console.print(f"- {reason}", soft_wrap=True, highlight=False)
+    if given:
+        yours = ", ".join(f"{key} {value}" for key, value in given.items())
+        console.print(f"- your settings replace these: {yours}", soft_wrap=True, highlight=False)
     return override(recipe, given)
 
 
@@ -444,7 +449,9 @@ def run_reproduce(args: argparse.Namespace) -> int:
 def _stderr() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, markup=False, emoji=False)  # names of files and classes hold anything
+    # Names of files and classes hold anything. A pipe has no width: rich would cut tables at 80 columns.
+    wide = 160 if not sys.stderr.isatty() and "COLUMNS" not in os.environ else None
+    return Console(stderr=True, markup=False, emoji=False, width=wide)
 
 
 def _print_table(table: Any) -> int:

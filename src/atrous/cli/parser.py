@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -53,7 +54,10 @@ SYNONYMS = {
     "--pretrained": "--weights",
     "--name": "--out",
 }
-"""Flags of other tools, and what they are called here."""
+"""Flags of other tools and of before, and what they are called here."""
+
+ELSEWHERE = {"bench": "python -m benchmarks, in a copy of the repository, compares with other libraries"}
+"""Commands of before."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,7 +75,7 @@ class _Parser(argparse.ArgumentParser):
         if "invalid choice: '" in message:
             word = message.split("invalid choice: '")[1].split("'")[0]
             choices = re.findall(r"[\w-]+", message.partition("(choose from ")[2])
-            message += did_you_mean(word, choices, otherwise="")
+            message += f"; {ELSEWHERE[word]}" if word in ELSEWHERE else did_you_mean(word, choices, otherwise="")
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -94,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line, by default the process's; the exit status."""
     lost = _open_closed_streams()
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is None:  # the process is ours
+        warnings.showwarning = _warn
     try:
         if not words:
             _parser().print_help()
@@ -115,6 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not status:
             raise
         return complain(_said(error), status)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"atrous: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _open_closed_streams() -> bool:

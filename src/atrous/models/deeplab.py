@@ -203,4 +203,6 @@ def build_backbone(name: str, stride_in: StrideIn, **options: Any) -> Backbone:
 def _checked(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"images have the shape {tuple(images.shape)}, expected B,3,H,W with no side of 0")
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}, expected floating point, normalised by the model's mean and std")
     return images

@@ -85,7 +85,10 @@ def check_reachable(output_stride: int, reachable: Collection[int], network: str
     """
     dial = Dial(output_stride)
     if output_stride not in reachable:
-        raise ValueError(f"{network} cannot reach output_stride {output_stride}; it can reach {_listed(reachable)}")
+        others = (
+            f"it can reach {_listed(reachable)}" if reachable else "its features are on no grid; choose another network"
+        )
+        raise ValueError(f"{network} cannot reach output_stride {output_stride}; {others}")
     return dial
 
 

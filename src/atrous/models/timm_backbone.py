@@ -70,7 +70,7 @@ class TimmBackbone(Backbone):
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         ones = set(multi_grid or (1,)) == {1}
         self.multi_grid = None if multi_grid is None or (ones and consistent_rates) else tuple(multi_grid)
-        self.grid_units = _grid_units(self.net, self.layers, self.native_stride, consistent_rates)
+        self.grid_units = _grid_units(self.layers, self.native_stride, consistent_rates)
         if last_block > 4 or not ones:
             check_unit_rates(self.multi_grid or (1, 1, 1), 3, f"the last stage of {self.name}")
             if len(self.grid_units) < 3:
@@ -158,6 +158,9 @@ def _create(name: str, **options: Any) -> Any:
             setattr(net.get_submodule(parent), leaf, stand_in)
         if isinstance(module, nn.ReLU6):  # in place, it copies what it reads for its gradient: a map more, not one less
             module.inplace = False
+        # timm starts the last batch norm of a residual unit at 0; the authors' code and our ResNets do not.
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.is_meta and not module.weight.any():
+            nn.init.ones_(module.weight)
     if changes:  # timm's has a rectifier here that the authors' network has not
         net.blocks[0][0].bn1.act = nn.Identity()
     return net
@@ -169,12 +172,14 @@ def _stand_in(layer: nn.Module) -> nn.Module | None:
         return AtrousConv2d.over(layer)
     if isinstance(layer, nn.Conv2d) and _pads_as_tensorflow(layer):
         return AtrousConv2dSame.over(layer)
-    if not isinstance(layer, nn.Conv2d | nn.AvgPool2d | nn.MaxPool2d) or set(_sides(layer.stride)) == {1}:
+    if isinstance(layer, nn.AvgPool2d) and set(_sides(layer.kernel_size)) != {1}:
+        return AtrousPool2d(layer)
+    if not isinstance(layer, nn.Conv2d | nn.MaxPool2d) or set(_sides(layer.stride)) == {1}:
         return None
     even = any(side % 2 == 0 for side in _sides(layer.kernel_size))
     if isinstance(layer, nn.Conv2d):
         return PatchConv2d(layer) if even and type(layer) is nn.Conv2d and layer.padding == (0, 0) else None
-    return AtrousPool2d(layer) if even or isinstance(layer, nn.AvgPool2d) else None
+    return AtrousPool2d(layer) if even else None
 
 
 def _pads_as_tensorflow(layer: nn.Conv2d) -> bool:
@@ -281,14 +286,11 @@ def _set_strides_and_rates(
         set_stride_and_dilation(net.get_submodule(path), stride, rate)
 
 
-def _grid_units(
-    net: nn.Module, layers: Mapping[str, tuple[int, int]], native_stride: int, projections: bool
-) -> tuple[str, ...]:
-    """Names of the last three modules with a spatial filter on the network's coarsest map: the units of block4.
+def _grid_units(layers: Mapping[str, tuple[int, int]], native_stride: int, nested: bool) -> tuple[str, ...]:
+    """Names of the last three modules with a spatial layer on the network's coarsest map: the units of block4.
 
-    With `projections` strided 1×1 convolutions count, too, as they did when older weights were trained.
+    With `nested` a shortcut inside a unit counts as one, as it did when older weights were trained.
     """
-    coarsest = [path for path, (_, native_out) in layers.items() if native_out == native_stride]
-    spatial = [path for path in coarsest if projections or set(_sides(net.get_submodule(path).kernel_size)) != {1}]
-    units = dict.fromkeys(path.rpartition(".")[0] for path in spatial)
-    return tuple(units)[-3:]
+    paths = [path.rpartition(".")[0] for path, (_, native_out) in layers.items() if native_out == native_stride]
+    units = tuple(dict.fromkeys(paths))
+    return tuple(unit for unit in units if nested or not any(unit.startswith(f"{other}.") for other in units))[-3:]

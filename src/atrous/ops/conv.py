@@ -190,7 +190,7 @@ class AtrousPool2d(nn.Module):
     ``nn.AvgPool2d`` has no rate, ``nn.MaxPool2d`` one for odd windows only.
 
     At rate 1 and its native stride it is the pooling that it replaces. Otherwise it pools the values that the native
-    one would have pooled; what falls outside of the map does not count.
+    one would have pooled, and divides a sum by what the native one would have: it may count the padding.
 
     Args:
         native: the pooling to stand in for.
@@ -208,21 +208,28 @@ class AtrousPool2d(nn.Module):
         if self.rate == 1 and self.stride == self.native_stride:
             pooled: Tensor = self.native(x)
             return pooled
+        offset = _pair(self.native.padding)[0]
+        before, after = offset * self.rate, (self.kernel_size[0] - 1 - offset) * self.rate
+        sides, size = (before, after, before, after), (x.shape[-2], x.shape[-1])
         if isinstance(self.native, nn.MaxPool2d):
-            return self._taps(x, float("-inf")).amax(0)
-        return self._taps(x, 0.0).sum(0) / self._taps(torch.ones_like(x[:1, :1]), 0.0).sum(0)
+            return self._taps(F.pad(x, sides, value=float("-inf")), size).amax(0)
+        total = self._taps(F.pad(x, sides), size).sum(0)
+        if self.native.divisor_override:
+            return total / self.native.divisor_override
+        counted = torch.ones_like(x[:1, :1])
+        if self.native.count_include_pad:  # as far as the padding goes; a window may reach farther
+            counted = F.pad(counted, (before, min(before, after)) * 2, value=1.0)
+            sides = (0, max(after - before, 0)) * 2
+        return total / self._taps(F.pad(counted, sides), size).sum(0)
 
-    def _taps(self, x: Tensor, outside: float) -> Tensor:
-        """The values at each position of the window, stacked."""
-        size, offset = self.kernel_size[0], _pair(self.native.padding)[0]
-        before, after = offset * self.rate, (size - 1 - offset) * self.rate
-        padded = F.pad(x, (before, after, before, after), value=outside)
-        height, width = x.shape[-2:]
+    def _taps(self, padded: Tensor, size: tuple[int, int]) -> Tensor:
+        """The values at each position of the window, stacked, for a map of `size` before it was padded."""
+        side, (height, width) = self.kernel_size[0], size
         return torch.stack(
             [
                 padded[..., y : y + height : self.stride, z : z + width : self.stride]
-                for y in range(0, size * self.rate, self.rate)
-                for z in range(0, size * self.rate, self.rate)
+                for y in range(0, side * self.rate, self.rate)
+                for z in range(0, side * self.rate, self.rate)
             ]
         )
 

@@ -6,6 +6,7 @@ Everything random is a function of seed, epoch and index, in whichever process i
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -264,5 +265,7 @@ def _end_workers(batches: Iterator[Any]) -> None:
 def _init_worker(_: int) -> None:
     # The training process acts on a signal to the group. SIGTERM still ends a worker: that is how it is stopped.
     torch.set_num_threads(1)
+    # multiprocessing's thread here would print a traceback where the training process stops in the middle of a batch.
+    sys.excepthook = lambda *_: None
     leave_process_group()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
