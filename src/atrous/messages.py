@@ -15,7 +15,7 @@ def did_you_mean(word: object, known: Iterable[str], *, otherwise: str = "there 
         otherwise: introduces all known words where none is near; empty for none of them.
     """
     known = list(known)
-    near = difflib.get_close_matches(str(word), known, 1, 0.7)
+    near = difflib.get_close_matches(str(word), known, 1, 0.66)  # of three letters, two may be swapped
     if near:
         return f"; did you mean {near[0]}?"
     return f"; {otherwise}: {', '.join(known) or 'none'}" if otherwise else ""
@@ -24,3 +24,8 @@ def did_you_mean(word: object, known: Iterable[str], *, otherwise: str = "there 
 def listed(names: Sequence[str], most: int = 3) -> str:
     """The first names, and how many more there are: ``a, b, c and 2 more``."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with its noun: ``1 class``, ``2 classes``; `many` is `one` with an s unless it is given."""
+    return f"{count} {one if count == 1 else many or one + 's'}"

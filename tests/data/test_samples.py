@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from atrous.data import image_file
 from atrous.data import samples as module
 from atrous.data.image_io import read_image, read_size
 from atrous.data.row_io import is_installed, open_strips
@@ -40,6 +41,7 @@ HEIGHT, WIDTH = 33, 41
 def no_guess_was_made_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ATROUS_BITS", raising=False)
     module.GUESSED_BITS.clear()
+    image_file.SAID.clear()
 
 
 def light(bands: int) -> Array:
@@ -130,6 +132,7 @@ def test_gray_of_any_bits(tmp_path: Path, layout: dict, bits: int, photometric: 
     check(tmp_path / "a.tif", content, seen(values / (2**bits - 1), photometric))
 
 
+@pytest.mark.filterwarnings("ignore:.*the others are left out")
 @pytest.mark.parametrize("extra", [(), (UNSPECIFIED,), (ASSOCIATED,), (UNASSOCIATED,), (UNSPECIFIED,) * 2])
 @pytest.mark.parametrize("photometric", [BLACK_IS_ZERO, RGB, CMYK, YCBCR])
 @pytest.mark.parametrize("bits", [8, 16])
@@ -339,7 +342,7 @@ def said() -> Iterator[list[str]]:
 def test_fewer_bits_in_sixteen_are_read_as_such(tmp_path: Path, kind: str, bands: int, bits: int) -> None:
     values = stored(light(bands), bits).astype(np.uint16)
     expected = seen(light(bands), RGB if bands > 2 else BLACK_IS_ZERO, (UNASSOCIATED,)[: int(bands == 4)])
-    with pytest.warns(UserWarning, match=rf"a\.img: 16 bits with values up to {2**bits - 1} alone; read as {bits} bit"):
+    with pytest.warns(UserWarning, match=rf"a\.img: 16-bit .* stop at {2**bits - 1}: read as {bits}-bit \("):
         check(tmp_path / "a.img", sixteen(kind, values), expected, 1.6)
     assert set(module.GUESSED_BITS) == {bits}
     with warnings.catch_warnings():
@@ -350,7 +353,7 @@ def test_fewer_bits_in_sixteen_are_read_as_such(tmp_path: Path, kind: str, bands
         check(tmp_path / "a.img", sixteen(kind, values), expected, 1.6)
 
 
-@pytest.mark.filterwarnings("ignore:.*16 bits with values")
+@pytest.mark.filterwarnings("ignore:.*16-bit file whose")
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_fewer_bits_stand_upright(tmp_path: Path, kind: str) -> None:
     values = stored(light(3), 12).astype(np.uint16)
@@ -416,3 +419,56 @@ def test_bits_that_cannot_be_told_are_refused(tmp_path: Path, monkeypatch: pytes
     check_refused(tmp_path / "a.tif", black, "16 bits in planes, or of gray .*; expected")
     monkeypatch.setenv("ATROUS_BITS", "16")
     check(tmp_path / "a.tif", planes, dark / 257)
+
+
+# What is left out of a TIFF.
+
+
+@pytest.mark.parametrize(
+    ("bands", "photometric", "extra", "message"),
+    [
+        (4, RGB, (UNSPECIFIED,), "bands 1 to 3 of 4 are read"),
+        (5, RGB, (UNASSOCIATED, UNSPECIFIED), "bands 1 to 4 of 5 are read"),
+        (2, BLACK_IS_ZERO, (UNSPECIFIED,), "band 1 of 2 is read"),
+        (5, CMYK, (UNSPECIFIED,), "bands 1 to 4 of 5 are read"),
+        (4, RGB, (UNASSOCIATED,), ""),
+        (3, RGB, (), ""),
+        (1, BLACK_IS_ZERO, (), ""),
+    ],
+)
+def test_bands_that_are_left_out_are_named_once(
+    tmp_path: Path, bands: int, photometric: int, extra: tuple[int, ...], message: str
+) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff_bytes(stored(light(bands), 8), photometric, extra=extra))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        both(path)
+        read_size(path)
+    expected = f"{path}: {message}; the others are left out"
+    assert [str(one.message) for one in caught] == ([expected] if message else [])
+
+
+def test_pages_that_are_left_out_are_named_once(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.full((HEIGHT, WIDTH), value, np.uint8)) for value in (10, 20, 30, 40)]
+    path = tmp_path / "stack.tif"
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert all((picture == 10).all() for picture in both(path))
+    assert [str(one.message) for one in caught] == [f"{path}: page 1 of 4 is read; the others are left out"]
+
+
+def test_smaller_copies_and_a_circle_of_pages_are_no_pages(tmp_path: Path) -> None:
+    page = Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8))
+    small = page.resize((9, 9))
+    small.encoderinfo = {"tiffinfo": {254: 1}}
+    page.save(tmp_path / "overviews.tif", save_all=True, append_images=[small])
+    circle = bytearray(tiff_bytes(stored(light(1), 8), BLACK_IS_ZERO))
+    count = int.from_bytes(circle[8:10], "little")
+    circle[10 + 12 * count : 14 + 12 * count] = (8).to_bytes(4, "little")
+    (tmp_path / "circle.tif").write_bytes(circle)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("overviews.tif", "circle.tif"):
+            read_image(tmp_path / name)

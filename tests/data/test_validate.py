@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from atrous.data.datasets.mask_values import class_counts
 from atrous.data.image_io import write_mask
-from atrous.data.labels import VOC
-from atrous.data.validate import check, class_counts, render
+from atrous.data.labels import VOC, Labels, voc_palette
+from atrous.data.sampling import id_histograms, open_splits
+from atrous.data.validate import check, render
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -155,7 +157,7 @@ def test_masks_of_0_and_255_are_found_in_any_split_and_among_others(tmp_path: Pa
     assert "d.png" in report.warnings[0] and len(report.warnings) == 1
 
 
-@pytest.mark.filterwarnings("ignore:.*16 bits with values")
+@pytest.mark.filterwarnings("ignore:.*16-bit file whose")
 def test_images_of_16_bits_that_use_fewer_are_counted(root: Path) -> None:
     for index, top in enumerate((4095, 4000, 1000)):
         put(root, "train", f"wide{index}", seed=0)
@@ -173,6 +175,38 @@ def test_empty_classes_can_be_allowed(tmp_path: Path) -> None:
     put_masks(tmp_path, HALF * 255, "[background, leaf]")
     report = check(tmp_path, allow_empty_classes=True)
     assert report.problems == [] and "no pixel of leaf" in report.warnings[0]
+
+
+def test_a_problem_of_empty_classes_names_the_option_of_each_command(tmp_path: Path) -> None:
+    put_masks(tmp_path, HALF * 0, "[sky, road]")
+    (problem,) = check(tmp_path).problems
+    assert problem.endswith("; to accept that: --allow-empty-classes, or in training --set allow_empty_classes=true")
+
+
+def test_data_without_a_val_split_is_warned_of(tmp_path: Path) -> None:
+    put_masks(tmp_path, HALF, "[sky, road]")
+    (warning,) = check(tmp_path).warnings
+    assert warning == (
+        "no split val: finetune validates nothing, and keeps the last weights, not the best; to make one, move some "
+        "files from images/train to images/val, and those of the same stem from masks/train to masks/val"
+    )
+
+
+def test_a_layout_without_folders_of_splits_is_told_how_to_make_a_val_split(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "a.jpg")
+    Image.fromarray(np.array([[0, 1]] * 4, np.uint8).repeat(2, 1)).save(tmp_path / "masks" / "a.png")
+    (tmp_path / "labels.txt").write_text("sky\nroad\n")
+    (warning,) = check(tmp_path).warnings
+    assert warning.startswith("no split val: finetune validates nothing") and "images/val" in warning
+
+
+def test_classes_without_a_pixel_in_val_are_warned_of(root: Path) -> None:
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(root / "masks" / "val" / "c.png")
+    report = check(root)
+    assert report.problems == []
+    assert report.warnings == ["val: no pixel of road, so that no IoU is measured there; expected every class"]
 
 
 def test_an_ignored_border_is_not_taken_for_a_class(tmp_path: Path) -> None:
@@ -289,3 +323,66 @@ def test_a_path_that_is_named_like_an_emoji_is_shown_as_it_is(tiny_data: Path, t
     console = Console(record=True, width=200)
     console.print(render(check(f"folder:{data}")))
     assert "a:v:b: no problems" in console.export_text()
+
+
+RED, GREEN, BLACK, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 0), (0, 0, 200)
+
+
+def put_palette(root: Path, split: str, name: str, ids: list[int], palette: list[tuple[int, int, int]]) -> Path:
+    """An image, and a mask of one row a palette PNG draws in these colours."""
+    put(root, split, name, seed=len(name) + ord(name[0]), size=(len(ids), 1), mask=None)
+    image = Image.fromarray(np.array([ids], np.uint8))
+    image.putpalette([part for colour in palette for part in colour])
+    path = root / "masks" / split / f"{name}.png"
+    image.save(path)
+    (root / "dataset.yaml").write_text("names: [background, leaf, stem]\n")
+    return path
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_masks_whose_palettes_were_renumbered_are_a_problem(tmp_path: Path, split: str) -> None:
+    first = put_palette(tmp_path, "train", "a", [0, 1, 2], [BLACK, RED, GREEN])
+    other = put_palette(tmp_path, split, "b", [0, 1, 2], [BLACK, GREEN, RED])
+    message = f"{other}: id 1 is drawn in (0, 200, 0), but in {first} in (200, 0, 0); expected each id in one colour"
+    (problem,) = check(tmp_path).problems
+    assert problem.startswith(message) and "save the masks as RGB and give their colours as `palette`" in problem
+    drawn: list = []
+    with pytest.raises(ValueError, match="id 1 is drawn in") as caught:
+        for name in ("train", "val") if split == "val" else ("train",):
+            id_histograms(open_splits(tmp_path, name), drawn)
+    assert str(caught.value) == problem
+
+
+def test_palettes_of_one_object_each_are_compared_by_id(tmp_path: Path) -> None:
+    put_palette(tmp_path, "train", "a", [0, 1, 2], [BLACK, RED, GREEN])
+    for name in "bcd":
+        put_palette(tmp_path, "train", name, [0, 1, 1], [BLACK, GREEN])
+    (problem,) = check(tmp_path).problems
+    assert problem.startswith("train: 3 files like this: ") and problem.count("id 1 is drawn in") == 2
+
+
+def test_palettes_that_agree_in_the_ids_that_occur_are_sound(tmp_path: Path) -> None:
+    put_palette(tmp_path, "train", "a", [0, 1, 2], [BLACK, RED, GREEN])
+    put_palette(tmp_path, "train", "b", [0, 1, 1], [BLACK, RED, BLUE, RED])
+    put_palette(tmp_path, "train", "c", [0, 1, 255], [BLACK, RED, GREEN] + [BLUE] * 253)
+    put_palette(tmp_path, "train", "d", [0, 1, 255], [BLACK, RED, GREEN] + [RED] * 253)
+    put(tmp_path, "train", "e", seed=5)  # gray
+    assert check(tmp_path).problems == []
+
+
+def test_masks_that_this_package_wrote_go_with_those_in_other_colours(tmp_path: Path) -> None:
+    labels = Labels(("background", "leaf", "stem"), voc_palette(3))
+    first = put_palette(tmp_path, "train", "a", [0, 1, 2], [BLACK, RED, GREEN])
+    ours = put_palette(tmp_path, "pseudo", "b", [0, 1, 2], [BLACK])
+    write_mask(ours, np.array([[0, 1, 2]]), labels)
+    assert check(tmp_path).problems == []
+    put_palette(tmp_path, "train", "a", [0, 1, 2], [BLACK, labels.palette[2], labels.palette[1]])
+    (problem,) = check(tmp_path).problems
+    assert problem.startswith(f"{first}: id 1 is drawn in (0, 128, 0), but in {ours} in (128, 0, 0)")
+
+
+def test_mapped_ids_may_have_several_colours(tmp_path: Path) -> None:
+    put_palette(tmp_path, "train", "a", [0, 1, 2], [BLACK, RED, GREEN])
+    put_palette(tmp_path, "train", "b", [0, 3, 2], [BLACK, RED, GREEN, BLUE])
+    (tmp_path / "dataset.yaml").write_text("names: [background, leaf, stem]\nmap: {3: 1}\n")
+    assert check(tmp_path).problems == []

@@ -32,6 +32,10 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Suffixes, in lower case, of what counts as an image in a folder; a HEIC is listed so that it is refused by name."""
 
+SAID: set[str] = set()
+"""The warnings about parts of files that are left out; each is said once a process."""
+
+_MOST_PAGES = 10_000
 _TEXT_BYTES = 4 << 20  # limit on a PNG's text once unpacked: a decompression bomb can hide there, too
 
 
@@ -129,6 +133,7 @@ def open_image(file: IO[bytes], max_pixels: int) -> Image.Image:
     check_size(image, max_pixels)
     check_complete(file, image.format)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _warn_of_what_is_left_out(image, file)
         _prepare_tiff(image)
     if image.format == "PNG":
         _add_late_metadata(image, file)
@@ -163,6 +168,38 @@ def with_rawmode(image: Image.Image, rawmode: str) -> Image.Image:
     return image
 
 
+def _warn_of_what_is_left_out(image: TiffImagePlugin.TiffImageFile, file: IO[bytes]) -> None:
+    """Say, once a file, that further pages or bands of a TIFF are not read."""
+    pages, bands = _pages_of(image, file), int(image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+    read = len(image.getbands())
+    parts = [f"page 1 of {pages} is read"] if pages > 1 else []
+    if read < bands:
+        parts.append(f"band 1 of {bands} is read" if read == 1 else f"bands 1 to {read} of {bands} are read")
+    text = f"{name_of(file, 'image')}: {', and '.join(parts)}; the others are left out"
+    if parts and text not in SAID:
+        SAID.add(text)
+        warnings.warn(text, stacklevel=2)
+
+
+def _pages_of(image: TiffImagePlugin.TiffImageFile, file: IO[bytes]) -> int:
+    """The number of pages, without smaller copies of a page and without masks of transparency."""
+    position, pages, place = file.tell(), 1, image.tag_v2.next
+    with contextlib.suppress(Exception):  # behind the first page, which is read, a file may be damaged
+        file.seek(0)
+        start = file.read(16)
+        start = start[: 16 if start[2:4] in (b"\x2b\0", b"\0\x2b") else 8]  # of a BigTIFF, or of another
+        seen = {0, TiffImagePlugin.ImageFileDirectory_v2(start).next}
+        while place not in seen and len(seen) < _MOST_PAGES:
+            seen.add(place)
+            tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+            file.seek(place)
+            tags.load(file)
+            pages += TiffImagePlugin.IMAGEWIDTH in tags and not tags.get(_NEW_SUBFILE_TYPE, 0) & 5
+            place = tags.next
+    file.seek(position)
+    return pages
+
+
 def _prepare_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
     """Mend what Pillow gets wrong in TIFFs; raise ValueError for what it would read wrong."""
     rawmode, tags = rawmode_of(image), image.tag_v2
@@ -186,6 +223,7 @@ def _prepare_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
         image.palette = ImagePalette.raw("RGB;L", bytes(colours))
 
 
+_NEW_SUBFILE_TYPE = 254  # bit 0: a smaller copy of another page, bit 2: a mask
 _TIFF_KINDS = "gray, RGB, palette or CMYK of 8 or 16 bits, or gray of floats"
 _PHOTOMETRIC = {0: "white is zero", 1: "black is zero", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
 _SAMPLE_FORMATS = {1: "", 2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}

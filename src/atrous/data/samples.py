@@ -188,8 +188,8 @@ def _top(largest: int, replicated: bool, samples: Samples) -> int:
     if bits < 16 and not samples.declared:
         if not GUESSED_BITS[bits]:
             warnings.warn(
-                f"{samples.name}: 16 bits with values up to {largest} alone; read as {bits} bits, for it would be near "
-                f"black. So are other files like it. ATROUS_BITS=16 reads them as 16 bits.",
+                f"{samples.name}: 16-bit file whose values stop at {largest}: read as {bits}-bit (as 16-bit it would "
+                f"be almost black), and so are files like it; ATROUS_BITS=16 reads all as 16-bit",
                 stacklevel=2,
             )
         GUESSED_BITS[bits] += 1

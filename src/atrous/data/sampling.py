@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atrous.data.datasets.dataset import Item, SegmentationDataset, open_dataset
+from atrous.data.datasets.mask_values import Drawn, palette_conflicts
 from atrous.data.image_io import read_size
 from atrous.data.labels import Labels
 
@@ -53,22 +54,32 @@ def pixel_counts(dataset: SegmentationDataset) -> npt.NDArray[np.int64]:
     return id_histograms(dataset)[:, : len(dataset.labels)]
 
 
-def id_histograms(dataset: SegmentationDataset) -> npt.NDArray[np.int64]:
+def id_histograms(dataset: SegmentationDataset, drawn: list[Drawn] | None = None) -> npt.NDArray[np.int64]:
     """Pixels of each id in each mask, int64 N,256; an item that occurs twice is read once.
 
+    Args:
+        dataset: N items.
+        drawn: the colours of palette masks read before, such as another split's; those of this data set are added.
+
     Raises:
-        ValueError: for a mask that cannot be read, of another size than its image, or with an id out of range.
+        ValueError: for a mask that cannot be read, of another size than its image, with an id out of range, or with a
+            palette that contradicts that of another mask.
         FileNotFoundError: for a file that is missing.
     """
 
-    def counted(item: Item) -> npt.NDArray[np.int64]:
-        ids = dataset.read_ids(item, read_size(item.image), check_palette=True)
-        return np.bincount(ids.reshape(-1), minlength=256)
+    def counted(item: Item) -> tuple[npt.NDArray[np.int64], Drawn | None]:
+        ids, colours = dataset.read_checked(item, read_size(item.image))
+        return np.bincount(ids.reshape(-1), minlength=256), colours
 
     once = list(dict.fromkeys(dataset.items))
     with ThreadPoolExecutor() as pool:
         counts = dict(zip(once, pool.map(counted, once), strict=True))
-    return np.stack([counts[item] for item in dataset.items])
+    drawn = [] if drawn is None else drawn
+    drawn += [colours for _, colours in counts.values() if colours]
+    if conflicts := palette_conflicts(drawn, dataset.labels):
+        more = f" (and {len(conflicts) - 1} more masks: atrous data check)" if len(conflicts) > 1 else ""
+        raise ValueError(conflicts[0] + more)
+    return np.stack([counts[item][0] for item in dataset.items])
 
 
 def bootstrap_factors(

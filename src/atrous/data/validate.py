@@ -24,66 +24,23 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, splits
-from atrous.data.datasets.mask_values import UnknownIdError, described, likely_fix
+from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, kind_of, list_split, splits
+from atrous.data.datasets.mask_values import (
+    Counts,
+    Drawn,
+    UnknownIdError,
+    class_counts,
+    class_problems,
+    described,
+    likely_fix,
+    palette_conflicts,
+)
 from atrous.data.image_io import read_image
 from atrous.data.labels import Labels
 from atrous.data.samples import GUESSED_BITS, guesses_since
-from atrous.messages import listed
+from atrous.messages import counted, listed
 
 Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Pixels and images of each class.
-
-    Attributes:
-        pixels: int64 K, pixels of each class.
-        images: int64 K, images in which each class occurs.
-        ignored: pixels with the ignored id.
-    """
-
-    pixels: npt.NDArray[np.int64]
-    images: npt.NDArray[np.int64]
-    ignored: int
-
-    @property
-    def shares(self) -> npt.NDArray[np.float64]:
-        """Float K, the share of each class in the pixels that are not ignored; zeros if there are none."""
-        return self.pixels / max(1, int(self.pixels.sum()))
-
-    @property
-    def ignored_share(self) -> float:
-        """The share of ignored pixels in all pixels."""
-        return self.ignored / max(1, int(self.pixels.sum()) + self.ignored)
-
-
-def class_counts(histograms: npt.NDArray[np.int64], labels: Labels) -> Counts:
-    """Counts from histograms of ids, int64 N,256, one row an image; N may be 0."""
-    classes = histograms[:, : len(labels)]
-    return Counts(classes.sum(axis=0), (classes > 0).sum(axis=0), int(histograms[:, labels.ignore].sum()))
-
-
-def class_problems(counts: Counts, labels: Labels) -> list[str]:
-    """Why readable masks are unfit to train on: classes without a pixel, one class alone, ids 0 and 255 only.
-
-    Each line says what to do, and names `allow_empty_classes`, which trains all the same.
-    """
-    absent = [labels.names[index] for index in np.flatnonzero(counts.pixels == 0)]
-    histogram = np.zeros(256, dtype=np.int64)
-    histogram[: len(labels)], histogram[labels.ignore] = counts.pixels, counts.ignored
-    if len(labels) == 1:
-        reason = f"{labels.names[0]} is the only class, so that there is nothing to tell it from"
-    elif len(absent) == len(labels):
-        reason = f"every pixel is ignored; expected some of the {len(labels)} classes"
-    elif absent:
-        reason = f"no pixel of {', '.join(absent)}; expected every class"
-    else:
-        return []
-    fix = likely_fix(histogram, labels) if len(absent) < len(labels) else ""
-    fix = f"; {fix}" if fix else ""
-    return [f"{reason}; the masks have the ids {described(histogram)}{fix}; allow_empty_classes accepts that"]
 
 
 @dataclass(frozen=True)
@@ -157,7 +114,7 @@ class DataReport:
 class _Examined:
     """One image and its mask: digest and size of a readable image, histogram of a readable mask, or the problem.
 
-    `unknown_ids` is the histogram of a mask with ids of no class.
+    `unknown_ids` is the histogram of a mask with ids of no class, `drawn` the colours of a palette image.
     """
 
     item: Item
@@ -166,6 +123,7 @@ class _Examined:
     histogram: npt.NDArray[np.int64] | None = None
     problem: str = ""
     unknown_ids: npt.NDArray[np.int64] | None = None
+    drawn: Drawn | None = None
 
 
 def check(
@@ -202,10 +160,11 @@ def check(
             problems += [*listing.problems, *_file_problems(name, seen[name], listing)]
     reports = {name: _split_report(ones, listings[name]) for name, ones in seen.items()}
     empty = _empty_classes(reports, labels)
-    problems += _leaks(seen) + ([] if allow_empty_classes else empty)
+    problems += _renumbered(seen, labels) + _leaks(seen) + ([] if allow_empty_classes else empty)
     warnings = [line for listing in listings.values() for line in listing.warnings]
     warnings += [*_repeats(seen), *_same_names(seen), *_all_ignored(reports, labels)]
     warnings += [*(empty if allow_empty_classes else []), *_binary(seen, labels), *guesses_since(guesses)]
+    warnings += [*([] if "val" in names else [_no_val(data)]), *_not_in_val(reports, labels, empty)]
     return DataReport(str(data), labels.names, reports, problems, warnings)
 
 
@@ -244,8 +203,8 @@ def _examine(dataset: SegmentationDataset, item: Item) -> _Examined:
         size = (width, height)
         with item.image.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        ids = dataset.read_ids(item, (height, width), check_palette=True)
-        return _Examined(item, digest, size, np.bincount(ids.ravel(), minlength=256))
+        ids, drawn = dataset.read_checked(item, (height, width))
+        return _Examined(item, digest, size, np.bincount(ids.ravel(), minlength=256), drawn=drawn)
     except UnknownIdError as error:
         return _Examined(item, digest, size, problem=error.reason, unknown_ids=error.histogram)
     except (ValueError, OSError) as error:
@@ -292,6 +251,11 @@ def _pairs(seen: dict[str, list[_Examined]]) -> Iterator[tuple[str, str]]:
     return (pair for pair in itertools.combinations(seen, 2) if set(pair) not in shared)
 
 
+def _renumbered(seen: dict[str, list[_Examined]], labels: Labels) -> list[str]:
+    drawn = [one.drawn for ones in seen.values() for one in ones if one.drawn]
+    return _examples(listed(list(seen)), palette_conflicts(drawn, labels))
+
+
 def _leaks(seen: dict[str, list[_Examined]]) -> list[str]:
     lines = []
     for first, second in _pairs(seen):
@@ -332,6 +296,31 @@ def _empty_classes(reports: dict[str, SplitReport], labels: Labels) -> list[str]
     return [f"{n}: {line}" for n in dict.fromkeys(sound) for line in class_problems(reports[n].counts, labels)]
 
 
+def _no_val(data: str | Path) -> str:
+    """That there is no split to validate on, and how to make one."""
+    makes = {
+        "folder": "move some files from images/train to images/val, and those of the same stem from masks/train to "
+        "masks/val",
+        "voc": "move some names from ImageSets/Segmentation/train.txt to val.txt beside it",
+    }
+    otherwise = (
+        "divide the images, and their masks or annotations, into train and val, such as images/train, images/val"
+    )
+    make = makes.get(kind_of(data), otherwise)
+    return f"no split val: finetune validates nothing, and keeps the last weights, not the best; to make one, {make}"
+
+
+def _not_in_val(reports: dict[str, SplitReport], labels: Labels, said: list[str]) -> list[str]:
+    """The classes that validation cannot score, unless a line of `said` has them."""
+    val = reports.get("val")
+    if val is None or val.unlabelled or not val.counts.pixels.any() or any(line.startswith("val: ") for line in said):
+        return []
+    absent = [labels.names[index] for index in np.flatnonzero(val.counts.pixels == 0)]
+    if not absent:
+        return []
+    return [f"val: no pixel of {', '.join(absent)}, so that no IoU is measured there; expected every class"]
+
+
 def _binary(seen: dict[str, list[_Examined]], labels: Labels) -> list[str]:
     """Masks with id 0 and the ignored id only, among others without it: probably 255 is an object in them."""
     lines = []
@@ -349,7 +338,10 @@ def _binary(seen: dict[str, list[_Examined]], labels: Labels) -> list[str]:
 
 def _all_ignored(reports: dict[str, SplitReport], labels: Labels) -> list[str]:
     ignored = [n for n, r in reports.items() if r.sound and not r.unlabelled and not r.counts.pixels.any()]
-    return [f"{name}: every pixel is ignored; expected some of the {len(labels)} classes" for name in ignored]
+    return [
+        f"{name}: every pixel is ignored; expected some of the {counted(len(labels), 'class', 'classes')}"
+        for name in ignored
+    ]
 
 
 def render(report: DataReport) -> RenderableType:
@@ -365,14 +357,10 @@ def render(report: DataReport) -> RenderableType:
     ]
     lines += [f"[red]problem[/] {escape(line)}" for line in report.problems]
     lines += [f"[yellow]warning[/] {escape(line)}" for line in report.warnings]
-    verdict = f"[red]{_counted(report.problems, 'problem')}[/]" if report.problems else "[green]no problems[/]"
-    lines.append(f"{escape(report.data)}: {verdict}, {_counted(report.warnings, 'warning')}")
+    verdict = f"[red]{counted(len(report.problems), 'problem')}[/]" if report.problems else "[green]no problems[/]"
+    lines.append(f"{escape(report.data)}: {verdict}, {counted(len(report.warnings), 'warning')}")
     shown = [Text.from_markup(line, emoji=False) for line in lines]  # a name such as voc:V: holds the code of one
     return Group(_split_table(report), _class_table(report), *shown)
-
-
-def _counted(lines: Sequence[str], what: str) -> str:
-    return f"{len(lines)} {what}{'' if len(lines) == 1 else 's'}"
 
 
 def _split_table(report: DataReport) -> Table:

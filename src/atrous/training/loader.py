@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from atrous.data.datasets.dataset import Sample, SegmentationDataset
+from atrous.data.datasets.mask_values import Drawn, class_counts, class_problems
 from atrous.data.sampling import Presence, bootstrap_factors, id_histograms, open_splits, repeat_factors, repeated
 from atrous.data.transforms import Augment, class_mix
-from atrous.data.validate import class_counts, class_problems
 from atrous.evaluation.distributed import DistributedContext, EpochIndex, ResumableBatchSampler, generator
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite
@@ -120,14 +120,23 @@ def hardest_classes(weights: str | None, count: int = 5) -> tuple[str, ...]:
     return tuple(sorted(scored, key=scored.__getitem__)[:count])
 
 
-def check_masks(dataset: SegmentationDataset, *, to_train: bool = True, allow_empty_classes: bool = False) -> Presence:
+def check_masks(
+    dataset: SegmentationDataset,
+    *,
+    split: str = "",
+    to_train: bool = True,
+    allow_empty_classes: bool = False,
+    drawn: list[Drawn] | None = None,
+) -> Presence:
     """Read every mask, and the size of its image, so that a bad one is found before the first step.
 
     Args:
         dataset: of the run.
+        split: its name, for messages.
         to_train: refuse a dataset that cannot be learnt from: one class alone, a class without a pixel, ids 0 and 255
             alone.
         allow_empty_classes: do not.
+        drawn: as for `id_histograms`.
 
     Returns:
         Which image holds which class, N,K.
@@ -135,11 +144,11 @@ def check_masks(dataset: SegmentationDataset, *, to_train: bool = True, allow_em
     Raises:
         ValueError: for an id out of range (file, value, count), sizes that differ, a file that cannot be read.
     """
-    histograms = id_histograms(dataset)
+    histograms = id_histograms(dataset, drawn)
     problems = class_problems(class_counts(histograms, dataset.labels), dataset.labels)
     presence: Presence = histograms[:, : len(dataset.labels)] > 0
     if to_train and problems and not (allow_empty_classes and presence.any()):
-        raise ValueError("; ".join(problems))
+        raise ValueError("; ".join(f"{split}: {line}" if split else line for line in problems))
     return presence
 
 

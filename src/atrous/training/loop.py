@@ -12,6 +12,7 @@ from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
+from atrous.data.datasets.mask_values import Drawn
 from atrous.evaluation.distributed import distributed_context
 from atrous.evaluation.evaluate import evaluate
 from atrous.models.output_stride import check_reachable
@@ -59,7 +60,13 @@ def train(
         claimed.enter_context(memory_kept(ctx.device))
         with signals.starting():
             dataset, held_out = open_data(data, recipe.data, recipe.loss)
-            presence = check_masks(dataset, allow_empty_classes=recipe.data.allow_empty_classes)
+            drawn: list[Drawn] = []
+            presence = check_masks(
+                dataset,
+                split=recipe.data.train_split,
+                allow_empty_classes=recipe.data.allow_empty_classes,
+                drawn=drawn,
+            )
             dataset = sampled(dataset, presence, recipe.data, recipe.model.weights, recipe.run.seed)
             claimed.enter_context(checkpoint.lock(run) if ctx.first else nullcontext())
             changed = claim(run, recipe, resume, ctx)
@@ -67,7 +74,7 @@ def train(
             state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
             ctx.agree(state.step, f"the processes find {run} at different steps; all must see the same folder")
             if held_out:
-                check_masks(held_out, to_train=False)
+                check_masks(held_out, to_train=False, drawn=drawn)
                 check_reachable(recipe.val_output_stride, state.model.backbone.reachable, "val")
             crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
             batches = iter(loader(crops, recipe.optim, range(state.step, iterations), workers, ctx))

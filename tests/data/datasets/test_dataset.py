@@ -201,13 +201,15 @@ def test_remap_is_checked() -> None:
         (
             "{root}/plain/images/val",
             ValueError,
-            "not recognised; expected one of .*folder: dataset.yaml.*voc: .*cityscap",
+            "not recognised; photographs, but no masks; expected a mask beside each, .*docs/training.md.*$",
         ),
         (
             "ade:{root}",
             ValueError,
             "unknown kind of data set 'ade'; expected yolo, folder, voc, cityscapes, .*coco, or a path",
         ),
+        ("vco:ph", ValueError, r"vco:ph: unknown kind of data set 'vco'; did you mean voc\?$"),
+        ("folders:{root}", ValueError, r"unknown kind of data set 'folders'; did you mean folder\?$"),
         ("cityscapes:{root}/plain/images/val", ValueError, "published at https://www.cityscapes-dataset.com/"),
         ("voc:{root}/plain/images/val", ValueError, "expected ImageSets.*semantic_contours"),
         ("voc:{root}/plain", ValueError, "not the layout of voc; expected ImageSets.*/plain has the layout of folder$"),
@@ -286,3 +288,30 @@ def test_sizes_that_differ_are_named_before_the_first_step(folder: Path, tmp_pat
             train(tiny, folder, tmp_path / "run", workers=0, device="cpu")
         assert not (tmp_path / "run").exists()
     record("picture and mask that differ in size", f"{len(sizes)} of {len(sizes)}: both files, both sizes")
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["notes.txt"], ["a.jpg", "a_mask.png"], ["a.jpg", "a.geojson"], ["a.jpg", "a.txt"]]
+)
+def test_what_no_layout_explains_lists_the_names_of_the_layouts(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(
+        ValueError, match="layout not recognised; expected one of yolo, folder, voc, .*, coco"
+    ) as caught:
+        open_dataset(tmp_path, "train")
+    assert "docs/training.md" in str(caught.value) and len(str(caught.value)) < 250 + len(str(tmp_path))
+
+
+def test_notes_beside_photographs_are_no_masks(tmp_path: Path) -> None:
+    (tmp_path / "day").mkdir()
+    put_image(tmp_path / "day" / "a.jpg", size=(2, 2))
+    (tmp_path / "notes.txt").write_text("rain")
+    with pytest.raises(ValueError, match="layout not recognised; photographs, but no masks"):
+        open_dataset(tmp_path, "train")
+
+
+def test_masks_alone_are_no_photographs(tmp_path: Path) -> None:
+    put_mask(tmp_path / "a.png", value=1)
+    with pytest.raises(ValueError, match="layout not recognised; expected one of yolo"):
+        open_dataset(tmp_path, "train")

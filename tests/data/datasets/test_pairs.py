@@ -64,3 +64,10 @@ def test_text_labels_are_no_masks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["camvid", "kitti_segmentation", "colour-masks-class-dict"])
 def test_real_exports_are_read_to_the_pixel(layout: str) -> None:
     assert worst_iou(layout) == 1.0
+
+
+def test_one_class_is_written_as_one(tmp_path: Path) -> None:
+    put(tmp_path, "images/a.jpg", "masks/a.png", "labels.txt")
+    assert list_split(tmp_path, "all").read_as == "images with masks, with the 2 classes of labels.txt"
+    (tmp_path / "labels.txt").write_text("leaf\n")
+    assert list_split(tmp_path, "all").read_as == "images with masks, with the 1 class of labels.txt"

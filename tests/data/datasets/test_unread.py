@@ -46,6 +46,24 @@ def test_exports_are_named_with_what_to_do(tmp_path: Path, name: str) -> None:
     assert f"it looks like {what.split(' .*')[0]}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("cvat", "export it as 'Segmentation mask 1.1' or as COCO 1.0"),
+        ("label_me", "convert it to COCO with datumaro"),
+        ("labelstudio", "export it as COCO, or brush masks as PNG"),
+        ("supervisely", "export it as COCO or Pascal VOC, with the export apps"),
+        ("panoptic", "export its instances as COCO"),
+    ],
+)
+def test_the_advice_is_what_the_tool_can_export(tmp_path: Path, name: str, advice: str) -> None:
+    path, content, _ = {**EXPORTS, "panoptic": ("panoptic_train.json", '{"segments_info": [', "")}[name]
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text(content)
+    line = looks_like(tmp_path)
+    assert line.endswith(advice) and ("CVAT" in line) == (name == "cvat")
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04" + b"\x00" * 40, bytes(range(256))])
 def test_other_files_are_like_nothing(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.bin").write_bytes(content)

@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 from atrous.data.datasets.base import Item, Listing, MaskSource
 from atrous.data.datasets.class_files import read_palette
 from atrous.data.datasets.layouts import kind_of, list_split, splits
-from atrous.data.datasets.mask_values import UnknownIdError, described, likely_fix
-from atrous.data.image_io import MAX_PIXELS, Pixels, read_image, read_mask
+from atrous.data.datasets.mask_values import Drawn, UnknownIdError, described, likely_fix
+from atrous.data.image_io import MAX_PIXELS, Pixels, mask_palette, read_image, read_mask
 from atrous.data.labels import Labels, voc_palette
 
 __all__ = [
@@ -109,18 +109,34 @@ class SegmentationDataset(Dataset[Sample]):
             self._cache[index] = sample
         return sample
 
-    def read_ids(self, item: Item, size: tuple[int, ...], *, check_palette: bool = False) -> Pixels:
+    def read_ids(self, item: Item, size: tuple[int, ...]) -> Pixels:
         """The mask of an item, remapped, uint8 H,W.
 
         Args:
             item: of this data set.
             size: H,W of its image.
-            check_palette: compare the colours of a palette image with those of the classes.
 
         Raises:
-            ValueError: naming the file, if its size is not `size`, an id is out of range, or the palette has the
-                colours of the classes in another order.
+            ValueError: naming the file, if its size is not `size`, or an id is out of range.
         """
+        return self._remapped(self._stored(item, size), item)
+
+    def read_checked(self, item: Item, size: tuple[int, ...]) -> tuple[Pixels, Drawn | None]:
+        """As `read_ids`, and the colours of its ids if the mask is a palette image, for `palette_conflicts`.
+
+        Raises:
+            ValueError: also if the palette has the colours of the classes in another order.
+        """
+        mask = self._stored(item, size)
+        drawn = self._drawn(item.mask, mask) if isinstance(item.mask, Path) else None
+        if drawn and self._remap is None:
+            self._check_palette(drawn)
+        return self._remapped(mask, item), drawn
+
+    def _remapped(self, mask: Pixels, item: Item) -> Pixels:
+        return mask if self._remap is None or item.mask is None else self._remap[mask]
+
+    def _stored(self, item: Item, size: tuple[int, ...]) -> Pixels:
         if item.mask is None:
             return np.full(size, self.labels.ignore, dtype=np.uint8)
         if isinstance(item.mask, Path):
@@ -133,9 +149,7 @@ class SegmentationDataset(Dataset[Sample]):
             (high, wide), (rows, columns) = size, mask.shape
             raise ValueError(f"{item.mask}: mask of {columns}x{rows}; expected {wide}x{high}, the size of {item.image}")
         self._check_ids(item.mask, mask)
-        if check_palette and isinstance(item.mask, Path) and self._remap is None:
-            self._check_palette(item.mask, mask)
-        return mask if self._remap is None else self._remap[mask]
+        return mask
 
     def _check_ids(self, source: Path | MaskSource, mask: Pixels) -> None:
         """Raise ValueError for stored ids that no class has."""
@@ -148,18 +162,27 @@ class SegmentationDataset(Dataset[Sample]):
         advice = likely_fix(histogram, self.labels) if self._remap is None else ""
         raise UnknownIdError(f"{source}: mask has id {unknown}; expected {expected}", advice, histogram)
 
-    def _check_palette(self, path: Path, mask: Pixels) -> None:
+    def _drawn(self, path: Path, mask: Pixels) -> Drawn | None:
+        palette = read_palette(path)
+        if palette is None:
+            return None
+        used = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
+        classes = range(256) if self._remap is None else self._remap
+        colours = {value: palette[value] for value in used if classes[value] != self.labels.ignore}
+        ours = bytes(part for colour in palette for part in colour) == mask_palette(self.labels)
+        return Drawn(path, colours, ours)
+
+    def _check_palette(self, drawn: Drawn) -> None:
         """Raise ValueError where a palette image draws its ids in the colours of other classes."""
         if self.labels.palette == voc_palette(len(self.labels)):  # the default, which says nothing about the masks
             return
-        colours, used = read_palette(path), np.flatnonzero(np.bincount(mask.ravel())[: len(self.labels)])
-        if colours is None or len(used) < 2 or not {colours[value] for value in used} <= {*self.labels.palette}:
+        if len(drawn.colours) < 2 or not {*drawn.colours.values()} <= {*self.labels.palette}:
             return
-        for value in used:
-            if colours[value] != self.labels.palette[value]:
-                other = self.labels.names[self.labels.palette.index(colours[value])]
+        for value, colour in drawn.colours.items():
+            if colour != self.labels.palette[value]:
+                other = self.labels.names[self.labels.palette.index(colour)]
                 raise ValueError(
-                    f"{path}: id {value}, {self.labels.names[value]}, is drawn in {colours[value]}, the colour of "
+                    f"{drawn.path}: id {value}, {self.labels.names[value]}, is drawn in {colour}, the colour of "
                     f"{other}; expected names, palette and masks in the same order"
                 )
 

@@ -23,7 +23,7 @@ from atrous.data.datasets.class_files import find_class_file, read_classes, with
 from atrous.data.datasets.regions import Region, fill_polygons
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import MAX_PIXELS, Pixels
-from atrous.messages import did_you_mean, listed
+from atrous.messages import counted, did_you_mean, listed
 
 _IGNORE = "__ignore__"
 _LINE_WIDTH = 10
@@ -165,7 +165,7 @@ def _read(root: Path, split: str) -> Listing:
     problems = [f"{folder}: {len(absent)} of {len(paths)} files have no image beside them: {listed(absent)}"]
     spare = sorted(images.keys() - paths.keys())
     warnings = (f"{folder}: {len(spare)} images have no JSON, and are left out: {listed(spare)}",) if spare else ()
-    read_as = f"LabelMe's JSON, with the {len(labels)} classes of {source}"
+    read_as = f"LabelMe's JSON, with the {counted(len(labels), 'class', 'classes')} of {source}"
     problems = [*duplicates, *(problems if absent else [])]
     return Listing(str(folder), tuple(items), labels, None, tuple(problems), warnings, read_as=read_as)
 

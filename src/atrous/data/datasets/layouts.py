@@ -12,7 +12,8 @@ from pathlib import Path
 
 from atrous.data.datasets import cityscapes, coco, folder, labelme, pairs, roboflow, voc, yolo
 from atrous.data.datasets.base import Layout, Listing, subfolders
-from atrous.data.datasets.unread import looks_like
+from atrous.data.datasets.unread import holds_photographs_only, looks_like
+from atrous.messages import did_you_mean
 
 LAYOUTS: dict[str, Layout] = {
     "yolo": yolo.LAYOUT,
@@ -85,14 +86,23 @@ def _recognise(data: str | Path) -> tuple[str, Path]:
             raise ValueError(f"{root}: not the layout of {kind}; expected {expected}")
         return kind, home
     if colon and not Path(data).exists():
-        raise ValueError(f"{data}: unknown kind of data set {kind!r}; expected {', '.join(LAYOUTS)}, or a path")
+        hint = did_you_mean(kind, LAYOUTS, otherwise="") or f"; expected {', '.join(LAYOUTS)}, or a path"
+        raise ValueError(f"{data}: unknown kind of data set {kind!r}{hint}")
     root = _existing(Path(data).expanduser(), str(data))
     for kind, layout in LAYOUTS.items():
         if (home := layout.recognise(root)) is not None:
             return kind, home
-    known = "; ".join(f"{kind}: {layout.expected}" for kind, layout in LAYOUTS.items())
-    expected = _instead(root) or f"; expected one of {known}{_published(root.name)}"
-    raise ValueError(f"{root}: layout not recognised{expected}")
+    raise ValueError(f"{root}: layout not recognised{_instead(root) or _expected(root)}")
+
+
+def _expected(root: Path) -> str:
+    """A clause for messages about a folder that resembles nothing."""
+    if holds_photographs_only(root):
+        return (
+            "; photographs, but no masks; expected a mask beside each, such as images/train/NAME.jpg with "
+            "masks/train/NAME.png; docs/training.md lists the layouts"
+        )
+    return f"; expected one of {', '.join(LAYOUTS)}, as docs/training.md shows them{_published(root.name)}"
 
 
 def _instead(root: Path) -> str:

@@ -1,14 +1,17 @@
-"""Explain ids of masks that do not fit the class names, and propose the line of dataset.yaml that would mend it."""
+"""Count the ids of masks, and explain those that fit neither the class names nor each other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 
-from atrous.data.labels import Labels
+from atrous.data.labels import Colour, Labels
 from atrous.messages import listed
 
 
@@ -27,6 +30,97 @@ class UnknownIdError(ValueError):
 
     def __reduce__(self) -> tuple[type[UnknownIdError], tuple[str, str, npt.NDArray[np.int64]]]:
         return type(self), (self.reason, self.advice, self.histogram)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixels and images of each class.
+
+    Attributes:
+        pixels: int64 K, pixels of each class.
+        images: int64 K, images in which each class occurs.
+        ignored: pixels with the ignored id.
+    """
+
+    pixels: npt.NDArray[np.int64]
+    images: npt.NDArray[np.int64]
+    ignored: int
+
+    @property
+    def shares(self) -> npt.NDArray[np.float64]:
+        """Float K, the share of each class in the pixels that are not ignored; zeros if there are none."""
+        return self.pixels / max(1, int(self.pixels.sum()))
+
+    @property
+    def ignored_share(self) -> float:
+        """The share of ignored pixels in all pixels."""
+        return self.ignored / max(1, int(self.pixels.sum()) + self.ignored)
+
+
+def class_counts(histograms: npt.NDArray[np.int64], labels: Labels) -> Counts:
+    """Counts from histograms of ids, int64 N,256, one row an image; N may be 0."""
+    classes = histograms[:, : len(labels)]
+    return Counts(classes.sum(axis=0), (classes > 0).sum(axis=0), int(histograms[:, labels.ignore].sum()))
+
+
+def class_problems(counts: Counts, labels: Labels) -> list[str]:
+    """Why readable masks are unfit to train on: classes without a pixel, one class alone, ids 0 and 255 only.
+
+    Each line says what to do, and names the options that accept it.
+    """
+    absent = [labels.names[index] for index in np.flatnonzero(counts.pixels == 0)]
+    histogram = np.zeros(256, dtype=np.int64)
+    histogram[: len(labels)], histogram[labels.ignore] = counts.pixels, counts.ignored
+    if len(labels) == 1:
+        reason = f"{labels.names[0]} is the only class, so that there is nothing to tell it from"
+    elif len(absent) == len(labels):
+        reason = f"every pixel is ignored; expected some of the {len(labels)} classes"
+    elif absent:
+        reason = f"no pixel of {', '.join(absent)}; expected every class"
+    else:
+        return []
+    fix = likely_fix(histogram, labels) if len(absent) < len(labels) else ""
+    fix = f"; {fix}" if fix else ""
+    options = "--allow-empty-classes, or in training --set allow_empty_classes=true"
+    return [f"{reason}; the masks have the ids {described(histogram)}{fix}; to accept that: {options}"]
+
+
+class Drawn(NamedTuple):
+    """The colours in which a palette image draws the stored ids of classes that occur in it.
+
+    Attributes:
+        path: the mask.
+        colours: by stored id.
+        ours: whether its palette is the one that this package writes for the classes.
+    """
+
+    path: Path
+    colours: dict[int, Colour]
+    ours: bool
+
+
+def palette_conflicts(masks: Iterable[Drawn], labels: Labels) -> list[str]:
+    """A line for each mask that draws an id in another colour than a mask before it: its ids mean something else.
+
+    Masks that this package wrote, pseudo-labels among own masks, conflict only with masks in the colours of `labels`.
+    """
+    masks = list(masks)
+    ours = next((mask.path for mask in masks if mask.ours), None)
+    first: dict[int, tuple[Colour, Path]] = {}
+    lines = []
+    for path, colours, _ in (mask for mask in masks if not mask.ours):
+        for value, colour in colours.items():
+            other, where = first.setdefault(value, (colour, path))
+            if ours and value < len(labels) and colour in labels.palette:
+                other, where = (other, where) if other != colour else (labels.palette[value], ours)
+            if other != colour:
+                lines.append(
+                    f"{path}: id {value} is drawn in {colour}, but in {where} in {other}; expected each id in one "
+                    f"colour, for ids count and not colours: a tool has probably renumbered the palette of each file; "
+                    f"save the masks as RGB and give their colours as `palette` in dataset.yaml, or take the originals"
+                )
+                break
+    return lines
 
 
 def described(histogram: npt.NDArray[np.int64], most: int = 5) -> str:

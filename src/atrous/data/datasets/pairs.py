@@ -16,7 +16,7 @@ from pathlib import Path
 
 from atrous.data.datasets.base import WHOLE, Layout, Listing, MaskSource, files_by_stem, pair, split_name, subfolders
 from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes
-from atrous.messages import listed
+from atrous.messages import counted, listed
 
 _IMAGES = ("images", "imgs", "image", "img", "JPEGImages", "image_2")
 _MASKS = ("semantic_rgb", "labels", "masks", "mask", "annotations", "label", "gt", "SegmentationClass")
@@ -69,7 +69,7 @@ def _read(root: Path, split: str) -> Listing:
     items, problems = pair(image_folder, images, images, masks, str(mask_folder))
     orphans = sorted(path.name for path in {*files.values()} - {*named.values()})
     warnings = (f"{mask_folder}: {len(orphans)} masks have no image: {listed(orphans)}",) if orphans else ()
-    read_as = f"images with masks, with the {len(labels)} classes of {class_file.name}"
+    read_as = f"images with masks, with the {counted(len(labels), 'class', 'classes')} of {class_file.name}"
     problems = [*duplicates, *mask_duplicates, *problems]
     return Listing(str(image_folder), items, labels, problems=tuple(problems), warnings=warnings, read_as=read_as)
 

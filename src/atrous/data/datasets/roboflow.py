@@ -8,6 +8,7 @@ from pathlib import Path
 from atrous.data.datasets.base import WHOLE, Layout, Listing, files_by_stem, pair, split_name, subfolders
 from atrous.data.datasets.class_files import read_lines
 from atrous.data.labels import Labels, voc_palette
+from atrous.messages import counted
 
 _CLASSES = "_classes.csv"
 _END = "_mask"
@@ -32,7 +33,7 @@ def _read(root: Path, split: str) -> Listing:
     images = {stem: path for stem, path in files.items() if not stem.endswith(_END)}
     masks = {stem.removesuffix(_END): path for stem, path in files.items() if stem.endswith(_END)}
     items, problems = pair(folder, images, images, masks, f"{folder.name}, as NAME{_END}.png")
-    read_as = f"Roboflow's semantic masks, with the {len(labels)} classes of {_CLASSES}"
+    read_as = f"Roboflow's semantic masks, with the {counted(len(labels), 'class', 'classes')} of {_CLASSES}"
     return Listing(str(folder), items, labels, remap, (*duplicates, *problems), read_as=read_as)
 
 

@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import IO
 
 from atrous.data.datasets.base import is_clutter
+from atrous.data.image_file import IMAGE_SUFFIXES, decode_file
+from atrous.data.image_io import MAX_PIXELS
 from atrous.messages import listed
 
 _MOST_NAMES = 5000
 _MOST_BYTES = 1 << 18
 
 _MASKS = r"\.(png|tiff?|gif|bmp|npy)"
-_EXPORT = "export it as COCO or, in CVAT, as 'Segmentation mask 1.1'"
+_CVAT = "export it as 'Segmentation mask 1.1' or as COCO 1.0"
+_LABEL_STUDIO = "export it as COCO, or brush masks as PNG"
+_SUPERVISELY = "export it as COCO or Pascal VOC, with the export apps"
+_BRUSHES = "each has one class of one image; join those of an image"
+_NOT_ONLY_PHOTOGRAPHS = re.compile(r"(?i)mask|label|annot|seg|(^|[/_-])gt")
+_NOTES = (".txt", ".md", ".pdf", ".html")
 _PAIRS = "name the classes beside it in labels.txt, one a line in the order of ids, or in label_colors.txt, R G B NAME"
 _PLAIN = "write masks of ids as PNG into masks/SPLIT/, images into images/SPLIT/, and the names into dataset.yaml"
 
@@ -34,14 +41,14 @@ class _Sign:
 
 
 _SIGNS = (
-    _Sign("a CVAT export ('CVAT for images')", f"not read; {_EXPORT}", r"\.xml$", rb"<annotations>"),
+    _Sign("a CVAT export ('CVAT for images')", f"not read; {_CVAT}", r"\.xml$", rb"<annotations>"),
     _Sign("boxes in VOC's XML", "boxes are no masks: draw polygons or masks", r"\.xml$", rb"<bndbox>"),
-    _Sign("a LabelMe 3.0 export", f"not read; {_EXPORT}", r"\.xml$", rb"<annotation>"),
-    _Sign("a COCO panoptic export", "not read; export instances", r"\.json$", rb'"segments_info"|panoptic'),
-    _Sign("a Label Studio export", f"not read; {_EXPORT}", r"\.json$", rb'"(from_name|file_upload)"\s*:'),
-    _Sign("a Supervisely project", f"not read; {_EXPORT}", r"(^|/)meta\.json$", rb'"classes"\s*:'),
+    _Sign("a LabelMe 3.0 export", "not read; convert it to COCO with datumaro", r"\.xml$", rb"<annotation>"),
+    _Sign("a COCO panoptic export", "not read; export its instances as COCO", r"\.json$", rb'"segments_info"|panoptic'),
+    _Sign("a Label Studio export", f"not read; {_LABEL_STUDIO}", r"\.json$", rb'"(from_name|file_upload)"\s*:'),
+    _Sign("a Supervisely project", f"not read; {_SUPERVISELY}", r"(^|/)meta\.json$", rb'"classes"\s*:'),
     _Sign("a COCO JSON", "give its folder", r"\.json$", rb'"(categories|image_id|segmentation)"\s*:'),
-    _Sign("a Label Studio export of brush masks", f"not read; {_EXPORT}", r"task-\d+-annotation-\d+-.*\.png$"),
+    _Sign("a Label Studio export of brush masks", f"{_BRUSHES}; {_PLAIN}", r"task-\d+-annotation-\d+-.*\.png$"),
     _Sign("ADE20K", f"not read; {_PLAIN}", r"(^|/)objectInfo150\.txt$|annotations/training/"),
     _Sign("a parquet data set", f"not read; {_PLAIN}", r"\.parquet$"),
     _Sign(
@@ -62,6 +69,29 @@ def looks_like(path: Path) -> str:
         names = [name for name in archive.namelist() if not any(map(is_clutter, name.split("/")))]
         clause = _clause(names[:_MOST_NAMES], archive.open)
     return f"it is a zip archive: unpack it and give the folder{f' ({clause})' if clause else ''}"
+
+
+def holds_photographs_only(root: Path) -> bool:
+    """Whether the files below a folder are images and notes, and none has a name that masks or annotations have."""
+    paths = [Path(name) for name in itertools.islice(_names(root), _MOST_NAMES)]
+    images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    others = [path for path in paths if path.suffix.lower() not in IMAGE_SUFFIXES]
+    stems = {path.stem for path in images}
+    if (
+        not images
+        or _is_of_ids(root / images[0])
+        or any(path.suffix.lower() not in _NOTES or path.stem in stems for path in others)
+    ):
+        return False
+    return not any(_NOT_ONLY_PHOTOGRAPHS.search(path.as_posix()) for path in paths)
+
+
+def _is_of_ids(path: Path) -> bool:
+    """Whether an image has one channel, as masks have."""
+    try:
+        return decode_file(path, MAX_PIXELS, lambda image: image.mode in ("1", "L", "P", "I;16"))
+    except (ValueError, OSError):
+        return False
 
 
 def _clause(names: list[str], open_name: Callable[[str], IO[bytes]]) -> str:

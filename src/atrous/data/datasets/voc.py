@@ -26,6 +26,7 @@ from atrous.data.datasets.class_files import ColourMask, find_class_file, read_c
 from atrous.data.image_file import IMAGE_SUFFIXES, decode_file
 from atrous.data.image_io import MAX_PIXELS, Pixels, read_mask
 from atrous.data.labels import VOC
+from atrous.messages import counted
 
 _PUBLISHED = (
     "VOC 2012 is published at http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ (the images of test in an archive of "
@@ -177,7 +178,7 @@ def _read_own(home: Path, place: Path, class_file: Path, images: dict[str, Path]
     masks = {name: ColourMask(path, labels, class_file) if by_colour else path for name, path in files.items()}
     images_missing = "" if images else "JPEGImages is empty: export with images, or put them there"
     items, problems = pair(place, _read_names(place), images, masks, "SegmentationClass", images_missing)
-    read_as = f"VOC's layout with the {len(labels)} classes of {class_file.name}"
+    read_as = f"VOC's layout with the {counted(len(labels), 'class', 'classes')} of {class_file.name}"
     problems = [*duplicates, *more_duplicates, *problems]
     return Listing(str(place), items, labels, problems=tuple(problems), read_as=read_as)
 

@@ -20,6 +20,7 @@ from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, files_by_ste
 from atrous.data.datasets.class_files import read_lines, with_background
 from atrous.data.datasets.regions import fill_polygons
 from atrous.data.image_io import Pixels, read_size
+from atrous.messages import counted
 from atrous.yaml_io import parse_yaml
 
 _KEYS = {"nc", "train", "val", "test", "path"}
@@ -155,7 +156,7 @@ def _read(root: Path, split: str) -> Listing:
     _refuse_boxes(items)
     without = sum(not item.mask.path.is_file() for item in items if isinstance(item.mask, YoloMask))
     warnings = (f"{root}: {without} images have no text file, and so no object",) if without else ()
-    read_as = f"YOLO's polygons, with the {len(names)} classes of {path.name} and background"
+    read_as = f"YOLO's polygons, with the {counted(len(names), 'class', 'classes')} of {path.name} and background"
     place = ", ".join(str(folder) for folder in _folders(root)[split])
     return Listing(place, tuple(items), labels, None, tuple(problems), warnings, read_as=read_as)
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from atrous.atomic import write_text
 from atrous.data.datasets.dataset import SegmentationDataset
+from atrous.data.datasets.mask_values import Drawn
 from atrous.evaluation.distributed import DistributedContext, pick_device
 from atrous.evaluation.evaluate import Evaluation
 from atrous.models.output_stride import check_reachable
@@ -80,14 +81,20 @@ def train_asynchronously(
     with Signals() as signals, ExitStack() as stack:
         with signals.starting():
             dataset, held_out = open_data(data, recipe.data, recipe.loss)
-            presence = check_masks(dataset, allow_empty_classes=recipe.data.allow_empty_classes)
+            drawn: list[Drawn] = []
+            presence = check_masks(
+                dataset,
+                split=recipe.data.train_split,
+                allow_empty_classes=recipe.data.allow_empty_classes,
+                drawn=drawn,
+            )
             dataset = sampled(dataset, presence, recipe.data, recipe.model.weights, recipe.run.seed)
             stack.enter_context(checkpoint.lock(run))
             changed = claim(run, recipe, resume, ctx)
             saved = saved_state(run, dataset) if resume else None
             state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
             if held_out:
-                check_masks(held_out, to_train=False)
+                check_masks(held_out, to_train=False, drawn=drawn)
                 check_reachable(recipe.val_output_stride, state.model.backbone.reachable, "val")
             server = Server(state, (saved or {}).get("asynchronous"))
             crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
