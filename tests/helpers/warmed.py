@@ -11,3 +11,5 @@ from atrous.training import loop  # noqa: F401
 
 torch.set_num_threads(1)
 DeepLabV3("timm/lcnet_050", 4, multi_grid=None, aspp_rates=(1,))
+
+import encodings.utf_8_sig  # noqa: E402, F401  # a test reads files as a user who cannot read the library's folder
