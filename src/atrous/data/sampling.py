@@ -21,6 +21,7 @@ from atrous.data.datasets.dataset import Item, SegmentationDataset, open_dataset
 from atrous.data.datasets.mask_values import Drawn, palette_conflicts
 from atrous.data.image_io import read_size
 from atrous.data.labels import Labels
+from atrous.messages import counted
 
 Presence = npt.NDArray[np.bool_]
 """N,K: which image has which class."""
@@ -67,17 +68,17 @@ def id_histograms(dataset: SegmentationDataset, drawn: list[Drawn] | None = None
         FileNotFoundError: for a file that is missing.
     """
 
-    def counted(item: Item) -> tuple[npt.NDArray[np.int64], Drawn | None]:
+    def examined(item: Item) -> tuple[npt.NDArray[np.int64], Drawn | None]:
         ids, colours = dataset.read_checked(item, read_size(item.image))
         return np.bincount(ids.reshape(-1), minlength=256), colours
 
     once = list(dict.fromkeys(dataset.items))
     with ThreadPoolExecutor() as pool:
-        counts = dict(zip(once, pool.map(counted, once), strict=True))
+        counts = dict(zip(once, pool.map(examined, once), strict=True))
     drawn = [] if drawn is None else drawn
     drawn += [colours for _, colours in counts.values() if colours]
     if conflicts := palette_conflicts(drawn, dataset.labels):
-        more = f" (and {len(conflicts) - 1} more masks: atrous data check)" if len(conflicts) > 1 else ""
+        more = f" (and {counted(len(conflicts) - 1, 'more mask')}: atrous data check)" if len(conflicts) > 1 else ""
         raise ValueError(conflicts[0] + more)
     return np.stack([counts[item][0] for item in dataset.items])
 

@@ -22,6 +22,7 @@ from atrous.data.datasets.layouts import kind_of, list_split, splits
 from atrous.data.datasets.mask_values import Drawn, UnknownIdError, described, likely_fix
 from atrous.data.image_io import MAX_PIXELS, Pixels, mask_palette, read_image, read_mask
 from atrous.data.labels import Labels, voc_palette
+from atrous.messages import counted
 
 __all__ = [
     "Item",
@@ -218,4 +219,5 @@ def refuse_problems(listing: Listing) -> None:
     """Raise ValueError with the first of a listing's problems, and how many there are."""
     if listing.problems:
         more = len(listing.problems) - 1
-        raise ValueError(listing.problems[0] + (f" (and {more} more problems: atrous data check)" if more else ""))
+        rest = f" (and {counted(more, 'more problem')}: atrous data check)" if more else ""
+        raise ValueError(listing.problems[0] + rest)
