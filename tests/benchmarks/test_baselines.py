@@ -13,6 +13,8 @@ from benchmarks import baselines
 from benchmarks.baselines import CLASSES, NEEDS, Pair
 from benchmarks.timing import Candidate, Row
 
+pytestmark = pytest.mark.integration
+
 pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch, the peer at output stride 16")
 
 CPU = torch.device("cpu")

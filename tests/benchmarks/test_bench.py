@@ -11,6 +11,8 @@ from benchmarks.__main__ import main, parser
 from benchmarks.bench import WHAT, bench
 from benchmarks.timing import Result
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(autouse=True)
 def quick_peak(monkeypatch: pytest.MonkeyPatch) -> None:

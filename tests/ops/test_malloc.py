@@ -50,6 +50,7 @@ def measured() -> dict[str, int]:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep memory")
+@pytest.mark.slow  # what the heap does depends on what ran before
 def test_a_later_step_asks_the_system_for_nothing_and_all_is_handed_back() -> None:
     # In a process of its own: what other tests have left in this one lies between the blocks.
     found = json.loads(subprocess.run([sys.executable, __file__], capture_output=True, check=True).stdout)

@@ -32,6 +32,8 @@ from atrous.training.lr_schedule import poly
 from atrous.training.state import State
 from reliability import counted, record
 
+pytestmark = pytest.mark.integration
+
 CPU = DistributedContext(0, 1, torch.device("cpu"))
 
 
