@@ -91,7 +91,7 @@ def test_a_long_temporary_folder_does_not_stall_workers(
     environment = {**os.environ, "TMPDIR": str(long), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
-    assert list(long.iterdir()) == []
+    assert [path for path in long.iterdir() if "torchinductor" not in path.name] == []  # PyTorch makes that one
 
 
 def test_where_no_folder_is_short_enough_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
