@@ -54,7 +54,8 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         # A full disk: what writes knows no name, and Pillow at times no reason either.
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what made it fail may stand in the way of this, too
+            beside.unlink()
 
 
 @contextlib.contextmanager

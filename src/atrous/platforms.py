@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing.util
 import os
 import sys
@@ -25,6 +26,9 @@ def flush(path: Path) -> None:
         raise
     try:
         os.fsync(descriptor)
+    except OSError as error:  # some file systems flush no folders
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
     finally:
         os.close(descriptor)
 

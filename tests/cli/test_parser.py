@@ -525,3 +525,18 @@ def test_a_warning_is_one_line(photo: Path, tmp_path: Path) -> None:
     assert "UserWarning" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("atrous: warning: ")]
     assert "deep.tif" in line
+
+
+def test_no_memory_is_a_failure_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from atrous.models import weights
+
+    def exhausted() -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+
+    monkeypatch.setattr(weights, "cards", exhausted)
+    assert main(["models"]) == 1
+    assert said(capsys)[1] == ["atrous: error: CUDA out of memory. Tried to allocate 2.00 GiB."]

@@ -227,3 +227,15 @@ def test_nan_in_any_layer_reaches_the_output(path: str) -> None:
         result = inference_form(net, torch.float32)(x)
     assert expected.isnan().any()
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def test_a_nan_pixel_is_seen_where_the_first_layer_is_not_packed() -> None:
+    torch.manual_seed(0)
+    model = DeepLabV3("timm/convnext_atto", 3).eval()
+    form = model.for_inference(dtype=torch.float32)
+    images = torch.randn(1, 3, 65, 65)
+    images[0, 0, 30, 30] = torch.nan
+    with torch.inference_mode():
+        assert torch.equal(form(images).isnan(), model(images).isnan())
+        clean = torch.randn(1, 3, 65, 65)
+        assert form(clean).isfinite().all()

@@ -90,3 +90,9 @@ def test_a_trial_takes_no_random_number_and_no_setting_of_its_caller() -> None:
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert trusted.trusted("it", product, CPU, torch.float32)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_trial_runs_on_the_cpu_whatever_the_default_device_is() -> None:
+    with torch.device("meta"):
+        draw = Draw(CPU, torch.float32)
+        assert draw(2, 3).device.type == draw.classes(3, (2, 2)).device.type == "cpu"

@@ -68,8 +68,10 @@ def run_predict(args: argparse.Namespace) -> int:
     with Progress(console=console, disable=not console.is_terminal) as bar:
         tasks = bar.add_task("", total=len(files)), bar.add_task("", total=1.0)
 
+        places = {path: place for place, path in enumerate(files)}
+
         def tell(path: Path, share: float) -> None:
-            bar.update(tasks[0], completed=files.index(path) + (share == 1.0))
+            bar.update(tasks[0], completed=places[path] + (share == 1.0))
             bar.update(tasks[1], completed=share, description=path.name)
 
         with _unwound_by_sigterm():

@@ -138,7 +138,7 @@ def _open_closed_streams() -> bool:
 def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"  # without Python's [Errno 28]
-    return str(error)
+    return (str(error).splitlines() or [type(error).__name__])[0] if isinstance(error, RuntimeError) else str(error)
 
 
 def _status_of(error: Exception) -> int:
@@ -150,6 +150,11 @@ def _status_of(error: Exception) -> int:
         return 2
     if isinstance(error, FloatingPointError | OSError | MemoryError):
         return 1
+    if "torch" in sys.modules:
+        from atrous.training.interrupts import is_out_of_memory
+
+        if is_out_of_memory(error):
+            return 1
     return int(getattr(error, "status", 0))
 
 

@@ -20,7 +20,7 @@ from atrous.models.activation_checkpointing import set_checkpointing
 from atrous.models.aspp import runs_forward_alone
 from atrous.models.resnet import Basic, Bottleneck, ResNet, Unit
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame
-from atrous.ops.packed_conv import DTYPES, PackedConv2d, PackedConv2dSame, fuses, holds
+from atrous.ops.packed_conv import DTYPES, PackedConv2d, PackedConv2dSame, begin_pass, fuses, holds
 
 _PROBE = 65
 """Side of the image that is sent through a model to see which batch norm reads which convolution."""
@@ -44,6 +44,7 @@ def inference_form(model: Model, dtype: torch.dtype | None = None, *, compile: b
         form.compile_backend = compile  # type: ignore[assignment]
     elif device.type == "cpu" and dtype in DTYPES and fuses(dtype, nn.ReLU) and _is_finite(form):
         pack(form, pairs)
+        getattr(form, "backbone", form).register_forward_pre_hook(begin_pass)
     return form.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

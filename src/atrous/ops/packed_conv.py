@@ -58,6 +58,12 @@ _current = threading.local()
 """``plain``: whether the forward pass that runs in this thread has met something that is not within `LARGEST`."""
 
 
+def begin_pass(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """A forward pre-hook of a network: packed layers run plain where the image has numbers not within `LARGEST`."""
+    if not torch.compiler.is_compiling() and not is_recorded():
+        _current.plain = not _is_within(inputs[0])
+
+
 class PackedConv2d(AtrousConv2d):
     """A convolution together with its activation, and an addition before it, for inference.
 
@@ -127,7 +133,7 @@ class PackedConv2d(AtrousConv2d):
         return fuses(x.dtype, type(self.activation), other is not None)
 
     def _runs_plain(self, x: Tensor) -> bool:
-        """Whether this forward pass has met numbers not within `LARGEST`; the first layer begins a new pass."""
+        """Whether this forward pass, begun by `begin_pass` or the first layer, has met numbers not within `LARGEST`."""
         if self.in_channels == IMAGE_CHANNELS:
             _current.plain = not _is_within(x)
         state = self._weights_state()
@@ -137,8 +143,9 @@ class PackedConv2d(AtrousConv2d):
             _current.plain = True
         return getattr(_current, "plain", False)
 
-    def _weights_state(self) -> tuple[int, int]:
-        return self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version
+    def _weights_state(self) -> tuple[int, ...]:
+        held = [self.weight] if self.bias is None else [self.weight, self.bias]
+        return tuple(n for t in held for n in (t.data_ptr(), 0 if t.is_inference() else t._version))
 
     def _has_faster_form(self, x: Tensor, padding: tuple[int, ...]) -> bool:
         return self._is_centred(padding) and forward_form(x, self.weight, self.rate) != "library"

@@ -35,16 +35,18 @@ class Draw:
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
-        self._generator = torch.Generator().manual_seed(0)
+        self._generator = torch.Generator("cpu").manual_seed(0)
 
     def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
         """Normal numbers, channels-last where there are four dimensions."""
-        x = (torch.randn(shape, generator=self._generator) * scale).to(self.device, self.dtype)
+        x = (torch.randn(shape, generator=self._generator, device="cpu") * scale).to(self.device, self.dtype)
         return x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x
 
     def classes(self, classes: int, shape: Sequence[int]) -> Tensor:
         """Integers below `classes`, uint8."""
-        return torch.randint(0, classes, tuple(shape), generator=self._generator, dtype=torch.uint8).to(self.device)
+        return torch.randint(0, classes, tuple(shape), generator=self._generator, dtype=torch.uint8, device="cpu").to(
+            self.device
+        )
 
 
 def library_only() -> bool:

@@ -66,7 +66,10 @@ class Pool:
                 environment = self.free.pop(0)
                 self.event("begins", training, "")
                 job = Job(training, self.options.device, self.options.workers)
-                self.running[name] = training, environment, start(job, environment)
+                process = start(job, environment)
+                self.running[name] = training, environment, process
+                if self.stopped:  # the signal came while it started, and did not reach it
+                    process.send_signal(signal.SIGINT)
 
     def _note(self, name: str) -> None:
         training, environment, process = self.running.pop(name)

@@ -210,7 +210,8 @@ def is_tame(x: Tensor) -> bool:
     values = x.permute(0, 2, 3, 1).reshape(-1)
     low, high = torch.aminmax(values)
     peak = max(-float(low), float(high))
-    return math.isfinite(peak) and peak <= PEAK * float(torch.linalg.vector_norm(values)) / math.sqrt(len(values))
+    norm = float(torch.linalg.vector_norm(values))
+    return math.isfinite(peak) and math.isfinite(norm) and peak <= PEAK * norm / math.sqrt(len(values))
 
 
 def has_tame_weights(weight: Tensor) -> bool:
@@ -330,7 +331,7 @@ class Winograd:
 
 
 def _matrix(numbers: Matrix) -> Tensor:
-    return torch.tensor([[float(number) for number in row] for row in numbers], dtype=torch.float64)
+    return torch.tensor([[float(number) for number in row] for row in numbers], dtype=torch.float64, device="cpu")
 
 
 def _terms(rows: Strip, columns: Strip, side: str, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
@@ -342,7 +343,7 @@ def _terms(rows: Strip, columns: Strip, side: str, shape: torch.Size) -> tuple[T
     product = product_y[:, None] * columns.form.products + product_x
     products = rows.form.products * columns.form.products
     number, pixel = tile * products + product, y[:, None] * shape[3] + x
-    image = torch.arange(shape[0])[:, None, None]
+    image = torch.arange(shape[0], device="cpu")[:, None, None]
     number = image * (len(rows.inputs) * len(columns.inputs) * products) + number
     pixel = image * (shape[2] * shape[3]) + pixel
     factor = (factor_y[:, None] * factor_x).expand_as(pixel)
@@ -351,7 +352,7 @@ def _terms(rows: Strip, columns: Strip, side: str, shape: torch.Size) -> tuple[T
 
 def _along(strip: Strip, side: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same in one direction, with the tile and the product in it apart; terms of 0 left out."""
-    places = torch.tensor(getattr(strip, side))
+    places = torch.tensor(getattr(strip, side), device="cpu")
     matrix = _matrix(getattr(strip.form, side))
     factors = matrix if side == "inputs" else matrix.t()
     tile, product, i = ((places >= 0)[:, None] & (factors != 0)).nonzero().unbind(1)
