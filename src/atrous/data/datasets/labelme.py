@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -37,29 +36,29 @@ class LabelMeMask:
 
     Attributes:
         path: the JSON file.
-        ids: class id by label.
+        ids: label and class id, pairs, so that items can be hashed.
     """
 
     path: Path
-    ids: Mapping[str, int]
+    ids: tuple[tuple[str, int], ...]
 
     def __str__(self) -> str:
         return str(self.path)
 
     def read(self) -> Pixels:
         """Class ids, 255 for `__ignore__`, uint8 H,W; ValueError naming the file and the shape."""
-        document = _load(self.path)
+        document, ids = _load(self.path), dict(self.ids)
         mask = np.zeros(_size(self.path, document), dtype=np.uint8)
         for index, shape in enumerate(document["shapes"]):
             label = _label(self.path, index, shape)
-            if label not in self.ids:
-                raise ValueError(f"{self}: shape {index} is {label!r}, no class{did_you_mean(label, self.ids)}")
+            if label not in ids:
+                raise ValueError(f"{self}: shape {index} is {label!r}, no class{did_you_mean(label, ids)}")
             try:
                 region = _region(shape, *mask.shape)
             except (ValueError, KeyError, TypeError, IndexError, OverflowError, OSError) as error:
                 reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
                 raise ValueError(f"{self}: shape {index}, {label}: {' '.join(reason.split())}") from None
-            mask[region] = self.ids[label]
+            mask[region] = ids[label]
         return mask
 
 
@@ -161,7 +160,7 @@ def _read(root: Path, split: str) -> Listing:
         if (image := images.get(stem) or _image_of(path)) is None:
             absent.append(path.name)
         else:
-            items.append(Item(stem, image, LabelMeMask(path, ids)))
+            items.append(Item(stem, image, LabelMeMask(path, tuple(ids.items()))))
     problems = [f"{folder}: {len(absent)} of {len(paths)} files have no image beside them: {listed(absent)}"]
     spare = sorted(images.keys() - paths.keys())
     warnings = (f"{folder}: {len(spare)} images have no JSON, and are left out: {listed(spare)}",) if spare else ()
