@@ -141,3 +141,15 @@ def test_items_of_every_layout_can_be_hashed(tmp_path: Path, put: Put, kind: str
     assert {*dataset.items} == {*again.items} and len({*dataset.items}) == 1
     twice = dataset.with_items(dataset.items * 2)
     assert id_histograms(twice).sum(axis=1).tolist() == [48, 48]
+
+
+@pytest.mark.parametrize(("put", "kind"), SHORTENED)
+def test_two_folders_of_one_split_are_refused(tmp_path: Path, put: Put, kind: str) -> None:
+    put(tmp_path, "train")
+    put(tmp_path, "valid")
+    assert splits(tmp_path) == ["train", "val"]
+    put(tmp_path, "val")
+    with pytest.raises(ValueError, match=r"\bval\S* and \S*valid\S* are both the split val; expected one"):
+        splits(tmp_path)
+    with pytest.raises(ValueError, match="are both the split val; expected one"):
+        open_dataset(f"{kind}:{tmp_path}", "val")

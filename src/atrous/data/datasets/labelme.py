@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, files_by_stem, is_clutter, split_name, subfolders
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_by_stem, is_clutter, subfolders
 from atrous.data.datasets.class_files import background_index, find_class_file, read_classes, with_background
 from atrous.data.datasets.regions import Region, fill_polygons
 from atrous.data.image_file import IMAGE_SUFFIXES
@@ -128,7 +128,7 @@ def _pasted(text: str, left: int, top: int, height: int, width: int) -> Region:
 
 def _folders(root: Path) -> dict[str, Path]:
     """Folders with LabelMe's JSON by split."""
-    inside = {split_name(name): root / name for name in subfolders(root) if _peek(root / name)}
+    inside = by_split(root, {name: root / name for name in subfolders(root) if _peek(root / name)})
     return inside or ({WHOLE: root} if _peek(root) else {})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from atrous.data.datasets.base import WHOLE, Layout, Listing, files_by_stem, pair, split_name, subfolders
+from atrous.data.datasets.base import WHOLE, Layout, Listing, by_split, files_by_stem, pair, subfolders
 from atrous.data.datasets.class_files import read_lines
 from atrous.data.labels import Labels, voc_palette
 from atrous.messages import counted
@@ -17,7 +17,7 @@ _END = "_mask"
 def _folders(root: Path) -> dict[str, Path]:
     if (root / _CLASSES).is_file():
         return {WHOLE: root}
-    return {split_name(name): root / name for name in subfolders(root) if (root / name / _CLASSES).is_file()}
+    return by_split(root, {name: root / name for name in subfolders(root) if (root / name / _CLASSES).is_file()})
 
 
 def _recognise(root: Path) -> Path | None:
