@@ -23,7 +23,10 @@ def _folders(root: Path) -> dict[str, Path]:
 def _recognise(root: Path) -> Path | None:
     # Roboflow's classification exports have a file of the same name, whose first column is filename.
     files = [folder / _CLASSES for folder in _folders(root).values()]
-    return root if files and b"pixel" in files[0].open("rb").readline(1000).lower() else None
+    if not files:
+        return None
+    with files[0].open("rb") as file:
+        return root if b"pixel" in file.readline(1000).lower() else None
 
 
 def _read(root: Path, split: str) -> Listing:
