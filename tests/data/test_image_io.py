@@ -277,6 +277,31 @@ def test_masks_of_other_lossless_formats_keep_every_id(tmp_path: Path, kind: str
     assert (read_mask(tmp_path / "m") == ids).all()
 
 
+@pytest.mark.parametrize(
+    ("bits", "compression"),
+    [(1, None), (2, None), (4, None), (8, None), (1, "tiff_lzw"), (8, "tiff_lzw"), (1, "group4")],
+)
+def test_ids_of_a_white_is_zero_tiff_are_as_stored(tmp_path: Path, bits: int, compression: str | None) -> None:
+    ids = np.arange(256).reshape(16, 16) % 2**bits
+    each = 8 // bits
+    packed = sum(ids[:, i::each] << (8 - bits * (i + 1)) for i in range(each)).astype(np.uint8)
+    if compression is None:
+        (tmp_path / "m.tif").write_bytes(white_is_zero(packed.tobytes(), bits))
+    else:
+        image = Image.fromarray(~ids.astype(bool) if bits == 1 else 255 - packed)
+        image.save(tmp_path / "m.tif", compression=compression, tiffinfo={262: 0})
+    with Image.open(tmp_path / "m.tif") as image:
+        assert image.tag_v2[262] == 0 and image.tag_v2.get(258, (1,)) == (bits,)
+    assert (read_mask(tmp_path / "m.tif") == ids).all()
+
+
+def white_is_zero(data: bytes, bits: int) -> bytes:
+    """A TIFF of 16x16 in one strip, without compression, PhotometricInterpretation 0."""
+    tags = [(256, 16), (257, 16), (258, bits), (259, 1), (262, 0), (273, 8), (277, 1), (278, 16), (279, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + b"\0" * 4
+
+
 def test_masks_that_cannot_be_trusted_are_refused(tmp_path: Path) -> None:
     ids = np.zeros((16, 16), dtype=np.uint8)
     Image.fromarray(ids).save(tmp_path / "m.jpg")

@@ -193,13 +193,16 @@ def _ids(image: Image.Image, palette: Sequence[Colour] | None, ignore: int) -> P
     if image.format in _LOSSY or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp"):
         raise ValueError(f"a mask in {image.format}, whose compression may change ids; expected a lossless PNG of ids")
     tile = str(getattr(image, "tile", ""))  # names the bits per pixel; gone once the pixels are loaded
+    # Of a TIFF in which white is zero, Pillow inverts gray of up to 8 bits; the ids are the values before that.
+    inverted = image.format == "TIFF" and rawmode_of(image).startswith(("1;I", "L;I", "L;2I", "L;4I"))
     image.load()
     values = np.asarray(image)
     if image.mode == "L":
-        # Pillow scales gray of 2 and 4 bits to 0..255; the ids are the values before that.
+        # Pillow scales gray of 2 and 4 bits to 0..255, likewise.
+        values = 255 - values if inverted else values
         return np.array(values // (85 if "'L;2" in tile else 17 if "'L;4" in tile else 1))
     if image.mode in ("1", "P"):
-        return np.array(values, dtype=np.uint8)
+        return np.array(values != inverted if image.mode == "1" else values, dtype=np.uint8)
     if image.mode.startswith("I"):
         return _as_bytes(values)
     if image.mode in ("RGB", "RGBA") and palette is not None:

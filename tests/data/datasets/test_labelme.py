@@ -78,6 +78,52 @@ def test_splits_share_their_classes_and_labels_txt_orders_them(tmp_path: Path) -
         open_dataset(tmp_path, "train")[0]
 
 
+@pytest.mark.parametrize(
+    ("listed", "names", "leaf"),
+    [
+        ("cat\nleaf\n", ("background", "cat", "leaf"), 2),
+        ("cat\nBackground\nleaf\n", ("Background", "cat", "leaf"), 2),
+        ("leaf\n__ignore__\n_background_\n", ("_background_", "leaf"), 1),
+    ],
+)
+def test_what_no_shape_covers_is_background_wherever_labels_txt_lists_it(
+    tmp_path: Path, listed: str, names: tuple[str, ...], leaf: int
+) -> None:
+    put(tmp_path, SQUARE, shape("_background_", [[0, 0], [3, 3]], "rectangle"))
+    (tmp_path / "labels.txt").write_text(listed)
+    dataset = open_dataset(tmp_path, "all")
+    assert dataset.labels.names == names
+    assert dataset[0].mask[[1, 8, 15], [1, 8, 30]].tolist() == [0, leaf, 0]
+    put(tmp_path, SQUARE, shape(names[0], [[0, 0], [3, 3]], "rectangle"))
+    assert int(open_dataset(tmp_path, "all")[0].mask[1, 1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "background", "leaf"),
+    [
+        ("label_colors.txt", "9 0 0 leaf\n0 0 0 cat\n0 9 0 background\n", 2, 0),
+        ("labelmap.txt", "leaf:9,0,0::\n_background_:0,0,0::\n", 1, 0),
+        ("class_dict.csv", "name,r,g,b\nleaf,9,0,0\n", 0, 1),
+    ],
+)
+def test_classes_with_colours_keep_their_order(
+    tmp_path: Path, file: str, content: str, background: int, leaf: int
+) -> None:
+    put(tmp_path, SQUARE, shape("_background_", [[0, 0], [3, 3]], "rectangle"))
+    (tmp_path / file).write_text(content)
+    mask = open_dataset(tmp_path, "all")[0].mask
+    assert mask[[1, 8, 15], [1, 8, 30]].tolist() == [background, leaf, background]
+
+
+def test_classes_with_colours_and_no_background_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, SQUARE)
+    (tmp_path / "label_colors.txt").write_text("9 0 0 leaf\n0 0 0 cat\n")
+    with pytest.raises(
+        ValueError, match=r"label_colors\.txt: the classes leaf, cat, none of them background; expected"
+    ):
+        open_dataset(tmp_path, "all")
+
+
 def test_images_are_found_and_what_is_missing_is_named(tmp_path: Path) -> None:
     put(tmp_path, SQUARE)
     (tmp_path / "a.jpg").rename(tmp_path / "b.jpg")

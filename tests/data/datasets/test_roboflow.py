@@ -1,5 +1,6 @@
 """Roboflow's semantic masks, and what else has files of the same name."""
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,12 @@ def test_wrong_classes_are_named(tmp_path: Path, classes: str, message: str) -> 
 def test_a_classification_is_no_segmentation(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="layout not recognised"):
         open_dataset(put(tmp_path, "filename, leaf\nx.jpg, 1\n"), "train")
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
+def test_no_file_is_left_open(tmp_path: Path) -> None:
+    assert kind_of(put(tmp_path)) == "roboflow"
+    gc.collect()
 
 
 def test_a_real_export_is_read_to_the_pixel() -> None:

@@ -9,12 +9,14 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
 from atrous.messages import listed
+
+T = TypeVar("T")
 
 
 class MaskSource(Protocol):
@@ -138,6 +140,23 @@ WHOLE = "all"
 def split_name(name: str) -> str:
     """What a folder or file of a split is called here: valid is val, for one."""
     return _SPLIT_NAMES.get(name.lower(), name)
+
+
+def by_split(root: Path, places: Mapping[str, T]) -> dict[str, T]:
+    """The places of the splits, by the names of their folders or files, by split.
+
+    Raises:
+        ValueError: naming both, if two are of the same split, such as valid and val.
+    """
+    names: dict[str, str] = {}
+    for name in places:
+        if (other := names.setdefault(split_name(name), name)) != name:
+            first, second = sorted((other, name))
+            raise ValueError(
+                f"{root}: {first} and {second} are both the split {split_name(name)}; expected one of them: merge "
+                "them, or rename one or move it elsewhere"
+            )
+    return {split_name(name): place for name, place in places.items()}
 
 
 def subfolders(folder: Path) -> list[str]:

@@ -171,6 +171,11 @@ _COLOUR_FILES: dict[str, Callable[[str], Row]] = {
 _NAME_FILES = ("class_names.txt", "labels.txt", "classes.txt")
 
 
+def background_index(names: Sequence[str]) -> int | None:
+    """The place of background among names of classes; None if it is not there."""
+    return next((index for index, name in enumerate(names) if name.lower() in _BACKGROUND), None)
+
+
 def with_background(path: Path, names: Sequence[str]) -> tuple[Labels, list[int]]:
     """Classes of annotations that cover a part of an image: background, which may be among the names, comes first.
 
@@ -180,7 +185,7 @@ def with_background(path: Path, names: Sequence[str]) -> tuple[Labels, list[int]
     Raises:
         ValueError: naming the file that has them, for names that cannot be classes.
     """
-    background = next((index for index, name in enumerate(names) if name.lower() in _BACKGROUND), None)
+    background = background_index(names)
     others = [index for index in range(len(names)) if index != background]
     ordered = ("background" if background is None else names[background], *(names[index] for index in others))
     ids = {index: place for place, index in enumerate(others, start=1)}

@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, is_clutter, split_name, subfolders
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, is_clutter, subfolders
 from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.json_records import json_records
 from atrous.data.datasets.regions import draw, pycocotools_mask
@@ -141,18 +141,16 @@ class CocoMask:
 
 def _files(root: Path) -> dict[str, tuple[Path, str]]:
     """JSON file and name of the images' folder by split; the later of two years."""
-    files = {}
+    files: dict[str, tuple[Path, str]] = {}
     for folder in (root, root / "annotations"):
         for path in sorted(folder.glob("instances_*.json")):
             full = path.stem.removeprefix("instances_")
-            files[split_name(_YEAR.sub("", full) or full)] = (path, full)
-    if files:
-        return files
-    beside = {split_name(name): (root / name / _ROBOFLOW, name) for name in subfolders(root)}
-    if beside := {split: (path, name) for split, (path, name) in beside.items() if path.is_file()}:
-        return beside
+            files[_YEAR.sub("", full) or full] = (path, full)
+    beside = {name: (root / name / _ROBOFLOW, name) for name in subfolders(root)}
+    if found := files or {name: place for name, place in beside.items() if place[0].is_file()}:
+        return by_split(root, found)
     others = [path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json")) if _peek(path)]
-    return {WHOLE if len(others) == 1 else split_name(path.stem): (path, path.stem) for path in others}
+    return by_split(root, {WHOLE if len(others) == 1 else path.stem: (path, path.stem) for path in others})
 
 
 def _peek(path: Path) -> bool:

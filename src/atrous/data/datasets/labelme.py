@@ -1,7 +1,8 @@
 """LabelMe's JSON: a file beside each image, or all in a folder a split; later shapes are drawn over earlier ones.
 
 `__ignore__` is ignored, `_background_` is background, as is what no shape covers. The classes are those of `labels.txt`
-in the data set's folder, or else all labels that occur, sorted. Points are refused, for they have no area.
+in the data set's folder, or else all labels that occur, sorted; background comes first, listed or not. A file of
+colours keeps its order, and must list background. Points are refused, for they have no area.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, files_by_stem, is_clutter, split_name, subfolders
-from atrous.data.datasets.class_files import find_class_file, read_classes, with_background
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_by_stem, is_clutter, subfolders
+from atrous.data.datasets.class_files import background_index, find_class_file, read_classes, with_background
 from atrous.data.datasets.regions import Region, fill_polygons
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import MAX_PIXELS, Pixels
@@ -37,29 +37,31 @@ class LabelMeMask:
 
     Attributes:
         path: the JSON file.
-        ids: class id by label.
+        ids: label and class id, pairs, so that items can be hashed.
+        background: the class id of what no shape covers.
     """
 
     path: Path
-    ids: Mapping[str, int]
+    ids: tuple[tuple[str, int], ...]
+    background: int
 
     def __str__(self) -> str:
         return str(self.path)
 
     def read(self) -> Pixels:
         """Class ids, 255 for `__ignore__`, uint8 H,W; ValueError naming the file and the shape."""
-        document = _load(self.path)
-        mask = np.zeros(_size(self.path, document), dtype=np.uint8)
+        document, ids = _load(self.path), dict(self.ids)
+        mask = np.full(_size(self.path, document), self.background, dtype=np.uint8)
         for index, shape in enumerate(document["shapes"]):
             label = _label(self.path, index, shape)
-            if label not in self.ids:
-                raise ValueError(f"{self}: shape {index} is {label!r}, no class{did_you_mean(label, self.ids)}")
+            if label not in ids:
+                raise ValueError(f"{self}: shape {index} is {label!r}, no class{did_you_mean(label, ids)}")
             try:
                 region = _region(shape, *mask.shape)
             except (ValueError, KeyError, TypeError, IndexError, OverflowError, OSError) as error:
                 reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
                 raise ValueError(f"{self}: shape {index}, {label}: {' '.join(reason.split())}") from None
-            mask[region] = self.ids[label]
+            mask[region] = ids[label]
         return mask
 
 
@@ -126,7 +128,7 @@ def _pasted(text: str, left: int, top: int, height: int, width: int) -> Region:
 
 def _folders(root: Path) -> dict[str, Path]:
     """Folders with LabelMe's JSON by split."""
-    inside = {split_name(name): root / name for name in subfolders(root) if _peek(root / name)}
+    inside = by_split(root, {name: root / name for name in subfolders(root) if _peek(root / name)})
     return inside or ({WHOLE: root} if _peek(root) else {})
 
 
@@ -146,28 +148,43 @@ def _recognise(root: Path) -> Path | None:
 def _read(root: Path, split: str) -> Listing:
     folder = _folders(root)[split]
     paths, _ = files_by_stem(folder, (".json",))
-    class_file = find_class_file((root,))
+    class_file, background = find_class_file((root,)), 0
     if class_file is not None:
-        labels, _ = read_classes(class_file)
-        ids = {name: index for index, name in enumerate(labels.names)}
-        source = class_file.name
+        labels, by_colour = read_classes(class_file)
+        names, source = list(labels.names), class_file.name
+        if by_colour:
+            background, order = _background_of(class_file, names), list(range(len(names)))
+        else:
+            labels, order = with_background(class_file, names)
     else:
-        labels, order = with_background(root, names := _labels_of(root))
-        ids, source = dict(zip(names, order, strict=True)), "its shapes"
-    ids = {"_background_": 0, **ids, _IGNORE: labels.ignore}
+        names, source = _labels_of(root), "its shapes"
+        labels, order = with_background(root, names)
+    empty = dict.fromkeys((labels.names[background], "_background_"), background)
+    ids = dict(zip(names, order, strict=True)) | empty | {_IGNORE: labels.ignore}
     images, duplicates = files_by_stem(folder)
     items, absent = [], []
     for stem, path in paths.items():
         if (image := images.get(stem) or _image_of(path)) is None:
             absent.append(path.name)
         else:
-            items.append(Item(stem, image, LabelMeMask(path, ids)))
+            items.append(Item(stem, image, LabelMeMask(path, tuple(ids.items()), background)))
     problems = [f"{folder}: {len(absent)} of {len(paths)} files have no image beside them: {listed(absent)}"]
     spare = sorted(images.keys() - paths.keys())
     warnings = (f"{folder}: {len(spare)} images have no JSON, and are left out: {listed(spare)}",) if spare else ()
     read_as = f"LabelMe's JSON, with the {counted(len(labels), 'class', 'classes')} of {source}"
     problems = [*duplicates, *(problems if absent else [])]
     return Listing(str(folder), tuple(items), labels, None, tuple(problems), warnings, read_as=read_as)
+
+
+def _background_of(class_file: Path, names: list[str]) -> int:
+    """The place of background among classes with colours, whose order is kept."""
+    place = background_index(names)
+    if place is None:
+        raise ValueError(
+            f"{class_file}: the classes {listed(names)}, none of them background; expected one for the pixels that no "
+            "shape covers: add background, or name one of them so"
+        )
+    return place
 
 
 def _labels_of(root: Path) -> list[str]:

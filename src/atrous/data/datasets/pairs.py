@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from atrous.data.datasets.base import WHOLE, Layout, Listing, MaskSource, files_by_stem, pair, split_name, subfolders
+from atrous.data.datasets.base import WHOLE, Layout, Listing, MaskSource, by_split, files_by_stem, pair, subfolders
 from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes
 from atrous.messages import counted, listed
 
@@ -36,13 +36,13 @@ def _folders(root: Path) -> dict[str, tuple[Path, Path]]:
     }
     inside = {name: pairs for name in names if (pairs := _of_kinds(root / name))}
     if beside or inside:
-        return {split_name(name): pairs for name, pairs in (beside | inside).items()}
+        return by_split(root, beside | inside)
     kinds = _of_kinds(root)
     if kinds is None:
         return {}
     images, masks = kinds
-    splits = [name for name in subfolders(images) if (masks / name).is_dir()]
-    return {split_name(name): (images / name, masks / name) for name in splits} or {WHOLE: kinds}
+    splits = {name: (images / name, masks / name) for name in subfolders(images) if (masks / name).is_dir()}
+    return by_split(images, splits) or {WHOLE: kinds}
 
 
 def _of_kinds(root: Path) -> tuple[Path, Path] | None:

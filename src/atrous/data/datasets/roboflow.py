@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from atrous.data.datasets.base import WHOLE, Layout, Listing, files_by_stem, pair, split_name, subfolders
+from atrous.data.datasets.base import WHOLE, Layout, Listing, by_split, files_by_stem, pair, subfolders
 from atrous.data.datasets.class_files import read_lines
 from atrous.data.labels import Labels, voc_palette
 from atrous.messages import counted
@@ -17,13 +17,16 @@ _END = "_mask"
 def _folders(root: Path) -> dict[str, Path]:
     if (root / _CLASSES).is_file():
         return {WHOLE: root}
-    return {split_name(name): root / name for name in subfolders(root) if (root / name / _CLASSES).is_file()}
+    return by_split(root, {name: root / name for name in subfolders(root) if (root / name / _CLASSES).is_file()})
 
 
 def _recognise(root: Path) -> Path | None:
     # Roboflow's classification exports have a file of the same name, whose first column is filename.
     files = [folder / _CLASSES for folder in _folders(root).values()]
-    return root if files and b"pixel" in files[0].open("rb").readline(1000).lower() else None
+    if not files:
+        return None
+    with files[0].open("rb") as file:
+        return root if b"pixel" in file.readline(1000).lower() else None
 
 
 def _read(root: Path, split: str) -> Listing:

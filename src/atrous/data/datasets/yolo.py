@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, files_by_stem, split_name, subfolders
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_by_stem, subfolders
 from atrous.data.datasets.class_files import read_lines, with_background
 from atrous.data.datasets.regions import fill_polygons
 from atrous.data.image_io import Pixels, read_size
@@ -121,7 +121,7 @@ def _folders(root: Path) -> dict[str, list[Path]]:
     inside = {name: root / "images" / name for name in subfolders(root / "images")}
     beside = {name: root / name / "images" for name in subfolders(root) if (root / name / "images").is_dir()}
     whole = {WHOLE: root / "images"} if (root / "images").is_dir() else {}
-    return {split_name(name): [place] for name, place in (inside or beside or whole).items()}
+    return {split: [place] for split, place in by_split(root, inside or beside or whole).items()}
 
 
 def _find(root: Path, name: str, base: str) -> Path | None:
