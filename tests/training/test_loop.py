@@ -315,6 +315,18 @@ def test_a_run_is_not_written_over(trained: Path, longer: Recipe, tiny_data: Pat
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("left", ["best/model.safetensors", "finished.json"])
+def test_a_run_without_its_checkpoints_is_not_written_over(
+    left: str, resume: bool, tiny: Recipe, tiny_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "best").mkdir()
+    (tmp_path / left).write_bytes(b"the result")
+    with pytest.raises(ValueError, match=f"holds {left} of a run without checkpoints.*; name another --out, or delete"):
+        run(tiny, tiny_data, tmp_path, resume=resume)
+    assert (tmp_path / left).read_bytes() == b"the result" and not (tmp_path / "recipe.yaml").exists()
+
+
 def test_another_recipe_does_not_resume_and_the_difference_is_named(trained: Path, longer: Recipe, tiny_data) -> None:
     with pytest.raises(ValueError, match=r"another recipe \(before, now\): momentum: 0.9, 0.5; a resumed run can "):
         run(override(longer, {"lr": 0.5, "momentum": 0.5}), tiny_data, trained, resume=True)
