@@ -57,6 +57,41 @@ def test_what_a_library_swallowed_is_raised_when_all_is_set_up() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.parametrize("at", [True, False])
+def test_a_signal_as_the_wait_begins_or_ends_saves_and_leaves(at: bool) -> None:
+    class Hit(Signals):
+        """Gets a signal once, right after the wait has begun or right before it ends."""
+
+        _waiting, _sent = False, False
+
+        @property
+        def waiting(self) -> bool:  # type: ignore[override]
+            return self._waiting
+
+        @waiting.setter
+        def waiting(self, value: bool) -> None:
+            self._waiting = self._waiting or value
+            if value == at and not self._sent:
+                self._sent = True
+                os.kill(os.getpid(), signal.SIGTERM)
+            self._waiting = value
+
+    saved: list[int] = []
+    with Hit() as signals, pytest.raises(Stopped, match="stopped at step 3 and saved") as caught:
+        with signals.interrupting(True, 3, lambda: saved.append(3)):
+            pass
+    assert caught.value.status == 143 and saved == [3] and not signals.waiting
+
+
+def test_a_handler_that_was_not_set_from_python_gives_way_to_the_default() -> None:
+    with Signals() as signals:
+        signals._before[signal.SIGINT] = None  # what signal.signal returns for one
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 ERRORS = {
     "no memory": (
         RuntimeError(

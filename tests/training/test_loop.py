@@ -174,15 +174,7 @@ def test_a_finished_run_resumed_changes_nothing(trained: Path, longer: Recipe, t
 def test_the_best_weights_are_kept_and_not_the_last(
     tiny: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from atrous.training import loop as module
-
-    values = iter([0.2, 0.9, 0.3])
-
-    def scored(*arguments: Any, **options: Any) -> Any:
-        found = evaluate(*arguments, **options)
-        return replace(found, scores=replace(found.scores, miou=next(values)))
-
-    monkeypatch.setattr(module, "evaluate", scored)
+    scores(monkeypatch, 0.2, 0.9, 0.3)
     assert run(override(tiny, {"iterations": 3, "val_every": 1}), tiny_data, tmp_path) == 0.9
     assert load(tmp_path)[1].metrics["val"]["step"] == 2
 
@@ -323,6 +315,18 @@ def test_a_run_is_not_written_over(trained: Path, longer: Recipe, tiny_data: Pat
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("left", ["best/model.safetensors", "finished.json"])
+def test_a_run_without_its_checkpoints_is_not_written_over(
+    left: str, resume: bool, tiny: Recipe, tiny_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "best").mkdir()
+    (tmp_path / left).write_bytes(b"the result")
+    with pytest.raises(ValueError, match=f"holds {left} of a run without checkpoints.*; name another --out, or delete"):
+        run(tiny, tiny_data, tmp_path, resume=resume)
+    assert (tmp_path / left).read_bytes() == b"the result" and not (tmp_path / "recipe.yaml").exists()
+
+
 def test_another_recipe_does_not_resume_and_the_difference_is_named(trained: Path, longer: Recipe, tiny_data) -> None:
     with pytest.raises(ValueError, match=r"another recipe \(before, now\): momentum: 0.9, 0.5; a resumed run can "):
         run(override(longer, {"lr": 0.5, "momentum": 0.5}), tiny_data, trained, resume=True)
@@ -440,6 +444,62 @@ def test_a_finished_run_goes_on_to_more_steps(tiny: Recipe, tiny_data: Path, tmp
         resume=True,
     )
     assert final_state(tmp_path / "run")["step"] == 6
+
+
+def scores(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
+    """Have the validations to come find these, one after the other."""
+    from atrous.training import loop as module
+
+    left = iter(values)
+
+    def scored(*arguments: Any, **options: Any) -> Any:
+        found = evaluate(*arguments, **options)
+        return replace(found, scores=replace(found.scores, miou=next(left)))
+
+    monkeypatch.setattr(module, "evaluate", scored)
+
+
+def test_more_steps_do_not_write_worse_weights_over_the_best(
+    tiny: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = override(tiny, {"val_every": 2})
+    scores(monkeypatch, 0.5, 0.8, 0.6, 0.7, 0.9)
+    assert run(override(recipe, {"iterations": 3}), tiny_data, tmp_path) == 0.8
+    best = (tmp_path / "best" / "model.safetensors").read_bytes()
+    assert run(override(recipe, {"iterations": 5}), tiny_data, tmp_path, resume=True) == 0.8  # 0.6 at 4, 0.7 at 5
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == best
+    assert final_state(tmp_path)["best"] == 0.8
+    assert run(override(recipe, {"iterations": 6}), tiny_data, tmp_path, resume=True) == 0.9
+    assert load(tmp_path)[1].metrics["val"]["step"] == 6
+
+
+def test_a_step_that_is_validated_again_and_a_later_one_do_not_count_as_the_best_before(
+    tiny: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = override(tiny, {"iterations": 4, "val_every": 2})
+    scores(monkeypatch, 0.5, 0.8, 0.5, 0.8)
+    run(recipe, tiny_data, tmp_path)
+    best = (tmp_path / "best" / "model.safetensors").read_bytes()
+    (tmp_path / "best" / "model.json").unlink()
+    os.truncate(tmp_path / "checkpoints" / "step-4" / checkpoint.STATE, 1000)  # step 2 is gone on from
+    assert run(recipe, tiny_data, tmp_path, resume=True) == 0.8
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == best
+    assert (tmp_path / "best" / "model.json").is_file()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_without_readable_best_weights_a_resumed_run_has_its_checkpoints_score(
+    gone: bool, tiny: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = override(tiny, {"val_every": 2})
+    scores(monkeypatch, 0.5, 0.8, 0.6)
+    run(override(recipe, {"iterations": 3}), tiny_data, tmp_path)
+    if gone:
+        (tmp_path / "best" / "model.safetensors").unlink()
+    else:
+        os.truncate(tmp_path / "best" / "model.safetensors", 100)
+    assert run(override(recipe, {"iterations": 4}), tiny_data, tmp_path, resume=True) == 0.6
+    assert load(tmp_path)[1].metrics["val"]["step"] == 4
 
 
 def test_what_cannot_change_on_the_way_is_refused(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:

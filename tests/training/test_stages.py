@@ -127,6 +127,28 @@ def test_the_last_stage_goes_on_to_more_steps_and_no_other(recipes: list[str], t
     assert finished(last[1].run, last[1].recipe) is not None
 
 
+def test_stages_without_their_checkpoints_are_not_written_over(
+    recipes: list[str], tiny_data: Path, tmp_path: Path
+) -> None:
+    stages = plan_stages(recipes, [str(tiny_data)], tmp_path / "runs")
+    train_stages(stages, **CPU)
+    for stage in stages:
+        mark_finished(stage.run, 0.25, keep_checkpoints=False)
+    with pytest.raises(ValueError, match="one holds finished.json of a run without checkpoints.* another --out"):
+        train_stages(stages, **CPU)
+    assert train_stages(stages, resume=True, **CPU) == 0.25  # all are finished
+    (stages[1].run / "finished.json").unlink()
+    said: list[str] = []
+    with pytest.raises(ValueError, match="two holds best/model.safetensors of a run without checkpoints"):
+        train_stages(stages, resume=True, said=said.append, **CPU)
+    assert said == []
+    (stages[1].run / "finished.json").write_text("{")
+    for again in (train_stages, lambda stages, **options: train_once(stages[1])):
+        with pytest.raises(ValueError, match="two holds finished.json of a run without checkpoints"):
+            again(stages, resume=True, **CPU)
+    assert (stages[1].run / "finished.json").read_text() == "{"
+
+
 def test_several_data_for_one_recipe_are_refused(
     recipes: list[str], tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,17 +73,18 @@ class Signals:
             step: steps done.
             save: what is not saved yet.
         """
-        self.waiting = allowed
         try:
-            if allowed and self.received:
-                raise Interrupted
-            yield
-        except Interrupted:
+            try:
+                self.waiting = allowed
+                if allowed and self.received:
+                    raise Interrupted
+                yield
+            finally:
+                self.waiting = False
+        except Interrupted:  # from the lines around `yield` as well
             self.waiting = False
             save()
             self.leave(step)
-        finally:
-            self.waiting = False
 
     def leave(self, step: int, received: int = 0) -> None:
         """Raise `Stopped` if a signal has come, here or (`received`) at another process; all has been saved before."""
@@ -96,7 +97,7 @@ class Signals:
 
     def _note(self, number: int, _: Any) -> None:
         self.received = number
-        signal.signal(number, self._before[number])
+        signal.signal(number, self._before[number] or signal.SIG_DFL)  # None: it was not set from Python
         if self.at_once:
             self._leave_at_once()
         if self.waiting:
@@ -104,7 +105,7 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextmanager

@@ -72,6 +72,8 @@ def train(
             changed = claim(run, recipe, resume, ctx)
             saved = saved_state(run, dataset) if resume else None
             state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
+            if saved:
+                state.take_best(run, held_out)
             ctx.agree(state.step, f"the processes find {run} at different steps; all must see the same folder")
             if held_out:
                 check_masks(held_out, to_train=False, drawn=drawn)

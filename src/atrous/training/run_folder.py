@@ -11,12 +11,14 @@ from atrous.data.datasets.dataset import SegmentationDataset
 from atrous.evaluation.distributed import DistributedContext
 from atrous.evaluation.evaluate import Evaluation
 from atrous.models.output_stride import Dial
-from atrous.models.weights import ModelCard
+from atrous.models.weights import MODEL_FILE, ModelCard
 from atrous.ops.resize import grid_size
 from atrous.training import checkpoint
 from atrous.training.config import RESUMABLE, ModelConfig, Recipe, differences, override, settings_of
 from atrous.training.recipes import load_recipe
 from atrous.training.state import State, loses_scale
+
+FINISHED = "finished.json"
 
 
 def describe(dataset: SegmentationDataset) -> dict[str, Any]:
@@ -45,6 +47,7 @@ def claim(run: Path, recipe: Recipe, resume: bool, ctx: DistributedContext) -> s
         For the first line of output, the settings that change on the way.
     """
     written, note = run / "recipe.yaml", ""
+    check_no_result(run)
     if checkpoint.steps(run):
         if not resume:
             raise ValueError(
@@ -57,6 +60,21 @@ def claim(run: Path, recipe: Recipe, resume: bool, ctx: DistributedContext) -> s
         run.mkdir(parents=True, exist_ok=True)
         write_text(written, recipe.to_yaml())
     return note
+
+
+def check_no_result(run: Path) -> None:
+    """Refuse a folder with the result of a run that cannot be gone on with, for it has no checkpoints.
+
+    Raises:
+        ValueError: with what is there.
+    """
+    if checkpoint.steps(run):
+        return
+    for name in (FINISHED, f"best/{MODEL_FILE}"):
+        if (run / name).exists():
+            raise ValueError(
+                f"{run} holds {name} of a run without checkpoints to go on from; name another --out, or delete it"
+            )
 
 
 def check_resumable(run: Path, before: Recipe, recipe: Recipe) -> list[str]:

@@ -23,8 +23,7 @@ from atrous.models.weights import resolve
 from atrous.training import checkpoint
 from atrous.training.config import RESUMABLE, Recipe, differences, override
 from atrous.training.recipes import load_recipe
-
-FINISHED = "finished.json"
+from atrous.training.run_folder import FINISHED, check_no_result
 
 
 @dataclass(frozen=True)
@@ -115,6 +114,8 @@ def check_stages(stages: Sequence[Stage], resume: bool) -> None:
     for stage in stages:
         if not resume and checkpoint.steps(stage.run):
             raise ValueError(f"{stage.run} holds a run; add --resume, or name another --out")
+        if not (resume and finished(stage.run, stage.recipe, extend=stage is stages[-1])):
+            check_no_result(stage.run)
         splits = [split for split in (stage.recipe.data.train_split, stage.recipe.data.val_split) if split]
         classes = [len(open_splits(stage.data, split).labels) for split in splits][0]
         if before and classes != before and not stage.recipe.model.reset_head:
@@ -142,6 +143,7 @@ def train_once(
     if done := finished(stage.run, stage.recipe, extend=extend):
         best: float | None = done["miou"]
         return best
+    check_no_result(stage.run)
     (stage.run / FINISHED).unlink(missing_ok=True)
     best = train(stage.recipe, stage.data, stage.run, resume=True, workers=workers, device=device)
     best = None if best is not None and best != best else best  # JSON has no NaN

@@ -204,6 +204,22 @@ class State:
         asked = self.step % self.recipe.run.val_every == 0 or self.step == self.recipe.schedule.iterations
         return bool(held_out) and asked and self.step > 0 and self.validated != self.step
 
+    def take_best(self, run: Path, held_out: object) -> None:
+        """Take the score of ``run/best`` after a resume: a checkpoint is older than the validation of its step.
+
+        Where that step is about to be validated, only the scores of those before count; those of later ones, which a
+        run leaves behind whose newest checkpoint is not whole, never do.
+        """
+        try:
+            found = read_card(run / "best" / MODEL_FILE).metrics["val"]
+            score, step = found["miou"], found["step"]
+        except (ValueError, LookupError, TypeError):  # there is none, or it cannot be used
+            return
+        if not isinstance(score, float) or step > self.step - self.must_validate(held_out):
+            return
+        if self.best is None or self.best != self.best or score > self.best:
+            self.best = score
+
     def note(self, score: float) -> bool:
         """Note a validation; whether it is the best so far: anything is better than none, and than no number."""
         self.validated = self.step

@@ -93,6 +93,8 @@ def train_asynchronously(
             changed = claim(run, recipe, resume, ctx)
             saved = saved_state(run, dataset) if resume else None
             state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
+            if saved:
+                state.take_best(run, held_out)
             if held_out:
                 check_masks(held_out, to_train=False, drawn=drawn)
                 check_reachable(recipe.val_output_stride, state.model.backbone.reachable, "val")
