@@ -38,8 +38,8 @@ def run_demo(args: argparse.Namespace) -> int:
 
     results = demo(args.out, device=args.device)
     if args.json:
-        return _print_json({"results": [result.as_dict() for result in results]})
-    console = _stderr()
+        return print_json({"results": [result.as_dict() for result in results]})
+    console = stderr_console()
     console.print(shares_table({result.photograph: result.areas for result in results}))
     console.print("next:", *NEXT, sep="\n  ", soft_wrap=True, highlight=False)
     for result in results:
@@ -64,7 +64,7 @@ def run_predict(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if sources is args.words:
         complain(f"segmenting with {model}; for another model name it first (atrous models)", 0)
-    console = _stderr()
+    console = stderr_console()
     with Progress(console=console, disable=not console.is_terminal) as bar:
         tasks = bar.add_task("", total=len(files)), bar.add_task("", total=1.0)
 
@@ -86,7 +86,7 @@ def run_predict(args: argparse.Namespace) -> int:
     for why in batch.failures.values():
         complain(why, 2)
     if args.json:
-        _print_json(batch.as_dict())
+        print_json(batch.as_dict())
     return 2 if batch.failures else 0
 
 
@@ -168,9 +168,9 @@ def run_train(args: argparse.Namespace) -> int:
         best, measured = outcome.best, {"replicas": args.asynchronous, "staleness": outcome.staleness.as_dict()}
     best = None if best is not None and best != best else best  # JSON has no NaN
     if args.json:
-        return _print_json({"run": str(run), "weights": str(run / "best"), "miou": best, **measured})
+        return print_json({"run": str(run), "weights": str(run / "best"), "miou": best, **measured})
     scored = f", val mIoU {best:.4f}" if best is not None else ""
-    _stderr().print(f"done{scored}; the weights are in {run / 'best'}", soft_wrap=True, highlight=False)
+    stderr_console().print(f"done{scored}; the weights are in {run / 'best'}", soft_wrap=True, highlight=False)
     return 0
 
 
@@ -181,7 +181,7 @@ def _finetuned(data: str, given: dict[str, Any], before: Path | None) -> Recipe:
     from atrous.training.recipes import load_recipe
 
     override(load_recipe(BASE), given)  # a slip is named before the data is read
-    console = _stderr()
+    console = stderr_console()
     if before is not None and before.is_file():
         console.print(f"what was chosen before, in {before}", soft_wrap=True, highlight=False)
         return override(load_recipe(before), given)
@@ -215,7 +215,7 @@ def _train_stages(args: argparse.Namespace, values: dict[str, Any]) -> int:
 
     if args.asynchronous is not None:
         raise ValueError("--asynchronous takes one recipe at a time")
-    console = _stderr()
+    console = stderr_console()
     stages = plan_stages(args.recipes, args.data, args.out, values)
     best = train_stages(
         stages,
@@ -226,7 +226,7 @@ def _train_stages(args: argparse.Namespace, values: dict[str, Any]) -> int:
     )
     if args.json:
         runs = [str(stage.run) for stage in stages]
-        return _print_json({"runs": runs, "weights": str(stages[-1].run / "best"), "miou": best})
+        return print_json({"runs": runs, "weights": str(stages[-1].run / "best"), "miou": best})
     console.print(f"done; the weights are in {stages[-1].run / 'best'}", soft_wrap=True, highlight=False)
     return 0
 
@@ -247,7 +247,7 @@ def run_eval(args: argparse.Namespace) -> int:
     if args.longest_side is not None:
         model.longest_side = checked_longest_side(args.longest_side)
     model = model.to(pick_device(args.device)).for_inference()
-    console = _stderr()
+    console = stderr_console()
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(args.split, total=len(dataset))
         if args.ladder:
@@ -257,7 +257,7 @@ def run_eval(args: argparse.Namespace) -> int:
             progress=lambda done: bar.update(task, completed=done),
         )  # fmt: skip
     if args.json:
-        return _print_json(result.as_dict())
+        return print_json(result.as_dict())
     console.print(scores_table(result))
     return 0
 
@@ -269,8 +269,8 @@ def _eval_ladder(args: argparse.Namespace, model: Any, dataset: Any, progress: A
     rows = rungs(args.output_stride or 8, PAPER_SCALES if args.scales == [1.0] else args.scales, args.pad_to)
     results = ladder(model, dataset, rows, progress=progress)
     if args.json:
-        return _print_json({"rows": [result.as_dict() for result in results], "markdown": markdown(results)})
-    _stderr().print(markdown(results), soft_wrap=True, highlight=False)
+        return print_json({"rows": [result.as_dict() for result in results], "markdown": markdown(results)})
+    stderr_console().print(markdown(results), soft_wrap=True, highlight=False)
     return 0
 
 
@@ -301,15 +301,15 @@ def run_models(args: argparse.Namespace) -> int:
         if args.name not in rows:
             raise ValueError(f"there is no model {args.name!r}{did_you_mean(args.name, rows)}")
         row = rows[args.name]
-        return _print_json(row) if args.json else _print_table(model_table(args.name, row, hardware))
-    return _print_json(rows) if args.json else _print_table(models_table(rows, hardware))
+        return print_json(row) if args.json else print_table(model_table(args.name, row, hardware))
+    return print_json(rows) if args.json else print_table(models_table(rows, hardware))
 
 
 def list_recipes() -> None:
     """Print the named recipes."""
     from atrous.training.recipes import RECIPES
 
-    _print_table(recipes_table(RECIPES))
+    print_table(recipes_table(RECIPES))
 
 
 def run_data_check(args: argparse.Namespace) -> int:
@@ -318,9 +318,9 @@ def run_data_check(args: argparse.Namespace) -> int:
 
     report = check(args.data, allow_empty_classes=args.allow_empty_classes)
     if args.json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
     else:
-        _stderr().print(render(report))
+        stderr_console().print(render(report))
     return 1 if report.problems else 0
 
 
@@ -341,7 +341,7 @@ def run_label(args: argparse.Namespace) -> int:
         output_stride=args.output_stride,
         device=args.device,
     )
-    console = _stderr()
+    console = stderr_console()
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(args.split, total=len(files))
         done = label(
@@ -351,7 +351,7 @@ def run_label(args: argparse.Namespace) -> int:
     for why in done.failures.values():
         complain(why, 1)
     if args.json:
-        _print_json(done.as_dict())
+        print_json(done.as_dict())
     else:
         if done.written and done.ignored == 1:
             complain("the teacher was sure of no pixel: nothing can be learnt from these masks", 1)
@@ -367,7 +367,7 @@ def run_submit_write(args: argparse.Namespace) -> int:
 
     from atrous.prediction.submission import write
 
-    console = _stderr()
+    console = stderr_console()
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(args.split)
         submission = write(
@@ -384,7 +384,7 @@ def run_submit_write(args: argparse.Namespace) -> int:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if args.json:
-        return _print_json(submission.as_dict())
+        return print_json(submission.as_dict())
     said = f"{submission.predicted} of {submission.images} images predicted, the rest were there; packed and checked:"
     console.print(said, highlight=False)
     print_out(str(submission.archive))
@@ -397,12 +397,12 @@ def run_submit_check(args: argparse.Namespace) -> int:
 
     faults = check(args.archive, args.data, split=args.split)
     if args.json:
-        _print_json({"archive": str(args.archive), "sound": not faults, "problems": faults})
+        print_json({"archive": str(args.archive), "sound": not faults, "problems": faults})
     else:
         for line in faults:
             complain(line, 2)
         verdict = f"{len(faults)} problem{'s' if len(faults) > 1 else ''}" if faults else "sound"
-        _stderr().print(f"{args.archive}: {verdict}", soft_wrap=True, highlight=False)
+        stderr_console().print(f"{args.archive}: {verdict}", soft_wrap=True, highlight=False)
     return 1 if faults else 0
 
 
@@ -420,7 +420,7 @@ def run_reproduce(args: argparse.Namespace) -> int:
     from atrous.reproduction.run import FIGURE_4, check_words, figure_4, listed, reproduce
 
     check_words(args.what, options)
-    console = _stderr()
+    console = stderr_console()
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, highlight=False)
@@ -428,7 +428,7 @@ def run_reproduce(args: argparse.Namespace) -> int:
     if args.what == ["list"]:
         rows = listed(options)
         if args.json:
-            return _print_json(rows)
+            return print_json(rows)
         console.print(listing_table(rows))
         return 0
     answers: dict[str, Any] = {}
@@ -444,11 +444,12 @@ def run_reproduce(args: argparse.Namespace) -> int:
             say(Path(table["files"]["markdown"]).read_text(encoding="utf-8"))
     if args.json:
         answers |= tables
-        _print_json(answers if len(answers) > 1 else next(iter(answers.values()), {}))
+        print_json(answers if len(answers) > 1 else next(iter(answers.values()), {}))
     return 1 if any(table["failed"] for table in tables.values()) else 0
 
 
-def _stderr() -> Console:
+def stderr_console() -> Console:
+    """A console for progress and tables."""
     from rich.console import Console
 
     # Names of files and classes hold anything. A pipe has no width: rich would cut tables at 80 columns.
@@ -456,12 +457,14 @@ def _stderr() -> Console:
     return Console(stderr=True, markup=False, emoji=False, width=wide)
 
 
-def _print_table(table: Any) -> int:
-    _stderr().print(table)
+def print_table(table: Any) -> int:
+    """Print a table on standard error; exit status 0."""
+    stderr_console().print(table)
     return 0
 
 
-def _print_json(value: Any) -> int:
+def print_json(value: Any) -> int:
+    """Print one JSON object on standard output; exit status 0."""
     print_out(json.dumps(value, allow_nan=False))
     return 0
 

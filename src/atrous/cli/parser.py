@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from atrous.cli.arguments import (
+    Parser,
+    add_command,
+    add_device,
+    add_inference,
+    add_json,
+    add_longest_side,
+    add_pad_to,
+)
 from atrous.cli.commands import (
     complain,
     list_recipes,
@@ -30,60 +38,6 @@ from atrous.cli.commands import (
     run_submit_write,
     run_train,
 )
-from atrous.messages import did_you_mean
-
-SYNONYMS = {
-    "--batch": "--batch-size",
-    "--accumulate": "--grad-accum-steps",
-    "--ema": "--ema-decay",
-    "--model": "the model is the first word: atrous predict MODEL PHOTOGRAPHS",
-    "--epochs": "training is counted in steps: --iterations (an epoch has images / batch size of them)",
-    "--steps": "--iterations",
-    "--max-iters": "--iterations",
-    "--learning-rate": "--lr",
-    "--img-size": "--longest-side for prediction and evaluation, --set crop=SIDE for training",
-    "--imgsz": "--longest-side for prediction and evaluation, --set crop=SIDE for training",
-    "--os": "--output-stride",
-    "--input": "photographs are given without a flag: atrous predict PHOTOGRAPHS",
-    "--output": "--out",
-    "--gpu": "--device cuda",
-    "--num-workers": "--workers",
-    "--config": "the recipe is the first word: atrous train RECIPE --data DATA",
-    "--classes": "names in the dataset.yaml of --data",
-    "--checkpoint": "a run folder or weight file is given without a flag, as MODEL",
-    "--pretrained": "--weights",
-    "--name": "--out",
-}
-"""Flags of other tools and of before, and what they are called here."""
-
-ELSEWHERE = {"bench": "python -m benchmarks, in a copy of the repository, compares with other libraries"}
-"""Commands of before."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line that names the right flag."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
-
-    def error(self, message: str) -> NoReturn:
-        _, unknown, words = message.partition("unrecognized arguments: ")
-        if unknown:
-            flag = (words.split() or [""])[0].split("=")[0]  # a word can be empty
-            hint = SYNONYMS.get(flag)
-            message += f"; here: {hint}" if hint else did_you_mean(flag, self._option_string_actions, otherwise="")
-        if "invalid choice: '" in message:
-            word = message.split("invalid choice: '")[1].split("'")[0]
-            choices = re.findall(r"[\w-]+", message.partition("(choose from ")[2])
-            message += f"; {ELSEWHERE[word]}" if word in ELSEWHERE else did_you_mean(word, choices, otherwise="")
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        # A subcommand's unknown flags come back to the top, which does not know their neighbours: report them below.
-        parsed, rest = self.parse_known_args(args, namespace)
-        if rest:
-            getattr(parsed, "parser", self).error(f"unrecognized arguments: {' '.join(rest)}")
-        return parsed
 
 
 class _ListRecipes(argparse.Action):
@@ -158,38 +112,31 @@ def _status_of(error: Exception) -> int:
     return int(getattr(error, "status", 0))
 
 
-def _parser() -> _Parser:
+def _parser() -> Parser:
     from atrous import __version__
 
-    parser = _Parser(prog="atrous", description="DeepLabv3: segment photographs, train, evaluate.")
+    parser = Parser(prog="atrous", description="DeepLabv3: segment photographs, train, evaluate.")
     parser.add_argument("--version", action="version", version=f"atrous {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     data = (_add_data, _add_label, _add_submit)
     for add in (_add_demo, _add_predict, _add_train, _add_eval, _add_models, *data, _add_reproduce):
         add(commands)
     return parser
 
 
-def _command(commands: Any, name: str, run: Any, text: str, example: str, **options: Any) -> _Parser:
-    epilog = f"example:\n  {example}"
-    parser: _Parser = commands.add_parser(name, help=text, description=text, epilog=epilog, **options)
-    parser.set_defaults(run=run, parser=parser)
-    return parser
-
-
 def _add_demo(commands: Any) -> None:
     text = "segment the bundled photographs with the bundled weights, and write the overlays"
-    parser = _command(commands, "demo", run_demo, text, "atrous demo --out demo")
+    parser = add_command(commands, "demo", run_demo, text, "atrous demo --out demo")
     parser.add_argument("--out", type=Path, default=Path("atrous-demo"), help="folder to write (default: %(default)s)")
-    _add_device(parser)
-    _add_json(parser)
+    add_device(parser)
+    add_json(parser)
 
 
 def _add_predict(commands: Any) -> None:
     text = "segment photographs into masks and overlays"
     example = "atrous predict objects-mobilenetv2 photos/ --out found"
     usage = "atrous predict [options] [MODEL] SOURCE ..."
-    parser = _command(commands, "predict", run_predict, text, example, usage=usage)
+    parser = add_command(commands, "predict", run_predict, text, example, usage=usage)
     text = "files, folders, globs; before them, if not everyday objects, the model: a name (atrous models), a run "
     text += "folder or a weight file"
     parser.add_argument("words", metavar="[MODEL] SOURCE", nargs="+", help=text)
@@ -200,15 +147,15 @@ def _add_predict(commands: Any) -> None:
     )
     text = "side of the tiles of large images (default: 1601, for those seen at above 16.8 megapixels)"
     parser.add_argument("--window", type=int, metavar="SIDE", help=text)
-    _add_longest_side(parser)
+    add_longest_side(parser)
     parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger images (default: 178956970)")
-    _add_inference(parser)
-    _add_device(parser)
-    _add_json(parser)
+    add_inference(parser)
+    add_device(parser)
+    add_json(parser)
 
 
 def _add_train(commands: Any) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "train",
         run_train,
@@ -238,49 +185,49 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--asynchronous", type=int, metavar="N", help="replicas that do not wait for each other (Ray)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
                         help="any other key of the recipe; can be given many times")  # fmt: skip
-    _add_device(parser)
-    _add_json(parser)
+    add_device(parser)
+    add_json(parser)
 
 
 def _add_eval(commands: Any) -> None:
     text, example = "mIoU of a model on a data set", "atrous eval runs/mine --data my-data --output-stride 8"
-    parser = _command(commands, "eval", run_eval, text, example, aliases=["val"])
+    parser = add_command(commands, "eval", run_eval, text, example, aliases=["val"])
     parser.add_argument(
         "model", metavar="MODEL", help="a named model (see atrous models), a run folder or a weight file"
     )
     parser.add_argument("--data", required=True, help="a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH")
     parser.add_argument("--split", default="val", help="(default: %(default)s)")
-    _add_longest_side(parser)
-    _add_inference(parser)
+    add_longest_side(parser)
+    add_inference(parser)
     text = "the rows of Table 4: output stride 16 down to --output-stride (8), then --scales (the paper's), then flips"
     parser.add_argument("--ladder", action="store_true", help=text)
-    _add_pad_to(parser)
+    add_pad_to(parser)
     text = "compare the number of classes of model and data alone, not their names and order"
     parser.add_argument("--ignore-class-names", action="store_true", help=text)
-    _add_device(parser)
-    _add_json(parser)
+    add_device(parser)
+    add_json(parser)
 
 
 def _add_models(commands: Any) -> None:
     text = "list the named weights, with classes, mIoU, size and licence"
-    parser = _command(commands, "models", run_models, text, "atrous models objects-mobilenetv2")
+    parser = add_command(commands, "models", run_models, text, "atrous models objects-mobilenetv2")
     parser.add_argument("name", metavar="NAME", nargs="?", help="all about this one")
-    _add_json(parser)
+    add_json(parser)
 
 
 def _add_data(commands: Any) -> None:
-    parser = _command(commands, "data", None, "look at a data set", "atrous data check my-data")
-    inner = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    check = _command(inner, "check", run_data_check, "is this data set sound?", "atrous data check my-data")
+    parser = add_command(commands, "data", None, "look at a data set", "atrous data check my-data")
+    inner = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    check = add_command(inner, "check", run_data_check, "is this data set sound?", "atrous data check my-data")
     text = "classes without a pixel, or one class alone, are warnings, not problems"
     check.add_argument("--allow-empty-classes", action="store_true", help=text)
     check.add_argument("data", metavar="DATA", help="a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH")
-    _add_json(check)
+    add_json(check)
 
 
 def _add_label(commands: Any) -> None:
     text = "label photographs with a teacher's masks, as a split to train on"
-    parser = _command(commands, "label", run_label, text, "atrous label runs/large photos/ --data my-data --flip")
+    parser = add_command(commands, "label", run_label, text, "atrous label runs/large photos/ --data my-data --flip")
     text = "a named model (see atrous models), a run folder, a weight file, or a .tflite graph"
     parser.add_argument("teacher", metavar="TEACHER", help=text)
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="files, folders, globs")
@@ -289,18 +236,18 @@ def _add_label(commands: Any) -> None:
     parser.add_argument(
         "--confidence", type=float, default=0.6, help="ignore pixels below this probability (default: %(default)s)"
     )
-    _add_inference(parser)
-    _add_device(parser)
-    _add_json(parser)
+    add_inference(parser)
+    add_device(parser)
+    add_json(parser)
 
 
 def _add_submit(commands: Any) -> None:
-    parser = _command(
+    parser = add_command(
         commands, "submit", None, "files for the test servers of VOC and Cityscapes",
         "atrous submit write runs/mine --data voc:VOCdevkit --out for-voc",
     )  # fmt: skip
-    inner = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    write = _command(
+    inner = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    write = add_command(
         inner, "write", run_submit_write, "predict a split and pack what the server takes",
         "atrous submit write runs/mine --data voc:VOCdevkit --out for-voc",
     )  # fmt: skip
@@ -309,7 +256,7 @@ def _add_submit(commands: Any) -> None:
     )
     write.add_argument("--out", type=Path, required=True, help="folder for the predictions and the archive")
     write.add_argument("--competition", choices=("comp5", "comp6"), help="of VOC: only VOC's data, or any (default)")
-    check = _command(
+    check = add_command(
         inner, "check", run_submit_check, "is this what the server takes?",
         "atrous submit check for-voc/results.tgz --data voc:VOCdevkit",
     )  # fmt: skip
@@ -317,15 +264,15 @@ def _add_submit(commands: Any) -> None:
     for command in (write, check):
         command.add_argument("--data", required=True, help="voc:PATH or cityscapes:PATH")
         command.add_argument("--split", default="test", help="(default: %(default)s)")
-    _add_pad_to(write)
-    _add_inference(write)
-    _add_device(write)
+    add_pad_to(write)
+    add_inference(write)
+    add_device(write)
     for command in (write, check):
-        _add_json(command)
+        add_json(command)
 
 
 def _add_reproduce(commands: Any) -> None:
-    parser = _command(
+    parser = add_command(
         commands, "reproduce", run_reproduce, "the paper's tables and figures, its numbers beside ours",
         "atrous reproduce table-5 --preset tiny",
     )  # fmt: skip
@@ -348,29 +295,5 @@ def _add_reproduce(commands: Any) -> None:
     parser.add_argument("--parallel", type=int, metavar="N", help=text)
     parser.add_argument("--out", type=Path, help="folder of all runs and tables (default: reproduced/PRESET)")
     parser.add_argument("--dry-run", action="store_true", help="stop after the plan and the estimate of the time")
-    _add_device(parser)
-    _add_json(parser)
-
-
-def _add_inference(parser: _Parser) -> None:
-    parser.add_argument("--output-stride", type=int, help="of the features (default: the model's)")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="average over these scales")
-    parser.add_argument("--flip", action="store_true", help="average over left-right flipped inputs, too")
-
-
-def _add_longest_side(parser: _Parser) -> None:
-    text = "resize images to this longest side for the model, 0 for none (default: the model's)"
-    parser.add_argument("--longest-side", type=int, metavar="PIXELS", help=text)
-
-
-def _add_pad_to(parser: _Parser) -> None:
-    text = "pad smaller images to this height and width with the mean color; the paper has 513 for VOC (default: none)"
-    parser.add_argument("--pad-to", type=int, metavar="PIXELS", help=text)
-
-
-def _add_device(parser: _Parser) -> None:
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-
-
-def _add_json(parser: _Parser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line of standard output")
+    add_device(parser)
+    add_json(parser)
