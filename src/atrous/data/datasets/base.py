@@ -132,7 +132,10 @@ def pair(
     return tuple(Item(name, images[name], None if masks is None else masks[name]) for name in complete), problems
 
 
-_SPLIT_NAMES = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
+_SPLIT_NAMES = {
+    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
+    **{"val": "val", "valid": "val", "validation": "val"},
+}
 WHOLE = "all"
 """The split of a data set that has none."""
 
@@ -140,6 +143,11 @@ WHOLE = "all"
 def split_name(name: str) -> str:
     """What a folder or file of a split is called here: valid is val, for one."""
     return _SPLIT_NAMES.get(name.lower(), name)
+
+
+def split_or_whole(name: str) -> str:
+    """The split that the name of a file, task or folder says, such as train for Train; `WHOLE` if it says none."""
+    return _SPLIT_NAMES.get(name.lower(), WHOLE)
 
 
 def by_split(root: Path, places: Mapping[str, T]) -> dict[str, T]:
