@@ -20,11 +20,22 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, is_clutter, split_name, split_or_whole, subfolders
+from atrous.data.datasets.base import (
+    WHOLE,
+    Item,
+    Layout,
+    Listing,
+    is_clutter,
+    split_name,
+    split_of_file,
+    split_or_whole,
+    subfolders,
+)
 from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.image_search import ImageSearch, stem_of
 from atrous.data.datasets.notes import Notes
-from atrous.data.datasets.regions import Region, check_points, fill_oriented, fill_polygons, paste
+from atrous.data.datasets.options import DatasetOptions
+from atrous.data.datasets.regions import Region, blank_mask, check_points, fill_oriented, fill_polygons, paste
 from atrous.data.datasets.xml_records import XmlRecord, parse_xml, xml_records
 from atrous.data.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import Labels
@@ -99,7 +110,8 @@ class CvatMask:
             shapes.sort(key=lambda shape: int(shape.get("z_order") or 0))
         except ValueError as error:
             raise ValueError(f"{self}: {error}") from None
-        mask, ids = np.zeros((height, width), dtype=np.uint8), dict(self.ids)
+        ids = dict(self.ids)
+        mask = blank_mask(height, width, ids.values())
         for shape in shapes:
             label = _label(shape)
             if label not in ids:
@@ -161,7 +173,9 @@ def _mask(shape: Element, height: int, width: int) -> Region:
 
 
 def _files(root: Path) -> list[Path]:
-    """The XML files in a folder, or in those in it."""
+    """The XML files in a folder, or in those in it; or one such file."""
+    if root.is_file():
+        return [root] if root.suffix.lower() == ".xml" and _peek(root) else []
     for folders in ([root, root / "annotations"], [root / name for name in subfolders(root)]):
         if files := [path for folder in folders for path in sorted(folder.glob("*.xml")) if _peek(path)]:
             return files
@@ -202,16 +216,16 @@ def _note(content: _Content, record: XmlRecord) -> None:
     if element.tag == "track":
         raise ValueError(_VIDEO)
     if element.tag == "meta":
-        for label in element.iterfind(".//labels/label"):
+        for entry in element.iterfind(".//labels/label"):
             # Parts of a skeleton have a parent; what marks points, lines or whole images has no area.
-            if not (label.findtext("parent") or "").strip() and label.findtext("type") not in _NO_AREA:
-                content.labels.append((label.findtext("name") or "").strip())
+            if not _text(entry, "parent") and entry.findtext("type") not in _NO_AREA:
+                content.labels.append(_text(entry, "name"))
         for task in element.iter("task"):
-            content.subsets[(task.findtext("id") or "").strip()] = (task.findtext("subset") or "").strip()
+            content.subsets[_text(task, "id")] = _text(task, "subset")
     elif element.tag == "image":
         name = element.get("name") or ""
-        task = element.get("task_id") or (next(iter(content.subsets)) if len(content.subsets) == 1 else "")
-        subset = element.get("subset") or content.subsets.get(task, "")
+        number = element.get("task_id") or (next(iter(content.subsets)) if len(content.subsets) == 1 else "")
+        subset = element.get("subset") or content.subsets.get(number, "")
         content.images.append(_Image(name, subset, record.start, record.end))
         for shape in element:
             content.shapes[shape.tag] += 1
@@ -222,15 +236,19 @@ def _note(content: _Content, record: XmlRecord) -> None:
                 content.notes.add(f"<{shape.tag}> {known}", f"image {name}")
 
 
+def _text(element: Element, name: str) -> str:
+    return (element.findtext(name) or "").strip()
+
+
 def _split_of(path: Path, image: _Image, root: Path) -> str:
     if image.subset and image.subset.lower() != "default":
         return split_name(image.subset)
-    by_file = split_or_whole(path.stem)
-    return by_file if by_file != WHOLE or path.parent == root else split_or_whole(path.parent.name)
+    return split_of_file(path, root)
 
 
 def _splits(root: Path) -> list[str]:
-    return [*{_split_of(path, image, root) for path, content in _contents(root).items() for image in content.images}]
+    contents = _contents(root)
+    return [*{_split_of(path, image, root) for path, content in contents.items() for image in content.images}]
 
 
 def _labels(root: Path, contents: dict[Path, _Content]) -> tuple[Labels, dict[str, int]]:
@@ -246,19 +264,20 @@ def _labels(root: Path, contents: dict[Path, _Content]) -> tuple[Labels, dict[st
     return labels, dict(zip(names, ids, strict=True))
 
 
-def _read(root: Path, split: str, images: Path | None = None) -> Listing:
+def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
     contents = _contents(root)
     labels, ids = _labels(root, contents)
+    base = root.parent if root.is_file() else root
     items: dict[str, Item] = {}
     absent, twice, problems = [], 0, []
     for path, content in contents.items():
-        search = ImageSearch([images, path.parent / "images", path.parent, root / "images", root])
-        folder = path.parent.relative_to(root).as_posix()
+        search = ImageSearch([options.images, path.parent / "images", path.parent, base / "images", base])
+        folder = path.parent.relative_to(base).as_posix()
         prefix = "" if folder in (".", "annotations") or split_or_whole(folder) != WHOLE else f"{folder}/"
         for image in content.images:
             if _split_of(path, image, root) != split:
                 continue
-            place = search.find(image.name, image.subset)
+            place = search.find(image.name, image.subset or split)
             if place is None:
                 absent.append(image.name)
                 continue

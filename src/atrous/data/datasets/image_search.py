@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from atrous.data.datasets.base import is_clutter
+from atrous.data.datasets.base import WHOLE, is_clutter, split_or_whole
 from atrous.data.image_file import IMAGE_SUFFIXES
 
 _MOST_FILES = 1_000_000
@@ -22,17 +22,24 @@ _MOST_FILES = 1_000_000
 class ImageSearch:
     """Images below some folders, by the names that annotations have for them."""
 
-    def __init__(self, folders: Sequence[Path | None]) -> None:
-        """Nothing is listed yet; folders that are None or not there count for nothing."""
-        self._folders = [*dict.fromkeys(folder for folder in folders if folder is not None and folder.is_dir())]
-        self._index: tuple[dict[str, list[Path]], ...] | None = None
+    def __init__(self, folders: Sequence[Path | str]) -> None:
+        """Nothing is listed yet; those that are empty text or not there count for nothing."""
+        given = [*dict.fromkeys(Path(folder) for folder in folders if folder)]
+        self._place = given[0]
+        self._folders = [folder for folder in given if folder.is_dir()]
+        self._index: tuple[_Index, ...] | None = None
+
+    def __str__(self) -> str:
+        """The first folder, for messages."""
+        return str(self._place)
 
     def find(self, name: str, within: str = "") -> Path | None:
         """The image of this name, or None: its path below a folder, else its name, its stem, its tidied stem.
 
         Args:
             name: of a file, with or without folders and suffix; parts that lead out of the folders are dropped.
-            within: the folder that it should be in, if there are several of the name, such as that of the split.
+            within: the folder that it should be in, if there are several of the name, such as that of the split; it is
+                not taken from the folder of another split.
         """
         parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("..", ".", "/", "")]
         if not parts or "\0" in name:
@@ -44,17 +51,23 @@ class ImageSearch:
                     return folder / tail
         wanted = PurePosixPath(*parts)
         for files, key in zip(self._files(), _KEYS, strict=True):
-            if paths := files.get(key(wanted)):
-                return _nearest(paths, parts, within)
+            if places := files.get(key(wanted)):
+                return _nearest(places, parts, within)
         return None
 
-    def _files(self) -> tuple[dict[str, list[Path]], ...]:
+    def _files(self) -> tuple[_Index, ...]:
         if self._index is None:
             self._index = tuple(defaultdict(list) for _ in _KEYS)
-            for path in sorted({path for folder in self._folders for path in _images_below(folder)}):
+            # A folder that comes earlier counts, where one is in the other.
+            found = {path: folder for folder in self._folders[::-1] for path in _below(folder)}
+            for path, base in sorted(found.items()):
                 for files, key in zip(self._index, _KEYS, strict=True):
-                    files[key(path)].append(path)
+                    files[key(path)].append((path, path.relative_to(base).parts[:-1]))
         return self._index
+
+
+_Index = dict[str, list[tuple[Path, tuple[str, ...]]]]
+"""Images, and the folders that they are in below the one that was searched, by name."""
 
 
 def stem_of(name: str) -> str:
@@ -76,7 +89,8 @@ _KEYS: tuple[Callable[[PurePosixPath | Path], str], ...] = (
 )
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _below(folder: Path) -> list[Path]:
+    """The images in a folder and those in it."""
     paths: list[Path] = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not is_clutter(name)]
@@ -86,11 +100,11 @@ def _images_below(folder: Path) -> list[Path]:
     return [path for path in paths if not is_clutter(path.name)]
 
 
-def _nearest(paths: list[Path], parts: list[str], within: str) -> Path | None:
-    """Of several images of a name the one whose folders agree with `parts` and `within`; None if two agree alike."""
-    if len(paths) == 1:
-        return paths[0]
-    wanted = {*parts[:-1], *([within] if within else [])}
-    scores = [len(wanted & {*path.parts[:-1]}) for path in paths]
-    best = [path for path, score in zip(paths, scores, strict=True) if score == max(scores)]
+def _nearest(places: list[tuple[Path, tuple[str, ...]]], parts: list[str], within: str) -> Path | None:
+    """Of images of a name the one whose folders agree with `parts` and `within`; None if two agree alike."""
+    split, wanted = split_or_whole(within), {*parts[:-1], within}
+    if split != WHOLE:
+        places = [place for place in places if {split_or_whole(name) for name in place[1]} <= {WHOLE, split}]
+    scores = [len(wanted & {*folders}) for _, folders in places]
+    best = [path for (path, _), score in zip(places, scores, strict=True) if score == max(scores)]
     return best[0] if len(best) == 1 else None

@@ -22,15 +22,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import numpy as np
-
-from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, is_clutter, split_or_whole, subfolders
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, is_clutter, split_of_file, subfolders
 from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.image_search import ImageSearch, stem_of
 from atrous.data.datasets.json_records import json_elements
 from atrous.data.datasets.label_studio_png import BrushFiles, BrushFilesMask, brush_files, class_of, merged
 from atrous.data.datasets.label_studio_regions import draw_region, region_kind
 from atrous.data.datasets.notes import Notes
+from atrous.data.datasets.options import DatasetOptions
+from atrous.data.datasets.regions import blank_mask
 from atrous.data.datasets.xml_records import parse_xml
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import MAX_PIXELS, Pixels, read_size
@@ -57,8 +57,10 @@ class _Entry(NamedTuple):
         number: of the annotation, likewise.
         images: names that the image may have.
         rank: greater for the one that counts.
-        index: of the annotation in its task.
+        place: of the annotation among those of its task that are not cancelled.
         labels: of its regions.
+        notes: what is left out of it.
+        people: what its annotator is called: a number, an e-mail address.
         start: first byte of the task.
         end: behind its last byte.
     """
@@ -67,9 +69,10 @@ class _Entry(NamedTuple):
     number: int
     images: tuple[str, ...]
     rank: tuple[bool, str, int]
-    index: int
+    place: int
     labels: tuple[str, ...]
     notes: Notes
+    people: tuple[str, ...]
     start: int
     end: int
 
@@ -119,7 +122,7 @@ class LabelStudioMask:
             raise ValueError(f"{self}: the file has changed since it was listed; expected it as it was") from None
         ids = dict(self.ids)
         height, width = _size(self, regions) or read_size(self.image)
-        mask = np.zeros((height, width), dtype=np.uint8)
+        mask = blank_mask(height, width, ids.values())
         for place, (label, value) in enumerate(regions):
             if label not in ids:
                 raise ValueError(f"{self}: region {place} is {label!r}, no class{did_you_mean(label, ids)}")
@@ -230,7 +233,9 @@ def _path_of(address: str) -> str:
 
 
 def _files(root: Path) -> list[Path]:
-    """The JSON files in a folder, or in those in it."""
+    """The JSON files in a folder, or in those in it; or one such file."""
+    if root.is_file():
+        return [root] if root.suffix.lower() == ".json" and _peek(root) else []
     for folders in ([root], [root / name for name in subfolders(root)]):
         if files := [path for folder in folders for path in sorted(folder.glob("*.json")) if _peek(path)]:
             return files
@@ -286,40 +291,47 @@ def _note(content: _Content, task: dict[str, Any], start: int, end: int) -> None
         when = str(annotation.get("updated_at") or annotation.get("created_at") or "")
         own = _number(annotation.get("annotation_id", annotation.get("id")))
         rank = (bool(annotation.get("ground_truth")), when, own)
-        content.entries.append(_Entry(number, own, images, rank, index, labels, notes, start, end))
+        content.entries.append(_Entry(number, own, images, rank, index, labels, notes, _people(annotation), start, end))
+
+
+def _people(annotation: dict[str, Any]) -> tuple[str, ...]:
+    who = annotation.get("completed_by", annotation.get("annotator"))
+    return tuple(str(part) for part in (who.values() if isinstance(who, dict) else (who,)) if part not in (None, ""))
 
 
 def _number(value: object) -> int:
-    return value if isinstance(value, int) and value >= 0 else int(value) if str(value).isdecimal() else -1  # type: ignore[call-overload, no-any-return]
-
-
-def _split_of(path: Path, root: Path) -> str:
-    split = split_or_whole(path.stem)
-    return split if split != WHOLE or path.parent == root else split_or_whole(path.parent.name)
+    text = str(value)
+    return int(text) if text.isdecimal() and len(text) < 19 else -1
 
 
 def _splits(root: Path) -> list[str]:
-    return [*{_split_of(path, root) for path in _files(root)}] or [WHOLE]
+    return [*{split_of_file(path, root) for path in _files(root)}] or [WHOLE]
 
 
 def _recognise(root: Path) -> Path | None:
     return root if _files(root) or brush_files(root) else None
 
 
-def _read(root: Path, split: str, images: Path | None = None) -> Listing:
-    contents, brushes = _contents(root), brush_files(root)
+def _folder(root: Path) -> Path:
+    return root.parent if root.is_file() else root
+
+
+def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
+    contents, brushes, folder = _contents(root), brush_files(_folder(root)), _folder(root)
     if not contents:
         return _without_json(root, brushes)
     labels, ids = _labels(root, contents, brushes)
-    here = {path: content for path, content in contents.items() if _split_of(path, root) == split}
-    notes, search = Notes(), ImageSearch([images, root / "images", root])
+    here = {path: content for path, content in contents.items() if split_of_file(path, root) == split}
+    notes, search = Notes(), ImageSearch([options.images, folder / "images", folder])
     for content in here.values():
         notes.update(content.notes)
     entries = [(path, entry) for path, content in here.items() for entry in _entries(content, brushes)]
+    if options.annotator:
+        entries = _of_annotator(root, options.annotator, entries)
     by_image: dict[Path, list[tuple[Path, _Entry]]] = defaultdict(list)
     absent = []
     for path, entry in entries:
-        if (image := next((place for name in entry.images if (place := search.find(name))), None)) is None:
+        if (image := next((place for name in entry.images if (place := search.find(name, split))), None)) is None:
             absent.append(entry.images[0] if entry.images else f"task {entry.task}")
         else:
             by_image[image].append((path, entry))
@@ -348,7 +360,15 @@ def _entries(content: _Content, brushes: BrushFiles) -> Iterator[_Entry]:
     yield from content.entries
     for number, images in content.bare:
         for own in brushes.get(number, {}):
-            yield _Entry(number, own, images, (False, "", own), 0, (), Notes(), 0, 0)
+            yield _Entry(number, own, images, (False, "", own), 0, (), Notes(), (), 0, 0)
+
+
+def _of_annotator(root: Path, annotator: str, entries: list[tuple[Path, _Entry]]) -> list[tuple[Path, _Entry]]:
+    theirs = [(path, entry) for path, entry in entries if annotator in entry.people]
+    if entries and not theirs:
+        known = sorted({person for _, entry in entries for person in entry.people})
+        raise ValueError(f"{root}: no annotation of {annotator!r}{did_you_mean(annotator, known)}")
+    return theirs
 
 
 def _chosen(rivals: list[tuple[Path, _Entry]], notes: Notes) -> tuple[Path, _Entry]:
@@ -369,7 +389,7 @@ def _mask(
     files = () if entry.labels else brushes.get(entry.task, {}).get(entry.number, ())
     if not files:
         pairs = tuple(ids.items())
-        return LabelStudioMask(path, image, entry.start, entry.end, entry.index, entry.task, pairs)
+        return LabelStudioMask(path, image, entry.start, entry.end, entry.place, entry.task, pairs)
     mask = BrushFilesMask(tuple((file.path, ids[class_of(file, ids)]) for file in files))
     if shared := merged(mask.files)[1]:
         notes.add("tasks have brush masks that overlap: the smaller is on top", f"task {entry.task}, {shared} pixels")
@@ -389,7 +409,7 @@ def _labels(root: Path, contents: dict[Path, _Content], brushes: BrushFiles) -> 
 
 def _configured(root: Path) -> list[str]:
     """The labels of the labelling configuration, if there is one: an XML file with `<View>`."""
-    for path in sorted(root.glob("*.xml")):
+    for path in sorted(_folder(root).glob("*.xml")):
         if is_clutter(path.name) or not path.is_file() or b"<View" not in path.read_bytes()[:_PEEKED]:
             continue
         try:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from atrous.data.datasets.base import names_in, subfolders
-from atrous.data.datasets.regions import Region
+from atrous.data.datasets.regions import Region, blank_mask
 from atrous.data.image_file import decode_file
 from atrous.data.image_io import MAX_PIXELS, Pixels
 
@@ -75,7 +75,8 @@ def merged(files: Iterable[tuple[Path, int]]) -> tuple[Pixels, int]:
         if region.shape != shape:
             shown = f"{region.shape[1]}x{region.shape[0]}"
             raise ValueError(f"{path}: {shown} pixels; expected {shape[1]}x{shape[0]}, the size of {regions[0][2]}")
-    mask, shared = np.zeros(shape, dtype=np.uint8), np.zeros(shape, dtype=bool)
+    mask = blank_mask(shape[0], shape[1], [value for _, value, _ in regions])
+    shared = np.zeros(shape, dtype=bool)
     for region, value, _ in sorted(regions, key=lambda entry: -int(entry[0].sum())):
         shared |= region & (mask != 0) & (mask != value)
         mask[region] = value

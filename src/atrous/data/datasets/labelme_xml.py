@@ -21,7 +21,8 @@ from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, is_clutter, 
 from atrous.data.datasets.class_files import find_class_file, read_classes, with_background
 from atrous.data.datasets.image_search import ImageSearch, stem_of
 from atrous.data.datasets.notes import Notes
-from atrous.data.datasets.regions import Region, check_points, fill_polygons
+from atrous.data.datasets.options import DatasetOptions
+from atrous.data.datasets.regions import Region, blank_mask, check_points, fill_polygons
 from atrous.data.datasets.xml_records import parse_xml
 from atrous.data.image_file import decode_file
 from atrous.data.image_io import MAX_PIXELS, Pixels, read_size
@@ -58,7 +59,8 @@ class LabelMeXmlMask:
         """Class ids, uint8 H,W; ValueError or FileNotFoundError naming the file and the object."""
         root = _load(self.path)
         height, width = _size(self.path, root) or read_size(self.image)
-        mask, ids = np.zeros((height, width), dtype=np.uint8), dict(self.ids)
+        ids = dict(self.ids)
+        mask = blank_mask(height, width, ids.values())
         for index, thing in enumerate(_objects(root)):
             name = _text(thing, "name")
             if name not in ids:
@@ -143,7 +145,9 @@ def _peek(path: Path) -> bool:
     """Whether a file is LabelMe's: VOC's has the same elements, and bndbox."""
     with path.open("rb") as file:
         head = file.read(_PEEKED)
-    return re.search(rb"<annotation[\s>]", head) is not None and re.search(rb"<(segm|polygon)[\s>]", head) is not None
+    return (
+        bool(re.search(rb"<annotation[\s>]", head) and re.search(rb"<(segm|pt)[\s>]", head)) and b"<bndbox" not in head
+    )
 
 
 def _folder_of(root: Path, path: Path) -> str:
@@ -160,10 +164,10 @@ def _splits(root: Path) -> list[str]:
     return [*{_split_of(root, path) for path in _files(root)}]
 
 
-def _read(root: Path, split: str, images: Path | None = None) -> Listing:
+def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
     labels, ids, documents = _classes(root)
     paths = [path for path in documents if _split_of(root, path) == split]
-    search, notes = ImageSearch([images, root / "Images", root / "images", root]), Notes()
+    search, notes = ImageSearch([options.images, root / "Images", root / "images", root]), Notes()
     items, absent = [], []
     for path in paths:
         folder = "" if _folder_of(root, path) == "." else _folder_of(root, path)
@@ -189,9 +193,9 @@ def _classes(root: Path) -> tuple[Labels, dict[str, int], dict[Path, tuple[str, 
     documents = {}
     for path in _files(root):
         stat = path.stat()
-        used, *rest = _scanned(path, stat.st_mtime_ns, stat.st_size)
+        used, filename, boxes, deleted = _scanned(path, stat.st_mtime_ns, stat.st_size)
         names |= used
-        documents[path] = (rest[0], rest[1], rest[2])
+        documents[path] = (filename, boxes, deleted)
     ordered = sorted(names)
     if class_file := find_class_file((root,)):
         ordered = list(read_classes(class_file)[0].names)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib
 import io
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+
+from atrous.data.image_io import Pixels
 
 Region = npt.NDArray[np.bool_]
 
@@ -49,6 +51,12 @@ def fill_polygons(polygons: Sequence[Sequence[Sequence[float]]], height: int, wi
     for polygon in polygons:
         ImageDraw.Draw(image).polygon([(float(x), float(y)) for x, y in polygon], fill=1)
     return np.array(image)
+
+
+def blank_mask(height: int, width: int, ids: Iterable[int]) -> Pixels:
+    """A mask of zeros to draw these class ids in, H,W: uint8, or uint16 if one of them needs it."""
+    wide = max(ids, default=0) > 255
+    return cast(Pixels, np.zeros((height, width), dtype=np.uint16 if wide else np.uint8))
 
 
 def check_points(points: Sequence[Sequence[float]], height: int, width: int) -> None:
@@ -104,7 +112,7 @@ def png_region(data: bytes, height: int, width: int) -> Region:
     if image.has_transparency_data:
         return np.asarray(image.convert("RGBA").getchannel("A")) > 0
     pixels = np.asarray(image)
-    return pixels > 0 if pixels.ndim == 2 else (pixels > 0).any(2)
+    return np.asarray(pixels > 0 if pixels.ndim == 2 else (pixels > 0).any(2))
 
 
 def paste(inner: Region, left: int, top: int, height: int, width: int) -> Region:

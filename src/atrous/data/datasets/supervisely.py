@@ -1,7 +1,7 @@
 """Supervisely: `meta.json` with the classes, and in each dataset `img/X.jpg` and `ann/X.jpg.json`.
 
-Later objects are drawn over earlier ones. Bitmaps are PNGs, in zlib, in base64, with their corner in `origin`; polygons
-have holes (`interior`), through which what is under them stays; rectangles are filled. Lines, points, graphs and cuboids
+Later objects are drawn over earlier ones. Bitmaps are PNGs, in zlib, in base64, with their corner in `origin`; through
+the holes of polygons (`interior`), what is under them is seen; rectangles are filled. Lines, points, graphs and cuboids
 have no area and are left out with a count. The classes are those of `meta.json`, in its order, after background.
 Datasets named train, val or test are splits; else all are one.
 """
@@ -9,7 +9,6 @@ Datasets named train, val or test are splits; else all are one.
 from __future__ import annotations
 
 import base64
-import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,16 @@ from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.image_search import ImageSearch, stem_of
 from atrous.data.datasets.json_records import load_json
 from atrous.data.datasets.notes import Notes
-from atrous.data.datasets.regions import Region, check_points, fill_oriented, fill_polygons, paste, png_region
+from atrous.data.datasets.options import DatasetOptions
+from atrous.data.datasets.regions import (
+    Region,
+    blank_mask,
+    check_points,
+    fill_oriented,
+    fill_polygons,
+    paste,
+    png_region,
+)
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import Labels
@@ -61,7 +69,7 @@ class SuperviselyMask:
         """Class ids, uint8 H,W; ValueError naming the file and the object."""
         document, ids = _load(self.path), dict(self.ids)
         height, width = _size(self.path, document)
-        mask = np.zeros((height, width), dtype=np.uint8)
+        mask = blank_mask(height, width, ids.values())
         for index, thing in enumerate(document["objects"]):
             title, kind = _of(self.path, index, thing)
             if title not in ids:
@@ -163,12 +171,13 @@ def _places(root: Path) -> dict[str, list[Path]]:
     return places
 
 
-def _read(root: Path, split: str, images: Path | None = None) -> Listing:
+def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
     labels, ids = _classes(root / _META)
     folders, notes = _places(root)[split], Notes()
-    items, absent, spare, problems = [], [], [], []
+    items, absent, spare = [], [], []
+    problems: list[str] = []
     for folder in folders:
-        search = ImageSearch([folder / "img", images])
+        search = ImageSearch([folder / "img", options.images])
         prefix = f"{_dataset(root, folder)}/" if len(folders) > 1 else ""
         paths, _ = files_by_stem(folder / "ann", (".json",))
         for name, path in paths.items():
