@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw
 
 from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_by_stem, is_clutter, subfolders
 from atrous.data.datasets.class_files import background_index, find_class_file, read_classes, with_background
-from atrous.data.datasets.regions import Region, fill_polygons
+from atrous.data.datasets.options import DatasetOptions
+from atrous.data.datasets.regions import Region, blank_mask, fill_polygons
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import MAX_PIXELS, Pixels
 from atrous.messages import counted, did_you_mean, listed
@@ -51,7 +52,8 @@ class LabelMeMask:
     def read(self) -> Pixels:
         """Class ids, 255 for `__ignore__`, uint8 H,W; ValueError naming the file and the shape."""
         document, ids = _load(self.path), dict(self.ids)
-        mask = np.full(_size(self.path, document), self.background, dtype=np.uint8)
+        mask = blank_mask(*_size(self.path, document), ids.values())
+        mask[:] = self.background
         for index, shape in enumerate(document["shapes"]):
             label = _label(self.path, index, shape)
             if label not in ids:
@@ -145,7 +147,7 @@ def _recognise(root: Path) -> Path | None:
     return root if _folders(root) else None
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
     folder = _folders(root)[split]
     paths, _ = files_by_stem(folder, (".json",))
     class_file, background = find_class_file((root,)), 0

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_by_stem, subfolders
 from atrous.data.datasets.class_files import read_lines, with_background
-from atrous.data.datasets.regions import fill_polygons
+from atrous.data.datasets.options import DatasetOptions
+from atrous.data.datasets.regions import blank_mask, fill_polygons
 from atrous.data.image_io import Pixels, read_size
 from atrous.messages import counted
 from atrous.yaml_io import parse_yaml
@@ -48,7 +47,7 @@ class YoloMask:
     def read(self) -> Pixels:
         """Class ids, uint8 H,W; ValueError naming file and line, for one that is no polygon."""
         height, width = read_size(self.image)
-        mask = np.zeros((height, width), dtype=np.uint8)
+        mask = blank_mask(height, width, self.ids)
         lines = read_lines(self.path) if self.path.is_file() else []
         polygons = [self._polygon(number, line, height, width) for number, line in enumerate(lines, start=1)]
         for value, points in sorted(polygons, key=lambda polygon: -_area(polygon[1])):
@@ -138,7 +137,7 @@ def _labels_of(images: Path) -> Path:
     return Path(*parts[:last], "labels", *parts[last + 1 :])
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     path = _file(root)
     assert path is not None
     names = _load(path).get("names")
