@@ -29,7 +29,6 @@ from atrous.cli.arguments import (
 from atrous.cli.commands import (
     complain,
     list_recipes,
-    run_data_check,
     run_demo,
     run_eval,
     run_label,
@@ -40,6 +39,7 @@ from atrous.cli.commands import (
     run_submit_write,
     run_train,
 )
+from atrous.cli.data import add as add_data_commands
 
 
 class _ListRecipes(argparse.Action):
@@ -120,7 +120,7 @@ def _parser() -> Parser:
     parser = Parser(prog="atrous", description="DeepLabv3: segment photographs, train, evaluate.")
     parser.add_argument("--version", action="version", version=f"atrous {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    data = (_add_data, _add_label, _add_submit)
+    data = (add_data_commands, _add_label, _add_submit)
     for add in (_add_demo, _add_predict, _add_train, _add_eval, _add_models, *data, _add_reproduce):
         add(commands)
     return parser
@@ -215,16 +215,6 @@ def _add_models(commands: Any) -> None:
     parser = add_command(commands, "models", run_models, text, "atrous models objects-mobilenetv2")
     parser.add_argument("name", metavar="NAME", nargs="?", help="all about this one")
     add_json(parser)
-
-
-def _add_data(commands: Any) -> None:
-    parser = add_command(commands, "data", None, "look at a data set", "atrous data check my-data")
-    inner = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    check = add_command(inner, "check", run_data_check, "is this data set sound?", "atrous data check my-data")
-    text = "classes without a pixel, or one class alone, are warnings, not problems"
-    check.add_argument("--allow-empty-classes", action="store_true", help=text)
-    add_data(check, positional=True)
-    add_json(check)
 
 
 def _add_label(commands: Any) -> None:
