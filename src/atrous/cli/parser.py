@@ -18,11 +18,13 @@ from typing import Any
 from atrous.cli.arguments import (
     Parser,
     add_command,
+    add_data,
     add_device,
     add_inference,
     add_json,
     add_longest_side,
     add_pad_to,
+    add_reading,
 )
 from atrous.cli.commands import (
     complain,
@@ -149,6 +151,7 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--window", type=int, metavar="SIDE", help=text)
     add_longest_side(parser)
     parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger images (default: 178956970)")
+    add_reading(parser)
     add_inference(parser)
     add_device(parser)
     add_json(parser)
@@ -165,8 +168,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--list", action=_ListRecipes, nargs=0, help="list the recipes and exit")
     text = "finetune, a named recipe, or a YAML file; of several, each starts from the weights of the one before"
     parser.add_argument("recipes", metavar="RECIPE", nargs="+", help=text)
-    text = "a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH; for several recipes once, or once each"
-    parser.add_argument("--data", required=True, action="append", help=text)
+    add_data(parser, several=True)
     parser.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE); for several, the folder of them")
     parser.add_argument("--resume", action="store_true", help="continue from the run folder's newest checkpoint")
     parser.add_argument("--output-stride", type=int, help="of training")
@@ -195,7 +197,7 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="a named model (see atrous models), a run folder or a weight file"
     )
-    parser.add_argument("--data", required=True, help="a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH")
+    add_data(parser)
     parser.add_argument("--split", default="val", help="(default: %(default)s)")
     add_longest_side(parser)
     add_inference(parser)
@@ -221,7 +223,7 @@ def _add_data(commands: Any) -> None:
     check = add_command(inner, "check", run_data_check, "is this data set sound?", "atrous data check my-data")
     text = "classes without a pixel, or one class alone, are warnings, not problems"
     check.add_argument("--allow-empty-classes", action="store_true", help=text)
-    check.add_argument("data", metavar="DATA", help="a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH")
+    add_data(check, positional=True)
     add_json(check)
 
 

@@ -170,5 +170,5 @@ def card_of(
         ignore=labels.ignore,
         metrics=metrics,
         data=f"{Path(str(data)).name}, split {recipe.data.train_split}, {len(dataset)} images",
-        recipe=settings_of(recipe),
+        recipe=settings_of(recipe) | {"options": recipe.data.options.as_dict()},
     )

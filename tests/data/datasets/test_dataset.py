@@ -196,7 +196,7 @@ def test_remap_is_checked() -> None:
         ("coco:{root}/nowhere", FileNotFoundError, "no such folder; .*COCO is published at https://cocodataset.org/"),
         ("{root}/CamVid", FileNotFoundError, "no such folder; .*CamVid is published at http://mi.eng.cam.ac.uk/"),
         ("cityscapes:{root}", ValueError, "expected leftImg8bit/.*; .*plain has the layout of folder$"),
-        ("{root}/plain/dataset.yaml", ValueError, "a file; expected the folder"),
+        ("{root}/plain/images/val/d.jpg", ValueError, "a file; expected the folder"),
         ("{root}", ValueError, "layout not recognised; .*/plain has the layout of folder$"),
         (
             "{root}/plain/images/val",

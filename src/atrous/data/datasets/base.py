@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
@@ -70,14 +71,15 @@ class Layout:
         published: where such data can be downloaded, a sentence for messages, or "".
         recognise: the data set's folder, given the one that the user names; None if it is of another layout.
         splits: names of the splits that are there.
-        read: the classes and samples of one split.
+        read: the classes and samples of one split, by the options that are the layout's own, such as `images`; names
+            and classes are folded afterwards.
     """
 
     expected: str
     published: str
     recognise: Callable[[Path], Path | None]
     splits: Callable[[Path], list[str]]
-    read: Callable[[Path, str], Listing]
+    read: Callable[[Path, str, DatasetOptions], Listing]
 
 
 _CLUTTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "__macosx"})

@@ -42,6 +42,7 @@ import numpy.typing as npt
 from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, is_clutter, subfolders
 from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.json_records import json_records
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.regions import draw, pycocotools_mask
 from atrous.data.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import VOC, Labels, coco_to_voc
@@ -166,7 +167,7 @@ def _recognise(root: Path) -> Path | None:
     return root if _files(root) else None
 
 
-def _read(root: Path, split: str, as_voc: bool = False) -> Listing:
+def _read(root: Path, split: str, _: DatasetOptions, as_voc: bool = False) -> Listing:
     path, name = _files(root)[split]
     try:
         content = _parse(path)

@@ -12,20 +12,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from atrous.data.datasets.base import Layout, Listing, files_by_stem, names_in, pair, subfolders
+from atrous.data.datasets.folding import own_labels
+from atrous.data.datasets.options import FILE, DatasetOptions
 from atrous.data.image_file import IMAGE_SUFFIXES
-from atrous.data.labels import load_description
 from atrous.messages import listed
 
 
 def _recognise(root: Path) -> Path | None:
-    return root if (root / "dataset.yaml").is_file() else None
+    return root if (root / FILE).is_file() else None
 
 
 def _splits(root: Path) -> list[str]:
     return subfolders(root / "images")
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
     image_folder, mask_folder = root / "images" / split, root / "masks" / split
     images, duplicates = files_by_stem(image_folder)
     masks, mask_duplicates = files_by_stem(mask_folder)
@@ -33,7 +34,10 @@ def _read(root: Path, split: str) -> Listing:
     items, missing = pair(image_folder, images, images, masks, where, _other_files(mask_folder, images))
     orphans = [name for name in masks if name not in images]
     warnings = (f"{mask_folder}: {len(orphans)} masks have no image: {listed(orphans)}",) if orphans else ()
-    labels, remap = load_description(root / "dataset.yaml")
+    try:
+        labels, remap = own_labels(options)
+    except ValueError as error:
+        raise ValueError(f"{root / FILE}: {error}") from None
     problems = (*duplicates, *mask_duplicates, *missing)
     read_as = "a plain folder with the classes of dataset.yaml"
     return Listing(str(image_folder), items, labels, remap, problems, warnings, read_as=read_as)

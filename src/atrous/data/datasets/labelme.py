@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 
 from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_by_stem, is_clutter, subfolders
 from atrous.data.datasets.class_files import background_index, find_class_file, read_classes, with_background
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.regions import Region, fill_polygons
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import MAX_PIXELS, Pixels
@@ -145,7 +146,7 @@ def _recognise(root: Path) -> Path | None:
     return root if _folders(root) else None
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
     folder = _folders(root)[split]
     paths, _ = files_by_stem(folder, (".json",))
     class_file, background = find_class_file((root,)), 0

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from atrous.data.datasets import cityscapes, coco, folder, labelme, pairs, roboflow, voc, yolo
 from atrous.data.datasets.base import Layout, Listing, subfolders
+from atrous.data.datasets.folding import folded
+from atrous.data.datasets.options import FILE, NO_OPTIONS, DatasetOptions, read_options
 from atrous.data.datasets.unread import holds_photographs_only, looks_like
 from atrous.messages import did_you_mean
 
@@ -37,12 +39,12 @@ _CAMVID = (
 
 def kind_of(data: str | Path) -> str:
     """The layout's name, a key of `LAYOUTS`; errors as `list_split`."""
-    return _recognise(data)[0]
+    return _located(data)[0]
 
 
 def splits(data: str | Path) -> list[str]:
     """The splits that are there, train first; errors as `list_split`."""
-    kind, root = _recognise(data)
+    kind, root, _ = _located(data)
     return _splits(LAYOUTS[kind], root)
 
 
@@ -50,27 +52,53 @@ def _splits(layout: Layout, root: Path) -> list[str]:
     return sorted(layout.splits(root), key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
 
-def list_split(data: str | Path, split: str) -> Listing:
+def list_split(data: str | Path, split: str, options: DatasetOptions = NO_OPTIONS) -> Listing:
     """The classes and files of one split; missing files and the like are in `Listing.problems`.
 
     Args:
-        data: `NAME:PATH`, NAME a key of `LAYOUTS`; or a path whose layout is recognised.
+        data: `NAME:PATH`, NAME a key of `LAYOUTS`; or a path whose layout is recognised; or a file with the keys of
+            `dataset.yaml`, `path` and `layout`.
         split: one of `splits(data)`.
+        options: overrule those of the data's `dataset.yaml`.
 
     Raises:
         FileNotFoundError: if there is no such path.
-        ValueError: if the layout is not recognised, or there is no such split, or it is empty.
+        ValueError: if the layout is not recognised, or there is no such split, or it is empty, or the options do not go
+            with its classes.
     """
-    kind, root = _recognise(data)
+    kind, root, described = _located(data)
+    options = options.over(described)
     layout = LAYOUTS[kind]
     there = _splits(layout, root)
     if split not in there:
         listed = ", ".join(there) or f"none in {layout.expected}"
         raise ValueError(f"{root}: no split {split!r}; the splits there are {listed}{_published(kind)}")
-    listing = layout.read(root, split)
+    listing = layout.read(root, split, options)
     if not listing.items and not listing.problems:
         raise ValueError(f"{listing.place}: no images; expected {layout.expected}{_published(kind)}")
-    return listing
+    try:
+        return folded(listing, options)
+    except ValueError as error:
+        raise ValueError(f"{root}: {error}") from None
+
+
+def _located(data: str | Path) -> tuple[str, Path, DatasetOptions]:
+    """The layout's name, the folder that it recognised, and the options of a `dataset.yaml`."""
+    prefix, colon, rest = str(data).partition(":")
+    named, path = (f"{prefix}:", Path(rest)) if colon and prefix in LAYOUTS else ("", Path(data))
+    path = path.expanduser()
+    is_file = path.suffix.lower() in (".yaml", ".yml") and path.is_file()
+    if is_file and path.name == "data.yaml":  # YOLO's, which lies in the folder of its data
+        return *_recognise(f"{named}{path.parent}"), NO_OPTIONS
+    file = path if is_file else path / FILE
+    options, place = read_options(file) if file.is_file() else (NO_OPTIONS, {})
+    if not is_file and not place:
+        return *_recognise(data), options
+    layout = place.get("layout", "")
+    if layout and layout not in LAYOUTS:
+        raise ValueError(f"{file}: layout is {layout!r}{did_you_mean(layout, LAYOUTS, otherwise='expected')}")
+    folder = file.parent / Path(place.get("path", "")).expanduser()
+    return *_recognise(f"{named or (layout and f'{layout}:')}{folder}"), options
 
 
 def _recognise(data: str | Path) -> tuple[str, Path]:
@@ -89,9 +117,12 @@ def _recognise(data: str | Path) -> tuple[str, Path]:
         hint = did_you_mean(kind, LAYOUTS, otherwise="") or f"; expected {', '.join(LAYOUTS)}, or a path"
         raise ValueError(f"{data}: unknown kind of data set {kind!r}{hint}")
     root = _existing(Path(data).expanduser(), str(data))
-    for kind, layout in LAYOUTS.items():
-        if (home := layout.recognise(root)) is not None:
-            return kind, home
+    homes = {kind: home for kind, layout in LAYOUTS.items() if (home := layout.recognise(root)) is not None}
+    # A dataset.yaml can be in any layout's folder; without masks/ the plain layout is the last that it could be.
+    if len(homes) > 1 and not (root / "masks").is_dir():
+        homes.pop("folder", None)
+    for kind, home in homes.items():
+        return kind, home
     raise ValueError(f"{root}: layout not recognised{_instead(root) or _expected(root)}")
 
 

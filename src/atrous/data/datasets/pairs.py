@@ -16,6 +16,7 @@ from pathlib import Path
 
 from atrous.data.datasets.base import WHOLE, Layout, Listing, MaskSource, by_split, files_by_stem, pair, subfolders
 from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes
+from atrous.data.datasets.options import DatasetOptions
 from atrous.messages import counted, listed
 
 _IMAGES = ("images", "imgs", "image", "img", "JPEGImages", "image_2")
@@ -55,7 +56,7 @@ def _holds_masks(folder: Path) -> bool:
     return any(files_by_stem(place)[0] for place in (folder, *(folder / name for name in subfolders(folder))))
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     class_file = find_class_file((root,))
     assert class_file is not None
     labels, by_colour = read_classes(class_file)

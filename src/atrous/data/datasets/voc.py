@@ -23,6 +23,7 @@ import numpy as np
 
 from atrous.data.datasets.base import Layout, Listing, MaskSource, files_by_stem, pair
 from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines, read_palette
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.image_file import IMAGE_SUFFIXES, decode_file
 from atrous.data.image_io import MAX_PIXELS, Pixels, read_mask
 from atrous.data.labels import VOC
@@ -156,7 +157,7 @@ def _names(home: Path, split: str) -> list[str]:
     return sorted(names - set(_read_names(sets / "val.txt")))
 
 
-def _read(home: Path, split: str) -> Listing:
+def _read(home: Path, split: str, _: DatasetOptions) -> Listing:
     place = home / "ImageSets" / "Segmentation" / f"{split}.txt"
     images, duplicates = files_by_stem(home / "JPEGImages")
     if class_file := _class_file(home):

@@ -18,6 +18,7 @@ import numpy as np
 
 from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_by_stem, subfolders
 from atrous.data.datasets.class_files import read_lines, with_background
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.regions import fill_polygons
 from atrous.data.image_io import Pixels, read_size
 from atrous.messages import counted
@@ -138,7 +139,7 @@ def _labels_of(images: Path) -> Path:
     return Path(*parts[:last], "labels", *parts[last + 1 :])
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     path = _file(root)
     assert path is not None
     names = _load(path).get("names")
