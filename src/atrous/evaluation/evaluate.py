@@ -92,7 +92,7 @@ class Evaluation:
         longest_side: to which the images were resized, in pixels, before `scales`; None for their own size.
         pad_to: least height and width that the network saw, in pixels; None for no padding but to the feature grid.
         confusion: pixels by true class (row) and predicted class (column), int64 K,K.
-        worst: the images of the lowest IoU, the worst first, as many as were asked for; of several processes this one's.
+        worst: the images of the lowest IoU, as many as were asked for, the worst first; this process's.
     """
 
     scores: Scores
@@ -185,6 +185,7 @@ def evaluate_settings(
         settings: what is evaluated.
         predict: from a photograph, uint8 3,H,W, to the index of each setting, its mask, H,W, and the seconds it took.
         names: see `evaluate`, and so are the rest.
+        worst: of each setting.
         ctx: processes that share the work; None for this one alone.
         progress: called with the number of images that this process has done.
 

@@ -69,7 +69,7 @@ class ConfusionMatrix:
         )
 
 
-LEAST_UNION = 0.001
+LEAST_UNION = 0.005
 """Share of an image's pixels below which a class does not count for its IoU: a few stray pixels are no object."""
 
 

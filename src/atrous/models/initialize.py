@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from atrous.models.aspp import ASPP
 from atrous.models.deeplab import DeepLabV3
@@ -52,28 +51,33 @@ def keep_head(model: DeepLabV3, source: str | Path, rows: Sequence[int]) -> None
         )
     if not isinstance(theirs.head, ASPP) or not isinstance(model.head, ASPP):
         raise ValueError("known_classes goes with the head aspp alone, before and after")
-    parts = dict(_branches(theirs.head))
-    columns = []
-    theirs_project, project = theirs.head.project[0].weight, model.head.project[0].weight
-    width = theirs.head.channels
-    places = {kind: i for i, kind in enumerate(parts)}
-    for kind, branch in _branches(model.head):
-        if kind in parts:
-            branch.load_state_dict(parts[kind].state_dict())
-            columns.append(theirs_project[:, places[kind] * width : (places[kind] + 1) * width])
-        else:
-            columns.append(torch.zeros_like(project[:, :width]))
-    model.head.project.load_state_dict({**theirs.head.project.state_dict(), "0.weight": torch.cat(columns, 1)})
+    _keep_branches(model.head, theirs.head)
+    weight, bias = model.classifier.weight, model.classifier.bias
+    known, kept = theirs.classifier.weight, theirs.classifier.bias
+    assert bias is not None and kept is not None
     for i, row in enumerate(rows):
         if row >= 0:
-            model.classifier.weight[i] = theirs.classifier.weight[row]
-            model.classifier.bias[i] = theirs.classifier.bias[row]
+            weight[i], bias[i] = known[row], kept[row]
 
 
-def _branches(head: ASPP):
+def _keep_branches(head: ASPP, source: ASPP) -> None:
+    """Load the branches that `source` has, and its projection, in which the others have weights of 0."""
+    theirs, width = dict(_branches(source)), source.channels
+    state, own = source.project.state_dict(), head.project.state_dict()
+    shares = dict(zip(theirs, state["0.weight"].split(width, dim=1), strict=True))
+    columns = []
+    for kind, branch in _branches(head):
+        if kind in theirs:
+            branch.load_state_dict(theirs[kind].state_dict())
+        columns.append(shares.get(kind, torch.zeros_like(own["0.weight"][:, :width])))
+    head.project.load_state_dict({**state, "0.weight": torch.cat(columns, 1)})
+
+
+def _branches(head: ASPP) -> Iterator[tuple[str, nn.Module]]:
+    """The branches by what they are, in the order of the projection's inputs."""
     if head.pointwise is not None:
         yield "pointwise", head.pointwise
     for rate, branch in zip(head.rates, head.atrous, strict=True):
-        yield f"atrous {rate}", branch
+        yield f"rate {rate}", branch
     if head.image_pooling is not None:
         yield "image pooling", head.image_pooling

@@ -102,11 +102,11 @@ def _text(
     draw.text((x * _DRAWN_AT, y * _DRAWN_AT), text, fill=colour, font=font, anchor=anchor)
 
 
-def _smoothed(points: Points, window: int = 9) -> list[tuple[int, float]]:
-    """The mean of the last rows at each, which a noisy loss is read by."""
+def _smoothed(points: Points, reach: int = 4) -> list[tuple[int, float]]:
+    """The mean of the rows about each, which a noisy loss is read by."""
     smooth = []
     for i, (step, _) in enumerate(points):
-        recent = [value for _, value in points[max(0, i + 1 - window) : i + 1] if math.isfinite(value)]
+        recent = [value for _, value in points[max(0, i - reach) : i + reach + 1] if math.isfinite(value)]
         smooth.append((step, sum(recent) / len(recent) if recent else math.nan))
     return smooth
 

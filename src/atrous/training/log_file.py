@@ -24,13 +24,13 @@ class Log:
         loss: (step, mean loss since the row before).
         lr: (step, learning rate).
         miou: (step, mIoU), of each validation.
-        images_per_second: of each row of steps.
+        iou: (step, IoU of each class in the order of the columns), of each validation.
     """
 
     loss: tuple[tuple[int, float], ...] = ()
     lr: tuple[tuple[int, float], ...] = ()
     miou: tuple[tuple[int, float], ...] = ()
-    images_per_second: tuple[tuple[int, float], ...] = ()
+    iou: tuple[tuple[int, tuple[float, ...]], ...] = ()
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -87,4 +87,8 @@ def read_log(path: Path) -> Log:
     def curve(column: str) -> tuple[tuple[int, float], ...]:
         return tuple((int(row["step"]), float(row[column])) for row in rows if row[column])
 
-    return Log(curve("loss"), curve("lr"), curve("miou"), curve("images_per_second"))
+    classes = [column for column in (rows[0] if rows else ()) if column.startswith(IOU)]
+    iou = tuple(
+        (int(row["step"]), tuple(float(row[column] or "nan") for column in classes)) for row in rows if row["miou"]
+    )
+    return Log(curve("loss"), curve("lr"), curve("miou"), iou)
