@@ -1,0 +1,145 @@
+"""Results as what a client asked for: a palette PNG, an overlay, a cut-out, or JSON with RLE or polygons."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from fastapi.responses import Response
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from atrous.data.image_io import mask_palette
+from atrous.data.labels import Labels
+from atrous.messages import did_you_mean
+from atrous.prediction.segmentation import Segmentation
+from atrous.serving.errors import Problem
+
+Answer = Literal["json", "mask", "overlay", "cutout"]
+
+
+class Options(BaseModel):
+    """How to answer `POST /predict`: in the query, or as fields of a form or of JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, description="name of the model, as `GET /models` lists it; the first by default")
+    answer: Answer | None = Field(
+        None,
+        description="`mask`: palette PNG of class ids. `overlay`: PNG, colours over the photograph. `cutout`: PNG, all "
+        "but `classes` transparent. `json`: classes, their shares and shapes. By default as `Accept` says, else `json`",
+    )
+    shapes: Literal["rle", "polygons", "none"] = Field("rle", description="of `json`: COCO's RLE, or polygons")
+    tolerance: float = Field(1.0, ge=0, le=100, description="of polygons: by how many pixels they may be simplified")
+    classes: str | None = Field(
+        None, max_length=4000, description="names, with commas: of the overlay (all by default) and the cut-out (the "
+        "largest that is not background by default)"
+    )  # fmt: skip
+    alpha: float = Field(0.5, ge=0, le=1, description="opacity of the overlay's colours")
+    legend: bool = Field(True, description="whether the overlay has a legend")
+    output_stride: int | None = Field(
+        None, ge=8, le=32, description="8, 16 or 32; 8 finds finer detail at about thrice the time of 16"
+    )
+
+    def chosen(self, labels: Labels) -> list[str] | None:
+        """The names in `classes`, or None.
+
+        Raises:
+            Problem: 422 for one that the model lacks.
+        """
+        if self.classes is None:
+            return None
+        names = [name.strip() for name in self.classes.split(",") if name.strip()]
+        for name in names:
+            if name not in labels.names:
+                hint = did_you_mean(name, labels.names)
+                error = f"the model has no such class{hint}"
+                expected = "names of its classes"
+                raise Problem(422, error, field="classes", found=name, expected=expected)
+        return names
+
+
+def wanted(options: Options, accept: str) -> Answer:
+    """What to answer: as the option says, or else the `Accept` header.
+
+    Raises:
+        Problem: 406 if the header takes neither PNG nor JSON.
+    """
+    if options.answer:
+        return options.answer
+    kinds = [(part.partition(";")[0].strip().lower(), _quality(part)) for part in accept.split(",") if part.strip()]
+    for kind in [kind for kind, quality in sorted(kinds, key=lambda pair: -pair[1]) if quality > 0] or ["*/*"]:
+        if kind in ("application/json", "*/*", "application/*"):
+            return "json"
+        if kind in ("image/png", "image/*"):
+            return "mask"
+    expected = "image/png or application/json"
+    raise Problem(406, "there is no such answer", field="Accept", found=accept, expected=expected)
+
+
+def _quality(part: str) -> float:
+    try:
+        return float(part.partition("q=")[2] or 1)
+    except ValueError:
+        return 0.0
+
+
+def render(result: Segmentation, answer: Answer, options: Options, model: str) -> Response:
+    """The answer to one image.
+
+    Raises:
+        Problem: 422 if the class to cut out is not in the image.
+    """
+    names = options.chosen(result.labels)
+    if answer == "mask":
+        return Response(mask_png(result), media_type="image/png")
+    if answer == "overlay":
+        return Response(png(result.overlay(options.alpha, names, options.legend)), media_type="image/png")
+    if answer == "cutout":
+        return Response(png(result.cutout(_to_cut(result, names))), media_type="image/png")
+    return json_response(described(result, options, model))
+
+
+def described(result: Segmentation, options: Options, model: str) -> dict[str, Any]:
+    """A result as JSON: size, and every class with its share and its shape, the largest first."""
+    height, width = result.mask.shape
+    rles = result.rle() if options.shapes == "rle" else {}
+    polygons = result.polygons(options.tolerance) if options.shapes == "polygons" else {}
+    classes = []
+    for i, share in result.areas.items():
+        name = result.names[i]
+        one = {"id": i, "name": name, "color": list(result.labels.palette[i]), "share": round(share, 6)}
+        classes.append(one | ({"rle": rles[name]} if rles else {}) | ({"polygons": polygons[name]} if polygons else {}))
+    return {"model": model, "width": width, "height": height, "classes": classes}
+
+
+def _to_cut(result: Segmentation, names: Sequence[str] | None) -> str:
+    there = list(result.names.values())
+    if names is None:
+        names = [name for name in there if name != "background"][:1]
+    if len(names) != 1 or names[0] not in there:
+        found = ", ".join(names) or "background alone"
+        expected = f"one class that is in the image: {', '.join(there)}"
+        raise Problem(422, "there is nothing to cut out", field="classes", found=found, expected=expected)
+    return names[0]
+
+
+def mask_png(result: Segmentation) -> bytes:
+    """The mask as a palette PNG of class ids."""
+    image = Image.fromarray(result.mask)
+    image.putpalette(mask_palette(result.labels))
+    return png(image)
+
+
+def png(image: Image.Image) -> bytes:
+    """A picture as the content of a PNG."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=3)
+    return file.getvalue()
+
+
+def json_response(value: Any) -> Response:
+    """JSON, encoded here, since FastAPI's encoder walks through every number."""
+    return Response(json.dumps(value, separators=(",", ":")), media_type="application/json")
