@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,12 @@ LEAST_SHARE = 0.001
 
 
 def overlay(
-    image: Pixels, mask: npt.NDArray[Any], labels: Labels, alpha: float = 0.5, legend: bool = True
+    image: Pixels,
+    mask: npt.NDArray[Any],
+    labels: Labels,
+    alpha: float = 0.5,
+    legend: bool = True,
+    classes: Collection[int] | None = None,
 ) -> Image.Image:
     """Draw the classes' colours over an image, outlined, with a legend of the classes and their shares.
 
@@ -28,6 +34,7 @@ def overlay(
         labels: names and colours.
         alpha: opacity of the colours, 0 to 1.
         legend: whether to draw one.
+        classes: ids of those that are drawn and in the legend; None for all, background in the legend alone.
 
     Raises:
         ValueError: if image and mask differ in size.
@@ -38,6 +45,9 @@ def overlay(
     strength = np.zeros(256, dtype=np.float32)
     strength[: len(labels)] = [0.0 if name == "background" else alpha for name in labels.names]
     strength[labels.ignore] = 0.0
+    if classes is not None:
+        ids = np.where(np.isin(ids, list(classes)), ids, labels.ignore).astype(np.uint8)
+        strength[list(classes)] = alpha
     colours = np.zeros((256, 3), dtype=np.uint8)
     colours[: len(labels)] = labels.palette
     weights = Image.fromarray(np.rint(255 * strength).astype(np.uint8)[ids])
