@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi.responses import Response
@@ -34,11 +33,13 @@ class Options(BaseModel):
     shapes: Literal["rle", "polygons", "none"] = Field("rle", description="of `json`: COCO's RLE, or polygons")
     tolerance: float = Field(1.0, ge=0, le=100, description="of polygons: by how many pixels they may be simplified")
     classes: str | None = Field(
-        None, max_length=4000, description="names, with commas: of the overlay (all by default) and the cut-out (the "
-        "largest that is not background by default)"
-    )  # fmt: skip
+        None,
+        max_length=4000,
+        description="names, with commas, of the overlay and the cut-out; all but background by default",
+    )
     alpha: float = Field(0.5, ge=0, le=1, description="opacity of the overlay's colours")
     legend: bool = Field(True, description="whether the overlay has a legend")
+    confidence: bool = Field(False, description="of `json`: the mean probability of each class, too")
     output_stride: int | None = Field(
         None, ge=8, le=32, description="8, 16 or 32; 8 finds finer detail at about thrice the time of 16"
     )
@@ -87,43 +88,17 @@ def _quality(part: str) -> float:
 
 
 def render(result: Segmentation, answer: Answer, options: Options, model: str) -> Response:
-    """The answer to one image.
-
-    Raises:
-        Problem: 422 if the class to cut out is not in the image.
-    """
+    """The answer to one image."""
     names = options.chosen(result.labels)
     if answer == "mask":
         return Response(mask_png(result), media_type="image/png")
     if answer == "overlay":
         return Response(png(result.overlay(options.alpha, names, options.legend)), media_type="image/png")
     if answer == "cutout":
-        return Response(png(result.cutout(_to_cut(result, names))), media_type="image/png")
-    return json_response(described(result, options, model))
-
-
-def described(result: Segmentation, options: Options, model: str) -> dict[str, Any]:
-    """A result as JSON: size, and every class with its share and its shape, the largest first."""
-    height, width = result.mask.shape
-    rles = result.rle() if options.shapes == "rle" else {}
-    polygons = result.polygons(options.tolerance) if options.shapes == "polygons" else {}
-    classes = []
-    for i, share in result.areas.items():
-        name = result.names[i]
-        one = {"id": i, "name": name, "color": list(result.labels.palette[i]), "share": round(share, 6)}
-        classes.append(one | ({"rle": rles[name]} if rles else {}) | ({"polygons": polygons[name]} if polygons else {}))
-    return {"model": model, "width": width, "height": height, "classes": classes}
-
-
-def _to_cut(result: Segmentation, names: Sequence[str] | None) -> str:
-    there = list(result.names.values())
-    if names is None:
-        names = [name for name in there if name != "background"][:1]
-    if len(names) != 1 or names[0] not in there:
-        found = ", ".join(names) or "background alone"
-        expected = f"one class that is in the image: {', '.join(there)}"
-        raise Problem(422, "there is nothing to cut out", field="classes", found=found, expected=expected)
-    return names[0]
+        return Response(png(result.cutout(*names or ())), media_type="image/png")
+    shapes = None if options.shapes == "none" else options.shapes
+    described = result.to_dict(shapes, options.tolerance)
+    return json_response({**described, "source": "", "model": model})
 
 
 def mask_png(result: Segmentation) -> bytes:

@@ -80,8 +80,8 @@ def create_app(service: Service, *, hosts: Collection[str] | None = None, origin
     """
     app = FastAPI(
         title="atrous", version=atrous.__version__, docs_url=None, redoc_url=None,
-        description="Semantic segmentation by DeepLabv3. Errors are JSON: what is wrong, in which field, what was found, "
-        "what is expected.",
+        description="Semantic segmentation by DeepLabv3. Errors are JSON: what is wrong, in which field, what was "
+        "found, what is expected.",
     )  # fmt: skip
     _add_errors(app)
     body = _receiver(service)
@@ -235,7 +235,9 @@ def _add_predict(app: FastAPI, service: Service, body: Any) -> None:
         def finish(results: Any) -> Response:
             return render(results[0], answer, chosen, model.name)
 
-        response: Response = await service.segment(request, model, [image], finish, chosen.output_stride)
+        response: Response = await service.segment(
+            request, model, [image], finish, chosen.output_stride, chosen.confidence
+        )
         return response
 
     @app.get("/models", tags=["predict"], summary="The models, with their classes and colours")
@@ -252,8 +254,10 @@ def _add_predict(app: FastAPI, service: Service, body: Any) -> None:
         "properties": {"inputs": _BASE64, "parameters": {"type": "object"}},
     }
 
-    @app.post("/models/{name}", tags=["Hugging Face"], summary="Segment an image, in Hugging Face's form", responses=_ERRORS,
-              openapi_extra=_body({"image/*": _BINARY, "application/json": {"schema": inputs}}))  # fmt: skip
+    takes = _body({"image/*": _BINARY, "application/json": {"schema": inputs}})
+    text = "Segment an image, in Hugging Face's form"
+
+    @app.post("/models/{name}", tags=["Hugging Face"], summary=text, responses=_ERRORS, openapi_extra=takes)
     @app.post("/", include_in_schema=False)
     async def hugging_face(request: Request, body: Annotated[bytes, body], name: str | None = None) -> Response:
         """Answers `[{"label", "score", "mask"}]`; a mask is base64 of a gray PNG, 255 where the class is."""
@@ -262,7 +266,9 @@ def _add_predict(app: FastAPI, service: Service, body: Any) -> None:
         def finish(results: Any) -> Response:
             return json_response(huggingface.segments(results[0], threshold))
 
-        response: Response = await service.segment(request, find(service.models, name), [image], finish)
+        response: Response = await service.segment(
+            request, find(service.models, name), [image], finish, confidence=True
+        )
         return response
 
 
@@ -285,8 +291,8 @@ def _add_kserve(app: FastAPI, service: Service, body: Any) -> None:
     )
     @app.post("/v2/models/{name}/versions/{version}/infer", include_in_schema=False)
     async def infer(request: Request, body: Annotated[bytes, body], name: str, version: str | None = None) -> Response:
-        """One input `image`: BYTES, the contents of image files (in JSON as base64, or by the binary extension), or UINT8
-        of H,W,3 or N,H,W,3. Outputs: `mask` (UINT8 N,H,W), `mask_png` (BYTES N), `areas` (FP32 N,K).
+        """One input `image`: BYTES, the contents of image files (in JSON as base64, or by the binary extension), or
+        UINT8 of H,W,3 or N,H,W,3. Outputs: `mask` (UINT8 N,H,W), `mask_png` (BYTES N), `areas` (FP32 N,K).
         """
         model = _find(service, name, version)
         asked = kserve.parse(body, request.headers, service.limits)

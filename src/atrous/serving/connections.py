@@ -35,12 +35,12 @@ class Guarded(H11Protocol):
     _pending = 0
     _stalled: float | None = None
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: Any) -> None:  # noqa: D102
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
             self.turn_away(Problem(503, "too many connections", retry_after=5), "Service Unavailable")
 
-    def send_400_response(self, msg: str) -> None:
+    def send_400_response(self, msg: str) -> None:  # noqa: D102
         problem = Problem(400, "this is no HTTP request", expected="HTTP/1.1, with a head of at most 16 KiB")
         self.turn_away(problem, "Bad Request")
 
@@ -143,9 +143,16 @@ def serve(
         draining: called when the end begins.
     """
     config = uvicorn.Config(
-        app, http=type("Limited", (Guarded,), {"limits": limits}), ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-        timeout_graceful_shutdown=max(1, round(limits.grace)), h11_max_incomplete_event_size=_HEAD_BYTES,
-    )  # fmt: skip
+        app,
+        http=type("Limited", (Guarded,), {"limits": limits}),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(limits.grace)),
+        h11_max_incomplete_event_size=_HEAD_BYTES,
+    )
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # our own lines say it
     server = Server(config)
     server.ready, server.draining = ready, draining

@@ -259,7 +259,7 @@ def _output(name: str, results: Sequence[Segmentation]) -> tuple[list[int], Any]
         return [len(results)], [mask_png(result) for result in results]
     if name == "areas":
         classes = range(len(results[0].labels))
-        areas = np.array([[result.areas.get(i, 0.0) for i in classes] for result in results], dtype="<f4")
+        areas = np.array([[result.shares.get(i, 0.0) for i in classes] for result in results], dtype="<f4")
         return list(areas.shape), areas
     sizes = sorted({result.mask.shape for result in results})
     if len(sizes) > 1:

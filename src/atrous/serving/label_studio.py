@@ -6,7 +6,6 @@ given (`--label-studio-files`).
 
 from __future__ import annotations
 
-import hashlib
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
@@ -74,7 +73,7 @@ async def predict(service: Service, request: Request, document: Mapping[str, Any
     if not images:
         return finish([])
     field = f"tasks.data.{target.key}"
-    response: Response = await service.segment(request, model, images, finish, field=field)
+    response: Response = await service.segment(request, model, images, finish, confidence=True, field=field)
     return response
 
 
@@ -208,31 +207,48 @@ def _read(files: Path, path: str, field: str, limits: Limits) -> bytes:
         raise missing from None
 
 
-def prediction(result: Segmentation, target: Target, version: str, tolerance: float = 1.0) -> dict[str, Any]:
-    """One task's prediction, in Label Studio's form; classes that the project has no label for are left out."""
+def prediction(result: Segmentation, target: Target, version: str) -> dict[str, Any]:
+    """One task's prediction, in Label Studio's form; classes that the project has no label for are left out.
+
+    Args:
+        result: with its confidence.
+        target: see `parse_config`.
+        version: of the model.
+    """
     height, width = result.mask.shape
     common = {
         "from_name": target.from_name, "to_name": target.to_name, "type": KINDS[target.kind],
         "original_width": width, "original_height": height, "image_rotation": 0,
     }  # fmt: skip
-    values = _brushes(result, target) if target.kind == "BrushLabels" else _polygons(result, target, tolerance)
+    scores = {name: score for name, score in result.confidences.items() if name in target.labels}
+    values = _brushes(result, target) if target.kind == "BrushLabels" else _polygons(result, target)
     made = [
-        {"id": hashlib.sha256(f"{version} {i} {value}".encode()).hexdigest()[:10], **common, "value": value}
-        for i, value in enumerate(values)
+        {"id": f"atrous-{i}", **common, "score": round(scores[name], 6), "value": value}
+        for i, (name, value) in enumerate(values)
     ]
-    return {"model_version": version, "result": made}
+    areas = {name: result.areas[name] for name in scores}
+    mean = sum(scores[name] * area for name, area in areas.items()) / sum(areas.values()) if areas else 0.0
+    return {"model_version": version, "score": round(mean, 6), "result": made}
 
 
-def _brushes(result: Segmentation, target: Target) -> list[dict[str, Any]]:
+def _brushes(result: Segmentation, target: Target) -> list[tuple[str, dict[str, Any]]]:
     return [
-        {"format": "rle", "rle": brush_rle(result.mask == i), "brushlabels": [target.labels[name]]}
+        (name, {"format": "rle", "rle": brush_rle(result.mask == i), "brushlabels": [target.labels[name]]})
         for i, name in result.names.items()
         if name in target.labels
     ]
 
 
-def _polygons(result: Segmentation, target: Target, tolerance: float) -> list[dict[str, Any]]:
-    raise NotImplementedError
+def _polygons(result: Segmentation, target: Target) -> list[tuple[str, dict[str, Any]]]:
+    """Outlines in percent of width and height; Label Studio has no holes in polygons, so these are filled."""
+    height, width = result.mask.shape
+    return [
+        (name, {"points": (outer * (100 / width, 100 / height)).round(4).tolist(), "closed": True,
+                "polygonlabels": [target.labels[name]]})
+        for name, shapes in result.polygons().items()
+        if name in target.labels
+        for outer, _ in shapes
+    ]  # fmt: skip
 
 
 def brush_rle(region: npt.NDArray[np.bool_]) -> list[int]:

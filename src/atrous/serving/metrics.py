@@ -13,29 +13,19 @@ class Metrics:
     """Counters, gauges and histograms; a label never holds what a client sent."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        self.requests = Counter(
-            "atrous_requests", "Requests answered", ["route", "method", "status"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "atrous_request_seconds", "From the head of a request to the end of its answer", ["route"],
-            buckets=_SECONDS, registry=self.registry,
-        )  # fmt: skip
-        self.inference = Histogram(
-            "atrous_inference_seconds",
-            "Decoding, network and encoding of a group of images",
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.images = Counter("atrous_images", "Images segmented", ["model"], registry=self.registry)
-        self.together = Histogram(
-            "atrous_batch_size", "Requests segmented together", buckets=(1, 2, 4, 8), registry=self.registry
-        )
-        self.left = Counter(
-            "atrous_clients_left", "Requests whose client left before the answer", registry=self.registry
-        )
-        self.in_flight = Gauge("atrous_requests_in_flight", "Requests being answered", registry=self.registry)
+        self.registry = here = CollectorRegistry()
+        ProcessCollector(registry=here)
+        counted = ["route", "method", "status"]
+        self.requests = Counter("atrous_requests", "Requests answered", counted, registry=here)
+        text = "From the head of a request to the end of its answer"
+        self.seconds = Histogram("atrous_request_seconds", text, ["route"], buckets=_SECONDS, registry=here)
+        text = "Decoding, network and encoding of requests segmented together"
+        self.inference = Histogram("atrous_inference_seconds", text, buckets=_SECONDS, registry=here)
+        text = "Requests segmented together"
+        self.together = Histogram("atrous_batch_size", text, buckets=(1, 2, 4, 8), registry=here)
+        self.images = Counter("atrous_images", "Images segmented", ["model"], registry=here)
+        self.left = Counter("atrous_clients_left", "Requests whose client left before the answer", registry=here)
+        self.in_flight = Gauge("atrous_requests_in_flight", "Requests being answered", registry=here)
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that is read when it is asked for."""

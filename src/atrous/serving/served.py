@@ -51,7 +51,9 @@ class ServedModel:
         """Serve a predictor, after a trial of both ways to run it."""
         return cls(name, predictor, predictor.settings(), batches_agree(predictor), **words)
 
-    def segment(self, images: Sequence[bytes], output_stride: int | None = None) -> list[Segmentation]:
+    def segment(
+        self, images: Sequence[bytes], output_stride: int | None = None, confidence: bool = False
+    ) -> list[Segmentation]:
         """Segment the contents of image files; several have one size.
 
         Raises:
@@ -59,7 +61,7 @@ class ServedModel:
         """
         try:
             if len(images) == 1:
-                return [self.predictor(images[0], output_stride=output_stride)]
+                return [self.predictor(images[0], output_stride=output_stride, confidence=confidence)]
             return self._together(images, output_stride)
         except ValueError as error:
             raise of_image(str(error), "image") from None

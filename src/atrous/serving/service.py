@@ -48,6 +48,7 @@ class Service:
         images: Sequence[bytes],
         finish: Callable[[list[Segmentation]], Any],
         output_stride: int | None = None,
+        confidence: bool = False,
         field: str = "body",
     ) -> Any:
         """Segment the images of a request in a worker, and return what `finish` makes of the results there.
@@ -61,8 +62,9 @@ class Service:
         facts = request.state.noted
         facts["model"] = model.name
         facts["size"] = f"{sizes[0][1]}x{sizes[0][0]}" if len(sizes) == 1 else f"{len(sizes)} images"
-        key = model.together(sizes[0], output_stride) if len(sizes) == 1 else None
-        job = Job(images, lambda several: model.segment(several, output_stride), finish, key)
+        alone = len(images) > 1 or confidence
+        key = None if alone else model.together(sizes[0], output_stride)
+        job = Job(images, lambda several: model.segment(several, output_stride, confidence), finish, key)
         answer = await self.pool.run(job, _left(request))
         self.metrics.images.labels(model.name).inc(len(images))
         return answer
