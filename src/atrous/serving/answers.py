@@ -35,7 +35,7 @@ class Options(BaseModel):
     classes: str | None = Field(
         None,
         max_length=4000,
-        description="names, with commas, of the overlay and the cut-out; all but background by default",
+        description="names or ids, with commas, of the overlay and the cut-out; all but background by default",
     )
     alpha: float = Field(0.5, ge=0, le=1, description="opacity of the overlay's colours")
     legend: bool = Field(True, description="whether the overlay has a legend")
@@ -44,22 +44,25 @@ class Options(BaseModel):
         None, ge=8, le=32, description="8, 16 or 32; 8 finds finer detail at about thrice the time of 16"
     )
 
-    def chosen(self, labels: Labels) -> list[str] | None:
-        """The names in `classes`, or None.
+    def chosen(self, labels: Labels) -> list[str | int] | None:
+        """The names or ids in `classes`, or None.
 
         Raises:
             Problem: 422 for one that the model lacks.
         """
         if self.classes is None:
             return None
-        names = [name.strip() for name in self.classes.split(",") if name.strip()]
-        for name in names:
-            if name not in labels.names:
-                hint = did_you_mean(name, labels.names)
-                error = f"the model has no such class{hint}"
-                expected = "names of its classes"
-                raise Problem(422, error, field="classes", found=name, expected=expected)
-        return names
+        words = [word.strip() for word in self.classes.split(",") if word.strip()]
+        return [_class(word, labels) for word in words]
+
+
+def _class(word: str, labels: Labels) -> str | int:
+    if word in labels.names:
+        return word
+    if word.isdecimal() and len(word) <= 3 and int(word) < len(labels):
+        return int(word)
+    hint, expected = did_you_mean(word, labels.names, otherwise=""), f"names or ids of: {', '.join(labels.names)}"
+    raise Problem(422, f"the model has no such class{hint}", field="classes", found=word, expected=expected)
 
 
 def wanted(options: Options, accept: str) -> Answer:

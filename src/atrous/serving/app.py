@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -70,6 +71,15 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
+async def _received(request: Request) -> AsyncIterator[bytes]:
+    async with request.app.state.service.intake.body(request) as body:
+        yield body
+
+
+Body = Annotated[bytes, Depends(_received)]
+"""The whole body of a request, within the limits."""
+
+
 def create_app(service: Service, *, hosts: Collection[str] | None = None, origins: Collection[str] = ()) -> FastAPI:
     """Build the ASGI application.
 
@@ -84,23 +94,15 @@ def create_app(service: Service, *, hosts: Collection[str] | None = None, origin
         "found, what is expected.",
     )  # fmt: skip
     _add_errors(app)
-    body = _receiver(service)
+    app.state.service = service
     _add_page(app)
     _add_health(app, service)
-    _add_predict(app, service, body)
-    _add_kserve(app, service, body)
-    _add_label_studio(app, service, body)
+    _add_predict(app, service)
+    _add_kserve(app, service)
+    _add_label_studio(app, service)
     _describe_problem(app)
     app.add_middleware(Gate, metrics=service.metrics, hosts=hosts, origins=origins)
     return app
-
-
-def _receiver(service: Service) -> Any:
-    async def receive(request: Request) -> AsyncIterator[bytes]:
-        async with service.intake.body(request) as body:
-            yield body
-
-    return Depends(receive)
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -114,7 +116,7 @@ def _add_errors(app: FastAPI) -> None:
     async def of_route(request: Request, error: Any) -> Response:
         known = sorted({route.path for route in app.routes if "{" not in getattr(route, "path", "{")})  # type: ignore[attr-defined]
         if error.status_code == 405:
-            allowed = (error.headers or {}).get("allow", "another method")
+            allowed = Headers(error.headers or {}).get("allow", "another method")
             return Problem(
                 405, "this path takes another method", field="method", found=request.method, expected=allowed
             ).response()
@@ -211,7 +213,7 @@ def _find(service: Service, name: str, version: str | None = None) -> ServedMode
     return model
 
 
-def _add_predict(app: FastAPI, service: Service, body: Any) -> None:
+def _add_predict(app: FastAPI, service: Service) -> None:
     fields = {"type": "object", "required": ["image"], "properties": {"image": _BASE64}}
     form = {"type": "object", "required": ["image"], "properties": {"image": {"type": "string", "format": "binary"}}}
     takes = _body({
@@ -222,7 +224,7 @@ def _add_predict(app: FastAPI, service: Service, body: Any) -> None:
     @app.post(
         "/predict", tags=["predict"], summary="Segment an image", responses={**_ERRORS, **_ANSWERS}, openapi_extra=takes
     )
-    async def predict(request: Request, options: Annotated[Options, Query()], body: Annotated[bytes, body]) -> Response:
+    async def predict(request: Request, options: Annotated[Options, Query()], body: Body) -> Response:
         """The body is the content of an image file, or a form or JSON with one. Parameters go into the query, or into
         fields of the form or of the JSON. A body with `tasks` is Label Studio's, and is answered in its form.
         """
@@ -259,7 +261,7 @@ def _add_predict(app: FastAPI, service: Service, body: Any) -> None:
 
     @app.post("/models/{name}", tags=["Hugging Face"], summary=text, responses=_ERRORS, openapi_extra=takes)
     @app.post("/", include_in_schema=False)
-    async def hugging_face(request: Request, body: Annotated[bytes, body], name: str | None = None) -> Response:
+    async def hugging_face(request: Request, body: Body, name: str | None = None) -> Response:
         """Answers `[{"label", "score", "mask"}]`; a mask is base64 of a gray PNG, 255 where the class is."""
         image, threshold = huggingface.image_and_threshold(body, request.headers)
 
@@ -272,7 +274,7 @@ def _add_predict(app: FastAPI, service: Service, body: Any) -> None:
         return response
 
 
-def _add_kserve(app: FastAPI, service: Service, body: Any) -> None:
+def _add_kserve(app: FastAPI, service: Service) -> None:
     @app.get("/v2", tags=["KServe v2"], summary="Name, version and extensions of the server")
     async def server() -> dict[str, Any]:
         return kserve.server_metadata()
@@ -290,7 +292,7 @@ def _add_kserve(app: FastAPI, service: Service, body: Any) -> None:
         "/v2/models/{name}/infer", tags=["KServe v2"], summary="Segment images", responses=_ERRORS, openapi_extra=takes
     )
     @app.post("/v2/models/{name}/versions/{version}/infer", include_in_schema=False)
-    async def infer(request: Request, body: Annotated[bytes, body], name: str, version: str | None = None) -> Response:
+    async def infer(request: Request, body: Body, name: str, version: str | None = None) -> Response:
         """One input `image`: BYTES, the contents of image files (in JSON as base64, or by the binary extension), or
         UINT8 of H,W,3 or N,H,W,3. Outputs: `mask` (UINT8 N,H,W), `mask_png` (BYTES N), `areas` (FP32 N,K).
         """
@@ -304,16 +306,16 @@ def _add_kserve(app: FastAPI, service: Service, body: Any) -> None:
         return response
 
 
-def _add_label_studio(app: FastAPI, service: Service, body: Any) -> None:
+def _add_label_studio(app: FastAPI, service: Service) -> None:
     takes = _body({"application/json": {"schema": {"type": "object"}}})
 
     @app.post("/setup", tags=["Label Studio"], summary="Check a project's labelling interface", openapi_extra=takes)
     @app.post("/label-studio/{name}/setup", include_in_schema=False)
-    async def setup(body: Annotated[bytes, body], name: str | None = None) -> dict[str, str]:
+    async def setup(body: Body, name: str | None = None) -> dict[str, str]:
         return label_studio.setup(find(service.models, name), json_object(body))
 
     @app.post(
         "/label-studio/{name}/predict", tags=["Label Studio"], summary="Predict tasks with a model", openapi_extra=takes
     )
-    async def predict(request: Request, body: Annotated[bytes, body], name: str) -> Response:
+    async def predict(request: Request, body: Body, name: str) -> Response:
         return await label_studio.predict(service, request, json_object(body), name)

@@ -116,7 +116,11 @@ class Gate:
 
     def _note(self, scope: Scope, status: int, seconds: float, facts: dict[str, Any]) -> None:
         route = getattr(scope.get("route"), "path", "other")
-        method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "OPTIONS") else "other"
+        method = (
+            scope["method"]
+            if scope["method"] in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+            else "other"
+        )
         self.metrics.requests.labels(route, method, str(status)).inc()
         self.metrics.seconds.labels(route).observe(seconds)
         LOG.info("%s", line({"method": method, "route": route, "status": status, "ms": round(seconds * 1e3), **facts}))
