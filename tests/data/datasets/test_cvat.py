@@ -47,7 +47,7 @@ def root(tmp_path: Path) -> Path:
 def test_shapes_of_every_kind_in_z_order(root: Path) -> None:
     shapes = (
         LEAF,
-        '<polygon label="stem" points="5,5;14,5;14,14;5,14" z_order="0"><attribute name="ripe">no</attribute></polygon>',
+        '<polygon label="stem" points="5,5;14,5;14,14;5,14" z_order="0"><attribute name="a">no</attribute></polygon>',
         '<box label="stem" xtl="20" ytl="2" xbr="24" ybr="4"></box>',
         '<box label="leaf" xtl="30" ytl="2" xbr="38" ybr="4" rotation="90"></box>',
         '<ellipse label="stem" cx="20" cy="14" rx="4" ry="2" z_order="1"></ellipse>',

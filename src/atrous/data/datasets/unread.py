@@ -34,6 +34,7 @@ _TASKS = "expected the export of the project, a list of tasks: Export, JSON"
 _ANN = "expected the project as Supervisely downloads it, with annotations"
 _STARTS = {".xml": (b"<",), ".json": (b"{", b"["), ".yaml": (b"",), ".yml": (b"",), ".csv": (b"",)}
 """How files of annotations start, behind blanks."""
+_PAGE = re.compile(rb"(?i)<!doctype html|<html")
 _PLAIN = "write masks of ids as PNG into masks/SPLIT/, images into images/SPLIT/, and the names into dataset.yaml"
 
 
@@ -48,7 +49,6 @@ class _Sign:
 
 
 _SIGNS = (
-    _Sign("a web page", "no export: download it anew, signed in", r"\.(json|xml|csv)$", rb"(?i)<!doctype html|<html"),
     _Sign("boxes in VOC's XML", _BOXES, r"\.xml$", rb"<bndbox>"),
     _Sign("LabelMe's or VOC's XML", "no object has a polygon or a mask: draw them", r"\.xml$", rb"<annotation[\s>]"),
     _Sign("a COCO panoptic export", "not read; export its instances as COCO", r"\.json$", rb'"segments_info"|panoptic'),
@@ -56,7 +56,7 @@ _SIGNS = (
     _Sign("a Supervisely project", f"no DATASET/ann beside; {_ANN}", r"(^|/)meta\.json$", rb'"classes"\s*:'),
     _Sign("a project of VGG's Image Annotator", _AS_COCO, r"\.json$", rb'"_via_|"region_attributes"'),
     _Sign("a Labelbox export", f"not read; {_COCO}", r"\.(nd)?json$", rb'"(data_row|DataRow ID|Labeled Data)"'),
-    _Sign("a V7 (Darwin) export", _AS_COCO, r"\.json$", rb'darwin_json|"darwin_version"|v7labs'),
+    _Sign("V7's Darwin JSON", _AS_COCO, r"\.json$", rb'darwin_json|"darwin_version"|v7labs'),
     _Sign("Datumaro's own JSON", _AS_COCO, r"\.json$", rb'"dm_format_version"|"media_type"'),
     _Sign("a Roboflow export", "_classes.csv starts otherwise; expected Pixel Value, Class", r"_classes\.csv$"),
     _Sign("a COCO JSON", "give its folder", r"\.json$", rb'"(categories|image_id|segmentation)"\s*:'),
@@ -121,6 +121,8 @@ def _damaged(names: list[str], open_name: Callable[[str], IO[bytes]]) -> str:
         start, kind = _start_of(name, open_name), Path(name).suffix.lower()
         if start == b"":
             return f"{name} is empty; expected annotations: export anew"
+        if start is not None and _PAGE.match(start):
+            return f"it looks like a web page ({name}): download the export anew, signed in"
         if start is not None and not start.startswith(_STARTS[kind]):
             return f"{name} starts with {start[:20].decode('latin-1')!r}, and is no {kind[1:].upper()}: export anew"
     return ""
