@@ -136,14 +136,15 @@ class LabelStudioMask:
 
 def _size(mask: LabelStudioMask, regions: list[tuple[str, dict[str, Any]]]) -> tuple[int, int] | None:
     """The size that all regions are of; None without a region."""
-    sizes = {(value.get("original_height"), value.get("original_width")) for _, value in regions}
+    sizes = [(value.get("original_height"), value.get("original_width")) for _, value in regions]
     if not sizes:
         return None
-    height, width = next(iter(sizes))
-    if len(sizes) > 1:
-        raise ValueError(f"{mask}: regions in images of {len(sizes)} sizes; expected one image")
+    height, width = sizes[0]
+    if any(size != sizes[0] for size in sizes):
+        raise ValueError(f"{mask}: regions in images of several sizes; expected one image")
     if not (isinstance(height, int) and isinstance(width, int) and 0 < height * width <= MAX_PIXELS and height > 0):
-        raise ValueError(f"{mask}: original_width {width!r}, original_height {height!r}; expected pixels")
+        shown = f"original_width {str(width)[:20]!r}, original_height {str(height)[:20]!r}"
+        raise ValueError(f"{mask}: {shown}; expected pixels")
     return height, width
 
 

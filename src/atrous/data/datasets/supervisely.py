@@ -220,7 +220,11 @@ def _note(path: Path, notes: Notes, ids: dict[str, int], problems: list[str]) ->
 def _classes(path: Path) -> tuple[Labels, dict[str, int]]:
     meta = load_json(path, "Supervisely's meta.json, with classes")
     classes = meta.get("classes") if isinstance(meta, dict) else None
-    titles = [entry.get("title") if isinstance(entry, dict) else None for entry in classes or ()]
+    titles = (
+        [entry.get("title") if isinstance(entry, dict) else None for entry in classes]
+        if isinstance(classes, list)
+        else []
+    )
     if not titles or not all(isinstance(title, str) for title in titles):
         raise ValueError(f"{path}: classes are {str(classes)[:80]}; expected a list with a title each")
     names = [str(title).strip() for title in titles]
