@@ -84,6 +84,30 @@ def mean_argmax(views: Sequence[View], size: tuple[int, int], output_stride: int
     return result
 
 
+def confidence_of(views: Sequence[View], size: tuple[int, int], output_stride: int, classes: Tensor) -> Tensor:
+    """The value that `mean_probabilities` has at every pixel for the class given there.
+
+    Args:
+        views: see `mean_probabilities`, and so are the next two.
+        size: of the image.
+        output_stride: of the logits.
+        classes: B,H,W integer, on the device of the logits.
+
+    Returns:
+        B,H,W float32 (float64 for float64).
+
+    Raises:
+        ValueError: as there.
+    """
+    _check(views, output_stride)
+    if _must_be_plain(views):
+        return _plain_mean(views, size, output_stride).gather(1, classes.long()[:, None])[:, 0]
+    result = torch.empty(classes.shape, dtype=compute_dtype(views[0].logits), device=views[0].logits.device)
+    for rows, tile in _tiles(views, size, output_stride):
+        result[:, rows] = tile.gather(2, classes[:, rows].long().transpose(0, 1)[:, :, None])[:, :, 0].transpose(0, 1)
+    return result
+
+
 def _check(views: Sequence[View], stride: int) -> None:
     if not views:
         raise ValueError("there is no view to average")
