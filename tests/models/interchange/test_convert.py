@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.models import segmentation
 
@@ -58,3 +59,22 @@ def test_detectron2(deep: bool, tmp_path: Path) -> None:
     net = shaken(Detectron2(deep))
     model, converted = compare(net, tmp_path / "model_final.pth", {"model": net.state_dict()}, MULTIPLES)
     assert "multi-grid 1, 2, 4" in converted.guesses[0]
+
+
+@pytest.mark.parametrize(("stride", "tf_padding"), [(16, True), (8, True), (16, False)])
+@torch.no_grad()
+def test_huggingface(stride: int, tf_padding: bool, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MobileNetV2Config(
+        num_labels=4, output_stride=stride, depth_multiplier=0.5, tf_padding=tf_padding,
+        id2label={0: "ground", 1: "yes", 2: "1e3", 3: "sky, clear"},
+    )  # fmt: skip
+    net = shaken(transformers.MobileNetV2ForSemanticSegmentation(config))
+    net.save_pretrained(tmp_path)
+    model, converted = convert(tmp_path)
+    assert converted.names == ("ground", "yes", "1e3", "sky, clear") and model.mean == (0.5, 0.5, 0.5)
+    for size in SIZES:
+        image = torch.rand(1, 3, *size, dtype=torch.float64) * 2 - 1
+        logits = net.double()(image).logits
+        expected = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        assert (model.double()(image) - expected).abs().max() < 1e-6 * expected.abs().max(), size

@@ -16,9 +16,9 @@ import torch
 from atrous.models.backbone import mismatch
 from atrous.models.batch_norm import batch_norms_of
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.interchange import detectron2, mmsegmentation, smp, torchvision, vainf
+from atrous.models.interchange import detectron2, huggingface, mmsegmentation, smp, torchvision, vainf
 from atrous.models.interchange.base import Choices, Converted, Reader
-from atrous.models.interchange.files import SUFFIXES, read_file
+from atrous.models.interchange.files import read_file
 
 READERS: dict[str, Reader] = {
     "torchvision": torchvision.read,
@@ -26,6 +26,7 @@ READERS: dict[str, Reader] = {
     "mmsegmentation": mmsegmentation.read,
     "VainF": vainf.read,
     "detectron2": detectron2.read,
+    "Hugging Face": huggingface.read,
 }
 """By the name of the library."""
 
@@ -60,8 +61,8 @@ def convert(path: str | Path, choices: Choices = NO_CHOICES) -> tuple[DeepLabV3,
             return _built(Path(path), converted, choices)
     first = ", ".join(list(checkpoint.tensors)[:3])
     raise ValueError(
-        f"{path}: a DeepLabv3 of none of {', '.join(READERS)}; it has {len(checkpoint.tensors)} tensors, the first "
-        f"{first}"
+        f"{path}: without atrous's model card, and a DeepLabv3 of none of {', '.join(READERS)}; it has "
+        f"{len(checkpoint.tensors)} tensors, the first {first}"
     )
 
 
@@ -75,10 +76,11 @@ def _built(path: Path, converted: Converted, choices: Choices) -> tuple[DeepLabV
     if len(names) != count or len(set(names)) != count:
         raise ValueError(f"{path} has {count} classes; expected as many different names, found {len(names)}")
     try:
-        model = DeepLabV3(**converted.arguments, num_classes=count, output_stride=converted.output_stride)
+        with torch.device("meta"):  # no random weights are drawn that would be replaced at once
+            model = DeepLabV3(**converted.arguments, num_classes=count, output_stride=converted.output_stride)
         tensors = {**_counters(model), **tensors}
         mismatch(model.state_dict(), tensors, f"the weights in {path}, read as {converted.library}'s,")
-        model.load_state_dict(tensors)
+        model.load_state_dict(tensors, assign=True)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"{path}: {error}") from error
     bad = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
@@ -91,7 +93,7 @@ def _built(path: Path, converted: Converted, choices: Choices) -> tuple[DeepLabV
 
 def _counters(model: DeepLabV3) -> dict[str, torch.Tensor]:
     """Batch norm's counters of steps, which older checkpoints lack."""
-    return {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
+    return {key: torch.tensor(0) for key in model.state_dict() if key.endswith("num_batches_tracked")}
 
 
 @torch.no_grad()
@@ -101,11 +103,3 @@ def _keep_epsilon(model: DeepLabV3, epsilon: tuple[float | None, float | None]) 
         for norm in (norm for module in part for norm in batch_norms_of(module)):
             assert norm.running_var is not None
             norm.running_var += (norm.eps if theirs is None else theirs) - norm.eps
-
-
-def is_foreign(path: str | Path) -> bool:
-    """Whether a path looks like a checkpoint of another library: by its suffix, or a folder's ``config.json``."""
-    path = Path(path)
-    if path.is_dir():
-        return (path / "config.json").is_file()
-    return path.suffix.lower() in SUFFIXES - {".safetensors"}

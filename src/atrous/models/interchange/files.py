@@ -18,7 +18,7 @@ from atrous.messages import listed
 from atrous.models.interchange.base import Checkpoint
 
 PICKLES = frozenset({".pth", ".pt", ".ckpt", ".bin", ".tar", ".pkl"})
-SUFFIXES = PICKLES | {".safetensors"}
+"""Suffixes of what PyTorch's and other libraries' training programs write."""
 _STATES = ("state_dict", "model_state", "model_state_dict", "model", "net", "weights", "ema_state_dict")
 """Where training programs put the tensors, beside an optimizer's."""
 _WRAPPERS = ("module.", "_orig_mod.", "model.module.", "model._orig_mod.")
@@ -38,8 +38,10 @@ def read_file(path: Path) -> Checkpoint:
         raise FileNotFoundError(f"{file}: no such file; expected a checkpoint")
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
     state, meta = _state_of(file, content)
-    if (config := folder / "config.json").is_file() and file.name.partition(".")[0] in ("model", "pytorch_model"):
-        meta["config.json"] = meta["config"] = _read_json(config)
+    if file.name.partition(".")[0] in ("model", "pytorch_model"):
+        for key, name in {"config": "config.json", "preprocessor": "preprocessor_config.json"}.items():
+            if (folder / name).is_file():
+                meta[key] = _read_json(folder / name)
     return Checkpoint(path, state, meta)
 
 
