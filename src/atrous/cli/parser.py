@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atrous.cli import serve
+from atrous.cli import convert, serve
 from atrous.cli.arguments import (
     Parser,
     add_command,
@@ -127,6 +127,7 @@ def _parser() -> Parser:
         _add_train,
         _add_eval,
         serve.add,
+        convert.add,
         _add_models,
         add_data_commands,
         _add_label,

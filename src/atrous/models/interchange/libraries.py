@@ -28,6 +28,12 @@ _READS = {"torchvision": "torchvision", "smp": "segmentation_models_pytorch", "h
 _INSTALL = {"smp": "segmentation-models-pytorch", "huggingface": "transformers"}
 
 
+def library_word(name: str) -> str | None:
+    """The key of `PACKAGES` for a key of `READERS`, if that library is installed."""
+    word = next((word for word, reader in _READS.items() if reader == name), None)
+    return word if word and importlib.util.find_spec(PACKAGES[word]) else None
+
+
 def build(library: str, model: DeepLabV3) -> nn.Module:
     """The network of a library that has the layers of a model, with random weights, in ``eval()``.
 
