@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
 from atrous.data.overlay import overlay
 
@@ -20,19 +19,20 @@ class Segmentation:
     """The classes of one photograph's pixels.
 
     Attributes:
-        mask: uint8 H,W, a class id for every pixel, at the size of the photograph as a person sees it.
+        mask: uint8 H,W (int32 for more than 256 classes), a class id for every pixel, at the size of the photograph as
+            a person sees it.
         image: uint8 H,W,3, that photograph.
         labels: names and colours of all classes.
     """
 
-    mask: npt.NDArray[np.uint8]
+    mask: npt.NDArray[Any]
     image: npt.NDArray[np.uint8]
     labels: Labels
 
     @cached_property
     def areas(self) -> dict[int, float]:
         """Share of the pixels, 0 to 1, of each class in the mask, by id; the largest first."""
-        return areas_of(pixel_counts(self.mask))
+        return areas_of(pixel_counts(self.mask, self.labels))
 
     @property
     def names(self) -> dict[int, str]:
@@ -51,11 +51,11 @@ class Segmentation:
         ]
 
 
-def pixel_counts(mask: Pixels) -> npt.NDArray[np.int64]:
-    """Number of pixels of each id, 256; row by row, since counting takes eight bytes a pixel."""
-    counts = np.zeros(256, dtype=np.int64)
+def pixel_counts(mask: npt.NDArray[Any], labels: Labels | None = None) -> npt.NDArray[np.int64]:
+    """Number of pixels of each id, 256, or 65,536 for more classes; row by row, as counting takes 8 bytes a pixel."""
+    counts = np.zeros(labels.largest_id + 1 if labels else 256, dtype=np.int64)
     for row in mask:
-        counts += np.bincount(row, minlength=256)
+        counts += np.bincount(row, minlength=len(counts))
     return counts
 
 

@@ -89,7 +89,15 @@ def folded(listing: Listing, options: DatasetOptions) -> Listing:
         remap = None
     gone = [name for index, name in enumerate(labels.names) if index not in order]
     said = f"; folded away: {listed(gone, 6)}" if gone else ""
-    return replace(listing, labels=result, remap=remap, read_as=listing.read_as + said)
+    colours = listing.colours or (labels.palette if listing.remap is None else None)
+    ignored = tuple(entry for entry in options.ignore if not isinstance(entry, str))
+    taken = [colour for colour in ignored if colour in labels.palette]
+    if taken and labels.palette != voc_palette(len(labels)):  # the default says nothing about the masks
+        name = labels.names[labels.palette.index(taken[0])]
+        raise ValueError(f"ignore has {taken[0]}, the colour of class {name!r}; expected one that is no class's")
+    return replace(
+        listing, labels=result, remap=remap, read_as=listing.read_as + said, colours=colours, ignored=ignored
+    )
 
 
 def _renamed(labels: Labels, options: DatasetOptions) -> Labels:
