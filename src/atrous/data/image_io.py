@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 from torch import Tensor
 
 from atrous.atomic import written_whole
@@ -48,6 +48,7 @@ from atrous.data.samples import (
     wide_to_rgb,
 )
 from atrous.data.tiff_blocks import Tiff, parse
+from atrous.data.tiff_blocks import check as check_blocks
 
 Pixels = npt.NDArray[np.uint8]
 Source = ImageSource | Image.Image | npt.NDArray[Any] | Tensor
@@ -120,24 +121,26 @@ def _decoded(file: IO[bytes], max_pixels: int, rule: ImageRule) -> Pixels:
 
 def open_picture(file: IO[bytes], max_pixels: int, rule: ImageRule = AS_IT_IS) -> Image.Image | Tiff:
     """A file as Pillow opens it; or a TIFF, or bands of one, that Pillow does not open. Errors as `read_image`."""
-    if rule.bands and (tiff := parse(file)) is not None:
-        return _checked(tiff, max_pixels)
+    tiff = parse(file)
+    if tiff is not None and (rule.bands or _is_for_blocks(tiff)):
+        return _checked(tiff, file, max_pixels)
     try:
-        image = open_image(file, max_pixels)
+        return open_image(file, max_pixels)
     except ValueError:
-        if (tiff := parse(file)) is None:
+        if tiff is None or tiff.alpha:
             raise
-        return _checked(tiff, max_pixels)
-    # Of 16 bits in planes, Pillow gives the upper 8.
-    planes = isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode == "RGB" and samples_of(image).upper_only
-    if planes and (tiff := parse(file)) is not None and tiff.bands == 3:
-        return tiff
-    return image
+        return _checked(tiff, file, max_pixels)
 
 
-def _checked(tiff: Tiff, max_pixels: int) -> Tiff:
+def _is_for_blocks(tiff: Tiff) -> bool:
+    """Whether Pillow would open it, but read the first band of several alone, or the upper 8 of 16 bits in planes."""
+    return not tiff.alpha and tiff.bands >= 3 and (not tiff.coloured or (tiff.planes and tiff.bits > 8))
+
+
+def _checked(tiff: Tiff, file: IO[bytes], max_pixels: int) -> Tiff:
     if tiff.width * tiff.height > max_pixels:
         raise ValueError(f"{tiff.width}x{tiff.height} pixels; expected at most {max_pixels} in all")
+    check_blocks(tiff, file)
     return tiff
 
 

@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
+_EXTRA_SAMPLES = 338
 _SAMPLE_FORMAT, _FILL_ORDER, _PREDICTOR, _MAX_SAMPLE_VALUE = 339, 266, 317, 281
 _RAW, _DEFLATE = (1,), (8, 32946)
 _BY_LIBTIFF = (5, 32773, 34925, 50000)
 """LZW, PackBits, LZMA, Zstandard."""
-_MOST_BYTES = 1 << 30
+_MOST_BYTES, _MOST_BANDS = 1 << 30, 1024
 _PACKED = (10, 12, 14)
 
 
@@ -45,6 +46,8 @@ class Tiff:
         compression: the tag's value.
         predictor: likewise.
         inverted: whether 0 is white.
+        coloured: whether the first three bands are red, green and blue, and not of any meaning.
+        alpha: whether the band after the colours is one of transparency.
         orientation: 1 to 8.
         declared: the largest value that the file says it has, or 0.
     """
@@ -62,6 +65,8 @@ class Tiff:
     compression: int
     predictor: int
     inverted: bool
+    coloured: bool
+    alpha: bool
     orientation: int
     declared: int
 
@@ -143,11 +148,7 @@ class Tiff:
 
 
 def parse(file: IO[bytes]) -> Tiff | None:
-    """The first page of a TIFF, from its header alone; None for what is no TIFF of this kind.
-
-    Raises:
-        ValueError: if blocks lie behind the end of the file, or are too large.
-    """
+    """The first page of a TIFF, from its header alone, see `check`; None for what is no TIFF of this kind."""
     file.seek(0)
     start = file.read(16)
     if start[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -156,13 +157,10 @@ def parse(file: IO[bytes]) -> Tiff | None:
         tags = TiffImagePlugin.ImageFileDirectory_v2(start if b"+" in start[2:4] else start[:8])
         file.seek(tags.next)
         tags.load(file)
-        tiff = _of_tags(tags, ">" if start[:2] == b"MM" else "<")
+        return _of_tags(tags, ">" if start[:2] == b"MM" else "<")
     # What a damaged directory holds is of any type.
     except (TypeError, ValueError, KeyError, IndexError, SyntaxError, OverflowError, struct.error, OSError):
         return None
-    if tiff is not None:
-        _check(tiff, file.seek(0, io.SEEK_END))
-    return tiff
 
 
 def _of_tags(tags: Any, order: str) -> Tiff | None:
@@ -187,17 +185,20 @@ def _of_tags(tags: Any, order: str) -> Tiff | None:
     block = (int(tags[323]), int(tags[322])) if tiled else (min(int(tags.get(278, height)), height), width)
     offsets, lengths = (tags[324], tags[325]) if tiled else (tags[273], tags[279])
     most = tags.get(_MAX_SAMPLE_VALUE, 0)
-    if min(height, width, bands, *block) < 1:
+    alpha = tuple(tags.get(_EXTRA_SAMPLES, (0,)))[:1] in ((1,), (2,))
+    if min(height, width, bands, *block) < 1 or bands > _MOST_BANDS:
         return None
     return Tiff(
         height, width, int(bands), int(bits[0]), np.dtype(f"{order}{kind}{2 if packed else bits[0] // 8}"),
         tags.get(284, 1) == 2 and bands > 1, block, tiled, tuple(offsets), tuple(lengths), int(compression),
-        int(predictor), photometric == 0, int(tags.get(274, 1)), int(max(most) if isinstance(most, tuple) else most),
+        int(predictor), photometric == 0, photometric == 2, alpha, int(tags.get(274, 1)),
+        int(max(most) if isinstance(most, tuple) else most),
     )  # fmt: skip
 
 
-def _check(tiff: Tiff, size: int) -> None:
+def check(tiff: Tiff, file: IO[bytes]) -> None:
     """Raise ValueError where blocks are missing, lie behind the end of the file, or would fill the memory."""
+    size = file.seek(0, io.SEEK_END)
     count = -(-tiff.height // tiff.block[0]) * -(-tiff.width // tiff.block[1]) * (tiff.bands if tiff.planes else 1)
     ends = [offset + length for offset, length in zip(tiff.offsets, tiff.lengths, strict=False)]
     if len(ends) < count or max(ends) > size:
