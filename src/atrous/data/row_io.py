@@ -24,6 +24,8 @@ from PIL import Image, TiffImagePlugin
 
 from atrous.atomic import written_whole
 from atrous.data import multiband
+from atrous.data.arrays import is_array
+from atrous.data.dicom import is_dicom
 from atrous.data.image_file import decode_file, errors_named, open_file, rawmode_of, with_file
 from atrous.data.image_io import (
     MAX_PIXELS,
@@ -75,9 +77,11 @@ def open_strips(path: Path, *, max_pixels: int = MAX_PIXELS, rule: ImageRule = A
         ValueError: as `read_image`; also for a larger picture that is not read by rows, and without libvips. Damage
             behind the header is raised while the strips are read.
     """
-    tiff = with_file(path, lambda file: _by_blocks(file, max_pixels, rule))
-    if tiff is not None:
-        return _strips_of_blocks(path, tiff, rule)
+    picture = with_file(path, lambda file: _opened(file, max_pixels, rule))
+    if isinstance(picture, Tiff) and picture.orientation == 1:
+        return _strips_of_blocks(path, picture, rule)
+    if not isinstance(picture, Image.Image):
+        return strips_of(read_image(path, max_pixels=min(max_pixels, MAX_PIXELS), rule=rule))
     _pyvips()
     header = decode_file(path, max_pixels, _header)
     if not header.by_rows:
@@ -113,12 +117,9 @@ def open_strips(path: Path, *, max_pixels: int = MAX_PIXELS, rule: ImageRule = A
     return Strips(header.size, strips)
 
 
-def _by_blocks(file: IO[bytes], max_pixels: int, rule: ImageRule) -> Tiff | None:
-    """A TIFF that is read by its own strips and tiles, without libvips; None for others, and for one that is turned."""
-    if file.read(2) not in (b"II", b"MM"):
-        return None
-    picture = open_picture(file, max_pixels, rule)
-    return picture if isinstance(picture, Tiff) and picture.orientation == 1 else None
+def _opened(file: IO[bytes], max_pixels: int, rule: ImageRule) -> Image.Image | Tiff | None:
+    """As `open_picture`; None for DICOM and arrays."""
+    return None if is_array(file) or is_dicom(file) else open_picture(file, max_pixels, rule)
 
 
 def _strips_of_blocks(path: Path, tiff: Tiff, rule: ImageRule) -> Strips:

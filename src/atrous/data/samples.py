@@ -191,7 +191,7 @@ def scaled(values: npt.NDArray[Any], rule: ImageRule) -> npt.NDArray[np.uint8]:
     low, high = rule.value_range
     exact: npt.NDArray[Any] = values.astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
-        steps = np.clip((exact - np.asarray(low, exact.dtype)) * (255 / (high - low)), 0, 255)
+        steps = np.clip((exact - np.asarray(low, exact.dtype)) * 255 / (high - low), 0, 255)
     result: npt.NDArray[np.uint8] = np.rint(np.nan_to_num(steps)).astype(np.uint8)
     return result
 

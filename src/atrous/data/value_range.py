@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from atrous.data.datasets.dataset import SegmentationDataset
+from atrous.data.image_file import SAID
 from atrous.data.image_io import stored_top
+from atrous.data.samples import GUESSED_BITS
 
 SAMPLE = 64
 """Images that are looked at, evenly over the data set."""
@@ -45,9 +47,14 @@ def decided(dataset: SegmentationDataset) -> tuple[SegmentationDataset, str]:
 
 
 def _top(path: Path, dataset: SegmentationDataset) -> int:
+    guessed, said = GUESSED_BITS.copy(), SAID.copy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return stored_top(path, rule=dataset.rule)
         except (ValueError, OSError):
             return 0
+        finally:  # nothing was said
+            GUESSED_BITS.clear()
+            GUESSED_BITS.update(guessed)
+            SAID.intersection_update(said)

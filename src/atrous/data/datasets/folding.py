@@ -243,5 +243,6 @@ def _relabelled(labels: Labels, order: Sequence[int]) -> Labels:
     black: Colour = (0, 0, 0)
     names = tuple("background" if index == _NEW else labels.names[index] for index in order)
     palette = tuple(black if index == _NEW else labels.palette[index] for index in order)
-    ignore = labels.ignore if labels.ignore >= len(order) else ignored_id(len(order))
+    most = ignored_id(len(order))
+    ignore = labels.ignore if len(order) <= labels.ignore <= most else most
     return Labels(names, palette, ignore)

@@ -61,7 +61,7 @@ def histogram_of(mask: npt.NDArray[Any], labels: Labels) -> npt.NDArray[np.int64
     """Pixels of each id in a mask, int64 256; for more than 255 classes K + 1, the last of the ignored id."""
     if labels.largest_id < 256:
         return np.bincount(mask.ravel(), minlength=256)
-    return np.bincount(np.minimum(mask.ravel(), len(labels)), minlength=len(labels) + 1)
+    return np.bincount(np.minimum(mask.ravel().astype(np.int64), len(labels)), minlength=len(labels) + 1)
 
 
 def ignored_place(labels: Labels) -> int:
