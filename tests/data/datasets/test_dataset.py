@@ -196,8 +196,9 @@ def test_remap_is_checked() -> None:
         ("coco:{root}/nowhere", FileNotFoundError, "no such folder; .*COCO is published at https://cocodataset.org/"),
         ("{root}/CamVid", FileNotFoundError, "no such folder; .*CamVid is published at http://mi.eng.cam.ac.uk/"),
         ("cityscapes:{root}", ValueError, "expected leftImg8bit/.*; .*plain has the layout of folder$"),
-        ("{root}/plain/dataset.yaml", ValueError, "a file; expected the folder"),
-        ("{root}", ValueError, "layout not recognised; .*/plain has the layout of folder$"),
+        ("{root}/plain/masks/val/d.png", ValueError, "a file; expected the folder of a data set, its archive"),
+        ("{root}/plain/dataset.yaml", ValueError, "plain: no split 'dev'; the splits there are train, val"),
+        ("{root}", ValueError, "plain: no split 'dev'; the splits there are train, val"),
         (
             "{root}/plain/images/val",
             ValueError,
@@ -291,7 +292,7 @@ def test_sizes_that_differ_are_named_before_the_first_step(folder: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "names", [[], ["notes.txt"], ["a.jpg", "a_mask.png"], ["a.jpg", "a.geojson"], ["a.jpg", "a.txt"]]
+    "names", [[], ["notes.txt"], ["a.jpg", "a.geojson"], ["a.jpg", "a.txt"]]
 )
 def test_what_no_layout_explains_lists_the_names_of_the_layouts(tmp_path: Path, names: list[str]) -> None:
     for name in names:
