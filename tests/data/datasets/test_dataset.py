@@ -291,9 +291,7 @@ def test_sizes_that_differ_are_named_before_the_first_step(folder: Path, tmp_pat
     record("picture and mask that differ in size", f"{len(sizes)} of {len(sizes)}: both files, both sizes")
 
 
-@pytest.mark.parametrize(
-    "names", [[], ["notes.txt"], ["a.jpg", "a.geojson"], ["a.jpg", "a.txt"]]
-)
+@pytest.mark.parametrize("names", [[], ["notes.txt"], ["a.jpg", "a.geojson"], ["a.jpg", "a.txt"]])
 def test_what_no_layout_explains_lists_the_names_of_the_layouts(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).write_bytes(b"x")

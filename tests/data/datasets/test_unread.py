@@ -79,10 +79,10 @@ def test_arrays_and_other_names_in_place_of_masks_are_explained(tmp_path: Path) 
 
     assert "1 of 1 images have no mask in masks/train, of the same stem: x; there is no such folder" in problem()
     masks.mkdir(parents=True)
-    Image.new("L", (4, 4)).save(masks / "x_mask.png")
-    assert problem().endswith("it has x_mask.png: name each mask as its image, with .png")
-    np.save(masks / "x.npy", np.zeros((4, 4), np.uint8))
-    assert "it has x.npy: arrays are not read; write each as PNG" in problem()
+    (masks / "y.mat").write_bytes(b"")
+    assert problem().endswith("it has y.mat: name each mask as its image, with .png")
+    np.save(masks / "x.npy", np.ones((4, 4), np.uint16))
+    assert open_dataset(tmp_path, "train")[0].mask.unique().tolist() == [1]
 
 
 @pytest.mark.parametrize(

@@ -205,4 +205,4 @@ def _check_growth(path: Path, size: int, packed: int) -> None:
 def _check_space(path: Path, members: list[_Member], free: int) -> None:
     size = sum(member.size for member in members)
     if size + _MARGIN > free:
-        raise ValueError(f"{path}: its files take {size} bytes, and the disk has {free}; make room, or unpack elsewhere")
+        raise ValueError(f"{path}: its files take {size} bytes, and the disk has {free} free; make room")

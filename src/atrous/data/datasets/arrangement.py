@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +25,13 @@ from atrous.data.datasets.pairing import MASK_SUFFIXES, is_mask_name, paired, su
 from atrous.data.image_file import IMAGE_SUFFIXES
 
 _IMAGES = (
-    "images imgs image img jpegimages image_2 img_dir input inputs photos photo pictures original originals rgb jpg jpgs "
-    "x images_png 701_stillsraw_full"
+    "images imgs image img jpegimages image_2 img_dir input inputs photos photo pictures original originals rgb jpg "
+    "jpgs x images_png 701_stillsraw_full"
 ).split()
 _MASKS = (
-    "semantic_rgb 1st_manual labels masks mask annotations label gt segmentationclass annotation ground_truth groundtruth "
-    "ground_truths gts ann_dir anns ann annots annot seg segs segmentation segmentations segmaps targets target y "
-    "label_images mask_images masks_png labels_png labeledapproved_full semantic"
+    "semantic_rgb 1st_manual labels masks mask annotations label gt segmentationclass annotation ground_truth "
+    "groundtruth ground_truths gts ann_dir anns ann annots annot seg segs segmentation segmentations segmaps targets target "
+    "y label_images mask_images masks_png labels_png labeledapproved_full semantic"
 ).split()
 """The first that holds images counts."""
 _ENDS = ("_labels", "annot", "_annot", "_masks", "_mask", "_label", "_gt", "_annotations", "masks", "labels")
@@ -51,7 +51,7 @@ class Place:
 
     images: Path
     masks: Path | None
-    deep: bool = False
+    deep: bool = True
 
 
 def places_of(root: Path) -> dict[str, Place]:
@@ -66,8 +66,8 @@ def places_of(root: Path) -> dict[str, Place]:
     if kinds := _of_kinds(root, names):
         return _below(*kinds)
     if _is_flat(root):
-        return {WHOLE: Place(root, root)}
-    flat = {name: Place(root / name, root / name) for name in names if _is_flat(root / name)}
+        return {WHOLE: Place(root, root, deep=False)}
+    flat = {name: Place(root / name, root / name, deep=False) for name in names if _is_flat(root / name)}
     return by_split(root, flat) if any(map(_is_split, flat)) else {}
 
 
@@ -130,9 +130,9 @@ def _below(images: Path, masks: Path) -> dict[str, Place]:
     inside = subfolders(images)
     there = {*subfolders(masks)}
     if not any(_is_split(name) for name in inside if name in there):
-        return {WHOLE: Place(images, masks, deep=True)}
-    splits = {name: Place(images / name, masks / name, deep=True) for name in inside if name in there}
-    splits |= {name: Place(images / name, None, deep=True) for name in inside if name not in there}
+        return {WHOLE: Place(images, masks)}
+    splits = {name: Place(images / name, masks / name) for name in inside if name in there}
+    splits |= {name: Place(images / name, None) for name in inside if name not in there}
     return by_split(images, splits)
 
 
@@ -166,6 +166,3 @@ def _is_split(name: str) -> bool:
 
 def _plain(name: str) -> str:
     return re.sub(r"[ -]", "_", name.lower())
-
-
-Places = Mapping[str, Place]

@@ -42,7 +42,7 @@ class Item(NamedTuple):
 class Items(Sequence[Item]):
     """Items that are built when they are asked for: 100,000 take 10 MB, of which their paths would take 200.
 
-        Items([("a", "a.jpg", "a_L.png")], build)[0]     # build("a", "a.jpg", "a_L.png")
+    `Items([("a", "a.jpg", "a_L.png")], build)[0]` is `build("a", "a.jpg", "a_L.png")`.
     """
 
     def __init__(self, rows: Iterable[Sequence[str]], build: Callable[..., Item]) -> None:
@@ -64,7 +64,8 @@ class Items(Sequence[Item]):
         if isinstance(index, slice):
             return self.take(range(len(self))[index])
         row = self._order[index]
-        return self._build(*self._text[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogateescape").split("\0"))
+        text = self._text[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogateescape")
+        return self._build(*text.split("\0"))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))

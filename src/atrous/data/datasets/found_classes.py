@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from atrous.data.datasets.array_mask import Values, read_values
+from atrous.data.datasets.array_mask import read_values
 from atrous.data.datasets.base import MaskSource
 from atrous.data.datasets.class_files import ColourMask
 from atrous.data.image_io import Pixels
@@ -96,7 +96,8 @@ class ValueMask:
                 f"{self}: values {_listed(Counter(unknown.ravel().tolist()))}, which no mask had that was read to find "
                 f"the classes; expected {listed([*map(str, known)], 9)}; name the classes in dataset.yaml"
             )
-        return ids[places]
+        result: Pixels = ids[places]
+        return result
 
 
 def find_classes(root: Path, masks: Sequence[Path]) -> FoundClasses:
@@ -111,7 +112,8 @@ def find_classes(root: Path, masks: Sequence[Path]) -> FoundClasses:
     """
     step = max(1, -(-len(masks) // MOST_READ))
     some = masks[::step]
-    key = hashlib.sha256("\0".join(f"{path} {_stamp(path)}" for path in some).encode("utf-8", "surrogateescape")).digest()
+    text = "\0".join(f"{path} {_stamp(path)}" for path in some)
+    key = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
     if key not in _KNOWN:
         _KNOWN[key] = _find(root, some, len(masks))
     return _KNOWN[key]
@@ -207,16 +209,16 @@ def _of_colours(root: Path, pixels: Counter[Colour], of: str, wrong: list[str]) 
     colours = sorted(colour for colour in pixels if colour != IGNORE_COLOUR)
     if not 0 < len(colours) <= _MOST_COLOURS:
         raise ValueError(
-            f"{root}: {len(colours)} colours in {of}, {_listed(pixels, 3)}; expected at most {_MOST_COLOURS}, one a class: "
-            "are they masks, without blurred edges? If so, name them in label_colors.txt, R G B NAME a line"
+            f"{root}: {len(colours)} colours in {of}, {_listed(pixels, 3)}; expected at most {_MOST_COLOURS}, one a "
+            "class: are they masks, without blurred edges? If so, name them in label_colors.txt, R G B NAME a line"
         )
     names = ["background" if colour == (0, 0, 0) else f"class {index}" for index, colour in enumerate(colours)]
     if len(colours) == 2 and colours[0] == (0, 0, 0):
         names[1] = "object"
     meanings = [f"{colour} is {name}" for colour, name in zip(colours, names, strict=True)]
     said = (
-        f"no names of classes, so that they come from the colours in {of}: {listed(meanings, 9)}; a label_colors.txt in "
-        f"{root} names them, R G B NAME a line"
+        f"no names of classes, so that they come from the colours in {of}: {listed(meanings, 9)}; a label_colors.txt "
+        f"in {root} names them, R G B NAME a line"
     )
     return FoundClasses(Labels(tuple(names), tuple(colours)), (), (), root, said, tuple(wrong))
 

@@ -15,15 +15,14 @@ from atrous.data.image_file import IMAGE_SUFFIXES
 ARRAY_SUFFIXES = (".npy", ".npz")
 MASK_SUFFIXES = IMAGE_SUFFIXES | {*ARRAY_SUFFIXES}
 
+_DEPTH = 6
 _MASK = (
     r"masks?|labels?|seg|segs|segm|segmentations?|semantic|gt|gts|ground_?truth|annotations?|annot|anno|ann|lab|targets?|"
     r"label_?ids?|label_?train_?ids?|train_?ids?|1st_manual|manual\d?|trimap|matte|colou?r_?mask|[lp]"
 )
 _IMAGE = r"images?|imgs?|im|rgb|sat|photos?|pictures?|input|original|raw|training|leftimg8bit"
 _ENDS = {kind: re.compile(rf"[ _.-]+(?:{words})$") for kind, words in (("mask", _MASK), ("image", _IMAGE))}
-_STARTS = {
-    kind: re.compile(rf"^(?:{words})(?:[ _.-]+|(?=\d))") for kind, words in (("mask", _MASK), ("image", _IMAGE))
-}
+_STARTS = {kind: re.compile(rf"^(?:{words})(?:[ _.-]+|(?=\d))") for kind, words in (("mask", _MASK), ("image", _IMAGE))}
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,10 @@ class Pairing:
 
 
 def files_below(folder: Path, deep: bool = True) -> list[str]:
-    """Sorted paths of the files in a folder and, if `deep`, in its folders: relative, without clutter."""
+    """Sorted paths of the files in a folder and, if `deep`, in its folders: relative, without clutter.
+
+    Links to folders are followed, to a depth of some folders, for they may lead round in a circle.
+    """
     if not folder.is_dir():
         return []
     names, waiting = [], [""]
@@ -56,7 +58,7 @@ def files_below(folder: Path, deep: bool = True) -> list[str]:
                     continue
                 if not entry.is_dir():
                     names.append(f"{below}{entry.name}")
-                elif deep and not entry.is_symlink():
+                elif deep and below.count("/") < _DEPTH:
                     waiting.append(f"{below}{entry.name}/")
     return sorted(names)
 
@@ -78,33 +80,40 @@ def paired(images: Sequence[str], masks: Sequence[str]) -> Pairing:
     for name in images:
         if (other := by_stem.setdefault(stem(name), name)) != name:
             result.ambiguous.append(f"{other} and {name} have the same stem")
-    exact: dict[str, list[str]] = defaultdict(list)
-    for name in masks:
-        exact[stem(name)].append(name)
-    chosen = {own: found[0] for own in by_stem if len(found := exact.get(own, ())) == 1}
-    spare: dict[str, list[str]] = defaultdict(list)
-    for own, names in exact.items():
-        if own not in chosen:
-            for key in {own.casefold(), _key(own, "mask")}:
-                spare[key] += names
-    used = set(chosen.values())
+    exact = _grouped((stem(name), name) for name in masks)
+    spare = _grouped(
+        (key, name)
+        for own, names in exact.items()
+        if own not in by_stem
+        for key in {own.casefold(), _key(own, "mask")}
+        for name in names
+    )
+    used = {name for own, names in exact.items() if own in by_stem for name in names}
     for own, image in by_stem.items():
-        if own in chosen:
-            continue
-        found = exact.get(own) or spare.get(own.casefold()) or spare.get(_key(own, "image")) or []
-        if len(found) > 1:
-            result.ambiguous.append(f"{' and '.join(found[:3])} are masks of {image}")
-            used.update(found)
-        elif found and found[0] in used:
-            result.ambiguous.append(f"{found[0]} is the mask of {image} and of another image")
-        elif found:
-            chosen[own] = found[0]
-            used.update(found)
-        else:
-            result.unmasked.append(image)
-    result.pairs.extend((own, image, chosen[own]) for own, image in by_stem.items() if own in chosen)
+        alike = exact.get(own) or spare.get(own.casefold()) or spare.get(_key(own, "image")) or []
+        _add(result, own, image, alike, used if own not in exact else set())
     result.orphans.extend(name for name in masks if name not in used)
     return result
+
+
+def _add(result: Pairing, own: str, image: str, masks: list[str], used: set[str]) -> None:
+    """Note what became of an image, of which `masks` may be the mask; `used` are those of other images."""
+    if not masks:
+        result.unmasked.append(image)
+    elif len(masks) > 1:
+        result.ambiguous.append(f"{' and '.join(masks[:3])} are masks of {image}")
+    elif masks[0] in used:
+        result.ambiguous.append(f"{masks[0]} is the mask of {image} and of another image")
+    else:
+        result.pairs.append((own, image, masks[0]))
+    used.update(masks)
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key, name in pairs:
+        groups[key].append(name)
+    return groups
 
 
 def suffixed(names: Iterable[str], suffixes: Iterable[str]) -> list[str]:

@@ -32,7 +32,6 @@ from atrous.data.labels import Labels
 from atrous.messages import counted, listed
 
 _LISTS = ("train", "val", "valid", "validation", "test", "trainval")
-_COLOUR_LISTS = ("label_colors.txt", "labelmap.txt")
 
 
 @dataclass(frozen=True)
@@ -62,17 +61,19 @@ class Files:
             return Items(((stem(name), name) for name in self.pairing.unmasked), partial(_unmasked, images))
         return Items(self.pairing.pairs, partial(_item, images, masks, source))
 
-    def problems(self) -> list[str]:
-        """A line for each kind of file that has no partner."""
+    def problems(self, where: str = "", advice: str = "expected its name, or that with _mask") -> list[str]:
+        """A line for each kind of file that has no partner; `where` says where masks are sought."""
         if self.place.masks is None:
             return []
         unmasked, count = self.pairing.unmasked, len(self.pairing.pairs) + len(self.pairing.unmasked)
-        lines = [f"{self.place.images}: {listed(self.pairing.ambiguous)}; expected one mask an image, of its name"]
+        lines = [f"{self.place.images}: {listed(self.pairing.ambiguous)}; expected one file a name"]
         lines = lines if self.pairing.ambiguous else []
         if unmasked:
+            names = listed([stem(name) for name in unmasked[:4]] + unmasked[4:])
+            where = where or str(self.place.masks)
+            advice = f"; {advice}" if advice else ""
             lines.append(
-                f"{self.place.images}: {len(unmasked)} of {count} images have no mask in {self.place.masks}: "
-                f"{listed(unmasked)}; expected the image's name, or that with _mask, _label or _L"
+                f"{self.place.images}: {len(unmasked)} of {count} images have no mask in {where}: {names}{advice}"
             )
         return lines
 
@@ -93,7 +94,7 @@ def files_of(root: Path) -> dict[str, Files]:
     lists = _lists(root)
     if lists and (whole := places.get(WHOLE)):
         return _by_lists(whole, lists)
-    return {split: _files(place, lists.get(split)) for split, place in places.items()}
+    return {split: files_in(place, lists.get(split)) for split, place in places.items()}
 
 
 def splits_of(root: Path) -> list[str]:
@@ -104,7 +105,8 @@ def splits_of(root: Path) -> list[str]:
     return [*places]
 
 
-def _files(place: Place, names: set[str] | None = None) -> Files:
+def files_in(place: Place, names: set[str] | None = None) -> Files:
+    """The files of a place, paired; of the images in `names`, stems, if it lists any of them."""
     left_out: dict[str, int] = {}
     inside = files_below(place.images, place.deep)
     images = suffixed(inside, IMAGE_SUFFIXES)
@@ -136,12 +138,12 @@ def _by_lists(place: Place, lists: Mapping[str, set[str]]) -> dict[str, Files]:
     if "train" not in lists and "val" in lists:
         everywhere = {stem(PurePosixPath(name).name) for name in files_below(place.images, place.deep)}
         lists = {"train": everywhere - set().union(*lists.values()), **lists}
-    return {split: _files(place, names) for split, names in lists.items()}
+    return {split: files_in(place, names) for split, names in lists.items()}
 
 
 def _lists(root: Path) -> dict[str, set[str]]:
     """Stems of images by split, of files such as train.txt: a name or the path of an image a line, perhaps its mask."""
-    found = {}
+    found: dict[str, set[str]] = {}
     for folder in (root, root / "splits", root / "lists"):
         for name in _LISTS:
             if (path := folder / f"{name}.txt").is_file():
@@ -150,7 +152,7 @@ def _lists(root: Path) -> dict[str, set[str]]:
 
 
 def _stem_in(line: str) -> str:
-    """The stem of the image that a line of a list names, whose path may have spaces, before its mask if there is one."""
+    """The stem of the image that a line of a list names, whose path may have spaces; its mask may follow it."""
     lower = line.lower()
     ends = [lower.find(suffix) + len(suffix) for suffix in IMAGE_SUFFIXES if suffix in lower]
     first = line[: min(ends)] if ends else line

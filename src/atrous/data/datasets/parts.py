@@ -1,4 +1,4 @@
-"""The parts `train` and `val` of a data set that comes without splits: seeded, stratified, the same for every command."""
+"""The parts `train` and `val` of a data set without splits: seeded, stratified, the same for every command."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _ids(item: Item, labels: Labels) -> frozenset[int]:
 def _divided(listing: Listing) -> tuple[list[int], list[int]]:
     items = listing.items
     if len(items) < 2:
-        raise ValueError(f"{listing.place}: {counted(len(items), 'image')}; expected two or more, to train and validate")
+        raise ValueError(f"{listing.place}: {counted(len(items), 'image')}; expected two or more, to divide them")
     digest = hashlib.sha256(repr((listing.place, len(items))).encode("utf-8", "surrogateescape"))
     for item in items:
         digest.update(f"{item.name}\0{_stamp(item)}\0".encode("utf-8", "surrogateescape"))
