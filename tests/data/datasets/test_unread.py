@@ -19,8 +19,6 @@ EXPORTS = {
     "labelstudio": ("project.json", '[{"id": 1, "file_upload": "a.jpg"}]', "a Label Studio export"),
     "brushes": ("task-1-annotation-2-by-3-tag-cat-0.png", "", "a Label Studio export of brush masks"),
     "supervisely": ("meta.json", '{"classes": [', "a Supervisely project"),
-    "ade": ("annotations/training/ADE_1.png", "", "ADE20K"),
-    "parquet": ("data/train-0.parquet", "", "a parquet data set"),
     "pairs": ("masks/a.png", "", "a folder of images with masks .*: name the classes beside it"),
 }
 
@@ -50,11 +48,10 @@ def test_exports_are_named_with_what_to_do(tmp_path: Path, name: str) -> None:
         ("label_me", "convert it to COCO with datumaro"),
         ("labelstudio", "export it as COCO, or brush masks as PNG"),
         ("supervisely", "export it as COCO or Pascal VOC, with the export apps"),
-        ("panoptic", "export its instances as COCO"),
     ],
 )
 def test_the_advice_is_what_the_tool_can_export(tmp_path: Path, name: str, advice: str) -> None:
-    path, content, _ = {**EXPORTS, "panoptic": ("panoptic_train.json", '{"segments_info": [', "")}[name]
+    path, content, _ = EXPORTS[name]
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).write_text(content)
     line = looks_like(tmp_path)
@@ -92,7 +89,6 @@ def test_arrays_and_other_names_in_place_of_masks_are_explained(tmp_path: Path) 
         ("cvat-polygons", "a CVAT export"),
         ("label_me", "a LabelMe 3.0 export"),
         ("supervision-voc-xml", "boxes in VOC's XML"),
-        ("coco_panoptic", "a COCO panoptic export"),
         ("labelstudio-json", "a Label Studio export"),
         ("labelstudio-png", "a Label Studio export of brush masks"),
         ("supervisely", "a Supervisely project"),

@@ -10,6 +10,7 @@ archive is unpacked again. `ATROUS_CACHE` names another cache folder than `~/.ca
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -17,6 +18,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -59,21 +61,46 @@ def unpacked(path: Path) -> Path:
     if not path.name.lower().endswith(SUFFIXES):
         raise ValueError(f"{path}: an archive of another kind; expected {', '.join(SUFFIXES[:4])}, or the folder")
     status = path.stat()
-    name = f"{_stem(path)}.{zlib.crc32(f'{status.st_size}/{status.st_mtime_ns}'.encode()):08x}"
-    places = [path.absolute().parent / name, cache_folder() / "data" / name]
-    for place in places:
-        if place.is_dir():
-            if place not in _UNPACKED:
-                say_once(f"{path}: read from {place}, where it was unpacked before")
-            return place
+    place = path.absolute().with_name(_stem(path))
+    return unpacked_by(place, f"{status.st_size}/{status.st_mtime_ns}", partial(_fill, path), path)
+
+
+def unpacked_by(place: Path, stamp: str, fill: Callable[[Path], None], source: Path) -> Path:
+    """A folder that is filled once: PLACE.DIGEST, or of that name in the cache folder where that is read-only.
+
+    Args:
+        place: the folder, without what tells one stamp from another.
+        stamp: what changes with the source.
+        fill: given an empty folder; what it leaves there is there whole or not at all.
+        source: that it is filled from, for messages.
+    """
+    name = f"{place.name}.{zlib.crc32(stamp.encode('utf-8', 'surrogateescape')):08x}"
+    places = [place.with_name(name), cache_folder() / "data" / name]
+    for there in places:
+        if there.is_dir():
+            if there not in _UNPACKED:
+                say_once(f"{source}: read from {there}, where it was unpacked before")
+            return there
     try:
-        return _unpack(path, places[0])
-    except PermissionError:
-        return _unpack(path, places[1])
+        return _filled(places[0], fill, source)
     except OSError as error:
-        if not error.strerror or "read-only" not in error.strerror.lower():
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        return _unpack(path, places[1])
+        return _filled(places[1], fill, source)
+
+
+def _filled(place: Path, fill: Callable[[Path], None], source: Path) -> Path:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    sweep(place.parent)
+    try:
+        with written_folder(place) as folder:
+            say_once(f"{source}: unpacking into {place}")
+            fill(folder)
+    except OSError:
+        if not place.is_dir():  # another process has been faster
+            raise
+    _UNPACKED.add(place)
+    return place
 
 
 def cache_folder() -> Path:
@@ -88,21 +115,11 @@ def _stem(path: Path) -> str:
     return path.name[: -len(suffix)] or "data"
 
 
-def _unpack(path: Path, place: Path) -> Path:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    sweep(place.parent)
+def _fill(path: Path, folder: Path) -> None:
     with _opened(path) as members:
-        _check_space(path, members, shutil.disk_usage(place.parent).free)
-        say_once(f"{path}: unpacking {len(members)} files into {place}")
-        try:
-            with written_folder(place) as folder:
-                for member in members:
-                    _write(path, member, folder)
-            _UNPACKED.add(place)
-        except OSError:
-            if not place.is_dir():  # another process has been faster
-                raise
-    return place
+        _check_space(path, members, shutil.disk_usage(folder).free)
+        for member in members:
+            _write(path, member, folder)
 
 
 def _write(path: Path, member: _Member, folder: Path) -> None:

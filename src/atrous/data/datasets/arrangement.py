@@ -30,8 +30,8 @@ _IMAGES = (
 ).split()
 _MASKS = (
     "semantic_rgb 1st_manual labels masks mask annotations label gt segmentationclass annotation ground_truth "
-    "groundtruth ground_truths gts ann_dir anns ann annots annot seg segs segmentation segmentations segmaps targets target "
-    "y label_images mask_images masks_png labels_png labeledapproved_full semantic"
+    "groundtruth ground_truths gts ann_dir anns ann annots annot seg segs segmentation segmentations segmaps targets "
+    "target y label_images mask_images masks_png labels_png labeledapproved_full semantic"
 ).split()
 """The first that holds images counts."""
 _ENDS = ("_labels", "annot", "_annot", "_masks", "_mask", "_label", "_gt", "_annotations", "masks", "labels")

@@ -12,10 +12,27 @@ import itertools
 import os
 from pathlib import Path
 
-from atrous.data.datasets import cityscapes, coco, folder, labelme, pairs, roboflow, voc, yolo
+from atrous.data.datasets import (
+    ade20k,
+    bdd100k,
+    cityscapes,
+    coco,
+    folder,
+    huggingface,
+    kitti,
+    labelme,
+    loveda,
+    pairs,
+    panoptic,
+    pets,
+    roboflow,
+    vistas,
+    voc,
+    yolo,
+)
 from atrous.data.datasets.archive import is_archive, unpacked
-from atrous.data.datasets.base import NOTES, WHOLE, Layout, Listing, is_clutter, say_once, split_name, subfolders
-from atrous.data.datasets.parts import PARTS, part_of
+from atrous.data.datasets.base import NOTES, Layout, Listing, is_clutter, say_once, split_name, subfolders
+from atrous.data.datasets.parts import PARTS, divisible, part_of
 from atrous.data.datasets.unread import holds_photographs_only, looks_like
 from atrous.messages import did_you_mean
 
@@ -24,11 +41,19 @@ LAYOUTS: dict[str, Layout] = {
     "folder": folder.LAYOUT,
     "voc": voc.LAYOUT,
     "cityscapes": cityscapes.LAYOUT,
+    "kitti": kitti.LAYOUT,
+    "bdd100k": bdd100k.LAYOUT,
+    "loveda": loveda.LAYOUT,
+    "pets": pets.LAYOUT,
+    "ade20k": ade20k.LAYOUT,
+    "vistas": vistas.LAYOUT,
     "roboflow": roboflow.LAYOUT,
-    "pairs": pairs.LAYOUT,
     "labelme": labelme.LAYOUT,
     "instances": coco.OWN_CATEGORIES,
     "coco": coco.LAYOUT,
+    "panoptic": panoptic.LAYOUT,
+    "huggingface": huggingface.LAYOUT,
+    "pairs": pairs.LAYOUT,
 }
 """By the name in `NAME:PATH`; a path without a name has the first layout that recognises it."""
 
@@ -64,7 +89,7 @@ def list_split(data: str | Path, split: str) -> Listing:
     Args:
         data: `NAME:PATH`, NAME a key of `LAYOUTS`; or a path whose layout is recognised: a folder, an archive, which is
             unpacked once, or a file of annotations.
-        split: one of `splits(data)`; or `train` or `val`, where the only one is `all`, which is then divided.
+        split: one of `splits(data)`; or `train` or `val`: without them, `all` or `trainval` is divided.
 
     Raises:
         FileNotFoundError: if there is no such path.
@@ -73,14 +98,14 @@ def list_split(data: str | Path, split: str) -> Listing:
     kind, root = _recognise(data)
     layout = LAYOUTS[kind]
     there = _splits(layout, root)
-    part = split if there == [WHOLE] and split in PARTS else ""
-    if split not in there and not part:
+    whole = "" if split in there else divisible(there) if split in PARTS else ""
+    if split not in there and not whole:
         listed = ", ".join(there) or f"none in {layout.expected}"
         raise ValueError(f"{root}: no split {split!r}; the splits there are {listed}{_published(kind)}")
-    listing = layout.read(root, WHOLE if part else split)
+    listing = layout.read(root, whole or split)
     if not listing.items and not listing.problems:
         raise ValueError(f"{listing.place}: no images; expected {layout.expected}{_published(kind)}")
-    return part_of(listing, part) if part else listing
+    return part_of(listing, split) if whole else listing
 
 
 def _recognise(data: str | Path) -> tuple[str, Path]:

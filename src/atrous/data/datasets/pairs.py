@@ -169,7 +169,8 @@ def _item(
     return Item(own, Path(images, image), source(Path(masks, mask)))
 
 
-def _colour_mask(labels: Labels, class_file: Path, path: Path) -> MaskSource:
+def colour_mask(labels: Labels, class_file: Path, path: Path) -> MaskSource:
+    """A mask whose colours are classes."""
     return ColourMask(path, labels, class_file)
 
 
@@ -187,7 +188,7 @@ def _read(root: Path, split: str) -> Listing:
         return _read_unnamed(root, split)
     labels, by_colour = read_classes(class_file)
     files = files_of(root)[split]
-    source = partial(_colour_mask, labels, class_file) if by_colour else plain_mask
+    source = partial(colour_mask, labels, class_file) if by_colour else plain_mask
     read_as = f"images with masks, with the {counted(len(labels), 'class', 'classes')} of {class_file.name}"
     return listing_of(root, files, source, labels, read_as)
 

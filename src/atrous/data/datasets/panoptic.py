@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, by_split, is_clutter
 from atrous.data.datasets.class_files import background_index, with_background
@@ -62,13 +63,14 @@ class PanopticMask:
         if (unknown := stored[known[places, 0] != stored]).size:
             counts = [f"{value} ({count} pixels)" for value, count in sorted(Counter(unknown.tolist()).items())]
             raise ValueError(f"{self}: segments {listed(counts)} are not in segments_info; expected those of the JSON")
-        return known[places, 1].astype(np.uint8)
+        ids: Pixels = known[places, 1].astype(np.uint8)
+        return ids
 
 
-def _rgb(image: Any) -> Pixels:
+def _rgb(image: Image.Image) -> Pixels:
     if image.mode not in ("RGB", "RGBA"):
         raise ValueError(f"a mask of mode {image.mode}; expected RGB, of which ids are R + 256 G + 65536 B")
-    return np.asarray(image)[:, :, :3]
+    return np.asarray(image.convert("RGB"))
 
 
 @dataclass
@@ -90,7 +92,7 @@ def _files(root: Path) -> dict[str, Path]:
             if path.is_file() and not is_clutter(path.name) and _peek(path):
                 name = path.stem.removeprefix("panoptic_")
                 files[_YEAR.sub("", name) or name] = path
-    return by_split(root, {WHOLE: path for path in files.values()} if len(files) == 1 and "panoptic" in files else files)
+    return {WHOLE: next(iter(files.values()))} if [*files] == ["panoptic"] else by_split(root, files)
 
 
 def _peek(path: Path) -> bool:

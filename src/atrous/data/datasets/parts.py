@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from atrous.data.datasets.base import Item, Listing, say_once, selected
+from atrous.data.datasets.base import WHOLE, Item, Listing, say_once, selected
 from atrous.data.datasets.split import SHARE, divide
 from atrous.data.image_io import read_mask
 from atrous.data.labels import Labels
@@ -20,6 +20,13 @@ MOST_READ = 2000
 """Of more images, the masks are not read for the division: by chance alone, it then has the classes on both sides."""
 
 _KNOWN: dict[bytes, tuple[list[int], list[int]]] = {}
+
+
+def divisible(splits: Sequence[str]) -> str:
+    """The split that `train` and `val` are made of where there is neither: `all` or `trainval`; or ""."""
+    if any(part in splits for part in PARTS):
+        return ""
+    return next((name for name in (WHOLE, "trainval") if name in splits), "")
 
 
 def part_of(listing: Listing, part: str) -> Listing:
