@@ -205,9 +205,9 @@ def test_remap_is_checked() -> None:
             "not recognised; photographs, but no masks; expected a mask beside each, .*docs/training.md.*$",
         ),
         (
-            "foe:{root}",
+            "nope:{root}",
             ValueError,
-            "unknown kind of data set 'foe'; expected yolo, folder, voc, cityscapes, .*coco, or a path",
+            "unknown kind of data set 'nope'; expected yolo, folder, voc, cityscapes, .*pairs, or a path",
         ),
         ("vco:ph", ValueError, r"vco:ph: unknown kind of data set 'vco'; did you mean voc\?$"),
         ("folders:{root}", ValueError, r"unknown kind of data set 'folders'; did you mean folder\?$"),

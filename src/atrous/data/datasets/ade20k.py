@@ -81,7 +81,7 @@ def _read(root: Path, split: str) -> Listing:
     labels = _labels(root / _INFO)
     files = files_in(Place(root / "images" / name, root / "annotations" / name))
     read_as = f"ADE20K, with the {counted(len(labels), 'class', 'classes')} of {_INFO}; 0 is ignored"
-    return listing_of(root, files, partial(_mask, len(labels)), labels, read_as)
+    return listing_of(files, partial(_mask, len(labels)), labels, read_as)
 
 
 def _mask(classes: int, path: Path) -> MaskSource:

@@ -124,8 +124,8 @@ def _fill(path: Path, folder: Path) -> None:
 
 def _write(path: Path, member: _Member, folder: Path) -> None:
     target = folder / member.path
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with member.open() as source, target.open("xb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:

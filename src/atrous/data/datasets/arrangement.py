@@ -71,12 +71,12 @@ def places_of(root: Path) -> dict[str, Place]:
     return by_split(root, flat) if any(map(_is_split, flat)) else {}
 
 
-def unread_masks(root: Path, place: Place) -> list[str]:
-    """The folders of masks beside the one that is read."""
+def unread_masks(place: Place) -> list[str]:
+    """The folders of masks beside the one that is read, but for KITTI's, which hold the same in other forms."""
     if place.masks is None or place.masks == place.images:
         return []
     parent = place.masks.parent
-    named = (name for name in subfolders(parent) if _plain(name) in _MASKS)
+    named = (name for name in subfolders(parent) if _plain(name) in _MASKS and _plain(name) != "semantic")
     return [name for name in named if parent / name not in (place.masks, place.images) and _holds_masks(parent / name)]
 
 

@@ -22,7 +22,8 @@ def _folders(root: Path) -> tuple[Path, Path] | None:
 
 
 def _recognise(root: Path) -> Path | None:
-    return next((home for home in (root, root / "bdd100k") if _folders(home)), None)
+    homes = (root, root / "bdd100k", *([root.parent] if root.name == "seg" else []))
+    return next((home for home in homes if _folders(home)), None)
 
 
 def _splits(root: Path) -> list[str]:
@@ -35,7 +36,7 @@ def _read(root: Path, split: str) -> Listing:
     assert folders is not None
     images, masks = folders[0] / split, folders[1] / split
     files = files_in(Place(images, masks if masks.is_dir() else None))
-    return listing_of(root, files, plain_mask, CITYSCAPES, "BDD100K, with the 19 classes of Cityscapes")
+    return listing_of(files, plain_mask, CITYSCAPES, "BDD100K, with the 19 classes of Cityscapes")
 
 
 LAYOUT = Layout("images/10k/SPLIT/ and labels/sem_seg/masks/SPLIT/", _PUBLISHED, _recognise, _splits, _read)

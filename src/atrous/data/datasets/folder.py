@@ -40,7 +40,7 @@ def _read(root: Path, split: str) -> Listing:
     plain = _is_plain(root)
     files = files_in(Place(root / "images" / split, root / "masks" / split)) if plain else files_of(root)[split]
     read_as = "a plain folder with the classes of dataset.yaml"
-    listing = replace(listing_of(root, files, plain_mask, labels, read_as), remap=remap)
+    listing = replace(listing_of(files, plain_mask, labels, read_as), remap=remap)
     return replace(listing, problems=tuple(_problems(files, split))) if plain else listing
 
 

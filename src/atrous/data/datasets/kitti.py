@@ -31,7 +31,7 @@ def _splits(root: Path) -> list[str]:
 def _read(root: Path, split: str) -> Listing:
     folder = root / ("testing" if split == "test" else "training")
     place = Place(folder / "image_2", None if split == "test" else folder / "semantic")
-    listing = listing_of(root, files_in(place), plain_mask, CITYSCAPES, "KITTI, with the 19 classes of Cityscapes")
+    listing = listing_of(files_in(place), plain_mask, CITYSCAPES, "KITTI, with the 19 classes of Cityscapes")
     return replace(listing, remap=CITYSCAPES_TRAIN_IDS)
 
 

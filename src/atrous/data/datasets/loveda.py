@@ -36,7 +36,7 @@ def _recognise(root: Path) -> Path | None:
 
 
 def _read(root: Path, split: str) -> Listing:
-    listings = [_read_area(root, place) for place in _folders(root)[split]]
+    listings = [_read_area(place) for place in _folders(root)[split]]
     areas = ((place.name, listing) for place, listing in zip(_folders(root)[split], listings, strict=True))
     items = tuple(_named(f"{area}/{item.name}", item) for area, listing in areas for item in listing.items)
     problems = tuple(line for listing in listings for line in listing.problems)
@@ -45,10 +45,10 @@ def _read(root: Path, split: str) -> Listing:
     return replace(listings[0], place=place, items=items, problems=problems, warnings=warnings, remap=_REMAP)
 
 
-def _read_area(root: Path, place: Path) -> Listing:
+def _read_area(place: Path) -> Listing:
     masks = place / "masks_png"
     files = files_in(Place(place / "images_png", masks if masks.is_dir() else None))
-    return listing_of(root, files, plain_mask, LOVEDA, "LoveDA, with its 7 classes; 0, no data, is ignored")
+    return listing_of(files, plain_mask, LOVEDA, "LoveDA, with its 7 classes; 0, no data, is ignored")
 
 
 def _named(name: str, item: Item) -> Item:

@@ -8,7 +8,7 @@ say which images are of which split.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -77,14 +77,12 @@ class Files:
             )
         return lines
 
-    def warnings(self, root: Path) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """A line for each kind of file that is not read."""
         orphans = self.pairing.orphans
         lines = [f"{self.place.masks}: {len(orphans)} masks have no image: {listed(orphans)}"] if orphans else []
         if self.others:
             lines.append(f"{self.place.images}: {len(self.others)} files are no images: {listed(self.others)}")
-        if spare := unread_masks(root, self.place):
-            lines.append(f"{self.place.masks} has the masks that are read; not {listed(spare)} beside it")
         return tuple(lines)
 
 
@@ -184,35 +182,41 @@ def _recognise(root: Path) -> Path | None:
 
 
 def _read(root: Path, split: str) -> Listing:
+    listing, places = _read_split(root, split), places_of(root)
+    place = places.get(split) or places[WHOLE]
+    spare = unread_masks(place)
+    line = f"{place.masks} has the masks that are read; not {listed(spare)} beside it"
+    return replace(listing, warnings=(*listing.warnings, line)) if spare else listing
+
+
+def _read_split(root: Path, split: str) -> Listing:
     if (class_file := find_class_file((root,))) is None:
         return _read_unnamed(root, split)
     labels, by_colour = read_classes(class_file)
     files = files_of(root)[split]
     source = partial(colour_mask, labels, class_file) if by_colour else plain_mask
     read_as = f"images with masks, with the {counted(len(labels), 'class', 'classes')} of {class_file.name}"
-    return listing_of(root, files, source, labels, read_as)
+    return listing_of(files, source, labels, read_as)
 
 
 def _read_unnamed(root: Path, split: str) -> Listing:
     every = files_of(root)
     masks = [mask for files in every.values() for mask in files.masks()]
     if not masks:
-        return listing_of(root, every[split], plain_mask, Labels(("background",), ((0, 0, 0),)), "images with masks")
+        return listing_of(every[split], plain_mask, Labels(("background",), ((0, 0, 0),)), "images with masks")
     classes = find_classes(root, masks)
     say_once(f"{root}: {classes.said}")
-    return listing_of(root, every[split], classes.mask, classes.labels, f"images with masks; {classes.said}")
+    return listing_of(every[split], classes.mask, classes.labels, f"images with masks; {classes.said}")
 
 
-def listing_of(
-    root: Path, files: Files, source: Callable[[Path], Path | MaskSource], labels: Labels, read_as: str
-) -> Listing:
+def listing_of(files: Files, source: Callable[[Path], Path | MaskSource], labels: Labels, read_as: str) -> Listing:
     """A listing of the files of a split."""
     return Listing(
         str(files.place.images),
         files.items(source),
         labels,
         problems=tuple(files.problems()),
-        warnings=files.warnings(root),
+        warnings=files.warnings(),
         unlabelled="" if files.place.masks else "there is no folder of masks for it",
         left_out=files.left_out,
         read_as=read_as,

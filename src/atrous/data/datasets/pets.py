@@ -32,7 +32,7 @@ def _read(root: Path, split: str) -> Listing:
     names = None if split == WHOLE else _names(root / "annotations" / f"{split}.txt")
     files = files_in(Place(root / "images", root / "annotations" / "trimaps"), names)
     read_as = "Oxford-IIIT Pet: 1 is pet, 2 is background, 3, the border, is ignored"
-    listing = replace(listing_of(root, files, plain_mask, PETS, read_as), remap=_REMAP)
+    listing = replace(listing_of(files, plain_mask, PETS, read_as), remap=_REMAP)
     if names and (absent := names - {item.name for item in listing.items}):
         line = f"{root / 'annotations' / split}.txt: {len(absent)} of {len(names)} names have no image with a trimap"
         listing = replace(listing, problems=(*listing.problems, f"{line}: {', '.join(sorted(absent)[:3])}"))

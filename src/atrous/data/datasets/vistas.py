@@ -61,7 +61,7 @@ def _read(root: Path, split: str) -> Listing:
     files = files_in(Place(folder / "images", masks if masks.is_dir() else None))
     read_as = f"Mapillary Vistas, with the {counted(len(labels), 'class', 'classes')} of {version.config.name}"
     read_as += f"; ignored: {listed(ignored, 5)}" if ignored else ""
-    return replace(listing_of(root, files, plain_mask, labels, read_as), remap=remap)
+    return replace(listing_of(files, plain_mask, labels, read_as), remap=remap)
 
 
 def _classes(path: Path) -> tuple[Labels, tuple[int, ...], list[str]]:
