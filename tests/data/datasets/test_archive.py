@@ -17,7 +17,6 @@ from atrous.data.datasets.archive import unpacked
 from atrous.data.datasets.dataset import kind_of, open_dataset, splits
 from own_data import ids, photo, stored, text
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*(unpacking into|unpacked before)")
 
 
@@ -223,7 +222,7 @@ def test_an_interrupted_unpacking_leaves_nothing(tmp_path: Path, monkeypatch: py
     assert sorted(os.listdir(unpacked(path))) == ["x", "y"]
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(content=st.binary(max_size=80), place=st.integers(0, 300))
 def test_no_damage_is_more_than_a_line(tmp_path_factory: pytest.TempPathFactory, content: bytes, place: int) -> None:
     folder = tmp_path_factory.mktemp("damage")

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -33,6 +35,11 @@ _RATIO, _FREE_RATIO = 200, 1 << 30
 """Archives that grow by more than this factor are refused if they grow beyond the second figure, in bytes."""
 _MARGIN = 1 << 28
 """Bytes that stay free on the disk."""
+_DAMAGE = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError, NotImplementedError,
+    RuntimeError, UnicodeError, OverflowError,
+)  # fmt: skip
+"""What the two modules raise on damaged archives."""
 _MOST_MEMBERS = 5_000_000
 _UNPACKED: set[Path] = set()
 """What this process has unpacked."""
@@ -128,12 +135,19 @@ def _write(path: Path, member: _Member, folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with member.open() as source, target.open("xb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path}: {member.path} cannot be unpacked ({error}); {_DOWNLOAD}") from None
     except (FileExistsError, IsADirectoryError, NotADirectoryError):
         raise ValueError(f"{path}: {member.path} occurs twice, as this system reads names; {_BY_HAND}") from None
+    except OSError as error:
+        raise _of_damage(path, error) from None
     if target.stat().st_size != member.size:
         raise ValueError(f"{path}: {member.path} ends early; {_DOWNLOAD}")
+
+
+def _of_damage(path: Path, error: OSError) -> Exception:
+    """The error of a wrong offset in an archive, to which no file can be positioned, as a ValueError; others as is."""
+    return ValueError(f"{path}: not a whole archive; {_DOWNLOAD}") if error.errno == errno.EINVAL else error
 
 
 @contextlib.contextmanager
@@ -145,8 +159,10 @@ def _opened(path: Path) -> Iterator[list[_Member]]:
                 members = _of_zip(path, stack.enter_context(zipfile.ZipFile(path)))
             else:
                 members = _of_tar(path, stack.enter_context(tarfile.open(path)))
-        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
+        except _DAMAGE as error:
             raise ValueError(f"{path}: not a whole archive ({error}); {_DOWNLOAD}") from None
+        except OSError as error:
+            raise _of_damage(path, error) from None
         yield members
 
 

@@ -47,7 +47,6 @@ class FoundClasses:
         ignored: stored values that are ignored.
         source: what stores them, for messages.
         said: a clause that says so, with counts and what overrules it.
-        unreadable: a line for each mask that cannot be read.
     """
 
     labels: Labels
@@ -55,7 +54,6 @@ class FoundClasses:
     ignored: tuple[int, ...]
     source: Path
     said: str
-    unreadable: tuple[str, ...] = ()
 
     def mask(self, path: Path) -> MaskSource:
         """The mask in a file."""
@@ -142,8 +140,8 @@ def _find(root: Path, some: Sequence[Path], count: int) -> FoundClasses:
     if colours:
         for value, pixels in values.items():
             colours[value, value, value] += pixels
-        return _of_colours(root, colours, of, wrong)
-    return _of_values(root, values, of, wrong)
+        return _of_colours(root, colours, of)
+    return _of_values(root, values, of)
 
 
 def _pixels(path: Path) -> tuple[Counter[int], Counter[Colour]] | str:
@@ -160,7 +158,7 @@ def _pixels(path: Path) -> tuple[Counter[int], Counter[Colour]] | str:
     return Counter(), Counter(dict(zip(colours, counts.tolist(), strict=True)))
 
 
-def _of_values(root: Path, pixels: Counter[int], of: str, wrong: list[str]) -> FoundClasses:
+def _of_values(root: Path, pixels: Counter[int], of: str) -> FoundClasses:
     _refuse_shades(root, pixels, of)
     values = sorted(value for value in pixels if value >= 0)
     others = [value for value in values if value != 255]
@@ -181,7 +179,7 @@ def _of_values(root: Path, pixels: Counter[int], of: str, wrong: list[str]) -> F
         f"{_listed(pixels)}); a dataset.yaml in {root} says otherwise, such as {_example(names, values)}"
     )
     labels = Labels(tuple(names), voc_palette(len(names)))
-    return FoundClasses(labels, tuple(values), tuple(ignored), root, said, tuple(wrong))
+    return FoundClasses(labels, tuple(values), tuple(ignored), root, said)
 
 
 def _example(names: Sequence[str], values: Sequence[int]) -> str:
@@ -205,7 +203,7 @@ def _refuse_shades(root: Path, pixels: Counter[int], of: str) -> None:
         )
 
 
-def _of_colours(root: Path, pixels: Counter[Colour], of: str, wrong: list[str]) -> FoundClasses:
+def _of_colours(root: Path, pixels: Counter[Colour], of: str) -> FoundClasses:
     colours = sorted(colour for colour in pixels if colour != IGNORE_COLOUR)
     if not 0 < len(colours) <= _MOST_COLOURS:
         raise ValueError(
@@ -220,7 +218,7 @@ def _of_colours(root: Path, pixels: Counter[Colour], of: str, wrong: list[str]) 
         f"no names of classes, so that they come from the colours in {of}: {listed(meanings, 9)}; a label_colors.txt "
         f"in {root} names them, R G B NAME a line"
     )
-    return FoundClasses(Labels(tuple(names), tuple(colours)), (), (), root, said, tuple(wrong))
+    return FoundClasses(Labels(tuple(names), tuple(colours)), (), (), root, said)
 
 
 def _listed(pixels: Counter[int] | Counter[Colour], most: int = 6) -> str:

@@ -57,8 +57,8 @@ class PanopticMask:
         """Class ids, uint8 H,W; ValueError naming the file and the segments that the JSON does not list."""
         colours = decode_file(self.path, MAX_PIXELS, _rgb)
         stored = colours.astype(np.int64) @ np.array((1, 256, 65536))
-        pairs = [(0, self.void), *(tuple(map(int, pair.split(":"))) for pair in self.segments.split())]
-        known = np.array(sorted(pairs))
+        listed_here = dict(tuple(map(int, pair.split(":"))) for pair in self.segments.split())
+        known = np.array(sorted(({0: self.void} | listed_here).items()))
         places = np.searchsorted(known[:, 0], stored).clip(max=len(known) - 1)
         if (unknown := stored[known[places, 0] != stored]).size:
             counts = [f"{value} ({count} pixels)" for value, count in sorted(Counter(unknown.tolist()).items())]
@@ -108,11 +108,17 @@ def _recognise(root: Path) -> Path | None:
 def _read(root: Path, split: str) -> Listing:
     path = _files(root)[split]
     try:
-        content = _parse(path)
+        return _listing(path)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        if str(error).startswith(str(path)):
+            raise
         reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
         wanted = "COCO's panoptic JSON: images, categories, and annotations with file_name and segments_info"
         raise ValueError(f"{path}: {' '.join(reason.split())}; expected {wanted}") from None
+
+
+def _listing(path: Path) -> Listing:
+    content = _parse(path)
     base = path.parent.parent if path.parent.name == "annotations" else path.parent
     images = _folder(base, path, [name for name, _ in content.images.values()], ("images",))
     masks = _folder(path.parent, path, [str(record["file_name"]) for record in content.annotations], ("masks",))
@@ -185,7 +191,9 @@ def _rows(
 def _segments(record: Mapping[str, Any], ids: Mapping[int, int], ignore: int) -> Iterator[str]:
     for segment in record["segments_info"]:
         value = ignore if segment.get("iscrowd") else ids[int(segment["category_id"])]
-        yield f"{int(segment['id'])}:{value}"
+        if not 0 <= (number := int(segment["id"])) < 1 << 24:
+            raise ValueError(f"segment {number} of {record['file_name']}, which no colour is the id of")
+        yield f"{number}:{value}"
 
 
 def _parse(path: Path) -> _Content:
