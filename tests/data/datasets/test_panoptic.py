@@ -113,6 +113,13 @@ def test_what_is_missing_is_a_problem(tmp_path: Path) -> None:
     assert path.exists()
 
 
+def test_an_id_of_two_categories_is_a_problem(tmp_path: Path) -> None:
+    content = document()
+    content["annotations"][0]["segments_info"][2]["id"] = 3
+    put(tmp_path, content)
+    assert "1 masks have one id for segments of two categories: x é.png" in list_split(tmp_path, "train").problems[0]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -154,7 +154,8 @@ def _stem_in(line: str) -> str:
     lower = line.lower()
     ends = [lower.find(suffix) + len(suffix) for suffix in IMAGE_SUFFIXES if suffix in lower]
     first = line[: min(ends)] if ends else line
-    return stem(PurePosixPath(first.replace("\\", "/")).name) if ends else PurePosixPath(first).name
+    first = first.strip('"').replace("\\", "/")
+    return stem(PurePosixPath(first).name) if ends else PurePosixPath(first).name
 
 
 def _unmasked(images: str, own: str, image: str) -> Item:

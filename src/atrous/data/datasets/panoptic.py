@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -57,8 +57,8 @@ class PanopticMask:
         """Class ids, uint8 H,W; ValueError naming the file and the segments that the JSON does not list."""
         colours = decode_file(self.path, MAX_PIXELS, _rgb)
         stored = colours.astype(np.int64) @ np.array((1, 256, 65536))
-        listed_here = dict(tuple(map(int, pair.split(":"))) for pair in self.segments.split())
-        known = np.array(sorted(({0: self.void} | listed_here).items()))
+        pairs = (pair.split(":") for pair in self.segments.split())
+        known = np.array(sorted(({0: self.void} | {int(number): int(value) for number, value in pairs}).items()))
         places = np.searchsorted(known[:, 0], stored).clip(max=len(known) - 1)
         if (unknown := stored[known[places, 0] != stored]).size:
             counts = [f"{value} ({count} pixels)" for value, count in sorted(Counter(unknown.tolist()).items())]
@@ -165,7 +165,7 @@ def _rows(
     path: Path, content: _Content, images: Path, masks: Path, ids: Mapping[int, int], ignore: int
 ) -> tuple[list[tuple[str, str, str, str]], tuple[str, ...], tuple[str, ...]]:
     """Name, image, mask and segments of each annotation; problems; warnings."""
-    rows, absent, unmasked, lost = [], [], [], 0
+    rows, absent, unmasked, mixed, lost = [], [], [], [], 0
     for record in content.annotations:
         if int(record["image_id"]) not in content.images:
             lost += 1
@@ -175,25 +175,32 @@ def _rows(
             absent.append(name)
         elif not (masks / mask).is_file():
             unmasked.append(mask)
+        elif (segments := _segments(record, ids, ignore)) is None:
+            mixed.append(mask)
         else:
-            rows.append((stem(name), name, mask, " ".join(_segments(record, ids, ignore))))
+            rows.append((stem(name), name, mask, segments))
     annotated = {int(record["image_id"]) for record in content.annotations}
     spare = [name for number, (name, _) in content.images.items() if number not in annotated]
     lines = (
         (absent, f"{images}: {len(absent)} images of {path.name} are not there: {listed(absent)}"),
         (unmasked, f"{masks}: {len(unmasked)} masks of {path.name} are not there: {listed(unmasked)}"),
+        (mixed, f"{path}: {len(mixed)} masks have one id for segments of two categories: {listed(mixed)}"),
     )
     warnings = [f"{path}: {len(spare)} images have no annotation, and are left out: {listed(spare)}"] if spare else []
     warnings += [f"{path}: {lost} annotations are of images that it does not list"] if lost else []
     return rows, tuple(line for names, line in lines if names), tuple(warnings)
 
 
-def _segments(record: Mapping[str, Any], ids: Mapping[int, int], ignore: int) -> Iterator[str]:
+def _segments(record: Mapping[str, Any], ids: Mapping[int, int], ignore: int) -> str | None:
+    """The segments as `PanopticMask` has them; None if an id stands for two classes."""
+    values: dict[int, int] = {}
     for segment in record["segments_info"]:
-        value = ignore if segment.get("iscrowd") else ids[int(segment["category_id"])]
         if not 0 <= (number := int(segment["id"])) < 1 << 24:
             raise ValueError(f"segment {number} of {record['file_name']}, which no colour is the id of")
-        yield f"{number}:{value}"
+        value = ignore if segment.get("iscrowd") else ids[int(segment["category_id"])]
+        if values.setdefault(number, value) != value:
+            return None
+    return " ".join(f"{number}:{value}" for number, value in values.items())
 
 
 def _parse(path: Path) -> _Content:
