@@ -17,12 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atrous.cli.arguments import dataset_options
 from atrous.cli.tables import listing_table, model_table, models_table, recipes_table, scores_table, shares_table
 from atrous.messages import did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from atrous.data.datasets.dataset import SegmentationDataset
+    from atrous.models.weights import ModelCard
     from atrous.training.config import Recipe
 
 
@@ -139,9 +142,12 @@ def run_train(args: argparse.Namespace) -> int:
     values = {key: getattr(args, key) for key in flags if getattr(args, key) is not None}
     values |= {"reset_head": True} if args.reset_head else {}
     values |= {"weights": None} if args.weights == "none" else {}
+    if data_options := dataset_options(args):
+        values["options"] = data_options
     assigned = parse_assignments(args.assignments)
     if twice := sorted(values.keys() & assigned.keys()):
-        raise ValueError(f"{twice[0]} is given twice, by --{twice[0].replace('_', '-')} and by --set")
+        flag = "flags of the data" if twice[0] == "options" else f"--{twice[0].replace('_', '-')}"
+        raise ValueError(f"{twice[0]} is given twice, by {flag} and by --set")
     if args.workers < 0:
         raise ValueError(f"--workers is {args.workers}, expected at least 0")
     if len(args.recipes) > 1:
@@ -154,17 +160,17 @@ def run_train(args: argparse.Namespace) -> int:
     if source == "finetune":
         recipe: Recipe = _finetuned(data, given, run / "recipe.yaml" if args.resume else None)
     else:
-        recipe = override(load_recipe(source), given)
-    options = {"resume": args.resume, "workers": args.workers, "device": args.device}
+        recipe = override(load_recipe(source), _kept_options(run, args.resume) | given)
+    how: dict[str, Any] = {"resume": args.resume, "workers": args.workers, "device": args.device}
     measured: dict[str, Any] = {}
     if args.asynchronous is None:
         from atrous.training.loop import train
 
-        best = train(recipe, data, run, **options)
+        best = train(recipe, data, run, **how)
     else:
         from atrous.training.asynchronous.server import train_asynchronously
 
-        outcome = train_asynchronously(recipe, data, run, replicas=args.asynchronous, **options)
+        outcome = train_asynchronously(recipe, data, run, replicas=args.asynchronous, **how)
         best, measured = outcome.best, {"replicas": args.asynchronous, "staleness": outcome.staleness.as_dict()}
     best = None if best is not None and best != best else best  # JSON has no NaN
     if args.json:
@@ -172,6 +178,14 @@ def run_train(args: argparse.Namespace) -> int:
     scored = f", val mIoU {best:.4f}" if best is not None else ""
     stderr_console().print(f"done{scored}; the weights are in {run / 'best'}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _kept_options(run: Path, resume: bool) -> dict[str, Any]:
+    """How the data of a run to be gone on with is read, so that its flags need not be given again."""
+    from atrous.training.recipes import load_recipe
+
+    before = run / "recipe.yaml"
+    return {"options": load_recipe(before).data.options} if resume and before.is_file() else {}
 
 
 def _finetuned(data: str, given: dict[str, Any], before: Path | None) -> Recipe:
@@ -185,7 +199,7 @@ def _finetuned(data: str, given: dict[str, Any], before: Path | None) -> Recipe:
     if before is not None and before.is_file():
         console.print(f"what was chosen before, in {before}", soft_wrap=True, highlight=False)
         return override(load_recipe(before), given)
-    recipe, reasons = finetune(data, _weights_asked_for(given))
+    recipe, reasons = finetune(data, _weights_asked_for(given), override(load_recipe(BASE), given).data.options)
     console.print(f"settings chosen for {data}:", soft_wrap=True, highlight=False)
     for reason in reasons:
         console.print(f"- {reason}", soft_wrap=True, highlight=False)
@@ -235,13 +249,12 @@ def run_eval(args: argparse.Namespace) -> int:
     """Score a model."""
     from rich.progress import Progress
 
-    from atrous.data.datasets.dataset import open_dataset
     from atrous.evaluation.distributed import pick_device
     from atrous.evaluation.evaluate import check_class_names, checked_longest_side, evaluate
     from atrous.models.weights import load
 
-    dataset = open_dataset(args.data, args.split)
     model, card = load(args.model, output_stride=args.output_stride)
+    dataset = _opened_as_trained(args, card)
     names = None if args.ignore_class_names else card.names
     check_class_names(names, dataset.labels.names, model.num_classes, "--ignore-class-names")
     if args.longest_side is not None:
@@ -260,6 +273,19 @@ def run_eval(args: argparse.Namespace) -> int:
         return print_json(result.as_dict())
     console.print(scores_table(result))
     return 0
+
+
+def _opened_as_trained(args: argparse.Namespace, card: ModelCard) -> SegmentationDataset:
+    """The data as the flags say; without any, as the model's training read its own, if it has other classes else."""
+    from atrous.data.datasets.dataset import list_split, open_dataset
+    from atrous.data.datasets.options import DatasetOptions
+
+    given = dataset_options(args)
+    trained = DatasetOptions.parse(card.recipe.get("options") or {})
+    if given or not trained or list_split(args.data, args.split).labels.names == card.names:
+        return open_dataset(args.data, args.split, given)
+    complain(f"{args.data} is read as in the training of {args.model}: {trained}", 0)
+    return open_dataset(args.data, args.split, trained)
 
 
 def _eval_ladder(args: argparse.Namespace, model: Any, dataset: Any, progress: Any) -> int:
@@ -310,18 +336,6 @@ def list_recipes() -> None:
     from atrous.training.recipes import RECIPES
 
     print_table(recipes_table(RECIPES))
-
-
-def run_data_check(args: argparse.Namespace) -> int:
-    """Look at a data set."""
-    from atrous.data.validate import check, render
-
-    report = check(args.data, allow_empty_classes=args.allow_empty_classes)
-    if args.json:
-        print_json(report.as_dict())
-    else:
-        stderr_console().print(render(report))
-    return 1 if report.problems else 0
 
 
 def run_label(args: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from atrous.data.datasets.dataset import Item, SegmentationDataset, open_dataset
 from atrous.data.datasets.mask_values import Drawn, palette_conflicts
+from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.image_io import read_size
 from atrous.data.labels import Labels
 from atrous.messages import counted
@@ -27,15 +28,20 @@ Presence = npt.NDArray[np.bool_]
 """N,K: which image has which class."""
 
 
-def open_splits(data: str | Path, splits: str) -> SegmentationDataset:
+def open_splits(data: str | Path, splits: str, options: DatasetOptions = NO_OPTIONS) -> SegmentationDataset:
     """One data set of several splits: ``train``, ``train+val``, or ``train*2+pseudo``, which has train's images twice.
+
+    Args:
+        data: as for `open_dataset`.
+        splits: their names, joined.
+        options: as for `open_dataset`.
 
     Raises:
         ValueError: if a count is not a positive number, or the splits' classes differ; and as `open_dataset`.
         FileNotFoundError: as `open_dataset`.
     """
     parts = [_counted(part) for part in splits.split("+")]
-    opened = [(open_dataset(data, name), count) for name, count in parts]
+    opened = [(open_dataset(data, name, options), count) for name, count in parts]
     first = opened[0][0]
     for (name, _), (dataset, _) in zip(parts, opened, strict=True):
         if dataset.labels != first.labels:

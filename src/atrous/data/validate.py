@@ -35,6 +35,7 @@ from atrous.data.datasets.mask_values import (
     likely_fix,
     palette_conflicts,
 )
+from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.image_io import read_image
 from atrous.data.labels import Labels
 from atrous.data.samples import GUESSED_BITS, guesses_since
@@ -128,6 +129,7 @@ class _Examined:
 
 def check(
     data: str | Path,
+    options: DatasetOptions = NO_OPTIONS,
     *,
     allow_empty_classes: bool = False,
     workers: int | None = None,
@@ -137,6 +139,7 @@ def check(
 
     Args:
         data: as for `open_dataset`: `NAME:PATH` or a path.
+        options: likewise.
         allow_empty_classes: what `class_problems` finds in the splits to train on are warnings, not problems.
         workers: threads that decode; by default one a processor, at most 8.
         progress: called with the split, the images done and their number.
@@ -148,7 +151,7 @@ def check(
     names = [name for name in splits(data) if name != "trainval"]  # VOC's trainval repeats train and val
     if not names:
         raise ValueError(f"{data}: no splits; expected folders such as images/train and images/val")
-    listings, problems = _listings(data, names)
+    listings, problems = _listings(data, names, options)
     if not listings:
         raise ValueError(problems[0])
     labels = next(iter(listings.values())).labels
@@ -168,13 +171,13 @@ def check(
     return DataReport(str(data), labels.names, reports, problems, warnings)
 
 
-def _listings(data: str | Path, names: Sequence[str]) -> tuple[dict[str, Listing], list[str]]:
+def _listings(data: str | Path, names: Sequence[str], options: DatasetOptions) -> tuple[dict[str, Listing], list[str]]:
     """The splits that can be listed and have the classes of the first, and a line for each of the others."""
     listings: dict[str, Listing] = {}
     problems = []
     for name in names:
         try:
-            listing = list_split(data, name)
+            listing = list_split(data, name, options)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -189,7 +192,7 @@ def _listings(data: str | Path, names: Sequence[str]) -> tuple[dict[str, Listing
 def _examined(
     pool: ThreadPoolExecutor, name: str, listing: Listing, progress: Callable[[str, int, int], None] | None
 ) -> Iterator[_Examined]:
-    dataset = SegmentationDataset(listing.items, listing.labels, remap=listing.remap)
+    dataset = SegmentationDataset.of(listing)
     for done, one in enumerate(pool.map(lambda item: _examine(dataset, item), listing.items), start=1):
         if progress:
             progress(name, done, len(listing.items))

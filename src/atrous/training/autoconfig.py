@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atrous.data.datasets.dataset import splits
+from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.image_io import read_size
 from atrous.data.sampling import open_splits, pixel_counts
 from atrous.messages import listed
@@ -71,13 +72,16 @@ class Survey:
     splits: tuple[str, ...]
 
 
-def finetune(data: str | Path, weights: str | None = None) -> tuple[Recipe, list[str]]:
+def finetune(
+    data: str | Path, weights: str | None = None, options: DatasetOptions = NO_OPTIONS
+) -> tuple[Recipe, list[str]]:
     """The recipe for a data set, and a line for each choice: what was chosen, and from what.
 
     Args:
         data: as for `open_dataset`.
         weights: to start from: ``imagenet``, ``none``, or as for `atrous.models.weights.load`; None for those that the
             package carries and that suit the classes.
+        options: how the data is to be read; they are in the recipe.
 
     Raises:
         ValueError: if there is no split to train on; and as `open_dataset`, `pixel_counts` and `resolve`.
@@ -87,11 +91,12 @@ def finetune(data: str | Path, weights: str | None = None) -> tuple[Recipe, list
     split = next((name for name in ("trainaug", "train") if name in there), there[0] if len(there) == 1 else None)
     if split is None:
         raise ValueError(f"{data} has the splits {', '.join(there)}; expected one named train")
-    dataset = open_splits(data, split)
+    dataset = open_splits(data, split, options)
     sizes = np.sort([read_size(item.image) for item in dataset.items])
     short, long = (int(side) for side in np.median(sizes, axis=0))
     survey = Survey(dataset.labels.names, pixel_counts(dataset), short, long, there)
-    return choose(survey, split, weights)
+    recipe, reasons = choose(survey, split, weights)
+    return override(recipe, {"options": options}), reasons
 
 
 def choose(survey: Survey, train_split: str = "train", weights: str | None = None) -> tuple[Recipe, list[str]]:

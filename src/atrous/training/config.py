@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
+from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.messages import did_you_mean
 from atrous.models.output_stride import LONGEST_SIDE
 from atrous.training.lr_schedule import poly
@@ -81,6 +82,7 @@ class DataConfig:
     Attributes:
         train_split: ``train+val`` joins two splits, ``train*2+pseudo`` has the images of one twice.
         val_split: None for no validation.
+        options: how the data is to be read, over what its `dataset.yaml` says: classes to keep, value range, ...
         allow_empty_classes: train although a class has no pixel, or there is one class alone.
         bootstrap: classes whose images are duplicated (section 4.3); ``auto``: the five of lowest IoU of `weights`.
         bootstrap_times: how often such an image is in an epoch.
@@ -95,6 +97,7 @@ class DataConfig:
 
     train_split: str = "trainaug"
     val_split: str | None = "val"
+    options: DatasetOptions = NO_OPTIONS
     allow_empty_classes: bool = False
     bootstrap: tuple[str, ...] | Literal["auto"] = ()
     bootstrap_times: int = 2
@@ -264,6 +267,7 @@ class Recipe:
     def to_yaml(self) -> str:
         """As a file that `load_recipe` reads."""
         plain = json.loads(json.dumps(asdict(self)))  # tuples as lists
+        plain["data"]["options"] = self.data.options.as_dict()
         return yaml.safe_dump(plain, sort_keys=False)
 
 
@@ -339,6 +343,8 @@ def _leaf(name: Any, part: str) -> str:
 def _checked(key: str, value: Any) -> Any:
     from pydantic import ValidationError
 
+    if key == "options":
+        return _options(value)
     value = tuple(value) if isinstance(value, list) else value
     value = "off" if key == "amp" and value is False else value  # YAML reads a bare off as false
     kind = typing.get_type_hints(PARTS[PART_OF[key]])[key]
@@ -346,6 +352,17 @@ def _checked(key: str, value: Any) -> Any:
         return _adapter(kind).validate_python(value)
     except ValidationError:
         raise ValueError(f"{key} is {value!r}, expected {_described(kind)}") from None
+
+
+def _options(value: Any) -> DatasetOptions:
+    if isinstance(value, DatasetOptions):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"options is {value!r}, expected keys of dataset.yaml, such as {{classes: [leaf, stem]}}")
+    try:
+        return DatasetOptions.parse(value)
+    except ValueError as error:
+        raise ValueError(f"options: {error}") from None
 
 
 @lru_cache(maxsize=64)

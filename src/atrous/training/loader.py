@@ -70,13 +70,13 @@ def open_data(
     Raises:
         ValueError: if a split is not there, or the classes do not go with the recipe or with each other.
     """
-    dataset = open_splits(data, config.train_split)
+    dataset = open_splits(data, config.train_split, config.options)
     classes = len(dataset.labels)
     if loss.class_weights and len(loss.class_weights) != classes:
         raise ValueError(f"class_weights has {len(loss.class_weights)} values, the data {classes} classes")
     if loss.teacher and (taught := read_card(resolve(loss.teacher)).names) != dataset.labels.names:
         raise ValueError(f"teacher {loss.teacher} knows the classes {', '.join(taught)}; the data has others")
-    held_out = open_splits(data, config.val_split) if config.val_split else None
+    held_out = open_splits(data, config.val_split, config.options) if config.val_split else None
     if held_out and held_out.labels != dataset.labels:
         raise ValueError(f"the splits {config.train_split} and {config.val_split} of {data} have different classes")
     return dataset, held_out

@@ -292,11 +292,11 @@ def test_sizes_that_differ_are_named_before_the_first_step(folder: Path, tmp_pat
 
 
 @pytest.mark.parametrize("names", [[], ["notes.txt"], ["a.jpg", "a.geojson"], ["a.jpg", "a.txt"]])
-def test_what_no_layout_explains_lists_the_names_of_the_layouts(tmp_path: Path, names: list[str]) -> None:
+def test_what_no_layout_explains_is_answered_by_the_most_usual_ones(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(
-        ValueError, match="layout not recognised; expected one of yolo, folder, voc, .*, coco"
+        ValueError, match="layout not recognised; expected images/ and masks/, X.jpg with X_mask.png, or the export"
     ) as caught:
         open_dataset(tmp_path, "train")
     assert "docs/training.md" in str(caught.value) and len(str(caught.value)) < 250 + len(str(tmp_path))
@@ -312,5 +312,5 @@ def test_notes_beside_photographs_are_no_masks(tmp_path: Path) -> None:
 
 def test_masks_alone_are_no_photographs(tmp_path: Path) -> None:
     put_mask(tmp_path / "a.png", value=1)
-    with pytest.raises(ValueError, match="layout not recognised; expected one of yolo"):
+    with pytest.raises(ValueError, match="layout not recognised; expected images/ and masks/"):
         open_dataset(tmp_path, "train")

@@ -47,9 +47,11 @@ def test_values_become_classes(tmp_path: Path, values: list, names: tuple, expec
 def test_the_lines_that_are_proposed_say_the_same(tmp_path: Path) -> None:
     put(tmp_path, np.array([[0, 255]], np.uint8))
     read_as = list_split(tmp_path, "all").read_as
-    names, mapped = read_as.split("such as `")[1].removesuffix("`").split("` with `")
+    names, mapped, binary = read_as.split("such as `")[1].replace("`, or with `", "` with `")[:-1].split("` with `")
     text(tmp_path / "dataset.yaml", f"{names}\n{mapped}\n")
     assert kind_of(tmp_path) == "folder" and open_dataset(tmp_path, "all")[0].mask.tolist() == [[0, 1]]
+    text(tmp_path / "dataset.yaml", f"{binary}\n")
+    assert open_dataset(tmp_path, "all")[0].mask.tolist() == [[0, 255]]
     text(tmp_path / "dataset.yaml", "names: [background, object]\n")  # which leaves 255 to be ignored
     assert open_dataset(tmp_path, "all")[0].mask.tolist() == [[0, 255]]
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from atrous.data.datasets.dataset import kind_of, list_split, open_dataset, splits
+from atrous.data.datasets.options import NO_OPTIONS
 from atrous.data.labels import CITYSCAPES, CITYSCAPES_LABEL_IDS
 from own_data import ids, photo, stored, text
 
@@ -56,8 +57,8 @@ def loveda(root: Path) -> dict:
 
 
 def pets(root: Path) -> dict:
-    truth: dict[str, list[Ids]] = {"trainval": [], "test": []}
-    for seed, (split, name) in enumerate((("trainval", "Abyssinian_1"), ("trainval", "pug_2"), ("test", "pug_3"))):
+    truth: dict[str, list[Ids]] = {"all": [], "test": []}
+    for seed, (split, name) in enumerate((("all", "Abyssinian_1"), ("all", "pug_2"), ("test", "pug_3"))):
         mask = ids(3, seed) + 1
         photo(root / "images" / f"{name}.jpg", seed)
         stored(root / "annotations" / "trimaps" / f"{name}.png", mask)
@@ -153,7 +154,7 @@ def test_splits_without_masks_can_be_predicted_only(tmp_path: Path, put: Put, sp
         open_dataset(tmp_path, split)
 
 
-@pytest.mark.parametrize(("put", "whole"), [(kitti, "all"), (pets, "trainval")])
+@pytest.mark.parametrize(("put", "whole"), [(kitti, "all"), (pets, "all")])
 def test_where_there_is_no_split_to_validate_on_one_is_made(tmp_path: Path, put: Put, whole: str) -> None:
     put(tmp_path)
     parts = [open_dataset(tmp_path, part).names for part in ("train", "val")]
@@ -205,7 +206,7 @@ def test_a_broken_config_of_vistas_is_named(tmp_path: Path, content: str) -> Non
 def _vistas(root: Path) -> None:
     from atrous.data.datasets import vistas as module
 
-    module.LAYOUT.read(root, "train")
+    module.LAYOUT.read(root, "train", NO_OPTIONS)
 
 
 @pytest.mark.parametrize(

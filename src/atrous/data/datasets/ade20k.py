@@ -18,6 +18,7 @@ from atrous.data.datasets.arrangement import Place
 from atrous.data.datasets.array_mask import read_values
 from atrous.data.datasets.base import Layout, Listing, MaskSource, by_split, subfolders
 from atrous.data.datasets.class_files import read_lines
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.pairs import files_in, listing_of
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels, voc_palette
@@ -76,7 +77,7 @@ def _splits(root: Path) -> list[str]:
     return list(_folders(root))
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     name = _folders(root)[split]
     labels = _labels(root / _INFO)
     files = files_in(Place(root / "images" / name, root / "annotations" / name))

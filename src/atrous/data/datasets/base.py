@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, overload
 
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.image_file import IMAGE_SUFFIXES, SAID
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
@@ -123,14 +124,15 @@ class Layout:
         published: where such data can be downloaded, a sentence for messages, or "".
         recognise: the data set's folder, given the one that the user names; None if it is of another layout.
         splits: names of the splits that are there.
-        read: the classes and samples of one split.
+        read: the classes and samples of one split, by the options that are the layout's own, such as `images`; names
+            and classes are folded afterwards.
     """
 
     expected: str
     published: str
     recognise: Callable[[Path], Path | None]
     splits: Callable[[Path], list[str]]
-    read: Callable[[Path, str], Listing]
+    read: Callable[[Path, str, DatasetOptions], Listing]
 
 
 def say_once(text: str) -> None:
@@ -194,14 +196,34 @@ def pair(
     return tuple(Item(name, images[name], None if masks is None else masks[name]) for name in complete), problems
 
 
-_SPLIT_NAMES = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
 WHOLE = "all"
 """The split of a data set that has none."""
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+    "default": WHOLE,
+}
 
 
 def split_name(name: str) -> str:
     """What a folder or file of a split is called here: valid is val, for one."""
     return _SPLIT_NAMES.get(name.lower(), name)
+
+
+def split_or_whole(name: str) -> str:
+    """The split that the name of a file, task or folder says, such as train for Train; `WHOLE` if it says none."""
+    return _SPLIT_NAMES.get(name.lower(), WHOLE)
+
+
+def split_of_file(path: Path, root: Path) -> str:
+    """The split that a file of annotations says by its name, or by that of its folder, if it is in one of `root`."""
+    split = split_or_whole(path.stem)
+    return split_or_whole(path.parent.name) if split == WHOLE and path.parent.parent == root else split
 
 
 def by_split(root: Path, places: Mapping[str, T]) -> dict[str, T]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from atrous.data.datasets.arrangement import Place
 from atrous.data.datasets.base import Layout, Listing, subfolders
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.pairs import files_in, listing_of, plain_mask
 from atrous.data.labels import CITYSCAPES
 
@@ -31,7 +32,7 @@ def _splits(root: Path) -> list[str]:
     return subfolders(folders[0]) if folders else []
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     folders = _folders(root)
     assert folders is not None
     images, masks = folders[0] / split, folders[1] / split

@@ -20,6 +20,7 @@ from atrous.data.datasets.base import Item, Items, Listing, MaskSource
 from atrous.data.datasets.class_files import read_palette
 from atrous.data.datasets.layouts import kind_of, list_split, splits
 from atrous.data.datasets.mask_values import Drawn, UnknownIdError, described, likely_fix
+from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.image_io import MAX_PIXELS, Pixels, mask_palette, read_image, read_mask
 from atrous.data.labels import Labels, voc_palette
 from atrous.messages import counted
@@ -76,6 +77,11 @@ class SegmentationDataset(Dataset[Sample]):
         self._remap = None if remap is None else np.maximum(remap, 0).astype(np.uint8)
         self._max_pixels = max_pixels
         self._cache: dict[int, Sample] | None = {} if cache else None
+
+    @classmethod
+    def of(cls, listing: Listing, *, cache: bool = False) -> "SegmentationDataset":
+        """The images and masks of a listing, whatever its problems are."""
+        return cls(listing.items, listing.labels, remap=listing.remap, cache=cache)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -194,25 +200,28 @@ class SegmentationDataset(Dataset[Sample]):
         return " or ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
 
 
-def open_dataset(data: str | Path, split: str, *, cache: bool = False) -> SegmentationDataset:
+def open_dataset(
+    data: str | Path, split: str, options: DatasetOptions = NO_OPTIONS, *, cache: bool = False
+) -> SegmentationDataset:
     """Open one split of a data set.
 
     Args:
-        data: `NAME:PATH`, NAME one of folder, voc, cityscapes and coco; or a path whose layout is recognised.
+        data: as for `list_split`.
         split: such as train or val.
+        options: overrule those of the data's `dataset.yaml`.
         cache: as for `SegmentationDataset`.
 
     Raises:
         FileNotFoundError: if there is no such path.
         ValueError: if the layout is not recognised, or there is no such split, or it is empty or lacks files or masks.
     """
-    listing = list_split(data, split)
+    listing = list_split(data, split, options)
     if listing.unlabelled:
         raise ValueError(
             f"{listing.place}: no masks, for {listing.unlabelled}; expected a split to train on or to score"
         )
     refuse_problems(listing)
-    return SegmentationDataset(listing.items, listing.labels, remap=listing.remap, cache=cache)
+    return SegmentationDataset.of(listing, cache=cache)
 
 
 def refuse_problems(listing: Listing) -> None:

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from atrous.data.datasets.arrangement import Place, places_of
 from atrous.data.datasets.base import Layout, Listing, names_in, subfolders
+from atrous.data.datasets.options import FILE, DatasetOptions, read_options
 from atrous.data.datasets.pairing import MASK_SUFFIXES, stem
-from atrous.data.datasets.pairs import Files, files_in, files_of, listing_of, plain_mask, splits_of
-from atrous.data.labels import load_description
+from atrous.data.datasets.pairs import Files, files_in, files_of, listing_by, splits_of
 from atrous.messages import listed
 
 
 def _recognise(root: Path) -> Path | None:
-    return root if (root / "dataset.yaml").exists() else None  # a pipe is one, too, and is refused by its reader
+    return root if (root / FILE).exists() else None  # a pipe is one, too, and is refused by its reader
 
 
 def _is_plain(root: Path) -> bool:
@@ -35,13 +35,18 @@ def _splits(root: Path) -> list[str]:
     return subfolders(root / "images") if _is_plain(root) else splits_of(root)
 
 
-def _read(root: Path, split: str) -> Listing:
-    labels, remap = load_description(root / "dataset.yaml")
-    plain = _is_plain(root)
-    files = files_in(Place(root / "images" / split, root / "masks" / split)) if plain else files_of(root)[split]
-    read_as = "a plain folder with the classes of dataset.yaml"
-    listing = replace(listing_of(files, plain_mask, labels, read_as), remap=remap)
-    return replace(listing, problems=tuple(_problems(files, split))) if plain else listing
+def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
+    if not (root / FILE).is_file():
+        read_options(root / FILE)  # which says what it is
+    if not _is_plain(root):
+        return listing_by(root, files_of(root), split, options)
+    if not options.names:
+        read = {name: files_in(Place(root / "images" / name, root / "masks" / name)) for name in _splits(root)}
+    else:
+        read = {split: files_in(Place(root / "images" / split, root / "masks" / split))}
+    listing = listing_by(root, read, split, options)
+    read_as = "a plain folder with the classes of dataset.yaml" if options.names else listing.read_as
+    return replace(listing, problems=tuple(_problems(read[split], split)), read_as=read_as)
 
 
 def _problems(files: Files, split: str) -> list[str]:

@@ -98,22 +98,27 @@ class ValueMask:
         return result
 
 
-def find_classes(root: Path, masks: Sequence[Path]) -> FoundClasses:
+def step_of(count: int) -> int:
+    """The step from one to the next of those masks that are read of many."""
+    return max(1, -(-count // MOST_READ))
+
+
+def find_classes(root: Path, some: Sequence[Path], count: int, binary: str = "") -> FoundClasses:
     """The classes of masks without names.
 
     Args:
         root: of the data set, for messages.
-        masks: of all splits.
+        some: masks of all splits, as many as are to be read.
+        count: how many masks there are.
+        binary: what 255 is in masks of 0 and 255, as of `DatasetOptions`.
 
     Raises:
         ValueError: if none can be read, or their values are not those of classes.
     """
-    step = max(1, -(-len(masks) // MOST_READ))
-    some = masks[::step]
-    text = "\0".join(f"{path} {_stamp(path)}" for path in some)
+    text = binary + "\0".join(f"{path} {_stamp(path)}" for path in some)
     key = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
     if key not in _KNOWN:
-        _KNOWN[key] = _find(root, some, len(masks))
+        _KNOWN[key] = _find(root, some, count, binary)
     return _KNOWN[key]
 
 
@@ -125,7 +130,7 @@ def _stamp(path: Path) -> str:
     return f"{status.st_mtime_ns}/{status.st_size}"
 
 
-def _find(root: Path, some: Sequence[Path], count: int) -> FoundClasses:
+def _find(root: Path, some: Sequence[Path], count: int, binary: str) -> FoundClasses:
     with ThreadPoolExecutor() as pool:
         read = list(pool.map(_pixels, some))
     wrong = [one for one in read if isinstance(one, str)]
@@ -141,7 +146,7 @@ def _find(root: Path, some: Sequence[Path], count: int) -> FoundClasses:
         for value, pixels in values.items():
             colours[value, value, value] += pixels
         return _of_colours(root, colours, of)
-    return _of_values(root, values, of)
+    return _of_values(root, values, of, binary)
 
 
 def _pixels(path: Path) -> tuple[Counter[int], Counter[Colour]] | str:
@@ -158,12 +163,12 @@ def _pixels(path: Path) -> tuple[Counter[int], Counter[Colour]] | str:
     return Counter(), Counter(dict(zip(colours, counts.tolist(), strict=True)))
 
 
-def _of_values(root: Path, pixels: Counter[int], of: str) -> FoundClasses:
+def _of_values(root: Path, pixels: Counter[int], of: str, binary: str) -> FoundClasses:
     _refuse_shades(root, pixels, of)
     values = sorted(value for value in pixels if value >= 0)
     others = [value for value in values if value != 255]
     ignored = [value for value in pixels if value < 0]
-    if 255 in values and len(others) > 1 and others[-1] < _SMALL:
+    if 255 in values and others and (binary == "ignore" or (len(others) > 1 and others[-1] < _SMALL)):
         values = others
         ignored.append(255)
     if len(values) == 2 and values[0] == 0:
@@ -174,9 +179,10 @@ def _of_values(root: Path, pixels: Counter[int], of: str) -> FoundClasses:
         raise ValueError(f"{root}: {len(names)} values in {of}, {_listed(pixels)}; expected 1 to 255, one a class")
     meanings = [f"{value} is {name}" for value, name in zip(values, names, strict=True)]
     meanings += [f"{value} is ignored" for value in ignored]
+    or_flag = ", or with `binary: ignore`" if [*values] == [0, 255] else ""
     said = (
         f"no names of classes, so that they come from the values in {of}: {listed(meanings, 9)} (pixels: "
-        f"{_listed(pixels)}); a dataset.yaml in {root} says otherwise, such as {_example(names, values)}"
+        f"{_listed(pixels)}); a dataset.yaml in {root} says otherwise, such as {_example(names, values)}{or_flag}"
     )
     labels = Labels(tuple(names), voc_palette(len(names)))
     return FoundClasses(labels, tuple(values), tuple(ignored), root, said)

@@ -40,7 +40,8 @@ from atrous.data.datasets.base import (
     subfolders,
 )
 from atrous.data.datasets.class_files import find_class_file, read_classes, read_lines
-from atrous.data.datasets.found_classes import find_classes
+from atrous.data.datasets.found_classes import find_classes, step_of
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.pairing import MASK_SUFFIXES, stem, suffixed
 from atrous.data.datasets.pairs import colour_mask, plain_mask
 from atrous.data.labels import Labels, voc_palette
@@ -225,7 +226,7 @@ def _rows(root: Path, split: str) -> _Rows:
     return _rows_of_metadata(metadata[split]) if metadata else _rows_of_parquet(root, _parquets(root)[split])
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     rows = {name: _rows(root, name) for name in _splits(root)}
     own = rows[split]
     base = root if root.is_dir() else root.parent
@@ -250,10 +251,11 @@ def _classes(base: Path, rows: Sequence[_Rows]) -> tuple[Labels, Callable[[Path]
         labels, by_colour = read_classes(class_file)
         source = partial(colour_mask, labels, class_file) if by_colour else plain_mask
         return labels, source, f"{counted(len(labels), 'class', 'classes')} of {class_file.name}"
-    masks = [one.folder / mask for one in rows for _, mask in one.pairs]
+    count = sum(len(one.pairs) for one in rows)
+    masks = [one.folder / mask for one in rows for _, mask in one.pairs[:: step_of(count)]]
     if not masks:
         return Labels(("background",), ((0, 0, 0),)), plain_mask, "without masks"
-    found = find_classes(base, masks)
+    found = find_classes(base, masks, count)
     say_once(f"{base}: {found.said}")
     return found.labels, found.mask, found.said
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from atrous.data.datasets.arrangement import Place
 from atrous.data.datasets.base import WHOLE, Layout, Listing
 from atrous.data.datasets.class_files import find_class_file
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.pairs import files_in, listing_of, plain_mask
 from atrous.data.labels import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 
@@ -28,7 +29,7 @@ def _splits(root: Path) -> list[str]:
     return [WHOLE, *(["test"] if (root / "testing" / "image_2").is_dir() else [])]
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     folder = root / ("testing" if split == "test" else "training")
     place = Place(folder / "image_2", None if split == "test" else folder / "semantic")
     listing = listing_of(files_in(place), plain_mask, CITYSCAPES, "KITTI, with the 19 classes of Cityscapes")

@@ -17,22 +17,28 @@ from atrous.data.datasets import (
     bdd100k,
     cityscapes,
     coco,
+    cvat,
     folder,
     huggingface,
     kitti,
+    label_studio,
     labelme,
+    labelme_xml,
     loveda,
     pairs,
     panoptic,
     pets,
     roboflow,
+    supervisely,
     vistas,
     voc,
     yolo,
 )
 from atrous.data.datasets.archive import is_archive, unpacked
-from atrous.data.datasets.base import NOTES, Layout, Listing, is_clutter, say_once, split_name, subfolders
-from atrous.data.datasets.parts import PARTS, divisible, part_of
+from atrous.data.datasets.base import NOTES, WHOLE, Layout, Listing, is_clutter, say_once, split_name, subfolders
+from atrous.data.datasets.folding import folded
+from atrous.data.datasets.options import FILE, NO_OPTIONS, DatasetOptions, read_options
+from atrous.data.datasets.parts import PARTS, is_undivided, part_of
 from atrous.data.datasets.unread import holds_photographs_only, looks_like
 from atrous.messages import did_you_mean
 
@@ -49,6 +55,10 @@ LAYOUTS: dict[str, Layout] = {
     "vistas": vistas.LAYOUT,
     "roboflow": roboflow.LAYOUT,
     "labelme": labelme.LAYOUT,
+    "labelme_xml": labelme_xml.LAYOUT,
+    "cvat": cvat.LAYOUT,
+    "label_studio": label_studio.LAYOUT,
+    "supervisely": supervisely.LAYOUT,
     "instances": coco.OWN_CATEGORIES,
     "coco": coco.LAYOUT,
     "panoptic": panoptic.LAYOUT,
@@ -70,12 +80,12 @@ _CAMVID = (
 
 def kind_of(data: str | Path) -> str:
     """The layout's name, a key of `LAYOUTS`; errors as `list_split`."""
-    return _recognise(data)[0]
+    return _located(data)[0]
 
 
 def splits(data: str | Path) -> list[str]:
     """The splits that are there, train first; errors as `list_split`."""
-    kind, root = _recognise(data)
+    kind, root, _ = _located(data)
     return _splits(LAYOUTS[kind], root)
 
 
@@ -83,29 +93,59 @@ def _splits(layout: Layout, root: Path) -> list[str]:
     return sorted(layout.splits(root), key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
 
-def list_split(data: str | Path, split: str) -> Listing:
+def list_split(data: str | Path, split: str, options: DatasetOptions = NO_OPTIONS) -> Listing:
     """The classes and files of one split; missing files and the like are in `Listing.problems`.
 
     Args:
         data: `NAME:PATH`, NAME a key of `LAYOUTS`; or a path whose layout is recognised: a folder, an archive, which is
-            unpacked once, or a file of annotations.
-        split: one of `splits(data)`; or `train` or `val`: without them, `all` or `trainval` is divided.
+            unpacked once, a file of annotations; or a file with the keys of `dataset.yaml`, `path` and `layout`.
+        split: one of `splits(data)`; or `train` or `val`: where there is neither, `all` is divided.
+        options: overrule those of the data's `dataset.yaml`.
 
     Raises:
         FileNotFoundError: if there is no such path.
-        ValueError: if the layout is not recognised, or there is no such split, or it is empty.
+        ValueError: if the layout is not recognised, or there is no such split, or it is empty, or the options do not go
+            with its classes.
     """
-    kind, root = _recognise(data)
+    kind, root, described = _located(data)
+    options = options.over(described)
     layout = LAYOUTS[kind]
     there = _splits(layout, root)
-    whole = "" if split in there else divisible(there) if split in PARTS else ""
-    if split not in there and not whole:
+    divided = split in PARTS and is_undivided(there)
+    if split not in there and not divided:
         listed = ", ".join(there) or f"none in {layout.expected}"
         raise ValueError(f"{root}: no split {split!r}; the splits there are {listed}{_published(kind)}")
-    listing = layout.read(root, whole or split)
+    listing = layout.read(root, WHOLE if divided else split, options)
     if not listing.items and not listing.problems:
         raise ValueError(f"{listing.place}: no images; expected {layout.expected}{_published(kind)}")
-    return part_of(listing, split) if whole else listing
+    listing = part_of(listing, split) if divided else listing
+    try:
+        return folded(listing, options)
+    except ValueError as error:
+        raise ValueError(f"{root}: {error}") from None
+
+
+def _located(data: str | Path) -> tuple[str, Path, DatasetOptions]:
+    """The layout's name, the folder or file that it recognised, and the options of a `dataset.yaml`."""
+    prefix, colon, rest = str(data).partition(":")
+    named, path = (f"{prefix}:", Path(rest)) if colon and prefix in LAYOUTS else ("", Path(data))
+    path = path.expanduser()
+    is_file = path.suffix.lower() in (".yaml", ".yml") and path.is_file()
+    if is_file and path.name == "data.yaml":  # YOLO's, which lies in the folder of its data
+        return *_recognise(f"{named}{path.parent}"), NO_OPTIONS
+    file = path if is_file else path / FILE
+    if not file.is_file():
+        kind, root = _recognise(data)
+        inner = (root if root.is_dir() else root.parent) / FILE  # as of an archive
+        return kind, root, read_options(inner)[0] if inner.is_file() else NO_OPTIONS
+    options, place = read_options(file)
+    if not is_file and not place:
+        return *_recognise(data), options
+    layout = place.get("layout", "")
+    if layout and layout not in LAYOUTS:
+        raise ValueError(f"{file}: layout is {layout!r}{did_you_mean(layout, LAYOUTS, otherwise='expected')}")
+    folder = file.parent / Path(place.get("path", "")).expanduser()
+    return *_recognise(f"{named or (layout and f'{layout}:')}{folder}"), options
 
 
 def _recognise(data: str | Path) -> tuple[str, Path]:
@@ -121,11 +161,18 @@ def _recognise(data: str | Path) -> tuple[str, Path]:
     root = _existing(Path(data).expanduser(), str(data))
     places = _places(root)
     for place in places:
-        for kind, layout in LAYOUTS.items():
-            if (home := layout.recognise(place)) is not None:
+        for kind in _in_order(place):
+            if (home := LAYOUTS[kind].recognise(place)) is not None:
                 return kind, _said(root, place, home)
     folder = root if root.is_file() and not is_archive(root) else places[-1]
     raise ValueError(f"{root}: layout not recognised{_instead(folder) or _expected(folder)}")
+
+
+def _in_order(place: Path) -> list[str]:
+    """The layouts' names. A dataset.yaml can be in any layout's folder: without masks/, the plain one comes last."""
+    if (place / "masks").is_dir():
+        return [*LAYOUTS]
+    return [*(kind for kind in LAYOUTS if kind != "folder"), "folder"]
 
 
 def _as_said(kind: str, root: Path) -> tuple[str, Path]:
@@ -177,7 +224,8 @@ def _expected(root: Path) -> str:
             "; photographs, but no masks; expected a mask beside each, such as images/train/NAME.jpg with "
             "masks/train/NAME.png; docs/training.md lists the layouts"
         )
-    return f"; expected one of {', '.join(LAYOUTS)}, as docs/training.md shows them{_published(root.name)}"
+    expected = "images/ and masks/, X.jpg with X_mask.png, or the export of a tool"
+    return f"; expected {expected}; docs/training.md lists the layouts{_published(root.name)}"
 
 
 def _instead(root: Path) -> str:

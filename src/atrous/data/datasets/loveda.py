@@ -7,6 +7,7 @@ from pathlib import Path
 
 from atrous.data.datasets.arrangement import Place
 from atrous.data.datasets.base import Item, Layout, Listing, by_split, split_name, subfolders
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.pairs import files_in, listing_of, plain_mask
 from atrous.data.labels import Labels
 
@@ -35,7 +36,7 @@ def _recognise(root: Path) -> Path | None:
     return root if _folders(root) else None
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     listings = [_read_area(place) for place in _folders(root)[split]]
     areas = ((place.name, listing) for place, listing in zip(_folders(root)[split], listings, strict=True))
     items = tuple(_named(f"{area}/{item.name}", item) for area, listing in areas for item in listing.items)

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from atrous.data.datasets.base import is_clutter
 from atrous.data.image_file import IMAGE_SUFFIXES
@@ -65,7 +65,8 @@ def files_below(folder: Path, deep: bool = True) -> list[str]:
 
 def stem(name: str) -> str:
     """A relative path without its suffix."""
-    return name[: -len(suffix)] if (suffix := PurePosixPath(name).suffix) else name
+    place = name.rfind(".")
+    return name[:place] if place > name.rfind("/") + 1 and place < len(name) - 1 else name
 
 
 def is_mask_name(name: str) -> bool:

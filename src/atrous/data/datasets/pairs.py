@@ -16,7 +16,9 @@ from atrous.data.datasets.arrangement import Place, places_of, unread_masks
 from atrous.data.datasets.array_mask import ArrayMask
 from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, MaskSource, say_once, split_name
 from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines
-from atrous.data.datasets.found_classes import find_classes
+from atrous.data.datasets.folding import own_labels
+from atrous.data.datasets.found_classes import find_classes, step_of
+from atrous.data.datasets.options import FILE, DatasetOptions
 from atrous.data.datasets.pairing import (
     ARRAY_SUFFIXES,
     MASK_SUFFIXES,
@@ -50,9 +52,9 @@ class Files:
     others: tuple[str, ...]
     left_out: Mapping[str, int]
 
-    def masks(self) -> list[Path]:
-        """The masks that have an image."""
-        return [self.place.masks / mask for _, _, mask in self.pairing.pairs] if self.place.masks else []
+    def masks(self, step: int = 1) -> list[Path]:
+        """The masks that have an image, or each of some steps."""
+        return [self.place.masks / mask for _, _, mask in self.pairing.pairs[::step]] if self.place.masks else []
 
     def items(self, source: Callable[[Path], Path | MaskSource]) -> Items:
         """Images with masks, each mask as `source`, which pickles, makes it of its path."""
@@ -115,8 +117,8 @@ def files_in(place: Place, names: set[str] | None = None) -> Files:
         masks = [] if place.masks is None else suffixed(files_below(place.masks, place.deep), MASK_SUFFIXES)
     known = {*images, *masks}
     others = tuple(name for name in inside if name not in known)
-    if names is not None and names & {stem(PurePosixPath(name).name) for name in images}:
-        kept = [name for name in images if stem(PurePosixPath(name).name) in names]
+    if names is not None and names & {stem(name.rpartition("/")[2]) for name in images}:
+        kept = [name for name in images if stem(name.rpartition("/")[2]) in names]
         if len(kept) < len(images):
             left_out["not in the list of the split"] = len(images) - len(kept)
         images = kept
@@ -134,7 +136,7 @@ def _without_left_out(images: Sequence[str], masks: list[str]) -> list[str]:
 def _by_lists(place: Place, lists: Mapping[str, set[str]]) -> dict[str, Files]:
     """The files of folders that hold all splits; where only val is listed, as by fast.ai, the others train."""
     if "train" not in lists and "val" in lists:
-        everywhere = {stem(PurePosixPath(name).name) for name in files_below(place.images, place.deep)}
+        everywhere = {stem(name.rpartition("/")[2]) for name in files_below(place.images, place.deep)}
         lists = {"train": everywhere - set().union(*lists.values()), **lists}
     return {split: files_in(place, names) for split, names in lists.items()}
 
@@ -182,32 +184,35 @@ def _recognise(root: Path) -> Path | None:
     return root if places_of(root) else None
 
 
-def _read(root: Path, split: str) -> Listing:
-    listing, places = _read_split(root, split), places_of(root)
-    place = places.get(split) or places[WHOLE]
+def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
+    every = files_of(root)
+    listing, place = listing_by(root, every, split, options), every[split].place
     spare = unread_masks(place)
     line = f"{place.masks} has the masks that are read; not {listed(spare)} beside it"
     return replace(listing, warnings=(*listing.warnings, line)) if spare else listing
 
 
-def _read_split(root: Path, split: str) -> Listing:
-    if (class_file := find_class_file((root,))) is None:
-        return _read_unnamed(root, split)
-    labels, by_colour = read_classes(class_file)
-    files = files_of(root)[split]
-    source = partial(colour_mask, labels, class_file) if by_colour else plain_mask
-    read_as = f"images with masks, with the {counted(len(labels), 'class', 'classes')} of {class_file.name}"
-    return listing_of(files, source, labels, read_as)
-
-
-def _read_unnamed(root: Path, split: str) -> Listing:
-    every = files_of(root)
-    masks = [mask for files in every.values() for mask in files.masks()]
+def listing_by(root: Path, every: Mapping[str, Files], split: str, options: DatasetOptions) -> Listing:
+    """A listing with the classes that the options name, or a file of classes, or that the masks of all splits have."""
+    files = every[split]
+    if options.names:
+        try:
+            labels, remap = own_labels(options)
+        except ValueError as error:
+            raise ValueError(f"{root / FILE}: {error}") from None
+        return replace(listing_of(files, plain_mask, labels, f"with the classes of {FILE}"), remap=remap)
+    if class_file := find_class_file((root,)):
+        labels, by_colour = read_classes(class_file)
+        source = partial(colour_mask, labels, class_file) if by_colour else plain_mask
+        names = counted(len(labels), "class", "classes")
+        return listing_of(files, source, labels, f"images with masks, with the {names} of {class_file.name}")
+    count = sum(len(each.pairing.pairs) for each in every.values())
+    masks = [mask for each in every.values() for mask in each.masks(step_of(count))]
     if not masks:
-        return listing_of(every[split], plain_mask, Labels(("background",), ((0, 0, 0),)), "images with masks")
-    classes = find_classes(root, masks)
+        return listing_of(files, plain_mask, Labels(("background",), ((0, 0, 0),)), "images with masks")
+    classes = find_classes(root, masks, count, options.binary)
     say_once(f"{root}: {classes.said}")
-    return listing_of(every[split], classes.mask, classes.labels, f"images with masks; {classes.said}")
+    return listing_of(files, classes.mask, classes.labels, f"images with masks; {classes.said}")
 
 
 def listing_of(files: Files, source: Callable[[Path], Path | MaskSource], labels: Labels, read_as: str) -> Listing:

@@ -24,6 +24,7 @@ from PIL import Image
 from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, by_split, is_clutter
 from atrous.data.datasets.class_files import background_index, with_background
 from atrous.data.datasets.json_records import json_records
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.pairing import stem
 from atrous.data.image_file import decode_file
 from atrous.data.image_io import MAX_PIXELS, Pixels
@@ -105,7 +106,7 @@ def _recognise(root: Path) -> Path | None:
     return root if _files(root) else None
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     path = _files(root)[split]
     try:
         return _listing(path)

@@ -12,7 +12,6 @@ import numpy as np
 from atrous.data.datasets.base import WHOLE, Item, Listing, say_once, selected
 from atrous.data.datasets.split import SHARE, divide
 from atrous.data.image_io import read_mask
-from atrous.data.labels import Labels
 from atrous.messages import counted
 
 PARTS = ("train", "val")
@@ -22,11 +21,9 @@ MOST_READ = 2000
 _KNOWN: dict[bytes, tuple[list[int], list[int]]] = {}
 
 
-def divisible(splits: Sequence[str]) -> str:
-    """The split that `train` and `val` are made of where there is neither: `all` or `trainval`; or ""."""
-    if any(part in splits for part in PARTS):
-        return ""
-    return next((name for name in (WHOLE, "trainval") if name in splits), "")
+def is_undivided(splits: Sequence[str]) -> bool:
+    """Whether `train` and `val` are made of the split `all`: where neither of them is there."""
+    return WHOLE in splits and not any(part in splits for part in PARTS)
 
 
 def part_of(listing: Listing, part: str) -> Listing:
@@ -35,6 +32,8 @@ def part_of(listing: Listing, part: str) -> Listing:
     Raises:
         ValueError: if there is but one image.
     """
+    if not listing.items:
+        return listing  # whose problems say why
     train, val = _divided(listing)
     how = "stratified by class" if len(listing.items) <= MOST_READ else "by name"
     text = (
@@ -46,21 +45,24 @@ def part_of(listing: Listing, part: str) -> Listing:
     return replace(listing, items=items, read_as=f"{listing.read_as}; {text}")
 
 
-def classes_in(items: Sequence[Item], labels: Labels) -> list[frozenset[int]]:
-    """The ids as stored that occur in each mask; none for a mask that cannot be read, which others report."""
+def classes_in(listing: Listing) -> list[frozenset[int]]:
+    """The classes that occur in each mask; none for a mask that cannot be read, which others report."""
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda item: _ids(item, labels), items))
+        return list(pool.map(lambda item: _classes(item, listing), listing.items))
 
 
-def _ids(item: Item, labels: Labels) -> frozenset[int]:
+def _classes(item: Item, listing: Listing) -> frozenset[int]:
     try:
         if item.mask is None:
             return frozenset()
         # As a path has no `read` of masks, and a source of masks is no path.
-        mask = item.mask.read() if hasattr(item.mask, "read") else read_mask(item.mask, palette=labels.palette)
-    except (ValueError, OSError):
+        palette = listing.labels.palette if listing.remap is None else None
+        mask = item.mask.read() if hasattr(item.mask, "read") else read_mask(item.mask, palette=palette)
+        ids = np.unique(mask)
+        classes = ids if listing.remap is None else np.array(listing.remap)[ids]
+    except (ValueError, OSError, IndexError):
         return frozenset()
-    return frozenset(np.unique(mask).tolist()) - {labels.ignore}
+    return frozenset(classes.tolist()) - {listing.labels.ignore, -1}
 
 
 def _divided(listing: Listing) -> tuple[list[int], list[int]]:
@@ -72,7 +74,7 @@ def _divided(listing: Listing) -> tuple[list[int], list[int]]:
         digest.update(f"{item.name}\0{_stamp(item)}\0".encode("utf-8", "surrogateescape"))
     key = digest.digest()
     if key not in _KNOWN:
-        classes = classes_in(items, listing.labels) if len(items) <= MOST_READ else None
+        classes = classes_in(listing) if len(items) <= MOST_READ else None
         _KNOWN[key] = divide([item.name for item in items], classes, SHARE)
     return _KNOWN[key]
 

@@ -1,6 +1,6 @@
 """Oxford-IIIT Pet: `images/`, `annotations/trimaps/`; in a trimap, 1 is the pet, 2 background, 3 the border, ignored.
 
-The splits are those of `annotations/trainval.txt` and `test.txt`; without the lists, all is one.
+The images of `annotations/trainval.txt` are the split `all`, those of `test.txt` are `test`; without lists, all is one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from atrous.data.datasets.arrangement import Place
 from atrous.data.datasets.base import WHOLE, Layout, Listing
 from atrous.data.datasets.class_files import read_lines
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.pairs import files_in, listing_of, plain_mask
 from atrous.data.labels import Labels, voc_palette
 
@@ -24,17 +25,22 @@ def _recognise(root: Path) -> Path | None:
 
 
 def _splits(root: Path) -> list[str]:
-    lists = [name for name in ("trainval", "test") if (root / "annotations" / f"{name}.txt").is_file()]
-    return lists if "trainval" in lists else [WHOLE]
+    return [WHOLE, *(["test"] if _list(root, WHOLE) and _list(root, "test") else [])]
 
 
-def _read(root: Path, split: str) -> Listing:
-    names = None if split == WHOLE else _names(root / "annotations" / f"{split}.txt")
+def _list(root: Path, split: str) -> Path | None:
+    path = root / "annotations" / ("trainval.txt" if split == WHOLE else "test.txt")
+    return path if path.is_file() else None
+
+
+def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
+    path = _list(root, split)
+    names = _names(path) if path else None
     files = files_in(Place(root / "images", root / "annotations" / "trimaps"), names)
     read_as = "Oxford-IIIT Pet: 1 is pet, 2 is background, 3, the border, is ignored"
     listing = replace(listing_of(files, plain_mask, PETS, read_as), remap=_REMAP)
     if names and (absent := names - {item.name for item in listing.items}):
-        line = f"{root / 'annotations' / split}.txt: {len(absent)} of {len(names)} names have no image with a trimap"
+        line = f"{path}: {len(absent)} of {len(names)} names have no image with a trimap"
         listing = replace(listing, problems=(*listing.problems, f"{line}: {', '.join(sorted(absent)[:3])}"))
     return listing
 

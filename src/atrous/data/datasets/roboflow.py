@@ -7,6 +7,7 @@ from pathlib import Path
 
 from atrous.data.datasets.base import WHOLE, Layout, Listing, by_split, files_by_stem, pair, subfolders
 from atrous.data.datasets.class_files import read_lines
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.labels import Labels, voc_palette
 from atrous.messages import counted
 
@@ -29,7 +30,7 @@ def _recognise(root: Path) -> Path | None:
         return root if b"pixel" in file.readline(1000).lower() else None
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     folder = _folders(root)[split]
     labels, remap = _read_classes(folder / _CLASSES)
     files, duplicates = files_by_stem(folder)

@@ -14,6 +14,7 @@ from typing import Any
 
 from atrous.data.datasets.arrangement import Place
 from atrous.data.datasets.base import Layout, Listing, by_split, subfolders
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.pairs import files_in, listing_of, plain_mask
 from atrous.data.labels import Colour, Labels
 from atrous.messages import counted, listed
@@ -52,7 +53,7 @@ def _folders(root: Path) -> dict[str, str]:
     return by_split(root, {name: name for name in subfolders(root) if (root / name / "images").is_dir()})
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     version = _version(root)
     assert version is not None
     labels, remap, ignored = _classes(version.config)
