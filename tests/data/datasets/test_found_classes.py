@@ -114,7 +114,10 @@ def test_colours_become_classes(tmp_path: Path) -> None:
     put(tmp_path, colours)
     listing = list_split(tmp_path, "all")
     assert listing.labels.names == ("background", "class 1", "class 2")
-    assert listing.labels.palette[1:] == ((9, 200, 9), (200, 9, 9)) and "a label_colors.txt in" in listing.read_as
+    assert (
+        listing.labels.palette[1:] == ((9, 200, 9), (200, 9, 9))
+        and "a label_colors.txt there names them" in listing.read_as
+    )
     assert open_dataset(tmp_path, "all")[0].mask.tolist() == [[0, 2, 1, 255]]
 
 

@@ -182,7 +182,7 @@ def _of_values(root: Path, pixels: Counter[int], of: str, binary: str) -> FoundC
     or_flag = ", or with `binary: ignore`" if [*values] == [0, 255] else ""
     said = (
         f"no names of classes, so that they come from the values in {of}: {listed(meanings, 9)} (pixels: "
-        f"{_listed(pixels)}); a dataset.yaml in {root} says otherwise, such as {_example(names, values)}{or_flag}"
+        f"{_listed(pixels)}); a dataset.yaml there says otherwise, such as {_example(names, values)}{or_flag}"
     )
     labels = Labels(tuple(names), voc_palette(len(names)))
     return FoundClasses(labels, tuple(values), tuple(ignored), root, said)
@@ -222,7 +222,7 @@ def _of_colours(root: Path, pixels: Counter[Colour], of: str) -> FoundClasses:
     meanings = [f"{colour} is {name}" for colour, name in zip(colours, names, strict=True)]
     said = (
         f"no names of classes, so that they come from the colours in {of}: {listed(meanings, 9)}; a label_colors.txt "
-        f"in {root} names them, R G B NAME a line"
+        f"there names them, R G B NAME a line"
     )
     return FoundClasses(Labels(tuple(names), tuple(colours)), (), (), root, said)
 
