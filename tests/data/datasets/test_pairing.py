@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from atrous.data.datasets.dataset import kind_of, list_split, open_dataset, splits
 from atrous.data.datasets.pairing import paired
@@ -151,3 +152,34 @@ def test_arrays_are_masks_of_named_classes(tmp_path: Path) -> None:
     stored(tmp_path / "masks" / "x.npy", ids(3).astype(np.int64) * 999)
     with pytest.raises(ValueError, match=r"x\.npy: ids 0 to 1998; expected 0\.\.255"):
         open_dataset(tmp_path, "all")[0]
+
+
+@pytest.mark.parametrize("white_first", [False, True])
+def test_indices_of_a_gif_are_ids_where_its_palette_says_so(tmp_path: Path, white_first: bool) -> None:
+    photo(tmp_path / "images" / "x.jpg", size=(1, 2))
+    text(tmp_path / "labels.txt", "soil\nleaf\n")
+    image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    image.putpalette([255, 255, 255, 0, 0, 0] if white_first else [0, 0, 0, 255, 255, 255])
+    (tmp_path / "masks").mkdir()
+    image.save(tmp_path / "masks" / "x.gif")
+    assert open_dataset(tmp_path, "all")[0].mask.tolist() == ([[255, 0]] if white_first else [[0, 1]])
+
+
+def test_camvid_as_fast_ai_has_it(tmp_path: Path) -> None:
+    for name in ("0001TP_1", "0001TP_2"):
+        photo(tmp_path / "camvid" / "images" / f"{name}.png")
+        stored(tmp_path / "camvid" / "labels" / f"{name}_P.png", ids(3))
+    text(tmp_path / "camvid" / "codes.txt", "Animal\nArchway\nBicyclist")
+    text(tmp_path / "camvid" / "valid.txt", "0001TP_2.png\n")
+    assert [open_dataset(tmp_path, split).names for split in splits(tmp_path)] == [["0001TP_1"], ["0001TP_2"]]
+    assert open_dataset(tmp_path, "val").labels.names == ("Animal", "Archway", "Bicyclist")
+
+
+def test_camvid_as_it_was_published(tmp_path: Path) -> None:
+    colours = np.array([[0, 0, 0], [64, 128, 64], [192, 0, 128]], np.uint8)
+    photo(tmp_path / "701_StillsRaw_full" / "0001TP_006690.png")
+    stored(tmp_path / "LabeledApproved_full" / "0001TP_006690_L.png", colours[ids(3)])
+    text(tmp_path / "label_colors.txt", "64 128 64\tAnimal\n192 0 128\t\tArchway\n0 0 0\t\tVoid\n")
+    dataset = open_dataset(tmp_path, "all")
+    assert dataset.labels.names == ("Animal", "Archway", "Void")
+    assert np.array_equal(dataset[0].mask, np.array([2, 0, 1])[ids(3)])

@@ -37,7 +37,7 @@ class ArrayMask:
 
     def read(self) -> Pixels:
         """The ids as stored, uint8 H,W; ValueError naming the file."""
-        values = read_values(self.path)
+        values = _indices(self.path) if self.path.suffix.lower() == ".gif" else read_values(self.path)
         if values.ndim == 3:
             raise ValueError(f"{self}: a mask in colours; expected ids, or `palette` in dataset.yaml and a PNG")
         if values.size and not 0 <= (low := values.min()) <= (high := values.max()) <= 255:
@@ -64,6 +64,24 @@ def read_values(path: Path) -> Values:
     if kind != "GIF" and mode in ("1", "L", "P"):
         return read_mask(path)
     return _whole(path, decode_file(path, MAX_PIXELS, _decoded))
+
+
+def _indices(path: Path) -> Values:
+    """The indices of a GIF whose palette becomes lighter from black on, which they number; else as `read_values`."""
+    indices = decode_file(path, MAX_PIXELS, _of_ascending_grays)
+    return read_values(path) if indices is None else indices
+
+
+def _of_ascending_grays(image: Image.Image) -> Values | None:
+    image.load()
+    palette = image.getpalette("RGB") if image.mode == "P" else None
+    if palette is None:
+        return None
+    indices = np.asarray(image)
+    used = [palette[3 * index : 3 * index + 3] for index in range(int(indices.max()) + 1)]
+    grays = [red for red, green, blue in used if red == green == blue]
+    ascending = len(grays) == len(used) and grays[0] == 0 and grays == sorted({*grays})
+    return indices if ascending else None
 
 
 def _decoded(image: Image.Image) -> Values:

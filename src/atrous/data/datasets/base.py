@@ -9,6 +9,7 @@ import copy
 import itertools
 import operator
 import os
+import re
 import warnings
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -142,9 +143,13 @@ def say_once(text: str) -> None:
         warnings.warn(text, stacklevel=3)
 
 
-NOTES = (".txt", ".md", ".pdf", ".html", ".rst")
-"""Suffixes of what lies beside data for people to read."""
+_NOTES = re.compile(r"(?i)(readme|licen[cs]e|notes?|citation|changelog)\b.*|.*\.(md|pdf|html|rst)")
 _CLUTTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "__macosx"})
+
+
+def is_note(name: str) -> bool:
+    """Whether a file of this name lies beside data for people to read."""
+    return _NOTES.fullmatch(name) is not None
 
 
 def is_clutter(name: str) -> bool:

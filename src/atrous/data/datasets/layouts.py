@@ -35,7 +35,7 @@ from atrous.data.datasets import (
     yolo,
 )
 from atrous.data.datasets.archive import is_archive, unpacked
-from atrous.data.datasets.base import NOTES, WHOLE, Layout, Listing, is_clutter, say_once, split_name, subfolders
+from atrous.data.datasets.base import WHOLE, Layout, Listing, is_clutter, is_note, say_once, split_name, subfolders
 from atrous.data.datasets.folding import folded
 from atrous.data.datasets.options import FILE, NO_OPTIONS, DatasetOptions, read_options
 from atrous.data.datasets.parts import PARTS, is_undivided, part_of
@@ -204,7 +204,7 @@ def _only_folder(folder: Path) -> Path | None:
     """The folder that is all that a folder holds, but for notes; not one that has the name of a split or of images."""
     with os.scandir(folder) as entries:
         inside = [entry for entry in itertools.islice(entries, _MOST_BESIDE) if not is_clutter(entry.name)]
-    others = [entry for entry in inside if not entry.name.lower().endswith(NOTES)]
+    others = [entry for entry in inside if not is_note(entry.name)]
     if len(others) != 1 or len(inside) == _MOST_BESIDE or not others[0].is_dir():
         return None
     return None if split_name(others[0].name) in _ORDER else folder / others[0].name
