@@ -5,6 +5,7 @@ Each layout has a file of its own here (`folder.py`, `voc.py`, `cityscapes.py`, 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import operator
@@ -12,7 +13,8 @@ import os
 import re
 import warnings
 from array import array
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, overload
@@ -169,9 +171,48 @@ def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> t
     return files, [f"{folder}: {listed(duplicates)} have the same stem; expected one file a name"]
 
 
+_SCANS: ContextVar[dict[str, tuple[list[str], list[str]]] | None] = ContextVar("scans", default=None)
+"""Names of the files and of the folders in each folder, while `scanned_once`."""
+
+
+@contextlib.contextmanager
+def scanned_once() -> Iterator[None]:
+    """Read the list of a folder's names once, while this lasts: every layout looks into the same large folders."""
+    token = _SCANS.set({} if _SCANS.get() is None else _SCANS.get())
+    try:
+        yield
+    finally:
+        _SCANS.reset(token)
+
+
+def files_and_folders(folder: Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the files and of the folders in a folder, without clutter; none if the folder is not there."""
+    scans = _SCANS.get()
+    key = str(folder)
+    if scans is not None and key in scans:
+        return scans[key]
+    files: list[str] = []
+    folders: list[str] = []
+    if folder.is_dir():
+        with os.scandir(folder) as entries:  # which tells a folder from a file without asking the disk for each
+            for entry in entries:
+                if not is_clutter(entry.name):
+                    (folders if entry.is_dir() else files).append(entry.name)
+    result = sorted(files), sorted(folders)
+    if scans is not None:
+        scans[key] = result
+    return result
+
+
 def names_in(folder: Path) -> list[str]:
     """Sorted names of what is in a folder, without clutter; none if the folder is not there."""
-    return sorted(name for name in os.listdir(folder) if not is_clutter(name)) if folder.is_dir() else []
+    files, folders = files_and_folders(folder)
+    return sorted(files + folders) if folders else [*files]
+
+
+def files_with(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder whose names end in a suffix, sorted, without clutter."""
+    return [folder / name for name in files_and_folders(folder)[0] if name.endswith(suffix)]
 
 
 def pair(
@@ -250,7 +291,4 @@ def by_split(root: Path, places: Mapping[str, T]) -> dict[str, T]:
 
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, without clutter; none if it is not there."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:  # which tells a folder from a file without asking the disk for each
-        return sorted(entry.name for entry in entries if entry.is_dir() and not is_clutter(entry.name))
+    return [*files_and_folders(folder)[1]]

@@ -109,6 +109,10 @@ def read_classes(path: Path) -> tuple[Labels, bool]:
     if not by_colour:
         names = tuple(line for line in lines if line != "__ignore__")
         return _labels(path, names, voc_palette(min(65536, len(names)))), False
+    if path.name == "labelmap.txt" and all(line.endswith(":::") for line in lines if not line.startswith("#")):
+        # Datumaro writes no colours where it draws in VOC's.
+        plain = [line.removesuffix(":::") for line in lines if not line.startswith("#")]
+        lines = [f"{n}:{','.join(map(str, c))}::" for n, c in zip(plain, voc_palette(len(plain)), strict=True)]
     rows = _rows(path, lines, _COLOUR_FILES[path.name])
     if _BLACK not in (colour for _, colour in rows) and not any(name.lower() in _BACKGROUND for name, _ in rows):
         rows.insert(0, ("background", _BLACK))
