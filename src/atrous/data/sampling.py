@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from atrous.data.datasets.base import selected
 from atrous.data.datasets.dataset import Item, SegmentationDataset, open_dataset
 from atrous.data.datasets.mask_values import Drawn, histogram_of, palette_conflicts
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
@@ -46,6 +47,8 @@ def open_splits(data: str | Path, splits: str, options: DatasetOptions = NO_OPTI
     for (name, _), (dataset, _) in zip(parts, opened, strict=True):
         if dataset.labels != first.labels:
             raise ValueError(f"the splits {parts[0][0]} and {name} of {data} have different classes")
+    if len(opened) == 1 and opened[0][1] == 1:
+        return first
     return first.with_items([item for dataset, count in opened for item in dataset.items * count])
 
 
@@ -135,5 +138,5 @@ def repeated(dataset: SegmentationDataset, factors: npt.NDArray[np.float64], *, 
         seed: of the draws.
     """
     draws = np.random.default_rng(seed).random(len(factors))
-    counts = np.floor(factors + draws).astype(int)
-    return dataset.with_items([item for item, count in zip(dataset.items, counts, strict=True) for _ in range(count)])
+    indices = np.repeat(np.arange(len(factors)), np.floor(factors + draws).astype(int))
+    return dataset.with_items(selected(dataset.items, indices.tolist()))

@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, is_clutter, subfolders
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_with, is_clutter, subfolders
 from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.json_records import json_records
@@ -150,13 +150,13 @@ def _files(root: Path) -> dict[str, tuple[Path, str]]:
     """JSON file and name of the images' folder by split; the later of two years."""
     files: dict[str, tuple[Path, str]] = {}
     for folder in (root, root / "annotations"):
-        for path in sorted(folder.glob("instances_*.json")):
+        for path in (path for path in files_with(folder, ".json") if path.name.startswith("instances_")):
             full = path.stem.removeprefix("instances_")
             files[_YEAR.sub("", full) or full] = (path, full)
     beside = {name: (root / name / _ROBOFLOW, name) for name in subfolders(root)}
     if found := files or {name: place for name, place in beside.items() if place[0].is_file()}:
         return by_split(root, found)
-    others = [path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json")) if _peek(path)]
+    others = [path for folder in (root, root / "annotations") for path in files_with(folder, ".json") if _peek(path)]
     return by_split(root, {WHOLE if len(others) == 1 else path.stem: (path, path.stem) for path in others})
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from atrous.data.datasets.base import Item, Listing, MaskSource
+from atrous.data.datasets.base import Item, Items, Listing, MaskSource
 from atrous.data.datasets.class_files import ColourMask, read_palette
 from atrous.data.datasets.layouts import kind_of, list_split, splits
 from atrous.data.datasets.mask_values import Drawn, UnknownIdError, described, likely_fix
@@ -83,7 +83,7 @@ class SegmentationDataset(Dataset[Sample]):
         most = labels.largest_id
         if remap is not None and (len(remap) not in (256, 65536) or not all(-1 <= entry <= most for entry in remap)):
             raise ValueError(f"remap has {len(remap)} entries; expected 256 ids in 0..{most}, or -1")
-        self.items = tuple(items)
+        self.items = items if isinstance(items, Items) else tuple(items)
         self.labels = labels
         self.rule = rule
         known = np.array([*range(len(labels)), labels.ignore])
@@ -114,7 +114,7 @@ class SegmentationDataset(Dataset[Sample]):
     def with_items(self, items: Sequence[Item]) -> "SegmentationDataset":
         """A copy with other items; an item may be given several times."""
         other = copy.copy(self)
-        other.items = tuple(items)
+        other.items = items if isinstance(items, Items) else tuple(items)
         other._cache = None if self._cache is None else {}
         return other
 
