@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,25 +67,10 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train by one recipe, or several in sequence."""
-    from atrous.training.config import override, parse_assignments
+    from atrous.training.config import override
     from atrous.training.recipes import load_recipe
 
-    began = time.monotonic()
-    flags = (
-        "output_stride", "batch_size", "grad_accum_steps", "iterations", "lr", "weights", "amp", "ema_decay", "seed",
-    )  # fmt: skip
-    values = {key: getattr(args, key) for key in flags if getattr(args, key) is not None}
-    values |= {"reset_head": True} if args.reset_head else {}
-    values |= {"weights": None} if args.weights == "none" else {}
-    if data_options := dataset_options(args):
-        values["options"] = data_options
-    assigned = parse_assignments(args.assignments)
-    if twice := sorted(values.keys() & assigned.keys()):
-        flag = "flags of the data" if twice[0] == "options" else f"--{twice[0].replace('_', '-')}"
-        raise ValueError(f"{twice[0]} is given twice, by {flag} and by --set")
-    if args.workers < 0:
-        raise ValueError(f"--workers is {args.workers}, expected at least 0")
-    given = {**values, **assigned}
+    began, given = time.monotonic(), _given(args)
     seconds = _seconds_asked_for(args, given)
     if len(args.recipes) > 1:
         return _train_stages(args, given)
@@ -120,6 +107,27 @@ def run(args: argparse.Namespace) -> int:
     scored = f", val mIoU {best:.4f}" if best is not None else ""
     stderr_console().print(f"done{scored}; the weights are in {folder / 'best'}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the flags name."""
+    from atrous.training.config import parse_assignments
+
+    flags = (
+        "output_stride", "batch_size", "grad_accum_steps", "iterations", "lr", "weights", "amp", "ema_decay", "seed",
+    )  # fmt: skip
+    values = {key: getattr(args, key) for key in flags if getattr(args, key) is not None}
+    values |= {"reset_head": True} if args.reset_head else {}
+    values |= {"weights": None} if args.weights == "none" else {}
+    if data_options := dataset_options(args):
+        values["options"] = data_options
+    assigned = parse_assignments(args.assignments)
+    if twice := sorted(values.keys() & assigned.keys()):
+        flag = "flags of the data" if twice[0] == "options" else f"--{twice[0].replace('_', '-')}"
+        raise ValueError(f"{twice[0]} is given twice, by {flag} and by --set")
+    if args.workers < 0:
+        raise ValueError(f"--workers is {args.workers}, expected at least 0")
+    return {**values, **assigned}
 
 
 def _seconds_asked_for(args: argparse.Namespace, given: dict[str, Any]) -> float | None:
