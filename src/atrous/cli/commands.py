@@ -216,18 +216,6 @@ def run_models(args: argparse.Namespace) -> int:
     return print_json(rows) if args.json else print_table(models_table(rows, hardware))
 
 
-def run_data_check(args: argparse.Namespace) -> int:
-    """Look at a data set."""
-    from atrous.data.validate import check, render
-
-    report = check(args.data, dataset_options(args), allow_empty_classes=args.allow_empty_classes)
-    if args.json:
-        print_json(report.as_dict())
-    else:
-        stderr_console().print(render(report))
-    return 1 if report.problems else 0
-
-
 def run_label(args: argparse.Namespace) -> int:
     """Write a teacher's masks."""
     from rich.progress import Progress

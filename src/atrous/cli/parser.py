@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atrous.cli import train
+from atrous.cli import serve, train
 from atrous.cli.arguments import (
     Parser,
     add_command,
@@ -28,7 +28,6 @@ from atrous.cli.arguments import (
 )
 from atrous.cli.commands import (
     complain,
-    run_data_check,
     run_demo,
     run_eval,
     run_label,
@@ -38,6 +37,7 @@ from atrous.cli.commands import (
     run_submit_check,
     run_submit_write,
 )
+from atrous.cli.data import add as add_data_commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,8 +110,18 @@ def _parser() -> Parser:
     parser = Parser(prog="atrous", description="DeepLabv3: segment photographs, train, evaluate.")
     parser.add_argument("--version", action="version", version=f"atrous {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    data = (_add_data, _add_label, _add_submit)
-    for add in (_add_demo, _add_predict, train.add, _add_eval, _add_models, *data, _add_reproduce):
+    for add in (
+        _add_demo,
+        _add_predict,
+        train.add,
+        _add_eval,
+        serve.add,
+        _add_models,
+        add_data_commands,
+        _add_label,
+        _add_submit,
+        _add_reproduce,
+    ):
         add(commands)
     return parser
 
@@ -171,16 +181,6 @@ def _add_models(commands: Any) -> None:
     parser = add_command(commands, "models", run_models, text, "atrous models objects-mobilenetv2")
     parser.add_argument("name", metavar="NAME", nargs="?", help="all about this one")
     add_json(parser)
-
-
-def _add_data(commands: Any) -> None:
-    parser = add_command(commands, "data", None, "look at a data set", "atrous data check my-data")
-    inner = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    check = add_command(inner, "check", run_data_check, "is this data set sound?", "atrous data check my-data")
-    text = "classes without a pixel, or one class alone, are warnings, not problems"
-    check.add_argument("--allow-empty-classes", action="store_true", help=text)
-    add_data(check, positional=True)
-    add_json(check)
 
 
 def _add_label(commands: Any) -> None:

@@ -20,8 +20,8 @@ from atrous.evaluation.preprocessor import Preprocessor
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import with_output_stride
 from atrous.models.output_stride import LONGEST_SIDE, check_reachable
-from atrous.ops.resize import grid_size
-from atrous.ops.tta import View, mean_argmax, mean_probabilities
+from atrous.ops.resize import feature_count
+from atrous.ops.tta import View, confidence_of, mean_argmax, mean_probabilities
 from atrous.ops.upsampled_loss import upsampled_argmax
 
 if TYPE_CHECKING:
@@ -247,9 +247,32 @@ def predict_classes(
     check_scales(scales)
     size, preprocess = (images.shape[-2], images.shape[-1]), Preprocessor(model, pad_to=pad_to)
     views = run_passes(model, preprocess, images, scales, flip)
-    if len(views) == 1 and views[0].size == size:
-        return upsampled_argmax(views[0].logits, size, model.output_stride)
-    return mean_argmax(views, size, model.output_stride)
+    return classes_of(views, size, model.output_stride)
+
+
+@torch.inference_mode()
+def predict_with_confidence(
+    model: DeepLabV3,
+    images: Tensor,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    pad_to: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`predict_classes`, and the probability of that class at every pixel, B,H,W float32."""
+    check_scales(scales)
+    size, preprocess = (images.shape[-2], images.shape[-1]), Preprocessor(model, pad_to=pad_to)
+    views = run_passes(model, preprocess, images, scales, flip)
+    classes = classes_of(views, size, model.output_stride)
+    return classes, confidence_of(views, size, model.output_stride, classes)
+
+
+def classes_of(views: Sequence[View], size: tuple[int, int], output_stride: int) -> Tensor:
+    """The class of every pixel of an image of `size`, B,H,W uint8, from the logits of its views."""
+    view = views[0]
+    if len(views) == 1 and view.size == size and not view.flipped and view.upsampling == "grid":
+        return upsampled_argmax(view.logits, size, output_stride)
+    return mean_argmax(views, size, output_stride)
 
 
 @torch.inference_mode()
@@ -298,9 +321,15 @@ def run_pass(
     inputs = view(scale)
     padded = preprocess.pad(inputs.flip(-1) if flipped else inputs, scale)
     size, stride = (inputs.shape[-2], inputs.shape[-1]), model.output_stride
-    height, width = (grid_size(side, stride) // stride + 1 for side in size)
+    if padded.shape != inputs.shape and model.upsampling != "grid":
+        raise ValueError(
+            f"pad_to is {preprocess.pad_to}, and the model's upsampling is {model.upsampling}: its features would move "
+            "with the padding; expected no pad_to"
+        )
+    height, width = (feature_count(side, stride, model.upsampling) for side in size)
     # The features of the padding served as context alone.
-    return View(model.low_resolution_logits(padded)[..., :height, :width], size, flipped)
+    logits = model.low_resolution_logits(padded)[..., :height, :width]
+    return View(logits, size, flipped, model.upsampling)
 
 
 def check_class_names(

@@ -134,14 +134,34 @@ def pair(
     return tuple(Item(name, images[name], None if masks is None else masks[name]) for name in complete), problems
 
 
-_SPLIT_NAMES = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
 WHOLE = "all"
 """The split of a data set that has none."""
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+    "default": WHOLE,
+}
 
 
 def split_name(name: str) -> str:
     """What a folder or file of a split is called here: valid is val, for one."""
     return _SPLIT_NAMES.get(name.lower(), name)
+
+
+def split_or_whole(name: str) -> str:
+    """The split that the name of a file, task or folder says, such as train for Train; `WHOLE` if it says none."""
+    return _SPLIT_NAMES.get(name.lower(), WHOLE)
+
+
+def split_of_file(path: Path, root: Path) -> str:
+    """The split that a file of annotations says by its name, or by that of its folder, if it is in one of `root`."""
+    split = split_or_whole(path.stem)
+    return split_or_whole(path.parent.name) if split == WHOLE and path.parent.parent == root else split
 
 
 def by_split(root: Path, places: Mapping[str, T]) -> dict[str, T]:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from atrous.data.image_file import decode_file
 from atrous.data.image_io import MAX_PIXELS, Pixels
-from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, ids_of_colours, voc_palette
+from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, ids_of_colours, ignored_id, voc_palette
 from atrous.messages import listed
 
 _BLACK: Colour = (0, 0, 0)
@@ -108,7 +108,7 @@ def read_classes(path: Path) -> tuple[Labels, bool]:
     lines = read_lines(path)
     if not by_colour:
         names = tuple(line for line in lines if line != "__ignore__")
-        return _labels(path, names, voc_palette(min(256, len(names)))), False
+        return _labels(path, names, voc_palette(min(65536, len(names)))), False
     rows = _rows(path, lines, _COLOUR_FILES[path.name])
     if _BLACK not in (colour for _, colour in rows) and not any(name.lower() in _BACKGROUND for name, _ in rows):
         rows.insert(0, ("background", _BLACK))
@@ -121,7 +121,7 @@ def read_classes(path: Path) -> tuple[Labels, bool]:
 
 def _labels(path: Path, names: tuple[str, ...], palette: tuple[Colour, ...]) -> Labels:
     try:
-        return Labels(names, palette)
+        return Labels(names, palette, ignored_id(len(names)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -189,7 +189,7 @@ def with_background(path: Path, names: Sequence[str]) -> tuple[Labels, list[int]
     others = [index for index in range(len(names)) if index != background]
     ordered = ("background" if background is None else names[background], *(names[index] for index in others))
     ids = {index: place for place, index in enumerate(others, start=1)}
-    labels = _labels(path, ordered, voc_palette(min(256, len(ordered))))
+    labels = _labels(path, ordered, voc_palette(min(65536, len(ordered))))
     return labels, [ids.get(index, 0) for index in range(len(names))]
 
 

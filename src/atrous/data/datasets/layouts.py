@@ -10,7 +10,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from atrous.data.datasets import cityscapes, coco, folder, labelme, pairs, roboflow, voc, yolo
+from atrous.data.datasets import (
+    cityscapes,
+    coco,
+    cvat,
+    folder,
+    label_studio,
+    labelme,
+    labelme_xml,
+    pairs,
+    roboflow,
+    supervisely,
+    voc,
+    yolo,
+)
 from atrous.data.datasets.base import Layout, Listing, subfolders
 from atrous.data.datasets.folding import folded
 from atrous.data.datasets.options import FILE, NO_OPTIONS, DatasetOptions, read_options
@@ -25,6 +38,10 @@ LAYOUTS: dict[str, Layout] = {
     "roboflow": roboflow.LAYOUT,
     "pairs": pairs.LAYOUT,
     "labelme": labelme.LAYOUT,
+    "labelme_xml": labelme_xml.LAYOUT,
+    "cvat": cvat.LAYOUT,
+    "label_studio": label_studio.LAYOUT,
+    "supervisely": supervisely.LAYOUT,
     "instances": coco.OWN_CATEGORIES,
     "coco": coco.LAYOUT,
 }
