@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.out or Path("runs") / Path(source).stem
     planned = folder / "recipe.yaml" if args.resume and (folder / "recipe.yaml").is_file() else None
     if source == "finetune":
-        recipe: Recipe = _finetuned(data, given, planned)
+        recipe: Recipe = _finetuned(data, given, planned, args.device)
     elif planned and seconds:
         recipe = override(load_recipe(planned), given)
     else:
@@ -170,7 +170,7 @@ def _kept_options(before: Path | None) -> dict[str, Any]:
     return {"options": load_recipe(before).data.options} if before else {}
 
 
-def _finetuned(data: str, given: dict[str, Any], before: Path | None) -> Recipe:
+def _finetuned(data: str, given: dict[str, Any], before: Path | None, device: str | None) -> Recipe:
     """The recipe that the data asks for, or the one that a run to be gone on with has."""
     from atrous.training.autoconfig import BASE, finetune
     from atrous.training.config import override
@@ -181,7 +181,7 @@ def _finetuned(data: str, given: dict[str, Any], before: Path | None) -> Recipe:
     if before is not None:
         console.print(f"what was chosen before, in {before}", soft_wrap=True, highlight=False)
         return override(load_recipe(before), given)
-    recipe, reasons = finetune(data, _weights_asked_for(given), override(load_recipe(BASE), given).data.options)
+    recipe, reasons = finetune(data, _weights_asked_for(given), override(load_recipe(BASE), given).data.options, device)
     console.print(f"settings chosen for {data}:", soft_wrap=True, highlight=False)
     for reason in reasons:
         console.print(f"- {reason}", soft_wrap=True, highlight=False)

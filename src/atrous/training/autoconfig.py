@@ -17,12 +17,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from atrous.data.datasets.base import WHOLE
 from atrous.data.datasets.dataset import splits
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
+from atrous.data.datasets.split import SHARE
 from atrous.data.image_io import read_size
 from atrous.data.sampling import open_splits, pixel_counts
+from atrous.evaluation.distributed import pick_device
 from atrous.messages import listed
+from atrous.models.inference import native_dtype
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import read_card, resolve
 from atrous.training.config import Recipe, override
@@ -49,6 +54,8 @@ _LARGE, _REDUCED = 2000, 1280
 _LEAST = 257
 """Pixels that the shorter side must keep for that."""
 _RARE = 0.1
+_ENOUGH_TO_DIVIDE = 10
+"""Images to train on from which some are held back where there is no split to validate on."""
 _LARGEST_CROP = 513
 _SMALLEST_CROP = 65
 
@@ -73,7 +80,10 @@ class Survey:
 
 
 def finetune(
-    data: str | Path, weights: str | None = None, options: DatasetOptions = NO_OPTIONS
+    data: str | Path,
+    weights: str | None = None,
+    options: DatasetOptions = NO_OPTIONS,
+    device: str | None = None,
 ) -> tuple[Recipe, list[str]]:
     """The recipe for a data set, and a line for each choice: what was chosen, and from what.
 
@@ -82,12 +92,15 @@ def finetune(
         weights: to start from: ``imagenet``, ``none``, or as for `atrous.models.weights.load`; None for those that the
             package carries and that suit the classes.
         options: how the data is to be read; they are in the recipe.
+        device: that it is going to run on; None for a GPU where there is one.
 
     Raises:
         ValueError: if there is no split to train on; and as `open_dataset`, `pixel_counts` and `resolve`.
         FileNotFoundError: likewise.
     """
     there = tuple(splits(data))
+    if not {"train", "val"} & {*there} and (WHOLE in there or "trainval" in there):
+        there = ("train", "val")  # which `open_splits` divides it into
     split = next((name for name in ("trainaug", "train") if name in there), there[0] if len(there) == 1 else None)
     if split is None:
         raise ValueError(f"{data} has the splits {', '.join(there)}; expected one named train")
@@ -96,6 +109,9 @@ def finetune(
     short, long = (int(side) for side in np.median(sizes, axis=0))
     survey = Survey(dataset.labels.names, pixel_counts(dataset), short, long, there)
     recipe, reasons = choose(survey, split, weights)
+    if native_dtype(pick_device(device)) == torch.bfloat16:
+        recipe = override(recipe, {"amp": "bf16"})
+        reasons.append("bfloat16: this processor computes it faster than float32 (--amp off for float32)")
     return override(recipe, {"options": options}), reasons
 
 
@@ -111,12 +127,15 @@ def choose(survey: Survey, train_split: str = "train", weights: str | None = Non
     iterations = int(np.clip(round(base.schedule.iterations * (images / _TUNED) ** 0.5, -2), least, 30_000))
     weighted = class_weights(survey.pixels.sum(axis=0))
     rare = _rare(survey)
+    val = "val" if "val" in survey.splits and train_split != "val" else None
+    held_back = not val and images >= _ENOUGH_TO_DIVIDE
     schedule, optim = base.schedule, base.optim
     recipe = override(
         base,
         {
             "train_split": train_split,
-            "val_split": "val" if "val" in survey.splits and train_split != "val" else None,
+            "val_split": val,
+            "val_share": SHARE if held_back else 0.0,
             "crop": (crop, crop),
             "scales": scales,
             "longest_side": longest,
@@ -148,9 +167,7 @@ def choose(survey: Survey, train_split: str = "train", weights: str | None = Non
         f"images of {listed(rare, 5)} come more often: each is in fewer than {_RARE:.0%} of the images"
         if rare
         else f"no image comes more often than another: every class is in at least {_RARE:.0%} of the images",
-        f"validation on val every {recipe.run.val_every} steps; the best weights are kept"
-        if recipe.data.val_split
-        else "no split named val, so nothing is validated and the last weights are kept",
+        _reason_for_validation(recipe),
     ]
     return recipe, reasons
 
@@ -183,6 +200,16 @@ def _start(survey: Survey, weights: str | None) -> tuple[Recipe, str]:
         kept["last_block"] = told.get("last_block")
     kept["aspp_rates"] = told.get("aspp_rates") or list(RECIPES[BASE].model.aspp_rates)
     return override(RECIPES[BASE], {**kept, "weights": weights}), why
+
+
+def _reason_for_validation(recipe: Recipe) -> str:
+    every = f"every {recipe.run.val_every} steps; the best weights are kept"
+    if recipe.data.val_split:
+        return f"validation on val {every}"
+    if recipe.data.val_share:
+        share = f"{recipe.data.val_share:.0%} of {recipe.data.train_split} are held back for it"
+        return f"no split named val: {share}, named in split.json of the run (--set val_share=0 trains on all); {every}"
+    return "no split named val, so nothing is validated and the last weights are kept"
 
 
 def _words(name: str) -> set[str]:
