@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from atrous.cli.parser import main
+from atrous.data.sampling import open_splits
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import ModelCard, cards, save
 from atrous.training.autoconfig import ANYTHING, BASE, BASE_IMAGENET, STREETS, Survey, choose, class_weights, finetune
 from atrous.training.config import Recipe, override
+from atrous.training.loader import divided
 from atrous.training.loop import train
 from atrous.training.recipes import RECIPES
 from atrous.training.state import build_model
@@ -35,7 +39,8 @@ def test_on_camvid_it_is_the_tuned_recipe() -> None:
         recipe, _ = finetune(CAMVID, weights)
         tuned = RECIPES[base]
         np.testing.assert_allclose(recipe.loss.class_weights or (), tuned.loss.class_weights or (), rtol=0.16)
-        assert override(recipe, {"class_weights": tuned.loss.class_weights, "val_every": tuned.run.val_every}) == tuned
+        same = {"class_weights": tuned.loss.class_weights, "val_every": tuned.run.val_every, "amp": tuned.optim.amp}
+        assert override(recipe, same) == tuned
     assert finetune(CAMVID)[0].model.weights == STREETS
 
 
@@ -173,6 +178,44 @@ def test_rare_classes_come_more_often() -> None:
     pixels[:10, 1] = 50
     assert choose(Survey(("sky", "kite"), pixels, 360, 480, ("train",)))[0].data.repeat_factor_threshold == 0
     assert rare.data.val_split is None and any("no split named val" in line for line in why)
+
+
+def test_it_trains_in_bfloat16_where_that_is_faster(
+    make_data: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_data(tmp_path / "data", {"train": 3, "val": 1})
+    for dtype, amp in ((torch.bfloat16, "bf16"), (torch.float32, "off"), (torch.float16, "off")):
+        monkeypatch.setattr("atrous.training.autoconfig.native_dtype", lambda _, dtype=dtype: dtype)
+        recipe, reasons = finetune(data, device="cpu")
+        assert recipe.optim.amp == amp and any("bfloat16" in line for line in reasons) == (amp == "bf16")
+
+
+def test_images_are_held_back_where_there_is_no_val(
+    make_data: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_data(tmp_path / "data", {"train": 12, "test": 3})
+    recipe, reasons = finetune(data)
+    assert (recipe.data.train_split, recipe.data.val_split, recipe.data.val_share) == ("train", None, 0.2)
+    assert any("20% of train are held back" in line and "split.json" in line for line in reasons)
+    few, _ = finetune(make_data(tmp_path / "few", {"train": 9}))
+    assert few.data.val_share == 0, "too few to hold some back"
+    with_val, _ = finetune(make_data(tmp_path / "val", {"train": 12, "val": 3}))
+    assert with_val.data.val_share == 0 and with_val.data.val_split == "val"
+
+    quick = override(recipe, {"iterations": 1, "batch_size": 2, "warmup": 0, "crop": 33, "amp": "off"})
+    for seed in (0, 1):
+        assert train(override(quick, {"seed": seed}), data, tmp_path / f"{seed}", workers=0, device="cpu") is not None
+    split = json.loads((tmp_path / "0" / "split.json").read_text(encoding="utf-8"))
+    assert split == json.loads((tmp_path / "1" / "split.json").read_text(encoding="utf-8")), "the seed is the run's"
+    assert len(split["val"]) >= 2 and {*split["train"], *split["val"]} == {f"train{i}" for i in range(12)}
+    assert not {*split["train"]} & {*split["val"]}
+    assert "10 images to train on, 2 to validate on" in capsys.readouterr().err
+
+
+def test_an_image_that_is_repeated_is_on_one_side(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    data = open_splits(make_data(tmp_path / "data", {"train": 10}), "train*3")
+    to_train, held_back = divided(data, 0.3)
+    assert len(to_train) == 3 * (10 - len(held_back)) and not {*to_train.names} & {*held_back.names}
 
 
 def test_splits_it_can_train_on(make_data: Callable[..., Path], tmp_path: Path) -> None:
