@@ -110,7 +110,7 @@ def test_how_long_it_takes_is_said_before_the_first_step_and_corrected_after_a_f
 ) -> None:
     one = report(tmp_path, iterations=1000, pace=Pace(6.0, 0.0, 3))
     with one.running("hello"):
-        assert "about 1h40m: 6 s a step, measured on 3 not kept" in " ".join(capsys.readouterr().err.split())
+        assert "about 1h40m: 6 s a step, measured on 3 trial steps" in " ".join(capsys.readouterr().err.split())
         for step in range(1, 5):
             one.step(step, 1.0, 0.1)
         assert "corrected: about" in capsys.readouterr().err

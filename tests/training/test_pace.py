@@ -62,7 +62,7 @@ def test_durations_as_people_say_them(seconds: float, text: str) -> None:
 
 def test_a_forecast_counts_the_validations_to_come() -> None:
     forecast = Forecast(1000, 0, 100, Pace(1.0, 20.0, 3))
-    assert forecast.left == 1200 and forecast.opening() == "about 20m: 1 s a step, measured on 3 not kept"
+    assert forecast.left == 1200 and forecast.opening() == "about 20m: 1 s a step, measured on 3 trial steps"
     forecast.after_step(950)
     assert forecast.left == 70
     forecast.note_validation(40.0)

@@ -41,6 +41,7 @@ def test_of_many_classes_the_best_and_the_worst_are_named() -> None:
     ("changes", "said"),
     [
         ({}, "Label more photographs with stem: 6 of 30 have it."),
+        ({"images": 6, "with_class": (6, 6, 6)}, "More photographs: 6 are few"),
         ({"iou": ()}, "Hold some images back"),
         ({"iou": (0.97, 0.91, 0.8), "mistakes": (Mistake(2, 1, 0.3),)}, "Look at stem: 30% of its .* taken for leaf"),
         ({"iou": (0.97, 0.91, 0.8), "log": scores(0.5, 0.6, 0.65, 0.7)}, r"Train longer.*1600 steps"),

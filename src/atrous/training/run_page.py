@@ -233,6 +233,6 @@ def _text(text: str) -> str:
 def _save(picture: Image.Image, path: Path) -> None:
     with written_whole(path) as file:
         if path.suffix == ".jpg":
-            picture.save(file, format="JPEG", quality=85)
+            picture.save(file, format="JPEG", quality=78)
         else:
             picture.save(file, format="PNG")
