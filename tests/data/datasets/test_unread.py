@@ -19,8 +19,6 @@ EXPORTS = {
     "labelstudio": ("project.json", '[{"id": 1, "file_upload": "a.jpg"}]', "a Label Studio export"),
     "brushes": ("task-1-annotation-2-by-3-tag-cat-0.png", "", "a Label Studio export of brush masks"),
     "supervisely": ("meta.json", '{"classes": [', "a Supervisely project"),
-    "ade": ("annotations/training/ADE_1.png", "", "ADE20K"),
-    "parquet": ("data/train-0.parquet", "", "a parquet data set"),
     "pairs": ("masks/a.png", "", "a folder of images with masks .*: name the classes beside it"),
 }
 
@@ -39,11 +37,8 @@ def test_exports_are_named_with_what_to_do(tmp_path: Path, name: str) -> None:
     archive = tmp_path / "export.zip"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr(path, content)
-    with pytest.raises(
-        ValueError, match=r"export\.zip: a file; .*it is a zip archive: unpack it and give the folder"
-    ) as caught:
+    with pytest.raises(ValueError, match=rf"export\.zip: layout not recognised; it looks like {what}"):
         open_dataset(archive, "train")
-    assert f"it looks like {what.split(' .*')[0]}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -53,11 +48,10 @@ def test_exports_are_named_with_what_to_do(tmp_path: Path, name: str) -> None:
         ("label_me", "convert it to COCO with datumaro"),
         ("labelstudio", "export it as COCO, or brush masks as PNG"),
         ("supervisely", "export it as COCO or Pascal VOC, with the export apps"),
-        ("panoptic", "export its instances as COCO"),
     ],
 )
 def test_the_advice_is_what_the_tool_can_export(tmp_path: Path, name: str, advice: str) -> None:
-    path, content, _ = {**EXPORTS, "panoptic": ("panoptic_train.json", '{"segments_info": [', "")}[name]
+    path, content, _ = EXPORTS[name]
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).write_text(content)
     line = looks_like(tmp_path)
@@ -82,10 +76,10 @@ def test_arrays_and_other_names_in_place_of_masks_are_explained(tmp_path: Path) 
 
     assert "1 of 1 images have no mask in masks/train, of the same stem: x; there is no such folder" in problem()
     masks.mkdir(parents=True)
-    Image.new("L", (4, 4)).save(masks / "x_mask.png")
-    assert problem().endswith("it has x_mask.png: name each mask as its image, with .png")
-    np.save(masks / "x.npy", np.zeros((4, 4), np.uint8))
-    assert "it has x.npy: arrays are not read; write each as PNG" in problem()
+    (masks / "y.mat").write_bytes(b"")
+    assert problem().endswith("it has y.mat: name each mask as its image, with .png")
+    np.save(masks / "x.npy", np.ones((4, 4), np.uint16))
+    assert open_dataset(tmp_path, "train")[0].mask.unique().tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +89,6 @@ def test_arrays_and_other_names_in_place_of_masks_are_explained(tmp_path: Path) 
         ("cvat-polygons", "a CVAT export"),
         ("label_me", "a LabelMe 3.0 export"),
         ("supervision-voc-xml", "boxes in VOC's XML"),
-        ("coco_panoptic", "a COCO panoptic export"),
         ("labelstudio-json", "a Label Studio export"),
         ("labelstudio-png", "a Label Studio export of brush masks"),
         ("supervisely", "a Supervisely project"),

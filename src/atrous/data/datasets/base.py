@@ -5,14 +5,20 @@ Each layout has a file of its own here (`folder.py`, `voc.py`, `cityscapes.py`, 
 
 from __future__ import annotations
 
+import copy
+import itertools
+import operator
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+import re
+import warnings
+from array import array
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, overload
 
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.image_file import IMAGE_SUFFIXES
+from atrous.data.image_file import IMAGE_SUFFIXES, SAID
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
 from atrous.messages import listed
@@ -35,6 +41,54 @@ class Item(NamedTuple):
     mask: Path | MaskSource | None
 
 
+class Items(Sequence[Item]):
+    """Items that are built when they are asked for: 100,000 take 10 MB, of which their paths would take 200.
+
+    `Items([("a", "a.jpg", "a_L.png")], build)[0]` is `build("a", "a.jpg", "a_L.png")`.
+    """
+
+    def __init__(self, rows: Iterable[Sequence[str]], build: Callable[..., Item]) -> None:
+        """Store the text of each row; `build`, which pickles, makes an item of it."""
+        lines = ["\0".join(row).encode("utf-8", "surrogateescape") for row in rows]
+        self._text, self._build = b"".join(lines), build
+        self._ends = array("Q", itertools.accumulate(map(len, lines), initial=0))
+        self._order: Sequence[int] = range(len(lines))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Items: ...
+    def __getitem__(self, index: int | slice) -> Item | Items:
+        """One item, or some of them without building any."""
+        if isinstance(index, slice):
+            return self.take(range(len(self))[index])
+        row = self._order[index]
+        text = self._text[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogateescape")
+        return self._build(*text.split("\0"))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    def __mul__(self, times: int) -> Items:
+        return self.take([*range(len(self))] * times)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def take(self, indices: Iterable[int]) -> Items:
+        """Those of some indices, in their order, which share this one's memory; an index may occur several times."""
+        other = copy.copy(self)
+        other._order = array("Q", (self._order[index] for index in indices))
+        return other
+
+
+def selected(items: Sequence[Item], indices: Iterable[int]) -> Sequence[Item]:
+    """The items of some indices."""
+    return items.take(indices) if isinstance(items, Items) else tuple(items[index] for index in indices)
+
+
 @dataclass(frozen=True)
 class Listing:
     """The files and classes of one split, before any pixel is read.
@@ -52,7 +106,7 @@ class Listing:
     """
 
     place: str
-    items: tuple[Item, ...]
+    items: Sequence[Item]
     labels: Labels
     remap: tuple[int, ...] | None = None
     problems: tuple[str, ...] = ()
@@ -82,7 +136,20 @@ class Layout:
     read: Callable[[Path, str, DatasetOptions], Listing]
 
 
+def say_once(text: str) -> None:
+    """Warn of what was decided about a person's data, once a process."""
+    if text not in SAID:
+        SAID.add(text)
+        warnings.warn(text, stacklevel=3)
+
+
+_NOTES = re.compile(r"(?i)(readme|licen[cs]e|notes?|citation|changelog)\b.*|.*\.(md|pdf|html|rst)")
 _CLUTTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "__macosx"})
+
+
+def is_note(name: str) -> bool:
+    """Whether a file of this name lies beside data for people to read."""
+    return _NOTES.fullmatch(name) is not None
 
 
 def is_clutter(name: str) -> bool:
@@ -183,4 +250,7 @@ def by_split(root: Path, places: Mapping[str, T]) -> dict[str, T]:
 
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, without clutter; none if it is not there."""
-    return [name for name in names_in(folder) if (folder / name).is_dir()]
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:  # which tells a folder from a file without asking the disk for each
+        return sorted(entry.name for entry in entries if entry.is_dir() and not is_clutter(entry.name))

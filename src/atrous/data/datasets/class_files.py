@@ -5,7 +5,7 @@
 | `labelmap.txt` (CVAT) | `LABEL:RED,GREEN,BLUE:PARTS:ACTIONS` |
 | `class_dict.csv` | `NAME,RED,GREEN,BLUE`, after a line of headings |
 | `label_colors.txt` (CamVid, KITTI) | `RED GREEN BLUE NAME` |
-| `labels.txt`, `class_names.txt` (LabelMe), `classes.txt` | `NAME`, in the order of ids; `__ignore__` has no id |
+| `labels.txt`, `class_names.txt`, `classes.txt`, `codes.txt` | `NAME`, in the order of ids; `__ignore__` has no id |
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ _COLOUR_FILES: dict[str, Callable[[str], Row]] = {
     "class_dict.csv": _class_dict_row,
     "label_colors.txt": _label_colors_row,
 }
-_NAME_FILES = ("class_names.txt", "labels.txt", "classes.txt")
+_NAME_FILES = ("class_names.txt", "labels.txt", "classes.txt", "codes.txt")
 
 
 def background_index(names: Sequence[str]) -> int | None:

@@ -44,13 +44,10 @@ _SIGNS = (
     _Sign("a CVAT export ('CVAT for images')", f"not read; {_CVAT}", r"\.xml$", rb"<annotations>"),
     _Sign("boxes in VOC's XML", "boxes are no masks: draw polygons or masks", r"\.xml$", rb"<bndbox>"),
     _Sign("a LabelMe 3.0 export", "not read; convert it to COCO with datumaro", r"\.xml$", rb"<annotation>"),
-    _Sign("a COCO panoptic export", "not read; export its instances as COCO", r"\.json$", rb'"segments_info"|panoptic'),
     _Sign("a Label Studio export", f"not read; {_LABEL_STUDIO}", r"\.json$", rb'"(from_name|file_upload)"\s*:'),
     _Sign("a Supervisely project", f"not read; {_SUPERVISELY}", r"(^|/)meta\.json$", rb'"classes"\s*:'),
     _Sign("a COCO JSON", "give its folder", r"\.json$", rb'"(categories|image_id|segmentation)"\s*:'),
     _Sign("a Label Studio export of brush masks", f"{_BRUSHES}; {_PLAIN}", r"task-\d+-annotation-\d+-.*\.png$"),
-    _Sign("ADE20K", f"not read; {_PLAIN}", r"(^|/)objectInfo150\.txt$|annotations/training/"),
-    _Sign("a parquet data set", f"not read; {_PLAIN}", r"\.parquet$"),
     _Sign(
         "a folder of images with masks",
         f"{_PAIRS}; or {_PLAIN}",
