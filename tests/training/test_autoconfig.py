@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from atrous.cli.parser import main
+from atrous.data.datasets.dataset import splits
 from atrous.data.sampling import open_splits
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import ModelCard, cards, save
@@ -210,6 +211,21 @@ def test_images_are_held_back_where_there_is_no_val(
     assert len(split["val"]) >= 2 and {*split["train"], *split["val"]} == {f"train{i}" for i in range(12)}
     assert not {*split["train"]} & {*split["val"]}
     assert "10 images to train on, 2 to validate on" in capsys.readouterr().err
+
+
+def test_data_without_any_split_is_divided_and_the_run_says_how(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", {"train": 12})
+    for kind in ("images", "masks"):
+        for file in (data / kind / "train").iterdir():
+            file.rename(data / kind / file.name)
+        (data / kind / "train").rmdir()
+    assert splits(data) == ["all"]
+    recipe, _ = finetune(data, device="cpu")
+    assert (recipe.data.train_split, recipe.data.val_split, recipe.data.val_share) == ("train", "val", 0)
+    quick = override(recipe, {"iterations": 1, "batch_size": 2, "warmup": 0, "crop": 33, "amp": "off"})
+    assert train(quick, data, tmp_path / "run", workers=0, device="cpu") is not None
+    split = json.loads((tmp_path / "run" / "split.json").read_text(encoding="utf-8"))
+    assert split["val"] == open_splits(data, "val").names and len(split["train"]) + len(split["val"]) == 12
 
 
 def test_an_image_that_is_repeated_is_on_one_side(make_data: Callable[..., Path], tmp_path: Path) -> None:

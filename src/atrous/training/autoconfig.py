@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from atrous.data.datasets.base import WHOLE
 from atrous.data.datasets.dataset import splits
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
+from atrous.data.datasets.parts import PARTS, is_undivided
 from atrous.data.datasets.split import SHARE
 from atrous.data.image_io import read_size
 from atrous.data.sampling import open_splits, pixel_counts
@@ -99,8 +99,8 @@ def finetune(
         FileNotFoundError: likewise.
     """
     there = tuple(splits(data))
-    if not {"train", "val"} & {*there} and (WHOLE in there or "trainval" in there):
-        there = ("train", "val")  # which `open_splits` divides it into
+    if is_undivided(there):
+        there = PARTS  # which `open_splits` divides it into, and says so
     split = next((name for name in ("trainaug", "train") if name in there), there[0] if len(there) == 1 else None)
     if split is None:
         raise ValueError(f"{data} has the splits {', '.join(there)}; expected one named train")
