@@ -31,6 +31,7 @@ from atrous.models.inference import native_dtype
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import read_card, resolve
 from atrous.training.config import Recipe, override
+from atrous.training.pace import with_iterations
 from atrous.training.recipes import RECIPES
 
 BASE, BASE_IMAGENET = "camvid-mobilenetv2", "camvid-efficientnet_lite0"
@@ -129,7 +130,6 @@ def choose(survey: Survey, train_split: str = "train", weights: str | None = Non
     rare = _rare(survey)
     val = "val" if "val" in survey.splits and train_split != "val" else None
     held_back = not val and images >= _ENOUGH_TO_DIVIDE
-    schedule, optim = base.schedule, base.optim
     recipe = override(
         base,
         {
@@ -139,15 +139,12 @@ def choose(survey: Survey, train_split: str = "train", weights: str | None = Non
             "crop": (crop, crop),
             "scales": scales,
             "longest_side": longest,
-            "iterations": iterations,
-            "warmup": min(schedule.warmup, iterations // 20),
-            "lr": optim.lr if images >= 100 else 0.6 * optim.lr,
-            "ema_decay": round(1 - (1 - optim.ema_decay) * schedule.iterations / iterations, 4),
+            "lr": base.optim.lr if images >= 100 else 0.6 * base.optim.lr,
             "class_weights": weighted,
             "repeat_factor_threshold": _RARE if rare else 0.0,
-            "val_every": max(1, iterations // 12),
         },
     )
+    recipe = with_iterations(recipe, iterations)
     optim = recipe.optim
     reasons = [
         why,
