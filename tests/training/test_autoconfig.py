@@ -133,7 +133,8 @@ def test_a_run_goes_on_with_what_was_chosen_for_it(
 @pytest.mark.parametrize(
     ("side", "crop", "scales"),
     [(360, 353, (0.43, 1.14)), (1024, 513, (0.5, 2.0)), (513, 513, (0.75, 2.0)), (512, 497, (0.75, 2.0)),
-     (20, 65, (0.43, 1.14)), (3000, 513, (0.75, 2.0))],
+     (20, 65, (0.43, 1.14)), (3000, 513, (0.75, 2.0)), (640, 353, (0.43, 1.14)), (514, 273, (0.43, 1.14)),
+     (916, 497, (0.43, 1.14)), (917, 513, (0.5, 2.0))],
 )  # fmt: skip
 def test_the_crop_fits_the_pictures(side: int, crop: int, scales: tuple[float, float]) -> None:
     recipe, _ = choose(survey(side=side))
@@ -152,6 +153,13 @@ def test_small_pictures_are_enlarged_and_large_ones_made_smaller(long_side: int,
     assert wide.data.crop == (273, 273) and "1100 (median, 281 as seen)" in why_wide[2]
     strip, _ = choose(survey(side=100, long_side=3000))
     assert strip.data.longest_side is None and strip.data.crop == (97, 97), "made smaller, nothing of it would be left"
+
+
+def test_smaller_crops_than_the_largest_are_taken_more_often() -> None:
+    recipe, reasons = choose(survey(images=220, side=640, long_side=640))
+    assert recipe.schedule.iterations == 1600 and "there are more" in reasons[2]
+    whole, _ = choose(survey(images=220, side=513, long_side=640))
+    assert whole.schedule.iterations == 800
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,8 @@ _RARE = 0.1
 _ENOUGH_TO_DIVIDE = 10
 """Images to train on from which some are held back where there is no split to validate on."""
 _LARGEST_CROP = 513
+_TUNED_SCALES, _TUNED_SHARE = (0.43, 1.14), 0.56
+"""On CamVid: about the size that is seen, and the crop's share of the shorter side at that size."""
 _SMALLEST_CROP = 65
 
 
@@ -121,11 +123,10 @@ def choose(survey: Survey, train_split: str = "train", weights: str | None = Non
     base, why = _start(survey, weights)
     images = len(survey.pixels)
     longest, scales = _seen(survey)
-    enlarged = longest is not None and longest > survey.long_side
-    seen = f", {survey.short_side * longest // survey.long_side} as seen" if longest else ""
-    crop = _crop(survey.short_side if enlarged or longest is None else survey.short_side * longest / survey.long_side)
+    crop, why_crop = _crop_of(survey, longest)
     least = 200 if base.model.from_model else 400
-    iterations = int(np.clip(round(base.schedule.iterations * (images / _TUNED) ** 0.5, -2), least, 30_000))
+    more = (_LARGEST_CROP / crop) ** 2 if _is_cut(survey, longest) else 1.0
+    iterations = int(np.clip(round(base.schedule.iterations * more * (images / _TUNED) ** 0.5, -2), least, 30_000))
     weighted = class_weights(survey.pixels.sum(axis=0))
     rare = _rare(survey)
     val = "val" if "val" in survey.splits and train_split != "val" else None
@@ -149,13 +150,7 @@ def choose(survey: Survey, train_split: str = "train", weights: str | None = Non
     reasons = [
         why,
         _reason_for_size(survey, longest),
-        f"crop {crop}, scales {scales[0]} to {scales[1]}: "
-        + (
-            f"as for the pictures of {survey.long_side} pixels, so that a step costs no more"
-            if enlarged
-            else f"the shorter side of the pictures is {survey.short_side} (median{seen}), and a crop larger than the "
-            "picture would be padding"
-        ),
+        f"crop {crop}, scales {scales[0]} to {scales[1]}: {why_crop}",
         f"{iterations} steps of {optim.batch_size}: {images} images, "
         f"{iterations * optim.batch_size / images:.0f} epochs",
         f"lr {optim.lr:g} with {optim.optimizer}, {optim.head_lr_factor:g} times that for the new layers"
@@ -235,10 +230,35 @@ def class_weights(pixels: Sequence[int] | npt.NDArray[np.int64]) -> tuple[float,
 def _seen(survey: Survey) -> tuple[int | None, tuple[float, float]]:
     """The longest side that the network sees pictures at, None for as they are, and the range of scales about it."""
     if survey.long_side < _SMALL:
-        return min(_ENLARGED, round(_ENLARGEMENT * survey.long_side)), (0.43, 1.14)
+        return min(_ENLARGED, round(_ENLARGEMENT * survey.long_side)), _TUNED_SCALES
     if survey.long_side > _LARGE and survey.short_side * _REDUCED > _LEAST * survey.long_side:
         return _REDUCED, (0.75, 2.0)
+    if _is_cut(survey, None):
+        return None, _TUNED_SCALES
     return None, (0.5, 2.0) if survey.short_side >= 1.5 * _crop(survey.short_side) else (0.75, 2.0)
+
+
+def _is_cut(survey: Survey, longest: int | None) -> bool:
+    """Whether pictures are seen as they are, and are somewhat larger than the largest crop, so that it would cut them.
+
+    Smaller crops show as much of them where they are made smaller as well, and cost half as much. So there are more.
+    """
+    return longest is None and _LARGEST_CROP < survey.short_side <= _LARGEST_CROP / _TUNED_SHARE
+
+
+def _crop_of(survey: Survey, longest: int | None) -> tuple[int, str]:
+    """The side of the crops, and why."""
+    if longest is not None and longest > survey.long_side:
+        why = f"as for the pictures of {survey.long_side} pixels, so that a step costs no more"
+        return _crop(survey.short_side), why
+    if _is_cut(survey, longest):
+        share = f"{_TUNED_SHARE:.0%} of the shorter side, {survey.short_side} (median)"
+        why = f"{share}: smaller crops cost less, so there are more"
+        return _crop(_TUNED_SHARE * survey.short_side), why
+    seen = f", {survey.short_side * longest // survey.long_side} as seen" if longest else ""
+    why = f"the shorter side of the pictures is {survey.short_side} (median{seen}), and a crop larger than the picture "
+    shrunk = longest / survey.long_side if longest else 1.0
+    return _crop(survey.short_side * shrunk), why + "would be padding"
 
 
 def _crop(short_side: float) -> int:
