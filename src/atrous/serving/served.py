@@ -48,7 +48,8 @@ class ServedModel:
 
     @classmethod
     def of(cls, name: str, predictor: Predictor, **words: str) -> ServedModel:
-        """Serve a predictor, after a trial of both ways to run it."""
+        """Serve a predictor, warmed up, and after a trial of both ways to run it."""
+        predictor(np.zeros((64, 96, 3), np.uint8))
         return cls(name, predictor, predictor.settings(), batches_agree(predictor), **words)
 
     def segment(
@@ -130,7 +131,8 @@ def find(models: Mapping[str, ServedModel], name: str | None) -> ServedModel:
 
 def batches_agree(predictor: Predictor) -> bool:
     """Whether small photographs have the same masks, bit for bit, together as alone, by a trial."""
-    if predictor.scales != (1.0,) or predictor.flip:
+    smallest = Preprocessor(predictor.model).seen_size((64, 96))
+    if predictor.scales != (1.0,) or predictor.flip or smallest[0] * smallest[1] > TOGETHER_PIXELS:
         return False
     for size in ((96, 64), (160, 120)):
         pixels = [_reduced(name, size) for name in ("cow.jpg", "aeroplane.jpg", "terrace.jpg", "pavilion.jpg")]
