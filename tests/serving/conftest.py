@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -23,7 +24,8 @@ def predictor() -> Predictor:
 
 @pytest.fixture(scope="session")
 def models(predictor: Predictor) -> dict[str, ServedModel]:
-    return {NAME: ServedModel.of(NAME, predictor), "second": ServedModel.of("second", predictor)}
+    first = ServedModel.of(NAME, predictor)
+    return {NAME: first, "second": replace(first, name="second")}
 
 
 @pytest.fixture(scope="session")

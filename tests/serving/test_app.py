@@ -130,13 +130,24 @@ def test_metrics_count_by_route_and_not_by_what_was_sent(client: httpx.Client) -
 
 GZIP = {"content-encoding": "gzip"}
 JSON = {"content-type": "application/json"}
+HUB = f"/models/{NAME}"
 INFER = f"/v2/models/{NAME}/infer"
+NO_FILE = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--\r\n'
+LENGTH = "inference-header-content-length"
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
     one = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [BASE64]}
     return {"inputs": [{key: value for key, value in {**one, **changes}.items() if value is not None}]}
+
+
+def hub(**parameters: Any) -> dict[str, Any]:
+    return {"inputs": BASE64, "parameters": parameters}
+
+
+def array(shape: list[int], data: Any) -> dict[str, Any]:
+    return tensor(datatype="UINT8", shape=shape, data=data)
 
 
 BAD: dict[str, tuple[str, dict[str, str], Any, int, str]] = {
@@ -173,11 +184,11 @@ BAD: dict[str, tuple[str, dict[str, str], Any, int, str]] = {
     "a data: URI of text": ("/predict", JSON, b'{"image": "data:text/plain,hello"}', 422, "image"),
     "a broken form": ("/predict", FORM, b"--x\r\nnothing", 422, "image"),
     "a form without its boundary": ("/predict", {"content-type": "multipart/form-data"}, b"x", 400, "body"),
-    "a form without an image": ("/predict", FORM, b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--\r\n', 422, "image"),
-    "HF: no inputs": (f"/models/{NAME}", JSON, b"{}", 422, "inputs"),
-    "HF: no threshold": (f"/models/{NAME}", JSON, {"inputs": BASE64, "parameters": {"threshold": 2}}, 422, "parameters.threshold"),
-    "HF: another subtask": (f"/models/{NAME}", JSON, {"inputs": BASE64, "parameters": {"subtask": "panoptic"}}, 422, "parameters.subtask"),
-    "HF: text": (f"/models/{NAME}", {}, b"hello", 415, "body"),
+    "a form without an image": ("/predict", FORM, NO_FILE, 422, "image"),
+    "HF: no inputs": (HUB, JSON, b"{}", 422, "inputs"),
+    "HF: no threshold": (HUB, JSON, hub(threshold=2), 422, "parameters.threshold"),
+    "HF: another subtask": (HUB, JSON, hub(subtask="panoptic"), 422, "parameters.subtask"),
+    "HF: text": (HUB, {}, b"hello", 415, "body"),
     "HF: no such model": ("/models/nothing", {}, PHOTO, 404, "model"),
     "KServe: no JSON": (INFER, {}, PHOTO, 400, "body"),
     "KServe: no inputs": (INFER, {}, {}, 422, "inputs"),
@@ -190,11 +201,11 @@ BAD: dict[str, tuple[str, dict[str, str], Any, int, str]] = {
     "KServe: text": (INFER, {}, tensor(data=["aGVsbG8="]), 415, "inputs.0.data"),
     "KServe: no such output": (INFER, {}, {**tensor(), "outputs": [{"name": "x"}]}, 422, "outputs.0.name"),
     "KServe: no such version": (f"/v2/models/{NAME}/versions/9/infer", {}, tensor(), 404, "version"),
-    "KServe: an array that is no image": (INFER, {}, tensor(datatype="UINT8", shape=[4, 4], data=[0] * 16), 422, "inputs.0.shape"),
-    "KServe: an array too large": (INFER, {}, tensor(datatype="UINT8", shape=[99999, 99999, 3], data=[0]), 413, "inputs.0.shape"),
-    "KServe: floats": (INFER, {}, tensor(datatype="UINT8", shape=[1, 1, 3], data=[0.5, 0, 0]), 422, "inputs.0.data"),
-    "KServe: ragged": (INFER, {}, tensor(datatype="UINT8", shape=[1, 2, 3], data=[[1, 2], [3]]), 422, "inputs.0.data"),
-    "KServe: a cut binary": (INFER, {"inference-header-content-length": "9999999"}, tensor(), 400, "inference-header-content-length"),
+    "KServe: an array that is no image": (INFER, {}, array([4, 4], [0] * 16), 422, "inputs.0.shape"),
+    "KServe: an array too large": (INFER, {}, array([99999, 99999, 3], [0]), 413, "inputs.0.shape"),
+    "KServe: floats": (INFER, {}, array([1, 1, 3], [0.5, 0, 0]), 422, "inputs.0.data"),
+    "KServe: ragged": (INFER, {}, array([1, 2, 3], [[1, 2], [3]]), 422, "inputs.0.data"),
+    "KServe: a cut binary": (INFER, {LENGTH: "9999999"}, tensor(), 400, LENGTH),
     "setup: no labels": ("/setup", JSON, {"schema": "<View></View>"}, 422, "label_config"),
     "setup: no XML": ("/setup", JSON, {"schema": "<View>"}, 422, "label_config"),
     "setup: entities": ("/setup", JSON, {"schema": '<!DOCTYPE x [<!ENTITY a "b">]><View/>'}, 422, "label_config"),
