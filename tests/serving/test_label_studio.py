@@ -120,9 +120,11 @@ def test_nothing_is_fetched_and_nothing_outside_the_folder_is_read(
     (tmp_path / "secret.jpg").write_bytes(PHOTO)
     (media / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     good = ["/data/upload/1/a%20b.jpg", "/data/upload/1/a b.jpg", "/data/local-files/?d=upload/1/a%20b.jpg"]
-    bad = ["http://127.0.0.1/x.jpg", "file:///etc/passwd", "/data/../secret.jpg", "/data/%2e%2e/secret.jpg",
-           "/data/link.jpg", "/data/local-files/?d=../secret.jpg", "/data/local-files/?d=/etc/passwd", "/etc/passwd", "/data/upload", "",
-           "/data/upload/1/none.jpg", "/data/a\0b.jpg", None, 7, "s3://bucket/a.jpg"]  # fmt: skip
+    bad = [
+        "http://127.0.0.1/x.jpg", "file:///etc/passwd", "/data/../secret.jpg", "/data/%2e%2e/secret.jpg",
+        "/data/link.jpg", "/data/local-files/?d=../secret.jpg", "/data/local-files/?d=/etc/passwd", "/etc/passwd",
+        "/data/upload", "", "/data/upload/1/none.jpg", "/data/a\0b.jpg", None, 7, "s3://bucket/a.jpg",
+    ]  # fmt: skip
     with running(models, label_studio_files=media) as here:
         for image in (*good, *bad):
             answer = here.client.post("/predict", json={"tasks": [{"data": {"image": image}}], "label_config": CONFIG})
