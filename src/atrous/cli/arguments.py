@@ -32,7 +32,7 @@ SYNONYMS = {
 }
 """Flags of other tools and of before, and what they are called here."""
 
-ELSEWHERE = {"bench": "python -m benchmarks, in a copy of the repository, compares with other libraries"}
+ELSEWHERE: dict[str, str] = {}
 """Commands of before."""
 
 
