@@ -55,5 +55,5 @@ def table(report: Any) -> Any:
     for row in report.rows:
         miou = "" if row.miou is None else f"{100 * row.miou:.2f}"
         shown.add_row(row.runtime, f"{row.milliseconds:.1f}", f"{row.low:.1f} to {row.high:.1f}",
-                      f"{row.peak / 1e6:.0f}", f"{row.bytes / 1e6:.2f}", miou)  # fmt: skip
+                      "" if row.peak is None else f"{row.peak / 1e6:.0f}", f"{row.bytes / 1e6:.2f}", miou)  # fmt: skip
     return shown

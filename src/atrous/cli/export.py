@@ -71,7 +71,9 @@ def lines_of(report: Export) -> list[str]:
     info, parity, lines = report.info, report.parity, []
     versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
     opset = f"opset {info['opset']}; " if info["opset"] else ""
-    lines.append(f"{report.path}: {report.bytes / 1e6:.2f} MB, output stride {info['output_stride']}; {opset}{versions}")
+    lines.append(
+        f"{report.path}: {report.bytes / 1e6:.2f} MB, output stride {info['output_stride']}; {opset}{versions}"
+    )
     if not info["aot"]:
         lines.append(about(ModelCard.from_json(open_file(report.path).card), info))
     if parity is not None:

@@ -120,7 +120,17 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"atrous {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     data = (_add_data, _add_label, _add_submit)
-    for add in (_add_demo, _add_predict, _add_train, _add_eval, export.add, bench.add, _add_models, *data, _add_reproduce):
+    for add in (
+        _add_demo,
+        _add_predict,
+        _add_train,
+        _add_eval,
+        export.add,
+        bench.add,
+        _add_models,
+        *data,
+        _add_reproduce,
+    ):
         add(commands)
     return parser
 

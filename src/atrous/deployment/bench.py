@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from atrous.data.datasets.dataset import open_dataset
 from atrous.deployment.export import as_model, export
-from atrous.deployment.parity import inputs_of, photographs
 from atrous.deployment.network import Interface
+from atrous.deployment.parity import inputs_of, photographs
 from atrous.deployment.torch_export import compiler
 from atrous.evaluation.evaluate import check_class_names, evaluate, predict_classes
 from atrous.messages import did_you_mean
-from atrous.models.exported import RUNTIMES as BY_SUFFIX
+from atrous.models.deeplab import DeepLabV3
 from atrous.models.exported import is_exported, open_file
 from atrous.models.weights import ModelCard, load, resolve
 from atrous.platforms import peak_memory
@@ -50,7 +49,7 @@ class Row:
         milliseconds: median of a photograph.
         low: a quarter of the turns were faster.
         high: a quarter were slower.
-        peak: largest memory of its process, in bytes, Python and the runtime's own code included.
+        peak: largest memory of its process, in bytes, Python and the runtime's own code included; None where unknown.
         bytes: of its file.
         miou: on val, 0 to 1; None without data.
     """
@@ -59,7 +58,7 @@ class Row:
     milliseconds: float
     low: float
     high: float
-    peak: int
+    peak: int | None
     bytes: int
     miou: float | None
 
@@ -129,7 +128,9 @@ def bench(
             files = _files(chosen, skipped, path, Path(folder), output_stride, data, say)
         if not files:
             raise ValueError("; ".join(skipped.values()))
-        jobs = [_Job(name, str(file), output_stride, data, size, threads) for name, file in files.items()]
+        # torch.compile compiles anew for each size of a data set; its mIoU is that of eager.
+        jobs = [_Job(name, str(file), output_stride, None if name == "compiled" else data, size, threads)
+                for name, file in files.items()]  # fmt: skip
         rows = tuple(_timed(jobs, rounds, say))
     return Report(rows, advice(rows), size, threads, skipped)
 
@@ -264,7 +265,8 @@ def _work(job: _Job, pipe: Any) -> None:
             started = time.perf_counter()
             run()
             pipe.send(("seconds", time.perf_counter() - started))
-        peak = peak_memory()
+        peak = _peak()  # before anything else than the photograph is run
+        model.longest_side = card.longest_side
         pipe.send(("finished", (peak, None if job.data is None else _miou(model, card, job.data))))
     except EOFError:
         pass
@@ -272,55 +274,46 @@ def _work(job: _Job, pipe: Any) -> None:
         pipe.send(("error", str(error).strip() or type(error).__name__))
 
 
-def _ready(job: _Job) -> tuple[Callable[[], object], Any, ModelCard]:
+def _ready(job: _Job) -> tuple[Callable[[], object], DeepLabV3, ModelCard]:
     """What runs one photograph, the model for mIoU, and its card."""
     path = Path(job.file)
-    model, card = load(path, output_stride=None if is_exported(path) else job.output_stride)
+    if is_exported(path):
+        return _ready_file(job, path)
+    if job.name == "eager":
+        os.environ["ATROUS_KERNELS"] = "library"  # PyTorch's own, as other models have them
+    model, card = load(path, output_stride=job.output_stride)
     photograph = next(iter(photographs(job.size)))[None]
-    if path.suffix.lower() in BY_SUFFIX:
-        runtime = open_file(path, job.threads)
-        info = runtime.info
-        fixed = tuple(info["size"]) if info["size"] else None
-        if fixed and fixed != job.size:
-            raise ValueError(f"it takes {fixed[0]}x{fixed[1]} alone; give --size {fixed[0]}x{fixed[1]}")
-        given = inputs_of(photograph, model, Interface(info["raw_input"], info["logits"], None))
-        return lambda: runtime.run(given), as_model(runtime, card), card
-    model.longest_side = None  # what is timed is the network at the size that was asked for
     if job.name == "atrous":
-        form = model.for_inference()
-    else:
-        form = model if job.name == "eager" else model.for_inference(dtype=torch.float32, compile=True)
-
-    def run() -> Tensor:
-        with library(job.name == "eager"):
-            return predict_classes(form, photograph)
-
-    def restored() -> Any:
-        form.longest_side = card.longest_side
-        return form
-
-    return run, restored, card
+        model = model.for_inference()
+    elif job.name == "compiled":
+        model = model.for_inference(dtype=torch.float32, compile=True)
+    model.longest_side = None  # what is timed is the network at the size that was asked for
+    return lambda: predict_classes(model, photograph), model, card
 
 
-@contextmanager
-def library(on: bool) -> Iterator[None]:
-    """PyTorch's own kernels, as other models have them."""
-    import os
+def _ready_file(job: _Job, path: Path) -> tuple[Callable[[], object], DeepLabV3, ModelCard]:
+    runtime = open_file(path, job.threads)
+    card, info = ModelCard.from_json(runtime.card), runtime.info
+    if info["size"] and tuple(info["size"]) != job.size:
+        raise ValueError(f"it takes {info['size'][0]}x{info['size'][1]} alone; give that as --size")
+    model, interface = as_model(runtime, card), Interface(info["raw_input"], info["logits"])
+    given = inputs_of(next(iter(photographs(job.size)))[None], model, interface)
+    return lambda: runtime.run(given), model, card
 
-    before = os.environ.get("ATROUS_KERNELS")
-    if on:
-        os.environ["ATROUS_KERNELS"] = "library"
+
+def _peak() -> int | None:
+    """Peak memory of this process; Linux's other counter begins with that of the process that started it."""
     try:
-        yield
-    finally:
-        if on:
-            os.environ.pop("ATROUS_KERNELS") if before is None else os.environ.update(ATROUS_KERNELS=before)
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, ValueError, IndexError):
+        return peak_memory()
 
 
-def _miou(model: Any, card: ModelCard, data: str) -> float:
+def _miou(model: DeepLabV3, card: ModelCard, data: str) -> float:
     dataset = open_dataset(data, "val")
     check_class_names(card.names, dataset.labels.names, len(card.names), "the data of this model")
-    return evaluate(model if hasattr(model, "network") else model(), dataset).scores.miou
+    return evaluate(model, dataset).scores.miou
 
 
 def _bytes(path: Path) -> int:

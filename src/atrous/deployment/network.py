@@ -54,6 +54,9 @@ class Network(nn.Module):
 class WholeNetwork(nn.Module):
     """All that is in an exported file, from the pixels of an image to its classes or logits."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, model: DeepLabV3, interface: Interface) -> None:
         super().__init__()
         self.network, self.interface, self.stride = Network(model), interface, model.output_stride
@@ -86,7 +89,7 @@ def lean(model: DeepLabV3) -> DeepLabV3:
             put(form, path, _plain(layer))
     if isinstance(form.head, ASPP) and _is_folded(form.head):
         form.head = _LeanASPP(form.head)  # type: ignore[assignment]
-    return form.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+    return form.to(memory_format=torch.contiguous_format)
 
 
 def _plain(layer: AtrousConv2d) -> nn.Conv2d:
@@ -125,7 +128,8 @@ class _LeanASPP(nn.Module):
         maps = [] if self.pointwise is None else [self.pointwise(x)]
         maps += [branch(x) for branch in self.atrous]
         local = torch.cat(maps, 1) if len(maps) > 1 else maps[0]
-        return (self.local(local) + self.whole(self.pooling(x.mean((-2, -1), keepdim=True)))).relu()
+        y: Tensor = self.local(local) + self.whole(self.pooling(x.mean((-2, -1), keepdim=True)))
+        return y.relu()
 
 
 def _part(conv: nn.Conv2d, channels: slice, *, bias: bool) -> nn.Conv2d:

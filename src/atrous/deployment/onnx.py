@@ -37,26 +37,27 @@ def network_to_onnx(model: DeepLabV3, interface: Interface) -> Any:
     Raises:
         ValueError: if onnx or onnxscript is missing, or the exporter cannot take the network.
     """
-    onnx = requirement("onnx", "onnx")
+    requirement("onnx", "onnx")
     requirement("onnxscript", "onnx")
     stride, dynamic = model.output_stride, torch.export.Dim.DYNAMIC
     height, width = interface.size or (4 * stride + 1, 6 * stride + 1)
     example = torch.zeros(2, 3, height, width)
     dims = {0: dynamic} if interface.size else {0: dynamic, 2: dynamic, 3: dynamic}
-    file = io.BytesIO()
+    source = IMAGES if interface.raw_input and interface.size else NETWORK_INPUT
+    network = Network(model, pads=interface.size is not None)
     with quiet(), torch.no_grad():
         try:
-            torch.onnx.export(
-                Network(model, pads=interface.size is not None), (example,), file, dynamo=True,
-                dynamic_shapes=(dims,), opset_version=OPSET,
-                input_names=[IMAGES if interface.raw_input and interface.size else NETWORK_INPUT], output_names=[NETWORK_OUTPUT], verbose=False, external_data=False,
+            program = torch.onnx.export(
+                network, (example,), dynamo=True, dynamic_shapes=(dims,), opset_version=OPSET, input_names=[source],
+                output_names=[NETWORK_OUTPUT], verbose=False,
             )  # fmt: skip
         except Exception as error:  # PyTorch's exporter wraps whatever went wrong
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise ValueError(f"PyTorch's ONNX exporter cannot take {model.backbone.name}: {reason}") from error
-    program = onnx.load_from_string(file.getvalue())
-    _strip(program)
-    return program
+    assert program is not None
+    made = program.model_proto
+    _strip(made)
+    return made
 
 
 def wrapped(network: Any, model: DeepLabV3, interface: Interface) -> Any:
@@ -180,16 +181,16 @@ def _interpolation(to: _Nodes, size: str, axis: int, stride: int, interface: Int
     The distances are whole numbers, and the weights multiples of 1/stride.
     """
     if interface.size:
-        pixels, features = np.arange(interface.size[axis]), np.arange(grid_size(interface.size[axis], stride), step=1)
-        distance = np.abs(pixels[:, None] - features[None, ::stride])
+        side = interface.size[axis]
+        distance = np.abs(np.arange(side)[:, None] - np.arange(0, grid_size(side, stride), stride))
         return to.constant(np.maximum(stride - distance, 0) / stride, np.float32)
     onnx = requirement("onnx", "onnx")
     zero, one, step = (to.constant(value, np.int64) for value in (0, 1, stride))
     pixels = to.node("Range", [zero, to.node("Gather", [size, to.constant(axis, np.int64)]), one])
     count = to.node("Squeeze", [to.node("Shape", [NETWORK_OUTPUT], start=2 + axis, end=3 + axis)])
     features = to.node("Mul", [to.node("Range", [zero, count, one]), step])
-    distance = to.node("Abs", [to.node("Sub", [to.node("Unsqueeze", [pixels, to.integers(1)]), features])])
-    weights = to.node("Cast", [to.node("Sub", [step, to.node("Min", [distance, step])])], to=onnx.TensorProto.FLOAT)
+    apart = to.node("Abs", [to.node("Sub", [to.node("Unsqueeze", [pixels, to.integers(1)]), features])])
+    weights = to.node("Cast", [to.node("Sub", [step, to.node("Min", [apart, step])])], to=onnx.TensorProto.FLOAT)
     return to.node("Mul", [weights, to.constant(1 / stride, np.float32)])
 
 

@@ -27,7 +27,7 @@ def from_onnx(path: Path) -> Any:
 
 
 def with_network(model: Any, network: Any, source: str) -> Any:
-    """A whole model with another network (`cut_openvino`'s from `source` on, quantised) between its first and last operations."""
+    """A whole model with another network in its middle: what `cut_openvino` cut out from `source` on, quantised."""
     openvino = requirement("openvino", "openvino")
     values = {name: output for node in model.get_ops() for output in node.outputs() for name in output.get_names()}
     before, after = values[source], values[NETWORK_OUTPUT]

@@ -26,8 +26,7 @@ from atrous.evaluation.evaluate import evaluate
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.messages import counted, listed
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.exported import ExportedDeepLabV3, cut_openvino, open_file, requirement
-from atrous.models.exported import NETWORK_OUTPUT as LOGITS
+from atrous.models.exported import NETWORK_OUTPUT, ExportedDeepLabV3, cut_openvino, open_file, requirement
 from atrous.models.weights import ModelCard
 from atrous.ops.resize import pad_to_grid
 
@@ -90,7 +89,9 @@ class Loss:
 class Quantiser(Protocol):
     """Makes an int8 network in one format."""
 
-    methods: Sequence[str]
+    @property
+    def methods(self) -> Sequence[str]:
+        """The ways that there are to choose ranges."""
 
     def build(self, method: str, keep: Collection[str]) -> None:
         """Have the format's file hold the int8 network, with the convolutions at the paths `keep` in float."""
@@ -170,7 +171,7 @@ def seen_by(model: DeepLabV3, image: Tensor) -> Tensor:
 class OnnxInt8:
     """Quantises by ONNX Runtime, into pairs of QuantizeLinear and DequantizeLinear."""
 
-    methods = ("entropy", "percentile", "minmax")
+    methods: Sequence[str] = ("entropy", "percentile", "minmax")
 
     def __init__(self, made: Onnx, images: Sequence[Tensor], file: Path) -> None:
         self.made, self.images, self.work = made, images, file.parent
@@ -234,7 +235,7 @@ class _Once:
 class OpenVinoInt8:
     """Quantises by NNCF."""
 
-    methods = ("mean minmax", "minmax", "histogram")
+    methods: Sequence[str] = ("mean minmax", "minmax", "histogram")
 
     def __init__(self, made: OpenVino, images: Sequence[Tensor]) -> None:
         self.made, self.images = made, images
@@ -245,11 +246,10 @@ class OpenVinoInt8:
         """See `Quantiser`."""
         openvino = requirement("openvino", "openvino")
         with quiet():
-            network = cut_openvino(self.made.float_model(), self.made.source, [LOGITS])
+            network = cut_openvino(self.made.float_model(), self.made.source, [NETWORK_OUTPUT])
             names = _operations(network, [self.names[path] for path in keep])
-            parameters = self.nncf.quantization.range_estimator.RangeEstimatorParametersSet
-            estimator = {"mean minmax": parameters.MEAN_MINMAX, "minmax": parameters.MINMAX,
-                         "histogram": getattr(parameters, "HISTOGRAM", parameters.MEAN_NO_OUTLIERS_MINMAX)}[method]  # fmt: skip
+            known = self.nncf.quantization.range_estimator.RangeEstimatorParametersSet
+            estimator = getattr(known, method.upper().replace(" ", "_"))
             advanced = self.nncf.AdvancedQuantizationParameters(activations_range_estimator_params=estimator)
             quantised = self.nncf.quantize(
                 network, self.nncf.Dataset([image.numpy() for image in self.images]), subset_size=len(self.images),

@@ -287,7 +287,8 @@ class NetworkAlone(fx.Interpreter):
 
     def logits(self, example: Tensor) -> Tensor:
         """The small logits; `example` has the size of the padded images."""
-        for node in self.module.graph.nodes:
+        graph: Any = self.module.graph
+        for node in graph.nodes:
             if node.op == "placeholder":
                 self.env[node] = example
             elif node.op != "output":
@@ -296,7 +297,7 @@ class NetworkAlone(fx.Interpreter):
                 del self.env[done]
             if node is self.end:
                 break
-        result: Tensor = self.env[self.end]  # type: ignore[index, assignment]
+        result: Tensor = self.env[self.end]
         return result
 
 
