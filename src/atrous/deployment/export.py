@@ -31,7 +31,7 @@ from atrous.deployment.quantize import Int8, Loss, quantise
 from atrous.evaluation.evaluate import check_class_names, evaluate
 from atrous.messages import did_you_mean
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.exported import ExportedDeepLabV3, Runtime, is_exported, open_file
+from atrous.models.exported import ExportedDeepLabV3, Runtime, is_exported, open_file, requirement
 from atrous.models.output_stride import LONGEST_SIDE
 from atrous.models.weights import ModelCard, load, resolve
 
@@ -118,6 +118,8 @@ def export(
         ParityError: if the file and the model disagree.
     """
     kind = _format(format, aot, int8, data)
+    for package in (*kind.packages, *([kind.quantiser] if int8 and issubclass(kind, formats.Onnx) else [])):
+        requirement(package, kind.extra)
     check_size(interface.size)
     if data is not None and interface.size:
         raise ValueError("--data measures mIoU on images of any size; leave out --size, or --data")

@@ -23,10 +23,10 @@ class Onnx:
     """An ONNX file."""
 
     suffix, extra, packages = ".onnx", "onnx", ("torch", "onnx", "onnxscript", "onnxruntime")
+    quantiser = "onnxruntime"
 
     def __init__(self, model: DeepLabV3, interface: Interface) -> None:
         self.model, self.interface = model, interface
-        requirement("onnxruntime", "onnx")  # it will be needed to open the file
         self.network = onnx_file.network_to_onnx(model, interface)
 
     @property
@@ -64,10 +64,10 @@ class OpenVino(Onnx):
     """An OpenVINO file, converted from ONNX."""
 
     suffix, extra, packages = ".xml", "openvino", ("torch", "openvino", "onnx", "onnxscript")
+    quantiser = "nncf"
 
     def __init__(self, model: DeepLabV3, interface: Interface) -> None:
         self.model, self.interface = model, interface
-        requirement("openvino", "openvino")
         self.network = onnx_file.network_to_onnx(model, interface)
         self.quantised: Any = None
         """An OpenVINO model of the network alone, in place of `network`."""

@@ -8,6 +8,7 @@ Neither needs this package:
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -54,7 +55,9 @@ def program_of(model: DeepLabV3, interface: Interface, *, limited: bool = False)
 
 def save(program: torch.export.ExportedProgram, path: Path, card: str, info: dict[str, Any]) -> None:
     """Write a program with its metadata."""
-    torch.export.save(program, path, extra_files={CARD: card, INFO: json.dumps(info, sort_keys=True)})
+    content = io.BytesIO()  # PyTorch's own writer ends the process where the disk is full
+    torch.export.save(program, content, extra_files={CARD: card, INFO: json.dumps(info, sort_keys=True)})
+    path.write_bytes(content.getbuffer())
 
 
 def compile_ahead(program: torch.export.ExportedProgram, path: Path, card: str, info: dict[str, Any]) -> None:
@@ -65,11 +68,12 @@ def compile_ahead(program: torch.export.ExportedProgram, path: Path, card: str, 
     """
     if compiler() is None:
         raise ValueError("AOTInductor needs a C++ compiler, g++ or clang++, and there is none; leave out --aot")
-    metadata = {CARD: card, INFO: json.dumps(info, sort_keys=True)}
+    metadata, content = {CARD: card, INFO: json.dumps(info, sort_keys=True)}, io.BytesIO()
     with quiet():
         torch._inductor.aoti_compile_and_package(
-            program, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata}
+            program, package_path=content, inductor_configs={"aot_inductor.metadata": metadata}
         )
+    path.write_bytes(content.getbuffer())
 
 
 def compiler() -> str | None:

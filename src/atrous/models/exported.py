@@ -305,6 +305,11 @@ def _metadata_of_archive(path: Path) -> dict[str, str]:
     """Metadata of a `.pt2` file, without running or unpickling anything of it."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if any("aotinductor" in name for name in archive.namelist()):
+                raise ValueError(
+                    f"{path} was compiled by AOTInductor, which runs as a whole (torch._inductor.aoti_load_package); "
+                    "expected a file that was exported without --aot"
+                )
             found = {}
             for entry in archive.infolist():
                 key = Path(entry.filename).name
