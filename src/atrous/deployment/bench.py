@@ -123,7 +123,7 @@ def bench(
             files, skipped = {path.name: path}, dict[str, str]()
         else:
             chosen, skipped = choose(runtimes, data)
-            for why in skipped.values():
+            for why in skipped.values() if chosen else ():
                 say(why)
             files = _files(chosen, skipped, path, Path(folder), output_stride, data, say)
         if not files:
@@ -312,7 +312,7 @@ def _peak() -> int | None:
 
 def _miou(model: DeepLabV3, card: ModelCard, data: str) -> float:
     dataset = open_dataset(data, "val")
-    check_class_names(card.names, dataset.labels.names, len(card.names), "the data of this model")
+    check_class_names(card.names, dataset.labels.names, len(card.names), "other data")
     return evaluate(model, dataset).scores.miou
 
 

@@ -212,7 +212,7 @@ def _format(name: str, aot: bool, int8: bool, data: str | None) -> type[formats.
 
 def _open(data: str, card: ModelCard, int8: bool) -> Scored:
     val = open_dataset(data, "val")
-    check_class_names(card.names, val.labels.names, len(card.names), "the data of this model")
+    check_class_names(card.names, val.labels.names, len(card.names), "other data")
     return Scored(val, open_dataset(data, "train") if int8 else None)
 
 

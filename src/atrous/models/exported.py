@@ -116,18 +116,19 @@ class OnnxRuntime(Runtime):
         requirement("onnxruntime", "onnx")
         self.threads = threads or torch.get_num_threads()
         data = path.read_bytes()
-        self._whole = self._session(data, path)
+        self._whole: Any = self._session(data, path)
         super().__init__(path, self._whole.get_modelmeta().custom_metadata_map, hashlib.sha256(data).hexdigest())
         self._network: Any = None
 
     def run(self, images: Tensor) -> Tensor:  # noqa: D102
-        return self._run(self._whole, np.ascontiguousarray(images.cpu().numpy()))
+        self._whole = whole = self._whole or self._session(self.path.read_bytes(), self.path)
+        return self._run(whole, np.ascontiguousarray(images.cpu().numpy()))
 
     def network(self, images: Tensor) -> Tensor:  # noqa: D102
         if self._network is None:
             onnx = requirement("onnx", "onnx")
             cut = cut_onnx(onnx.load(str(self.path)), self.network_input, [NETWORK_OUTPUT])
-            self._network = self._session(cut.SerializeToString(), self.path)
+            self._network, self._whole = self._session(cut.SerializeToString(), self.path), None  # not both in memory
         return self._run(self._network, self.array(images))
 
     def _session(self, data: bytes, path: Path) -> Any:
@@ -200,7 +201,7 @@ class OpenVino(Runtime):
 
     def run(self, images: Tensor) -> Tensor:  # noqa: D102
         self._whole = self._whole or self._compiled(self._model)
-        return _first(self._whole(np.ascontiguousarray(images.cpu().numpy())))
+        return _first(self._whole, np.ascontiguousarray(images.cpu().numpy()))
 
     def network(self, images: Tensor) -> Tensor:  # noqa: D102
         if self._network is None:
@@ -208,7 +209,7 @@ class OpenVino(Runtime):
                 self._network = self._compiled(cut_openvino(self._model, self.network_input, [NETWORK_OUTPUT]))
             except ValueError as error:
                 raise ValueError(f"{self.path}: {error}") from error
-        return _first(self._network(self.array(images)))
+        return _first(self._network, self.array(images))
 
     def _compiled(self, model: Any) -> Any:
         openvino = requirement("openvino", "openvino")
@@ -216,8 +217,9 @@ class OpenVino(Runtime):
         return openvino.compile_model(model, "CPU", options)
 
 
-def _first(results: Any) -> Tensor:
-    return torch.from_numpy(np.array(results[0]))
+def _first(compiled: Any, array: Any) -> Tensor:
+    """The output, by a request of its own, so that threads may share the model."""
+    return torch.from_numpy(np.array(compiled.infer_new_request([array])[0]))
 
 
 def cut_openvino(model: Any, source: str, outputs: Sequence[str]) -> Any:
