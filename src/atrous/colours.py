@@ -16,6 +16,6 @@ def voc_palette(n: int) -> tuple[Colour, ...]:
         raise ValueError(f"voc_palette({n}): expected 0 to 65536 colours, one for each value of 16 bits")
 
     def channel(index: int, first: int) -> int:
-        return sum(((index >> (3 * level + first)) & 1) << (7 - level) for level in range(3))
+        return sum(((index >> (3 * level + first)) & 1) << (7 - level) for level in range(8))
 
     return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(n))

@@ -76,7 +76,8 @@ def _torchvision(model: DeepLabV3, different: list[str]) -> nn.Module:
     if backbone not in names:
         raise _NoSuchNetwork(f"the backbone {backbone}, not one of {', '.join(names)}")
     mobile = "mobile" in backbone
-    layout = {"multi_grid": [1, 1, 1]} if mobile else {"multi_grid": None, "consistent_rates": True, "stem": []}
+    layout: dict[str, Any] = {"multi_grid": None, "consistent_rates": True, "stem": []}
+    layout = {"multi_grid": [1, 1, 1]} if mobile else layout
     rates = [12, 24, 36] if mobile else [6, 12, 18]
     _require(different, arguments, head_conv=True, aspp_filters=FILTERS, aspp_rates=rates, **layout)
     net: nn.Module = getattr(segmentation, names[backbone])(
