@@ -158,7 +158,7 @@ def put_back(model: DeepLabV3, net: nn.Module, library: str) -> None:
 
 
 def _read(read: Reader, tensors: dict[str, Tensor], net: nn.Module, model: DeepLabV3) -> Converted:
-    config = getattr(net, "config", None)
+    config: Any = getattr(net, "config", None)
     meta = {"config": config.to_dict()} if hasattr(config, "to_dict") else {}
     choices = Choices(backbone=str(model.arguments["backbone"]), output_stride=model.output_stride)
     converted = read(Checkpoint(Path("the network"), tensors, meta), choices)
