@@ -417,8 +417,6 @@ def readers(content: Any, protocol: int, container: str, folder: Path) -> dict[s
 
 
 REFUSED = "not a safetensors file|no state of a run|more than tensors|cannot be read as|not a whole checkpoint"
-    "not a safetensors file|holds no state of a run|holds more than tensors|cannot be read as|not a whole checkpoint"
-)
 
 
 def no_payload_runs(tmp_path: Path, count: int) -> int:

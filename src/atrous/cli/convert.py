@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from atrous.models.deeplab import DeepLabV3
+    from atrous.models.weights import ModelCard
 
 
 def add(commands: Any) -> None:
@@ -69,7 +70,7 @@ def _back(args: argparse.Namespace) -> int:
     difference = largest_difference(model, net, _photographs(model))
     if not difference < 1e-4:
         raise RuntimeError(f"the logits of {args.to}'s network differ by {difference:.1e}; nothing was written")
-    _write(net, args.out, card.names)
+    _write(net, args.out, card)
     if args.json:
         return print_json({"out": str(args.out), "library": args.to, "largest_difference": difference})
     note = "" if card.arguments.get("upsampling", "grid") != "grid" else "; it upsamples logits in its own way"
@@ -77,20 +78,33 @@ def _back(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write(net: Any, out: Path, names: tuple[str, ...]) -> None:
+def _write(net: Any, out: Path, card: ModelCard) -> None:
+    import json
+
     import torch
 
     from atrous.atomic import written_folder, written_whole
 
     if hasattr(net, "save_pretrained"):
         if hasattr(net.config, "id2label"):
-            net.config.id2label = dict(enumerate(names))
-            net.config.label2id = {name: i for i, name in enumerate(names)}
+            net.config.id2label = dict(enumerate(card.names))
+            net.config.label2id = {name: i for i, name in enumerate(card.names)}
         with written_folder(out) as folder:
             net.save_pretrained(folder)
+            if hasattr(net.config, "id2label"):
+                (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessor(card), indent=2) + "\n")
         return
     with written_whole(out) as file:
         torch.save(net.state_dict(), file)
+
+
+def _preprocessor(card: ModelCard) -> dict[str, Any]:
+    """What Hugging Face's image processor does, and here `Preprocessor`: normalise alone."""
+    return {
+        "image_processor_type": "MobileNetV2ImageProcessor", "do_resize": False, "do_center_crop": False,
+        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": card.mean,
+        "image_std": card.std, "do_reduce_labels": False,
+    }  # fmt: skip
 
 
 def _compared(model: DeepLabV3, library: str) -> float | None:
