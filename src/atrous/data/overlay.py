@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from typing import Any
 
@@ -50,9 +51,10 @@ def overlay(
         strength[list(classes)] = alpha
     colours = np.zeros((256, 3), dtype=np.uint8)
     colours[: len(labels)] = labels.palette
-    weights = Image.fromarray(np.rint(255 * strength).astype(np.uint8)[ids])
-    picture = Image.fromarray(image)
-    picture.paste(Image.fromarray(colours[ids]), mask=weights)
+    drawn, picture = Image.fromarray(ids), Image.fromarray(image)
+    weights = drawn.point(np.rint(255 * strength).astype(np.uint8).tolist())
+    drawn.putpalette(colours.tobytes())
+    picture.paste(drawn.convert("RGB"), mask=weights)
     picture.paste((255, 255, 255), mask=Image.fromarray(_outline(ids)))
     if legend:
         _draw_legend(picture, ids, labels)
@@ -68,11 +70,16 @@ def _outline(ids: Pixels) -> Pixels:
     return edge.astype(np.uint8) * 150
 
 
+@functools.lru_cache(maxsize=8)
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size=size)
+
+
 def _draw_legend(picture: Image.Image, ids: Pixels, labels: Labels) -> None:
     counts = np.array(Image.fromarray(ids).histogram())[: len(labels)]  # np.bincount takes eight bytes a pixel
     shown = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index] >= LEAST_SHARE * ids.size]
     size = max(10, round(min(picture.size) / 32))
-    font = ImageFont.load_default(size=size)
+    font = _font(size)
     row, pad = round(size * 1.35), round(size * 0.5)
     rows = min(len(shown), (round(picture.height * 0.8) - 2 * pad) // row)
     texts = [(labels.names[i], f"{100 * counts[i] / ids.size:.1f}%") for i in shown[:rows]]
