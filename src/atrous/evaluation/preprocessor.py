@@ -63,7 +63,7 @@ class Preprocessor:
         if self.longest_side and largest_scale * viewing_factor(size, self.longest_side) <= 0.5:
             images = torch.stack([shrunk(image, smallest) for image in images])
         inputs = self.normalise(images.to(self.device)).contiguous(memory_format=torch.channels_last)
-        return lambda scale: _resized(inputs, self.seen_size(size, scale))
+        return lambda scale: resize(inputs, self.seen_size(size, scale))
 
     def pad(self, inputs: Tensor, scale: float = 1.0) -> Tensor:
         """Pad what a model sees at one scale, float32 B,3,h,w, to `pad_to` times the scale."""
@@ -75,12 +75,3 @@ class Preprocessor:
         """Height and width at which a model sees a photograph of `size` at one scale, corners aligned, not padded."""
         factor = scale * viewing_factor(size, self.longest_side)
         return round((size[0] - 1) * factor) + 1, round((size[1] - 1) * factor) + 1
-
-
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """`resize` of B,3,H,W float in channels_last, with the same bits for any number of threads."""
-    if images.device.type != "cpu" or images.shape[-2:] == size:
-        return resize(images, size)
-    # Of one channel, PyTorch takes the kernel that it takes of three with several threads; with one, it has another.
-    planes = resize(images.contiguous().flatten(0, 1)[:, None], size)
-    return planes.view(*images.shape[:2], *size).contiguous(memory_format=torch.channels_last)

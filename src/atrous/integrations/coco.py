@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from atrous.data.palette import is_background
 from atrous.data.polygons import run_lengths
 from atrous.messages import counted
-from atrous.prediction.segmentation import BACKGROUND, Segmentation, box_of
+from atrous.prediction.segmentation import Segmentation, box_of
 
 
 def dataset(results: Iterable[Segmentation], *, background: bool = False) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def dataset(results: Iterable[Segmentation], *, background: bool = False) -> dic
         document["annotations"] += annotate(result, image_id, first, background=background)
     if labels is not None:
         document["categories"] = [
-            {"id": i, "name": name} for i, name in enumerate(labels.names) if background or name != BACKGROUND
+            {"id": i, "name": name} for i, name in enumerate(labels.names) if background or not is_background(name)
         ]
     return document
 
@@ -48,7 +49,7 @@ def annotate(
     """One annotation for each class, the mask as compressed run lengths; `score` where there is confidence."""
     found: list[dict[str, Any]] = []
     for i, name in result.names.items():
-        if name == BACKGROUND and not background:
+        if is_background(name) and not background:
             continue
         region = result.mask == i
         found.append(

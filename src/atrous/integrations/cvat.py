@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from atrous.data.palette import is_background
 from atrous.prediction.predictor import Predictor
-from atrous.prediction.segmentation import BACKGROUND, box_of
+from atrous.prediction.segmentation import box_of
 
 
 class AutoAnnotation:
@@ -39,7 +40,7 @@ class AutoAnnotation:
             raise ValueError("annotating in CVAT needs its SDK; pip install cvat-sdk") from None
         self.predictor = predictor
         names = enumerate(predictor.labels.names)
-        self._ids = [i for i, name in names if background or name != BACKGROUND]
+        self._ids = [i for i, name in names if background or not is_background(name)]
         labels = [self._cvat.label_spec(predictor.labels.names[i], i, type="mask") for i in self._ids]
         self.spec = self._cvat.DetectionFunctionSpec(labels=labels)
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from atrous.data.palette import is_background
 from atrous.prediction.predictor import Predictor
-from atrous.prediction.segmentation import BACKGROUND, Segmentation, box_of
+from atrous.prediction.segmentation import Segmentation, box_of
 
 
 def _library(name: str) -> Any:
@@ -31,7 +32,7 @@ def detections(result: Segmentation, *, background: bool = False) -> Any:
     """`fiftyone.Detections`: for each class its box, its mask within the box, and its confidence if there is one."""
     labels, (height, width), found = _library("fiftyone.core.labels"), result.mask.shape, []
     for i, name in result.names.items():
-        if name == BACKGROUND and not background:
+        if is_background(name) and not background:
             continue
         region = result.mask == i
         left, top, wide, high = box_of(region)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from atrous.data.palette import is_background
 from atrous.data.polygons import Ring
-from atrous.prediction.segmentation import BACKGROUND, Segmentation
+from atrous.prediction.segmentation import Segmentation
 
 
 def feature_collection(
@@ -54,6 +55,6 @@ def feature_collection(
             },
         }
         for name, shapes in result.polygons(tolerance).items()
-        if background or name != BACKGROUND
+        if background or not is_background(name)
     ]
     return {"type": "FeatureCollection", "features": features}

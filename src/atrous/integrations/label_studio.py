@@ -11,8 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from atrous.data.palette import is_background
 from atrous.data.polygons import Ring
-from atrous.prediction.segmentation import BACKGROUND, Segmentation
+from atrous.prediction.segmentation import Segmentation
 
 _BITS = (3, 4, 8, 16)
 """Widths, in bits, of the run lengths in a brush's code."""
@@ -60,7 +61,7 @@ def prediction(
     shapes = result.polygons(tolerance) if kind == "polygon" else {}
     found: list[dict[str, Any]] = []
     for i, name in result.names.items():
-        if name == BACKGROUND and not background:
+        if is_background(name) and not background:
             continue
         values: list[dict[str, Any]] = [{"format": "rle", "rle": brush(result.mask == i)}]
         if kind == "polygon":

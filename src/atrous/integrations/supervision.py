@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from atrous.prediction.segmentation import BACKGROUND, Segmentation, box_of
+from atrous.data.palette import is_background
+from atrous.prediction.segmentation import Segmentation, box_of
 
 
 def detections(result: Segmentation, *, background: bool = False) -> Any:
@@ -28,7 +29,7 @@ def detections(result: Segmentation, *, background: bool = False) -> Any:
         library = importlib.import_module("supervision")
     except ImportError:
         raise ValueError("detections need supervision; pip install supervision") from None
-    names = {i: name for i, name in result.names.items() if background or name != BACKGROUND}
+    names = {i: name for i, name in result.names.items() if background or not is_background(name)}
     if not names:
         return library.Detections.empty()
     masks = np.stack([result.mask == i for i in names])
