@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -25,6 +26,7 @@ from atrous.atomic import written_whole
 from atrous.messages import did_you_mean
 from atrous.models.backbone import mismatch
 from atrous.models.deeplab import DeepLabV3
+from atrous.models.exported import ExportedDeepLabV3, is_exported, open_file
 from atrous.models.output_stride import LONGEST_SIDE
 
 MODEL_FILE = "model.safetensors"
@@ -47,6 +49,8 @@ class ModelCard:
         output_stride: that it was trained at and predicts at unless told otherwise.
         longest_side: in pixels, that images are resized to for prediction; None for the images as they are.
         ignore: the label that does not count.
+        value_range: the values of images of more than 8 bits that are black and white; None for their type's range.
+        bands: of images of several bands, those that are read, counted from 1; empty for the file's colours.
         metrics: what was measured, named by data, split and setting; mIoU from 0 to 1.
         data: what it was trained on.
         recipe: every setting of its training, or empty.
@@ -62,6 +66,8 @@ class ModelCard:
     output_stride: int = 16
     longest_side: int | None = None
     ignore: int = 255
+    value_range: tuple[float, float] | None = None
+    bands: tuple[int, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
     data: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -97,16 +103,27 @@ class ModelCard:
             assert all(len(v) <= most[type(v)] for v in raw["arguments"].values() if type(v) in most)
             assert len(raw["palette"]) == len(raw["names"]) == raw["arguments"]["num_classes"]
             assert all(0 <= part <= 255 for colour in raw["palette"] for part in colour) and min(raw["std"]) > 0
-            assert len(raw["names"]) <= raw.get("ignore", 255) <= 255
+            assert len(raw["names"]) <= raw.get("ignore", 255) <= (255 if len(raw["names"]) <= 255 else 65535)
+            raw["value_range"] = _value_range(raw.get("value_range"))
+            raw["bands"] = tuple(raw.get("bands", ()))
+            assert len(raw["bands"]) in (0, 1, 3) and all(type(band) is int and band > 0 for band in raw["bands"])
             side = raw.get("longest_side")
             assert side is None or (type(side) is int and 1 <= side <= LONGEST_SIDE)
         except AssertionError as error:
             raise ValueError(
                 "the model card is not well formed: its values do not go together, or are too large"
             ) from error
-        except (TypeError, KeyError, OverflowError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise ValueError(f"the model card is not well formed: {error!r}") from error
         return cls(**raw)
+
+
+def _value_range(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    low, high = (float(each) for each in value)
+    assert -math.inf < low < high < math.inf
+    return low, high
 
 
 def save(model: nn.Module, path: str | Path, card: ModelCard) -> None:
@@ -141,13 +158,16 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
     """A model in float32 and ``eval()``, with its card.
 
     Args:
-        source: a name (`names` lists them), a weight file, or a folder with one: a run's folder, or its ``best``.
+        source: a name (`names` lists them), a weight file, a folder with one (a run's folder, or its ``best``), or a
+            file that ``atrous export`` wrote, which is run by its own runtime.
         output_stride: other than the one on the card.
 
     Raises:
         ValueError: if there is no such thing, or it is no weight file of ours, or does not fit its own card.
     """
     path = resolve(source)
+    if is_exported(path):
+        return _load_exported(path, output_stride)
     card = read_card(path)
     try:
         model = _build(card)
@@ -158,6 +178,18 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
         model.output_stride = output_stride
     model.longest_side = card.longest_side
     return model.eval(), card
+
+
+def _load_exported(path: Path, output_stride: int | None) -> tuple[DeepLabV3, ModelCard]:
+    runtime = open_file(path)
+    try:
+        card = ModelCard.from_json(runtime.card)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    model = ExportedDeepLabV3(runtime, card.arguments, card.mean, card.std, card.longest_side)
+    if output_stride is not None:
+        model.output_stride = output_stride
+    return model, card
 
 
 def _build(card: ModelCard) -> DeepLabV3:
@@ -205,6 +237,8 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
             hold NaN or infinity.
     """
     path = resolve(source)
+    if is_exported(path):
+        raise ValueError(f"{path} is an exported file, which can only be run; expected a name, a run or a weight file")
     card = read_card(path)
     theirs, ours = card.arguments["num_classes"], model.num_classes
     state, own = _read_tensors(path), model.state_dict()
@@ -271,7 +305,7 @@ def read_card(path: Path) -> ModelCard:
 
 
 def resolve(source: str | Path) -> Path:
-    """The weight file that a name, a file or a folder stands for.
+    """The weight file, or exported file, that a name, a file or a folder stands for.
 
     Raises:
         ValueError: if there is none, with the nearest name.
