@@ -390,6 +390,7 @@ class ExportedDeepLabV3(DeepLabV3):
         stride = runtime.info["output_stride"]
         self.runtime, self.arguments, self.longest_side = runtime, {**arguments}, longest_side
         self.num_classes, self._output_stride = arguments["num_classes"], stride
+        self.upsampling = arguments.get("upsampling", "grid")
         self.backbone = ExportedBackbone(str(arguments.get("backbone")), mean, std, stride)
         self.head, self.head_conv = nn.Identity(), nn.Identity()
         # It computes nothing: it stands for the device and the dtype of a model.
