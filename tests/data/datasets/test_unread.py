@@ -27,10 +27,10 @@ EXPORTS = {
     "datumaro": ("annotations/default.json", '{"dm_format_version": "1.0"}', "Datumaro's own JSON"),
     "page": ("export.json", "<!DOCTYPE html><html>", "a web page"),
     "roboflow": ("train/_classes.csv", "filename, cat, dog", "a Roboflow export"),
-    "ade": ("annotations/training/ADE_1.png", "", "ADE20K"),
-    "parquet": ("data/train-0.parquet", "", "a parquet data set"),
     "pairs": ("masks/a.png", "", "a folder of images with masks .*: name the classes beside it"),
 }
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*unpacking into")
 
 
 @pytest.mark.parametrize("name", EXPORTS)
@@ -47,11 +47,8 @@ def test_exports_are_named_with_what_to_do(tmp_path: Path, name: str) -> None:
     archive = tmp_path / "export.zip"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr(path, content)
-    with pytest.raises(
-        ValueError, match=r"export\.zip: a file; .*it is a zip archive: unpack it and give the folder"
-    ) as caught:
+    with pytest.raises(ValueError, match=rf"export\.zip: layout not recognised; it looks like {what}"):
         open_dataset(archive, "train")
-    assert f"it looks like {what.split(' .*')[0]}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -61,11 +58,10 @@ def test_exports_are_named_with_what_to_do(tmp_path: Path, name: str) -> None:
         ("labelstudio", "expected the export of the project, a list of tasks: Export, JSON"),
         ("supervisely", "expected the project as Supervisely downloads it, with annotations"),
         ("via", "expected COCO's JSON: export it as that, or convert it with datumaro"),
-        ("panoptic", "export its instances as COCO"),
     ],
 )
 def test_the_advice_is_what_the_tool_can_export(tmp_path: Path, name: str, advice: str) -> None:
-    path, content, _ = {**EXPORTS, "panoptic": ("panoptic_train.json", '{"segments_info": [', "")}[name]
+    path, content, _ = EXPORTS[name]
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).write_text(content)
     line = looks_like(tmp_path)
@@ -110,17 +106,16 @@ def test_arrays_and_other_names_in_place_of_masks_are_explained(tmp_path: Path) 
 
     assert "1 of 1 images have no mask in masks/train, of the same stem: x; there is no such folder" in problem()
     masks.mkdir(parents=True)
-    Image.new("L", (4, 4)).save(masks / "x_mask.png")
-    assert problem().endswith("it has x_mask.png: name each mask as its image, with .png")
-    np.save(masks / "x.npy", np.zeros((4, 4), np.uint8))
-    assert "it has x.npy: arrays are not read; write each as PNG" in problem()
+    (masks / "y.mat").write_bytes(b"")
+    assert problem().endswith("it has y.mat: name each mask as its image, with .png")
+    np.save(masks / "x.npy", np.ones((4, 4), np.uint16))
+    assert open_dataset(tmp_path, "train")[0].mask.unique().tolist() == [1]
 
 
 @pytest.mark.parametrize(
     ("layout", "what"),
     [
         ("supervision-voc-xml", "boxes in VOC's XML"),
-        ("coco_panoptic", "a COCO panoptic export"),
         ("binary-gif-masks", "a folder of images with masks"),
     ],
 )

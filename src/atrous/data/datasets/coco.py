@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, is_clutter, subfolders
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_with, is_clutter, subfolders
 from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.json_records import json_records
@@ -147,22 +147,24 @@ class CocoMask:
 
 
 def _files(root: Path) -> dict[str, tuple[Path, str]]:
-    """JSON file and name of the images' folder by split; the later of two years."""
+    """JSON file and name of the images' folder by split; the later of two years. A file that is given is all."""
+    if root.is_file():
+        return {WHOLE: (root, root.stem.removeprefix("instances_"))} if _peek(root) else {}
     files: dict[str, tuple[Path, str]] = {}
     for folder in (root, root / "annotations"):
-        for path in sorted(folder.glob("instances_*.json")):
+        for path in (path for path in files_with(folder, ".json") if path.name.startswith("instances_")):
             full = path.stem.removeprefix("instances_")
             files[_YEAR.sub("", full) or full] = (path, full)
     beside = {name: (root / name / _ROBOFLOW, name) for name in subfolders(root)}
     if found := files or {name: place for name, place in beside.items() if place[0].is_file()}:
         return by_split(root, found)
-    others = [path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json")) if _peek(path)]
+    others = [path for folder in (root, root / "annotations") for path in files_with(folder, ".json") if _peek(path)]
     return by_split(root, {WHOLE if len(others) == 1 else path.stem: (path, path.stem) for path in others})
 
 
 def _peek(path: Path) -> bool:
     """Whether a JSON file looks like COCO's instances."""
-    if is_clutter(path.name) or not path.is_file() or path.stem.startswith("panoptic"):
+    if is_clutter(path.name) or not path.is_file() or path.stem.startswith("panoptic") or path.suffix != ".json":
         return False
     with path.open("rb") as file:
         head = file.read(_PEEKED).lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -181,6 +183,8 @@ def _read(root: Path, split: str, options: DatasetOptions, as_voc: bool = False)
         reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
         wanted = "COCO's instances: images, categories, and annotations with area, iscrowd, segmentation"
         raise ValueError(f"{path}: {' '.join(reason.split())}; expected {wanted}") from None
+    if root.is_file():
+        root = root.parent.parent if root.parent.name == "annotations" else root.parent
     folder = _image_folder(root, name, content)
     search = ImageSearch([options.images, folder, root / "images", root / "data"])
     if as_voc and _is_coco(content):

@@ -25,6 +25,7 @@ from atrous.data.datasets.base import (
     Item,
     Layout,
     Listing,
+    files_with,
     is_clutter,
     split_name,
     split_of_file,
@@ -177,7 +178,7 @@ def _files(root: Path) -> list[Path]:
     if root.is_file():
         return [root] if root.suffix.lower() == ".xml" and _peek(root) else []
     for folders in ([root, root / "annotations"], [root / name for name in subfolders(root)]):
-        if files := [path for folder in folders for path in sorted(folder.glob("*.xml")) if _peek(path)]:
+        if files := [path for folder in folders for path in files_with(folder, ".xml") if _peek(path)]:
             return files
     return []
 

@@ -51,7 +51,6 @@ class _Sign:
 _SIGNS = (
     _Sign("boxes in VOC's XML", _BOXES, r"\.xml$", rb"<bndbox>"),
     _Sign("LabelMe's or VOC's XML", "no object has a polygon or a mask: draw them", r"\.xml$", rb"<annotation[\s>]"),
-    _Sign("a COCO panoptic export", "not read; export its instances as COCO", r"\.json$", rb'"segments_info"|panoptic'),
     _Sign("Label Studio's JSON", f"one task alone; {_TASKS}", r"\.json$", rb'"(from_name|file_upload)"\s*:'),
     _Sign("a Supervisely project", f"no DATASET/ann beside; {_ANN}", r"(^|/)meta\.json$", rb'"classes"\s*:'),
     _Sign("a project of VGG's Image Annotator", _AS_COCO, r"\.json$", rb'"_via_|"region_attributes"'),
@@ -60,8 +59,6 @@ _SIGNS = (
     _Sign("Datumaro's own JSON", _AS_COCO, r"\.json$", rb'"dm_format_version"|"media_type"'),
     _Sign("a Roboflow export", "_classes.csv starts otherwise; expected Pixel Value, Class", r"_classes\.csv$"),
     _Sign("a COCO JSON", "give its folder", r"\.json$", rb'"(categories|image_id|segmentation)"\s*:'),
-    _Sign("ADE20K", f"not read; {_PLAIN}", r"(^|/)objectInfo150\.txt$|annotations/training/"),
-    _Sign("a parquet data set", f"not read; {_PLAIN}", r"\.parquet$"),
     _Sign(
         "a folder of images with masks",
         f"{_PAIRS}; or {_PLAIN}",
