@@ -377,7 +377,7 @@ def _chosen(rivals: list[tuple[Path, _Entry]], notes: Notes) -> tuple[Path, _Ent
     path, entry = max(rivals, key=lambda rival: rival[1].rank)
     if len(rivals) > 1:
         others = f"annotation {entry.number} of {len(rivals)}"
-        kind = "images have several annotations: the one marked as ground truth, else the newest, counts"
+        kind = "images have several annotations: the ground truth or the newest counts, unless --annotator says whose"
         notes.add(kind, f"task {entry.task} ({others})")
     notes.update(entry.notes)
     return path, entry
