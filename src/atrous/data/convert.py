@@ -26,6 +26,7 @@ import yaml
 
 from atrous.atomic import sweep, write_text, written_whole
 from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, refuse_problems, splits
+from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.datasets.split import SHARE, divide
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels, read_image, read_note, read_size, write_image, write_mask
@@ -100,14 +101,14 @@ class Converted:
         return {**vars(self), "out": str(self.out)}
 
 
-def source_of(data: str | Path) -> Source:
+def source_of(data: str | Path, options: DatasetOptions = NO_OPTIONS) -> Source:
     """A data set in any layout that is read.
 
     Raises:
         FileNotFoundError: if there is no such path.
         ValueError: if it is no data set, a split lacks files, the splits have different classes, or none has masks.
     """
-    listings = {name: list_split(data, name) for name in splits(data) if name != "trainval"}
+    listings = {name: list_split(data, name, options) for name in splits(data) if name != "trainval"}
     masked = {name: listing for name, listing in listings.items() if not listing.unlabelled}
     said = [
         f"{name}: {counted(len(listing.items), 'image')} without masks left out: {listing.unlabelled}"
@@ -126,10 +127,6 @@ def source_of(data: str | Path) -> Source:
     listing = masked[first]
     name = Path(str(data).rpartition(":")[2] or str(data)).resolve().name
     return Source(name, listing.read_as, listing.labels, masked, tuple(said))
-
-
-def _opened(listing: Listing) -> SegmentationDataset:
-    return SegmentationDataset(listing.items, listing.labels, remap=listing.remap)
 
 
 def predicted(folder: Path, photographs: Mapping[Path, str]) -> Source:
@@ -235,7 +232,7 @@ Divided = dict[str, list[tuple[SegmentationDataset, Item]]]
 
 def _divided(source: Source, val: float, seed: int, resplit: bool, result: Converted) -> Divided:
     """The items of each split; those of the only split divided into train and val."""
-    opened = {split: _opened(listing) for split, listing in source.splits.items()}
+    opened = {split: SegmentationDataset.of(listing) for split, listing in source.splits.items()}
     everything = {split: [(dataset, item) for item in dataset.items] for split, dataset in opened.items()}
     if not val or source.whole or (len(everything) > 1 and not resplit):
         return everything

@@ -111,6 +111,10 @@ def _unknown_ids(split: str, seen: Sequence[Examined], listing: Listing) -> Iter
     values = f"; the masks of {split} have the ids {described(total, 12)}" if len(unknown) > 1 or advice else ""
     if not advice and np.count_nonzero(total) > max(_MANY_VALUES, 2 * len(listing.labels)):
         advice = "so many values come from resizing or JPEG: export the masks again, as PNG, without resizing"
+    if not advice:
+        known = {*range(len(listing.labels)), listing.labels.ignore} if listing.remap is None else set()
+        strange = listed([str(value) for value in np.flatnonzero(total) if value not in known], 1)
+        advice = f"name them all in names, read one as a class: --map {strange.split()[0]}=NAME, or --ignore it"
     *before, last = examples(split, [one.problem for one in unknown])
     items = tuple(one.item for one in unknown[:2])
     yield from (Finding(line, items=items, split=split) for line in before)
@@ -150,7 +154,8 @@ def leaks(seen: Seen) -> Iterator[Finding]:
         if near:
             shown = [f"{seen[first][i].item.image} and {seen[second][j].item.image}" for i, j in near]
             fix = "keep frames of one video, and versions of one picture, on one side"
-            text = f"{first} and {second}: {counted(len(near), 'pair')} of pictures look almost the same: {listed(shown, 2)}"
+            count = counted(len(near), "pair")
+            text = f"{first} and {second}: {count} of pictures look almost the same: {listed(shown, 2)}"
             yield Finding(text, fix, False, tuple(seen[second][j].item for _, j in near[:2]), second)
 
 
@@ -206,7 +211,11 @@ def empty_classes(reports: Mapping[str, SplitCounts], labels: Labels, fatal: boo
     for name in dict.fromkeys(sound):
         absent = np.flatnonzero(reports[name].counts.pixels == 0).tolist()
         fix = _division(reports, absent) if len(absent) < len(labels) else ""
-        found += [Finding(f"{name}: {line}", fix, fatal) for line in class_problems(reports[name].counts, labels)]
+        for line in class_problems(reports[name].counts, labels):
+            text, accept, options = line.partition("to accept that")
+            found.append(
+                Finding(f"{name}: {text.removesuffix('; ')}", "; ".join(filter(None, (fix, accept + options))), fatal)
+            )
     return found
 
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from atrous.data.datasets.dataset import Listing
 from atrous.data.datasets.mask_values import Counts
 from atrous.data.examine import Size
 from atrous.data.findings import Finding
@@ -51,6 +52,7 @@ class DataReport:
         splits: one report each.
         findings: what is wrong, or looks like a mistake.
         palette: the colours to draw the classes in.
+        listings: files of the splits.
     """
 
     data: str
@@ -58,6 +60,7 @@ class DataReport:
     splits: dict[str, SplitReport]
     findings: tuple[Finding, ...] = ()
     palette: tuple[Colour, ...] = ()
+    listings: Mapping[str, Listing] = field(default_factory=dict, repr=False)
 
     @property
     def problems(self) -> list[str]:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, splits
-from atrous.data.image_io import Pixels, read_image, read_size
+from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
+from atrous.data.image_io import Pixels, read_size, write_image
 from atrous.data.labels import Labels
 from atrous.data.overlay import overlay
 from atrous.data.palette import drawn_palette
@@ -62,13 +63,12 @@ class Sheet:
 
     def save(self, path: str | Path) -> None:
         """Write it in the format that the suffix names."""
-        from atrous.data.image_io import write_image
-
         write_image(path, self.image)
 
 
 def sheet(
     data: str | Path,
+    options: DatasetOptions = NO_OPTIONS,
     *,
     only: Sequence[str] = (),
     count: int | None = None,
@@ -79,6 +79,7 @@ def sheet(
 
     Args:
         data: as for `open_dataset`.
+        options: likewise.
         only: splits to take pictures from; all by default.
         count: pictures; by default as many as it takes to see every class, `FEWEST` to `MOST`.
         predict: the predicted ids of an item, uint8 H,W, to be drawn beside the truth; errors as of a mask.
@@ -90,7 +91,7 @@ def sheet(
     """
     if count is not None and count < 1:
         raise ValueError(f"{count} pictures; expected 1 or more")
-    listings = _listings(data, only)
+    listings = _listings(data, options, only)
     labels = next(iter(listings.values())).labels
     candidates, unreadable, total = _examined(listings, progress)
     if not candidates:
@@ -143,10 +144,10 @@ def choose(counts: npt.NDArray[np.int64], count: int | None = None) -> list[int]
     return chosen
 
 
-def _listings(data: str | Path, only: Sequence[str]) -> dict[str, Listing]:
+def _listings(data: str | Path, options: DatasetOptions, only: Sequence[str]) -> dict[str, Listing]:
     """The splits that have masks, and the classes of the first of them."""
     names = [*only] or [name for name in splits(data) if name != "trainval"]
-    listings = {name: list_split(data, name) for name in names}
+    listings = {name: list_split(data, name, options) for name in names}
     masked = {name: listing for name, listing in listings.items() if listing.items and not listing.unlabelled}
     if not masked:
         problems = [line for listing in listings.values() for line in (*listing.problems, listing.unlabelled) if line]
@@ -164,7 +165,7 @@ def _examined(
         for split, listing in listings.items()
         for place in np.unique(np.linspace(0, len(listing.items) - 1, MOST_EXAMINED, dtype=int))
     ]
-    datasets = {split: _dataset(listing) for split, listing in listings.items()}
+    datasets = {split: SegmentationDataset.of(listing) for split, listing in listings.items()}
 
     def examine(one: tuple[str, Item]) -> _Candidate | str:
         split, item = one
@@ -185,14 +186,10 @@ def _examined(
     return candidates, unreadable, sum(len(listing.items) for listing in listings.values())
 
 
-def _dataset(listing: Listing) -> SegmentationDataset:
-    return SegmentationDataset(listing.items, listing.labels, remap=listing.remap)
-
-
 def _tile(one: _Candidate, listing: Listing, labels: Labels, predict: Predict | None) -> Image.Image:
     """Photograph, truth and, where it is predicted, prediction side by side, over a line that says what they hold."""
-    image = read_image(one.item.image)
-    masks = [_dataset(listing).read_ids(one.item, image.shape[:2])]
+    sample = SegmentationDataset.of(listing).with_items([one.item])[0]
+    image, masks = sample.image.permute(1, 2, 0).numpy(), [sample.mask.numpy()]
     ious = ""
     if predict:
         masks.append(predict(one.item))

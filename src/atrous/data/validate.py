@@ -72,7 +72,7 @@ def check(
     found += _of_all(seen, reports, labels, allow_empty_classes)
     found += [Finding(line, fatal=False) for line in guessed] + ([] if "val" in names else [_no_val()])
     mended = (replace(finding, fix=finding.fix.replace("DATA", str(data))) for finding in found)
-    return DataReport(str(data), labels.names, reports, tuple(mended), drawn_palette(labels))
+    return DataReport(str(data), labels.names, reports, tuple(mended), drawn_palette(labels), listings)
 
 
 def _of_all(
