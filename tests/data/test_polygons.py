@@ -87,7 +87,7 @@ def test_each_hole_belongs_to_its_polygon() -> None:
     outer, inner = polygons(mask)[1]
     assert [len(outer.holes), len(inner.holes)] == [1, 1]
     assert outer.holes[0].min() == 1 and outer.holes[0].max() == 6
-    assert inner.outer.min() == 2 and inner.holes[0].tolist() == [[3, 4], [4, 4], [4, 3], [3, 3]]
+    assert inner.outer.min() == 2 and inner.holes[0].tolist() == [[3, 3], [3, 4], [4, 4], [4, 3]]
     assert inner.outer.tolist() == [[2, 2], [5, 2], [5, 5], [2, 5]]  # clockwise as it is seen, y downwards
 
 

@@ -106,10 +106,12 @@ def test_a_photograph_held_upright_by_exif_is_segmented_upright(predictor, drawn
 def test_areas_and_names_are_those_of_the_mask_largest_first(predictor, drawn: Draw) -> None:
     result = predictor(drawn(5, 60, 60)[0])
     ids, counts = np.unique(result.mask, return_counts=True)
-    assert result.areas == {int(i): pytest.approx(n / 3600) for i, n in zip(ids, counts, strict=True)}
+    expected = {["ground", "red", "green", "blue"][i]: n / 3600 for i, n in zip(ids, counts, strict=True)}
+    assert result.areas == pytest.approx(expected)
     assert list(result.areas.values()) == sorted(result.areas.values(), reverse=True) and len(ids) > 1
     assert sum(result.areas.values()) == pytest.approx(1, abs=1e-12)
-    assert result.names == {i: ["ground", "red", "green", "blue"][i] for i in result.areas}
+    assert [*result.names.values()] == [*result.areas] and [*result.names] == [*result.shares]
+    assert all(["ground", "red", "green", "blue"][i] == name for i, name in result.names.items())
 
 
 def test_segments_are_a_mask_for_each_class(predictor, drawn: Draw) -> None:
@@ -276,7 +278,7 @@ def test_files_folders_and_globs(predictor, drawn: Draw, tmp_path: Path) -> None
         assert mask.mode == "P" and np.array_equal(np.asarray(mask), expected.mask)
         assert mask.getpalette()[:6] == [90, 90, 90, 220, 30, 30]
         assert opened(out / "overlays" / f"{path.stem}.png").size == mask.size
-        assert batch.areas[path] == {expected.names[i]: share for i, share in expected.areas.items()}
+        assert batch.areas[path] == expected.areas
 
 
 def test_a_recursive_glob_and_a_name_with_brackets(drawn: Draw, tmp_path: Path) -> None:
@@ -396,7 +398,7 @@ def test_a_file_by_rows_is_the_picture_by_windows(trained: Path, drawn: Draw, tm
     for name in ("a.png.png", "a.tif.png", "turned.png"):
         assert np.array_equal(np.asarray(opened(tmp_path / "out" / "masks" / name)), expected.mask)
         assert opened(tmp_path / "out" / "overlays" / name).size == (87, 100)
-    assert batch.areas[files[0]] == {expected.names[i]: share for i, share in expected.areas.items()}
+    assert batch.areas[files[0]] == expected.areas
     assert told["a.png"] == sorted(told["a.png"]) and (told["a.png"][0], told["a.png"][-1]) == (0, 1)
     assert len(told["a.png"]) > 5
     monkeypatch.setattr("atrous.data.row_io.MAX_PIXELS", 1000)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from atrous.cli import serve
 from atrous.cli.arguments import (
     Parser,
     add_command,
@@ -120,8 +121,18 @@ def _parser() -> Parser:
     parser = Parser(prog="atrous", description="DeepLabv3: segment photographs, train, evaluate.")
     parser.add_argument("--version", action="version", version=f"atrous {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    data = (add_data_commands, _add_label, _add_submit)
-    for add in (_add_demo, _add_predict, _add_train, _add_eval, _add_models, *data, _add_reproduce):
+    for add in (
+        _add_demo,
+        _add_predict,
+        _add_train,
+        _add_eval,
+        serve.add,
+        _add_models,
+        add_data_commands,
+        _add_label,
+        _add_submit,
+        _add_reproduce,
+    ):
         add(commands)
     return parser
 

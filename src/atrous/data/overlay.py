@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ def overlay(
     labels: Labels,
     alpha: float = 0.5,
     legend: bool = True,
+    classes: Collection[int] | None = None,
     names: bool = False,
 ) -> Image.Image:
     """Draw the classes' colours over an image, outlined, with a legend of the classes and their shares.
@@ -34,6 +36,7 @@ def overlay(
         labels: names and colours; of these, colours that cannot be told apart are replaced, see `drawn_palette`.
         alpha: opacity of the colours, 0 to 1.
         legend: whether to draw one.
+        classes: ids of those that are drawn and in the legend; None for all, background in the legend alone.
         names: whether to write each class's name where its region is widest.
 
     Raises:
@@ -45,6 +48,9 @@ def overlay(
     strength = np.zeros(256, dtype=np.float32)
     strength[: len(labels)] = [0.0 if is_background(name) else alpha for name in labels.names]
     strength[labels.ignore] = 0.0
+    if classes is not None:
+        ids = np.where(np.isin(ids, list(classes)), ids, labels.ignore).astype(np.uint8)
+        strength[list(classes)] = alpha
     colours = np.zeros((256, 3), dtype=np.uint8)
     colours[: len(labels)] = drawn_palette(labels)
     weights = Image.fromarray(np.rint(255 * strength).astype(np.uint8)[ids])

@@ -139,7 +139,7 @@ def _followed(along: list[int], place: list[int], below: list[int]) -> Iterator[
             ring += (place[corner], place[beside])
             corner = along[beside]
         if ring:  # from the first corner to the right, which is clockwise
-            yield ring if below[start] else ring[::-1]
+            yield ring if below[start] else [ring[0], *ring[:0:-1]]
 
 
 def _loops(ring: list[int]) -> list[list[int]]:

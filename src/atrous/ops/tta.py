@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atrous.ops.resize import grid_size, resize, upsample
+from atrous.ops.resize import Upsampling, feature_count, padded_size, resize, upsample
 from atrous.ops.tiled_upsample import TILE, TILE_GPU, compute_dtype, first_maximum
 from atrous.ops.trusted import library_only
 
@@ -33,20 +33,23 @@ class View(NamedTuple):
     """Logits of one form of an image.
 
     Attributes:
-        logits: B,K,h,w float, on the grid of `size`: h = ceil((H - 1) / output_stride) + 1.
+        logits: B,K,h,w float, of an image of `size`: on our grid h = ceil((H - 1) / output_stride) + 1.
         size: H, W of the picture that they were made of.
         flipped: whether it was mirrored left to right.
+        upsampling: where the logits sit on the picture.
     """
 
     logits: Tensor
     size: tuple[int, int]
     flipped: bool = False
+    upsampling: Upsampling = "grid"
 
 
 def mean_probabilities(views: Sequence[View], size: tuple[int, int], output_stride: int) -> Tensor:
     """Mean over the views of the softmax of their logits, resized to `size`: B,K,H,W float32 (float64 for float64).
 
-    Equals ``resize(upsample(view.logits, view.size, output_stride), size).softmax(1)``, mirrored back, averaged.
+    Equals ``resize(upsample(view.logits, view.size, output_stride, view.upsampling), size).softmax(1)``, mirrored back,
+    averaged.
 
     Raises:
         ValueError: if there is no view, or logits are not on the grid of their size.
@@ -81,11 +84,35 @@ def mean_argmax(views: Sequence[View], size: tuple[int, int], output_stride: int
     return result
 
 
+def confidence_of(views: Sequence[View], size: tuple[int, int], output_stride: int, classes: Tensor) -> Tensor:
+    """The value that `mean_probabilities` has at every pixel for the class given there.
+
+    Args:
+        views: see `mean_probabilities`, and so are the next two.
+        size: of the image.
+        output_stride: of the logits.
+        classes: B,H,W integer, on the device of the logits.
+
+    Returns:
+        B,H,W float32 (float64 for float64).
+
+    Raises:
+        ValueError: as there.
+    """
+    _check(views, output_stride)
+    if _must_be_plain(views):
+        return _plain_mean(views, size, output_stride).gather(1, classes.long()[:, None])[:, 0]
+    result = torch.empty(classes.shape, dtype=compute_dtype(views[0].logits), device=views[0].logits.device)
+    for rows, tile in _tiles(views, size, output_stride):
+        result[:, rows] = tile.gather(2, classes[:, rows].long().transpose(0, 1)[:, :, None])[:, :, 0].transpose(0, 1)
+    return result
+
+
 def _check(views: Sequence[View], stride: int) -> None:
     if not views:
         raise ValueError("there is no view to average")
     for view in views:
-        expected = tuple((grid_size(length, stride) - 1) // stride + 1 for length in view.size)
+        expected = tuple(feature_count(length, stride, view.upsampling) for length in view.size)
         if view.logits.ndim != 4 or view.logits.shape[:2] != views[0].logits.shape[:2]:
             raise ValueError(f"logits have the shapes {[tuple(v.logits.shape) for v in views]}, expected B,K,h,w each")
         if tuple(view.logits.shape[-2:]) != expected:
@@ -103,7 +130,8 @@ def _must_be_plain(views: Sequence[View]) -> bool:
 def _plain_mean(views: Sequence[View], size: tuple[int, int], stride: int) -> Tensor:
     total = torch.zeros((), dtype=compute_dtype(views[0].logits), device=views[0].logits.device)
     for view in views:
-        probabilities = resize(upsample(view.logits.to(total.dtype), view.size, stride), size).softmax(1)
+        logits = upsample(view.logits.to(total.dtype), view.size, stride, view.upsampling)
+        probabilities = resize(logits, size).softmax(1)
         total = total + (probabilities.flip(-1) if view.flipped else probabilities)
     return total / len(views)
 
@@ -141,8 +169,8 @@ class _Enlarged:
         small = view.logits.permute(2, 0, 1, 3).to(dtype, copy=True, memory_format=torch.contiguous_format)
         self.small = small.mul_(LOG2E).view(h, batch * classes, w)
         device = view.logits.device
-        self.down = _interpolation(size[0], view.size[0], h, stride).to(device, dtype)
-        across = _interpolation(size[1], view.size[1], w, stride)
+        self.down = _interpolation(size[0], view.size[0], h, stride, view.upsampling).to(device, dtype)
+        across = _interpolation(size[1], view.size[1], w, stride, view.upsampling)
         self.across = (across.flip(0) if view.flipped else across).t().to(device, dtype).contiguous()
 
     def rows(self, pixels: slice, out: Tensor) -> Tensor:
@@ -164,15 +192,25 @@ class _Enlarged:
         return slice(low, high + 1)
 
 
-def _interpolation(pixels: int, between: int, features: int, stride: int) -> Tensor:
+def _interpolation(pixels: int, between: int, features: int, stride: int, upsampling: Upsampling = "grid") -> Tensor:
     """Weights, pixels by features, float64: from features to `between` pixels, and from these to `pixels`."""
     step = (between - 1) / (pixels - 1) if pixels > 1 else 0.0
     position = torch.arange(pixels, dtype=torch.float64) * step
     lower = position.floor().clamp(max=max(between - 2, 0))
     matrix = torch.zeros(pixels, features, dtype=torch.float64)
     for pixel, share in ((lower, 1 - (position - lower)), (lower + 1, position - lower)):
-        cell = (pixel / stride).floor().clamp(max=max(features - 2, 0))
-        for feature, weight in ((cell, 1 - (pixel / stride - cell)), (cell + 1, pixel / stride - cell)):
+        place = _feature_coordinate(pixel, between, features, stride, upsampling)
+        cell = place.floor().clamp(max=max(features - 2, 0))
+        for feature, weight in ((cell, 1 - (place - cell)), (cell + 1, place - cell)):
             index = feature.long().clamp(max=features - 1)[:, None]
             matrix.scatter_add_(1, index, (share * weight)[:, None])
     return matrix
+
+
+def _feature_coordinate(pixel: Tensor, pixels: int, features: int, stride: int, upsampling: Upsampling) -> Tensor:
+    """Where pixels lie between the features of a row, as `atrous.ops.resize.upsample` has it."""
+    if upsampling == "grid":
+        return pixel / stride
+    if upsampling == "corners":
+        return pixel * ((features - 1) / max(1, padded_size(pixels, stride, upsampling) - 1))
+    return ((pixel + 0.5) * (features / pixels) - 0.5).clamp(0, features - 1)

@@ -87,7 +87,7 @@ def _shown(scene: Scene, out: Path, device: str | None) -> Demo:
     stem = Path(scene.photograph).stem
     written = Demo(
         scene.photograph, scene.model, out / f"{stem}-overlay.png", out / f"{stem}-mask.png",
-        {result.names[i]: share for i, share in result.areas.items()},
+        result.areas,
     )  # fmt: skip
     write_mask(written.mask, result.mask, predictor.labels)
     write_image(written.overlay, result.overlay())

@@ -160,7 +160,7 @@ def _segment(predictor: Predictor, path: Path, outputs: _Outputs) -> dict[str, f
     outputs.make_folders()
     write_mask(outputs.mask, result.mask, predictor.labels, outputs.note)
     write_image(outputs.overlay, result.overlay())
-    return {result.names[i]: share for i, share in result.areas.items()}
+    return result.areas
 
 
 def _segment_by_rows(

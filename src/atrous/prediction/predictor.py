@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from atrous.data.image_io import MAX_PIXELS, Source, read_image, to_tensor
+from atrous.data.image_io import MAX_PIXELS, Pixels, Source, read_image, to_tensor
 from atrous.data.labels import Labels
 from atrous.data.row_io import is_installed, strips_of
 from atrous.evaluation.distributed import pick_device
@@ -33,8 +34,10 @@ from atrous.evaluation.evaluate import (
     in_eval_mode,
     predict_classes,
     predict_probabilities,
+    predict_with_confidence,
 )
 from atrous.evaluation.preprocessor import Preprocessor
+from atrous.messages import counted, listed
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import native_dtype, with_output_stride
 from atrous.models.weights import digest, load
@@ -68,6 +71,7 @@ class Predictor:
         max_pixels: refuse larger photographs.
 
     Attributes:
+        name: what it was loaded from, or the name of the backbone.
         model: the inference form, in float32 unless another `dtype` was asked for. Setting its `output_stride` or
             `longest_side` applies to the calls that begin after that.
 
@@ -104,7 +108,7 @@ class Predictor:
         if longest_side is not None:
             self.model.longest_side = checked_longest_side(longest_side)
         self.labels, self.scales, self.flip, self.max_pixels = labels, tuple(scales), flip, max_pixels
-        self.window, self.pad_to = window, pad_to
+        self.window, self.pad_to, self.name = window, pad_to, model.backbone.name
         Preprocessor(self.model, pad_to=pad_to)  # refuses one that is out of range
         # Models that run, by output stride and longest side. They share the parameters of `_fastest`.
         self._forms: dict[tuple[int, int | None], DeepLabV3] = {}
@@ -118,7 +122,9 @@ class Predictor:
             ValueError: if there is no such model; names the nearest.
         """
         model, card = load(source)
-        return cls(model, Labels(card.names, card.palette, card.ignore), **options)
+        predictor = cls(model, Labels(card.names, card.palette, card.ignore), **options)
+        predictor.name = str(source)
+        return predictor
 
     def __call__(
         self,
@@ -127,6 +133,7 @@ class Predictor:
         output_stride: int | None = None,
         scales: Sequence[float] | None = None,
         flip: bool | None = None,
+        confidence: bool = False,
     ) -> Segmentation:
         """Segment one photograph.
 
@@ -136,6 +143,7 @@ class Predictor:
             output_stride: of this call, and so are `scales` and `flip`; None for those of the predictor.
             scales: average the probabilities over these scales.
             flip: average over left-right flipped inputs, too.
+            confidence: give `Segmentation.confidence`, too; it takes a little longer.
 
         Raises:
             ValueError: if it cannot be read as a photograph; names the file and why; or if an option is out of range.
@@ -143,12 +151,29 @@ class Predictor:
         """
         scales, flip = self.scales if scales is None else scales, self.flip if flip is None else flip
         image = read_image(source, max_pixels=self.max_pixels)
-        if self.fits(*image.shape[:2]):
-            form, pixels = self._form(output_stride), to_tensor(image)[None]
-            ids = predict_classes(form, pixels, scales=scales, flip=flip, pad_to=self.pad_to)
-            return Segmentation(ids[0].cpu().numpy(), image, self.labels)
-        rows = self.sliding_window(output_stride, scales, flip).classes(strips_of(image))
-        return Segmentation(np.concatenate(list(rows)), image, self.labels)
+        mask, sure = self._segment(image, output_stride, scales, flip, confidence)
+        return Segmentation(mask, image, self.labels, sure, name_of(source))
+
+    def _segment(
+        self, image: Pixels, output_stride: int | None, scales: Sequence[float], flip: bool, confidence: bool
+    ) -> tuple[Pixels, npt.NDArray[np.float32] | None]:
+        if not self.fits(*image.shape[:2]):
+            window = self.sliding_window(output_stride, scales, flip)
+            if not confidence:
+                return np.concatenate(list(window.classes(strips_of(image)))), None
+            masks, sure = zip(*window.classes_with_confidence(strips_of(image)), strict=True)
+            return np.concatenate(masks), np.concatenate(sure)
+        form, pixels = self._form(output_stride), to_tensor(image)[None]
+        if not confidence:
+            return predict_classes(form, pixels, scales=scales, flip=flip, pad_to=self.pad_to)[0].cpu().numpy(), None
+        ids, probability = predict_with_confidence(form, pixels, scales=scales, flip=flip, pad_to=self.pad_to)
+        return ids[0].cpu().numpy(), probability[0].float().cpu().numpy()
+
+    def __repr__(self) -> str:
+        return (
+            f"Predictor({self.name}, {counted(len(self.labels), 'class', 'classes')}: "
+            f"{listed(self.labels.names)}, output stride {self.model.output_stride}, {self.device})"
+        )
 
     def probabilities(self, source: Source) -> npt.NDArray[np.float32]:
         """Probability of every class at every pixel, float32 K,H,W; `source` and errors are those of a call.
@@ -199,3 +224,13 @@ class Predictor:
                 self._forms[key] = with_output_stride(self._fastest, key[0])
                 self._forms[key].longest_side = key[1]
             return self._forms[key]
+
+
+def name_of(source: Source) -> str:
+    """The name of the file that a photograph comes from, without its folder; empty if it comes from none."""
+    if isinstance(source, (bytes, bytearray, memoryview, np.ndarray, torch.Tensor)):
+        return ""
+    name = (
+        source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", getattr(source, "name", ""))
+    )
+    return os.path.basename(os.fspath(name)) if isinstance(name, (str, os.PathLike)) else ""

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import with_output_stride
 from atrous.ops.malloc import hand_back
 from atrous.ops.resize import grid_size
+from atrous.ops.tta import View, confidence_of
 from atrous.ops.upsampled_loss import upsampled_argmax
 
 WHOLE_PIXELS = 4097 * 4097
@@ -135,8 +137,11 @@ class SlidingWindow:
         if window < 8 * stride:
             raise ValueError(f"window is {window}, expected at least {8 * stride} at output stride {stride}")
         self.model, self.scales, self.flip = model, tuple(scales), flip
-        self.averaged = self.scales != (1.0,) or flip
-        self.side = (window - 1) // stride * stride + 1
+        ours = (
+            model.upsampling == "grid"
+        )  # other conventions have no grid that windows could share: blend probabilities
+        self.averaged = self.scales != (1.0,) or flip or not ours
+        self.side = (window - 1) // stride * stride + 1 if ours else window // stride * stride
         context = round(CONTEXT / min(1.0, *self.scales))  # at half the size the network sees twice as far
         self.overlap = min(2 * context + BLEND, self.side // 2)
         self.step = min(SAMPLE, stride) if self.averaged else stride
@@ -149,13 +154,29 @@ class SlidingWindow:
             picture: the rows of the image; read twice if the model has image-level features.
             progress: called with the share, 0 to 1, that is done.
         """
+        for size, band in self._sized_bands(picture, progress):
+            yield upsampled_argmax(band, size, self.step)[0].cpu().numpy()
+        hand_back()  # an overlay takes as much as a window
+
+    def classes_with_confidence(self, picture: Strips) -> Iterator[tuple[Pixels, npt.NDArray[np.float32]]]:
+        """`classes`, each strip with the probability of its classes, float32 h,W."""
+        for size, band in self._sized_bands(picture, lambda share: None):
+            classes = upsampled_argmax(band, size, self.step)
+            logits = band.clamp_min(1e-30).log() if self.averaged else band  # whose softmax is what they were
+            confidence = confidence_of([View(logits, size)], size, self.step, classes)
+            yield classes[0].cpu().numpy(), confidence[0].float().cpu().numpy()
+        hand_back()
+
+    def _sized_bands(
+        self, picture: Strips, progress: Callable[[float], None]
+    ) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        """Height and width of a strip of pixels, and its band."""
         (height, width), done = picture.size, 0
         for band in self._bands(picture, progress):
             rows = (band.shape[2] - 1) * self.step
             rows = height - done if done + rows >= height - 1 else rows
-            yield upsampled_argmax(band, (rows, width), self.step)[0].cpu().numpy()
+            yield (rows, width), band
             done += rows
-        hand_back()  # an overlay takes as much as a window
 
     def _bands(self, picture: Strips, progress: Callable[[float], None]) -> Iterator[Tensor]:
         """Blended logits or probabilities, 1,K,h,w, from top to bottom; a band starts with the last row before it."""

@@ -47,19 +47,21 @@ def claim(run: Path, recipe: Recipe, resume: bool, ctx: DistributedContext) -> s
         For the first line of output, the settings that change on the way.
     """
     written, note = run / "recipe.yaml", ""
-    check_no_result(run)
-    if checkpoint.steps(run):
-        if not resume:
-            raise ValueError(
-                f"{run} holds a run at step {checkpoint.steps(run)[-1]}; add --resume, or name another --out"
-            )
-        if written.exists():
-            changed = check_resumable(run, load_recipe(written), recipe)
-            note = f"; changed (before, now): {'; '.join(changed)}" if changed else ""
+    refuse_taken(run, resume)
+    if checkpoint.steps(run) and written.exists():
+        changed = check_resumable(run, load_recipe(written), recipe)
+        note = f"; changed (before, now): {'; '.join(changed)}" if changed else ""
     if ctx.first:
         run.mkdir(parents=True, exist_ok=True)
         write_text(written, recipe.to_yaml())
     return note
+
+
+def refuse_taken(run: Path, resume: bool) -> None:
+    """Raise ValueError for a folder with another run, or with its result."""
+    check_no_result(run)
+    if checkpoint.steps(run) and not resume:
+        raise ValueError(f"{run} holds a run at step {checkpoint.steps(run)[-1]}; add --resume, or name another --out")
 
 
 def check_no_result(run: Path) -> None:

@@ -364,7 +364,10 @@ def test_files_of_another_form_are_named(build: Build, sections: Any, message: s
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["tv", "tv"], "names has 'tv' 2 times"), ([f"{n}" for n in range(70000)], "names has 70001 classes; expected 1 to")],
+    [
+        (["tv", "tv"], "names has 'tv' 2 times"),
+        ([f"{n}" for n in range(70000)], "names has 70001 classes; expected 1 to"),
+    ],
 )
 def test_categories_that_cannot_be_classes_are_named(build: Build, names: list[str], message: str) -> None:
     categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]

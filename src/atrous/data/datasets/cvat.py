@@ -32,7 +32,7 @@ from atrous.data.datasets.base import (
     subfolders,
 )
 from atrous.data.datasets.class_files import with_background
-from atrous.data.datasets.image_search import ImageSearch, stem_of
+from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.notes import Notes
 from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.regions import Region, blank_mask, check_points, fill_oriented, fill_polygons, paste
@@ -45,7 +45,7 @@ _PEEKED = 1 << 16
 _AREAS = ("polygon", "mask", "box", "ellipse")
 _NO_AREA = ("polyline", "points", "skeleton", "cuboid", "tag")
 _VIDEO = "tracks of CVAT for video; expected CVAT for images, which has the shapes of each frame: export it as that"
-_SAVE_IMAGES = "export with 'Save images', or put them into images/ beside the XML"
+_SAVE_IMAGES = f"export with 'Save images', put them into images/ beside the XML, {SAY_WHERE}"
 
 
 class _Image(NamedTuple):

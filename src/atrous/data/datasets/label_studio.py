@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, is_clutter, split_of_file, subfolders
 from atrous.data.datasets.class_files import with_background
-from atrous.data.datasets.image_search import ImageSearch, stem_of
+from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.json_records import json_elements
 from atrous.data.datasets.label_studio_png import BrushFiles, BrushFilesMask, brush_files, class_of, merged
 from atrous.data.datasets.label_studio_regions import draw_region, region_kind
@@ -42,7 +42,7 @@ _OF_TASKS = re.compile(rb'"(annotations|completions|predictions|file_upload|anno
 _PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
 _CONTROLS = ("BrushLabels", "BitmaskLabels", "PolygonLabels", "RectangleLabels", "EllipseLabels", "Labels")
 _EXPECTED = "Label Studio's JSON, a list of tasks"
-_NO_IMAGES = "the JSON has none: download them, put them into images/ beside it"
+_NO_IMAGES = f"exports have none unless asked for: put them into images/, {SAY_WHERE}"
 _NO_JSON = (
     "Label Studio's brush masks name a task by its number, and only the project's JSON says which image that is: "
     "export it, too, as JSON, and put it beside"

@@ -19,7 +19,7 @@ import numpy as np
 
 from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, is_clutter, split_or_whole
 from atrous.data.datasets.class_files import find_class_file, read_classes, with_background
-from atrous.data.datasets.image_search import ImageSearch, stem_of
+from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.notes import Notes
 from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.regions import Region, blank_mask, check_points, fill_polygons
@@ -181,7 +181,8 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
         prefix = f"{folder}/" if folder and split == WHOLE else ""
         masks = root / "Masks" / folder if (root / "Masks").is_dir() else path.parent / "Masks"
         items.append(Item(prefix + stem_of(path.stem), image, LabelMeXmlMask(path, image, masks, tuple(ids.items()))))
-    problem = f"{root}: {len(absent)} of {len(paths)} images are not there: {listed(absent)}; put them into Images/"
+    advice = f"put them into Images/, {SAY_WHERE}"
+    problem = f"{root}: {len(absent)} of {len(paths)} images are not there: {listed(absent)}; {advice}"
     read_as = f"LabelMe's XML, with {counted(len(labels), 'class', 'classes')}"
     problems, warnings = (problem,) if absent else (), tuple(notes.lines(root))
     return Listing(str(root), tuple(items), labels, None, problems, warnings, read_as=read_as)

@@ -27,7 +27,7 @@ from atrous.data.datasets.base import (
     split_or_whole,
 )
 from atrous.data.datasets.class_files import with_background
-from atrous.data.datasets.image_search import ImageSearch, stem_of
+from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.json_records import load_json
 from atrous.data.datasets.notes import Notes
 from atrous.data.datasets.options import DatasetOptions
@@ -192,7 +192,7 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
         ]
     if absent:
         count = len(absent) + len(items)
-        advice = "download the project with its images, or put them into img/"
+        advice = f"download the project with its images, put them into img/, {SAY_WHERE}"
         problems.append(f"{root}: {len(absent)} of {count} images are not there: {listed(absent)}; {advice}")
     read_as = f"a Supervisely project, with the {counted(len(ids), 'class', 'classes')} of {_META} and background"
     left_out = {"no annotation in ann/": len(spare)} if spare else {}
