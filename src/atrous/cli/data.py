@@ -68,15 +68,13 @@ def _add_convert(inner: Any) -> None:
     text = "plain, or for correction in a tool: coco, yolo, voc, labelme, cvat (default: %(default)s)"
     convert.add_argument("--to", default="plain", choices=FORMATS, metavar="FORMAT", help=text)
     convert.add_argument("--copy", action="store_true", help="copy images (default: hard links where that can be)")
-    text = "share of the images that validate, if the data has one split (default: 0.2; 0 for none)"
+    text = "share of the images that validate, where plain data has one split (default: 0.2; 0 for none)"
     convert.add_argument("--val", type=float, default=0.2, metavar="SHARE", help=text)
     convert.add_argument("--seed", type=int, default=0, help="of that division (default: %(default)s)")
     convert.add_argument("--resplit", action="store_true", help="put all splits together and divide them anew")
     convert.add_argument("--polygons", action="store_true", help="polygons rather than masks, for coco and cvat")
     text = "how far polygons may be from the outline, 0 for every corner (default: %(default)s)"
     convert.add_argument("--tolerance", type=float, default=1.0, metavar="PIXELS", help=text)
-    text = "photographs that atrous predict segmented, if they are not where they were"
-    convert.add_argument("--photographs", action="append", default=[], metavar="PATH", help=text)
     convert.add_argument("--model", help="masks by this model, for SRC of photographs")
     add_device(convert)
     add_json(convert)
@@ -195,11 +193,9 @@ def _source(args: argparse.Namespace) -> Source:
     if (folder / CLASSES).is_file() and (folder / "masks").is_dir():
         from atrous.prediction.files import find_photographs, output_names
 
-        if not args.photographs:
-            raise ValueError(f"{folder} holds masks without their photographs; expected --photographs PATH, too")
-        return predicted(folder, output_names(find_photographs(args.photographs)))
-    if args.photographs:
-        raise ValueError(f"{folder}: no {CLASSES} and masks/; expected the output of atrous predict, for --photographs")
+        if not args.images:
+            raise ValueError(f"{folder} holds masks without their photographs; expected --images FOLDER, too")
+        return predicted(folder, output_names(find_photographs([args.images])))
     return source_of(args.data, dataset_options(args))
 
 

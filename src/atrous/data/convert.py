@@ -193,7 +193,7 @@ def convert(
         out: folder to write; made if there is none. It must be empty, or of an earlier call with the same arguments.
         to: plain, or one of `WRITERS`.
         copy: copy images, rather than to make hard links.
-        val: the share of images that validate where there is but one split; 0 leaves it as it is.
+        val: the share of images that validate where the plain layout would have one split; 0 leaves it as it is.
         seed: of that division.
         resplit: put all splits together and divide anew.
         shapes: how formats of tools have regions.
@@ -211,7 +211,8 @@ def convert(
     result = Converted(out, said=list(source.said))
     source = replace(source, labels=_with_colours(source.labels))
     images = WRITERS[to].images if to != "plain" else "images/{split}"
-    divided = _divided(source, val, seed, resplit, result)
+    divided = _divided(source, val if to == "plain" or resplit else 0.0, seed, resplit, result)
+    divided = _as_before(divided, out, images) if divided.keys() != source.splits.keys() or resplit else divided
     named = _named(divided, flat="{split}" not in images)
     _claim(out, source, named, to, shapes, images, _how(source, divided, val, seed, result))
     write = functools.partial(_write_plain, out, source, named, copy, result, progress)
@@ -246,6 +247,20 @@ def _divided(source: Source, val: float, seed: int, resplit: bool, result: Conve
     what = f"divided {counted(len(together), 'image')} into {len(train)} train, {len(held)} val, with seed {seed}"
     result.said.append(f"{what}; classes are on both sides where they can be")
     return chosen
+
+
+def _as_before(divided: Divided, out: Path, images: str) -> Divided:
+    """The division of an earlier call, whose images are all there: corrected annotations would give another one."""
+    stems = {split: _stems(out / images.format(split=split)) for split in divided}
+    together = _named({"": [pair for pairs in divided.values() for pair in pairs]}, flat=True)[""]
+    before = {stem: split for split, there in stems.items() for stem in there}
+    if before.keys() != together.keys() or sum(map(len, stems.values())) != len(together):
+        return divided
+    return {split: [pair for stem, pair in together.items() if before[stem] == split] for split in divided}
+
+
+def _stems(folder: Path) -> set[str]:
+    return {path.stem for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def _classes_of(dataset: SegmentationDataset, item: Item) -> list[int]:

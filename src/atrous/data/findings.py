@@ -49,7 +49,7 @@ _FIXES = (
         "take the images that the masks were drawn on, or resize masks by nearest neighbour",
     ),
     (r"compression may change ids|changes colours", "export the masks as PNG; ids that JPEG has changed are lost"),
-    (r"have no image", "put the images there, or give --images FOLDER"),
+    (r"have no image|are not there", "put the images there, or give --images FOLDER"),
     (r"have no mask", "add the masks, or move these images elsewhere"),
     (r"not an image|truncated|cannot be decoded|damaged", "copy these files again, or delete image and mask"),
     (r"colours .* are not in|which is no class's", "name these colours among the classes, or --ignore R,G,B"),

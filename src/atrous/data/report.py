@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from atrous.data.examine import Size
 from atrous.data.findings import Finding
 from atrous.data.labels import Colour
 from atrous.messages import counted
+
+_MISSING = re.compile(r": (\d+) (?:of \d+ )?(?:names have no image|images (?:of \S+ )?are not there)")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ class DataReport:
         """What the data was taken for, and how much of it there is."""
         read_as = dict.fromkeys(split.read_as for split in self.splits.values() if split.read_as)
         images = sum(split.images for split in self.splits.values())
-        masks = sum(split.images for split in self.splits.values() if not split.unlabelled)
+        # Where images are missing, what is listed are their annotations.
+        missing = sum(int(count) for line in self.problems for count in _MISSING.findall(line))
+        masks = missing + sum(split.images for split in self.splits.values() if not split.unlabelled)
         what = "; ".join(read_as) or "a data set"
         amount = f"{images or 'no'} images, {masks or 'no'} masks, {counted(len(self.names), 'class', 'classes')}"
         return f"{what}: {amount}, {'splits' if len(self.splits) > 1 else 'split'} {', '.join(self.splits)}"

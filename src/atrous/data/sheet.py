@@ -106,7 +106,7 @@ def sheet(
         except (ValueError, OSError) as error:
             unreadable.append(" ".join(str(error).split()))
     if not tiles:
-        raise ValueError(f"{data}: no photograph can be read, so that there is nothing to show: {unreadable[0]}")
+        raise ValueError(f"{data}: no photograph can be shown: {unreadable[-1]}")
     said = counted(len(tiles), "picture")
     said += f" of {total}, rarest classes first"
     said += f"; classes counted in {len(candidates)} masks" if len(candidates) < total else ""
