@@ -12,10 +12,11 @@ from atrous.cli.arguments import Parser, add_command, add_data, add_device, add_
 from atrous.cli.commands import complain, print_json, stderr_console
 
 if TYPE_CHECKING:
-    from atrous.data.convert import Converted, Source
+    from atrous.data.convert import Converted
     from atrous.data.datasets.dataset import Item
     from atrous.data.image_io import Pixels
     from atrous.data.sheet import Predict
+    from atrous.data.source import Source
 
 FORMATS = ("plain", "coco", "yolo", "voc", "labelme", "cvat")
 """What `convert --to` takes; the keys of `atrous.data.convert.WRITERS`, which `--help` is too quick to import."""
@@ -185,7 +186,7 @@ def run_convert(args: argparse.Namespace) -> int:
 
 def _source(args: argparse.Namespace) -> Source:
     """The data set, predictions or photographs to convert."""
-    from atrous.data.convert import CLASSES, predicted, source_of
+    from atrous.data.source import CLASSES, predicted, source_of
 
     folder = Path(args.data)
     if args.model:
@@ -201,8 +202,8 @@ def _source(args: argparse.Namespace) -> Source:
 
 def _segmented(args: argparse.Namespace) -> Source:
     """Photographs, whose masks a model makes when they are asked for."""
-    from atrous.data.convert import source_of_masks
     from atrous.data.datasets.dataset import Item
+    from atrous.data.source import source_of_masks
     from atrous.prediction.files import find_photographs, output_names
     from atrous.prediction.predictor import Predictor
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from atrous.data.convert import WRITERS, convert, source_of
+from atrous.data.convert import WRITERS, convert
 from atrous.data.datasets.dataset import open_dataset, splits
 from atrous.data.labels import Labels, voc_palette
+from atrous.data.source import source_of
 from atrous.data.writers.base import AREA, INDEX, Shapes, outlines
 
 NAMES = ["background", "leaf", "stem, thin: 2", "ünder ground"]
