@@ -46,6 +46,8 @@ def open_splits(data: str | Path, splits: str, options: DatasetOptions = NO_OPTI
     for (name, _), (dataset, _) in zip(parts, opened, strict=True):
         if dataset.labels != first.labels:
             raise ValueError(f"the splits {parts[0][0]} and {name} of {data} have different classes")
+    if len(opened) == 1 and opened[0][1] == 1:
+        return first
     return first.with_items([item for dataset, count in opened for item in dataset.items * count])
 
 

@@ -5,14 +5,22 @@ Each layout has a file of its own here (`folder.py`, `voc.py`, `cityscapes.py`, 
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import itertools
+import operator
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+import re
+import warnings
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, overload
 
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.image_file import IMAGE_SUFFIXES
+from atrous.data.image_file import IMAGE_SUFFIXES, SAID
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
 from atrous.messages import listed
@@ -35,6 +43,54 @@ class Item(NamedTuple):
     mask: Path | MaskSource | None
 
 
+class Items(Sequence[Item]):
+    """Items that are built when they are asked for: 100,000 take 10 MB, of which their paths would take 200.
+
+    `Items([("a", "a.jpg", "a_L.png")], build)[0]` is `build("a", "a.jpg", "a_L.png")`.
+    """
+
+    def __init__(self, rows: Iterable[Sequence[str]], build: Callable[..., Item]) -> None:
+        """Store the text of each row; `build`, which pickles, makes an item of it."""
+        lines = ["\0".join(row).encode("utf-8", "surrogateescape") for row in rows]
+        self._text, self._build = b"".join(lines), build
+        self._ends = array("Q", itertools.accumulate(map(len, lines), initial=0))
+        self._order: Sequence[int] = range(len(lines))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Items: ...
+    def __getitem__(self, index: int | slice) -> Item | Items:
+        """One item, or some of them without building any."""
+        if isinstance(index, slice):
+            return self.take(range(len(self))[index])
+        row = self._order[index]
+        text = self._text[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogateescape")
+        return self._build(*text.split("\0"))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    def __mul__(self, times: int) -> Items:
+        return self.take([*range(len(self))] * times)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def take(self, indices: Iterable[int]) -> Items:
+        """Those of some indices, in their order, which share this one's memory; an index may occur several times."""
+        other = copy.copy(self)
+        other._order = array("Q", (self._order[index] for index in indices))
+        return other
+
+
+def selected(items: Sequence[Item], indices: Iterable[int]) -> Sequence[Item]:
+    """The items of some indices."""
+    return items.take(indices) if isinstance(items, Items) else tuple(items[index] for index in indices)
+
+
 @dataclass(frozen=True)
 class Listing:
     """The files and classes of one split, before any pixel is read.
@@ -52,7 +108,7 @@ class Listing:
     """
 
     place: str
-    items: tuple[Item, ...]
+    items: Sequence[Item]
     labels: Labels
     remap: tuple[int, ...] | None = None
     problems: tuple[str, ...] = ()
@@ -82,7 +138,20 @@ class Layout:
     read: Callable[[Path, str, DatasetOptions], Listing]
 
 
+def say_once(text: str) -> None:
+    """Warn of what was decided about a person's data, once a process."""
+    if text not in SAID:
+        SAID.add(text)
+        warnings.warn(text, stacklevel=3)
+
+
+_NOTES = re.compile(r"(?i)(readme|licen[cs]e|notes?|citation|changelog)\b.*|.*\.(md|pdf|html|rst)")
 _CLUTTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "__macosx"})
+
+
+def is_note(name: str) -> bool:
+    """Whether a file of this name lies beside data for people to read."""
+    return _NOTES.fullmatch(name) is not None
 
 
 def is_clutter(name: str) -> bool:
@@ -102,9 +171,48 @@ def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> t
     return files, [f"{folder}: {listed(duplicates)} have the same stem; expected one file a name"]
 
 
+_SCANS: ContextVar[dict[str, tuple[list[str], list[str]]] | None] = ContextVar("scans", default=None)
+"""Names of the files and of the folders in each folder, while `scanned_once`."""
+
+
+@contextlib.contextmanager
+def scanned_once() -> Iterator[None]:
+    """Read the list of a folder's names once, while this lasts: every layout looks into the same large folders."""
+    token = _SCANS.set({} if _SCANS.get() is None else _SCANS.get())
+    try:
+        yield
+    finally:
+        _SCANS.reset(token)
+
+
+def files_and_folders(folder: Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the files and of the folders in a folder, without clutter; none if the folder is not there."""
+    scans = _SCANS.get()
+    key = str(folder)
+    if scans is not None and key in scans:
+        return scans[key]
+    files: list[str] = []
+    folders: list[str] = []
+    if folder.is_dir():
+        with os.scandir(folder) as entries:  # which tells a folder from a file without asking the disk for each
+            for entry in entries:
+                if not is_clutter(entry.name):
+                    (folders if entry.is_dir() else files).append(entry.name)
+    result = sorted(files), sorted(folders)
+    if scans is not None:
+        scans[key] = result
+    return result
+
+
 def names_in(folder: Path) -> list[str]:
     """Sorted names of what is in a folder, without clutter; none if the folder is not there."""
-    return sorted(name for name in os.listdir(folder) if not is_clutter(name)) if folder.is_dir() else []
+    files, folders = files_and_folders(folder)
+    return sorted(files + folders) if folders else [*files]
+
+
+def files_with(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder whose names end in a suffix, sorted, without clutter."""
+    return [folder / name for name in files_and_folders(folder)[0] if name.endswith(suffix)]
 
 
 def pair(
@@ -183,4 +291,4 @@ def by_split(root: Path, places: Mapping[str, T]) -> dict[str, T]:
 
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, without clutter; none if it is not there."""
-    return [name for name in names_in(folder) if (folder / name).is_dir()]
+    return [*files_and_folders(folder)[1]]

@@ -5,7 +5,7 @@
 | `labelmap.txt` (CVAT) | `LABEL:RED,GREEN,BLUE:PARTS:ACTIONS` |
 | `class_dict.csv` | `NAME,RED,GREEN,BLUE`, after a line of headings |
 | `label_colors.txt` (CamVid, KITTI) | `RED GREEN BLUE NAME` |
-| `labels.txt`, `class_names.txt` (LabelMe), `classes.txt` | `NAME`, in the order of ids; `__ignore__` has no id |
+| `labels.txt`, `class_names.txt`, `classes.txt`, `codes.txt` | `NAME`, in the order of ids; `__ignore__` has no id |
 """
 
 from __future__ import annotations
@@ -109,6 +109,10 @@ def read_classes(path: Path) -> tuple[Labels, bool]:
     if not by_colour:
         names = tuple(line for line in lines if line != "__ignore__")
         return _labels(path, names, voc_palette(min(65536, len(names)))), False
+    if path.name == "labelmap.txt" and all(line.endswith(":::") for line in lines if not line.startswith("#")):
+        # Datumaro writes no colours where it draws in VOC's.
+        plain = [line.removesuffix(":::") for line in lines if not line.startswith("#")]
+        lines = [f"{n}:{','.join(map(str, c))}::" for n, c in zip(plain, voc_palette(len(plain)), strict=True)]
     rows = _rows(path, lines, _COLOUR_FILES[path.name])
     if _BLACK not in (colour for _, colour in rows) and not any(name.lower() in _BACKGROUND for name, _ in rows):
         rows.insert(0, ("background", _BLACK))
@@ -168,7 +172,7 @@ _COLOUR_FILES: dict[str, Callable[[str], Row]] = {
     "class_dict.csv": _class_dict_row,
     "label_colors.txt": _label_colors_row,
 }
-_NAME_FILES = ("class_names.txt", "labels.txt", "classes.txt")
+_NAME_FILES = ("class_names.txt", "labels.txt", "classes.txt", "codes.txt")
 
 
 def background_index(names: Sequence[str]) -> int | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from atrous.data.datasets.base import Item, Listing, MaskSource
+from atrous.data.datasets.base import Item, Items, Listing, MaskSource
 from atrous.data.datasets.class_files import read_palette
 from atrous.data.datasets.layouts import kind_of, list_split, splits
 from atrous.data.datasets.mask_values import Drawn, UnknownIdError, described, likely_fix
@@ -70,7 +70,7 @@ class SegmentationDataset(Dataset[Sample]):
         """
         if remap is not None and (len(remap) != 256 or not all(-1 <= entry <= 255 for entry in remap)):
             raise ValueError(f"remap has {len(remap)} entries; expected 256 ids in 0..255, or -1")
-        self.items = tuple(items)
+        self.items = items if isinstance(items, Items) else tuple(items)
         self.labels = labels
         known = np.array([*range(len(labels)), labels.ignore])
         self._unknown = ~np.isin(np.arange(256) if remap is None else np.array(remap), known)
@@ -94,7 +94,7 @@ class SegmentationDataset(Dataset[Sample]):
     def with_items(self, items: Sequence[Item]) -> "SegmentationDataset":
         """A copy with other items; an item may be given several times."""
         other = copy.copy(self)
-        other.items = tuple(items)
+        other.items = items if isinstance(items, Items) else tuple(items)
         other._cache = None if self._cache is None else {}
         return other
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from atrous.data.datasets.class_files import background_index
 from atrous.data.labels import Colour, Labels
 from atrous.messages import listed
 
@@ -143,13 +144,18 @@ def likely_fix(histogram: npt.NDArray[np.int64], labels: Labels) -> str:
     if classes == [0] and labels.ignore in values:
         which = f"{labels.ignore} is {names[1] if count == 2 else 'one of the classes'}"
         return _advice(which, None, {labels.ignore: 1 if count == 2 else "ID"})
-    if classes == list(range(1, count + 1)):
-        return _advice(f"the first class, {names[0]}, is id 1", None, {value: value - 1 for value in classes})
-    if classes == list(range(count + 1)):
-        return _advice("0 is background", ("background", *names), {})
+    if classes and classes[-1] == count:  # of one mask, which need not have every class
+        if classes[0] > 0:
+            first = f"the first class, {names[0]}, is id 1"
+            return _advice(first, None, {value: value - 1 for value in range(1, count + 1)})
+        if background_index(names) is None:
+            return _advice("0 is background", ("background", *names), {})
     for ids in (values, classes):
         if len(ids) == count and classes and classes[-1] >= count:
             return _advice("ids are in the order of the names", None, {value: i for i, value in enumerate(ids)})
+    spread = {round(index * 255 / (count - 1)): index for index in range(count)} if 2 < count < 18 else {}
+    if {*values} <= {*spread}:
+        return _advice("ids are spread over 0..255, to be seen", None, spread)
     return ""
 
 
