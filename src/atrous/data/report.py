@@ -83,7 +83,7 @@ class DataReport:
         # Where images are missing, what is listed are their annotations.
         missing = sum(int(count) for line in self.problems for count in _MISSING.findall(line))
         masks = missing + sum(split.images for split in self.splits.values() if not split.unlabelled)
-        what = "; ".join(read_as) or "a data set"
+        what = "; ".join(dict.fromkeys(text.partition("; ")[0] for text in read_as)) or "a data set"
         amount = f"{images or 'no'} images, {masks or 'no'} masks, {counted(len(self.names), 'class', 'classes')}"
         return f"{what}: {amount}, {'splits' if len(self.splits) > 1 else 'split'} {', '.join(self.splits)}"
 
@@ -117,7 +117,9 @@ class DataReport:
 
 def render(report: DataReport) -> RenderableType:
     """What was seen, tables of splits and classes, what is left out, problems and warnings, for rich's console."""
-    lines = [
+    guessed = dict.fromkeys(split.read_as.partition("; ")[2] for split in report.splits.values())
+    lines = [escape(f"read so: {text}") for text in guessed if text]
+    lines += [
         escape(f"{name}: {count} more images left out: {reason}")
         for name, split in report.splits.items()
         for reason, count in split.left_out.items()

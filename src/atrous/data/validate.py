@@ -18,6 +18,7 @@ from atrous.data import findings
 from atrous.data.datasets.dataset import Listing, SegmentationDataset, list_split, splits
 from atrous.data.datasets.mask_values import class_counts
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
+from atrous.data.datasets.parts import is_undivided
 from atrous.data.examine import Examined, examine
 from atrous.data.findings import Finding
 from atrous.data.labels import Labels
@@ -70,7 +71,7 @@ def check(
         found += findings.file_problems(name, seen[name], listing)
     found += [Finding(line, fatal=False) for listing in listings.values() for line in (*listing.warnings,)]
     found += _of_all(seen, reports, labels, allow_empty_classes)
-    found += [Finding(line, fatal=False) for line in guessed] + ([] if "val" in names else [_no_val()])
+    found += [Finding(line, fatal=False) for line in guessed] + ([] if "val" in names else [_no_val(names)])
     mended = (replace(finding, fix=finding.fix.replace("DATA", str(data))) for finding in found)
     return DataReport(str(data), labels.names, reports, tuple(mended), drawn_palette(labels), listings)
 
@@ -122,7 +123,10 @@ def _split_report(seen: list[Examined], listing: Listing) -> SplitReport:
     return SplitReport(len(seen), len(histograms), counts, sizes, listing.unlabelled, listing.left_out, listing.read_as)
 
 
-def _no_val() -> Finding:
+def _no_val(names: Sequence[str]) -> Finding:
     """That there is no split to validate on, and how to make one."""
+    if is_undivided(names):
+        text = "no splits: training divides the images, by a seed, and a fifth of them validate"
+        return Finding(text, "to write the division down: atrous data convert DATA OUT", fatal=False)
     text = "no split val: finetune validates nothing, and keeps the last weights, not the best"
-    return Finding(text, "to make one: atrous data convert DATA OUT", fatal=False)
+    return Finding(text, "to make one: atrous data convert DATA OUT --resplit", fatal=False)
