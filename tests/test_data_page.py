@@ -110,14 +110,10 @@ DATA = {
     "I have labelled in Supervisely": lambda place: exports.supervisely(place / "supervisely", labelled(), NAMES),
     "I have labels for YOLO": lambda place: exports.yolo(place / "yolo", labelled(), NAMES),
     "I have a COCO JSON": lambda place: exports.coco(place / "coco", labelled(), NAMES),
-    "I have folders of images and masks": lambda place: folders(
-        place / "folders", "class_dict.csv", CLASS_DICT, "", COLOURS
-    ),
+    "I have folders of images and masks": lambda place: folders(place / "folders", *BY_COLOUR),
     "I have binary masks": binary,
     "I have scientific images": scans,
-    "I have a published data set": lambda place: folders(
-        place / "camvid", "label_colors.txt", LABEL_COLORS, "_L", COLOURS
-    ),
+    "I have a published data set": lambda place: folders(place / "camvid", *OF_CAMVID),
     "I have a data set from Hugging Face": hugging_face,
 }
 EXAMPLES = [example for example in examples() if example[0] in DATA]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from atrous.data.convert import convert
 from atrous.data.datasets.dataset import open_dataset, splits
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.image_io import write_mask
 from atrous.data.labels import Labels, voc_palette, write_labels
 from atrous.data.source import CLASSES, predicted, source_of
@@ -54,7 +55,7 @@ def test_masks_have_the_palette_of_the_classes_and_the_file_says_where_they_came
     out = tmp_path / "out"
     convert(source_of(yolo(tmp_path / "mine")), out)
     text = (out / "dataset.yaml").read_text()
-    assert "from mine: YOLO's polygons, with the 2 classes of data.yaml and background" in text
+    assert "from mine: YOLO's polygons, with the 2 classes of data.yaml" in text
     assert "divided with --val 0.2 --seed 0" in text and "# id 2: stem" in text
     labels = open_dataset(out, "train").labels
     with Image.open(next((out / "masks" / "train").iterdir())) as mask:
@@ -204,3 +205,11 @@ def test_a_models_masks_become_annotations(tmp_path: Path) -> None:
     assert (masks(tmp_path / "out")["a"] == np.eye(10, 12)).all()
     with pytest.raises(FileNotFoundError, match="expected the output folder of atrous predict"):
         predicted(tmp_path, photographs)
+
+
+def test_how_images_are_read_is_kept(tmp_path: Path, tiny_data: Path) -> None:
+    options = DatasetOptions.parse({"value_range": [0, 200], "classes": ["red", "green"]})
+    convert(source_of(tiny_data, options), tmp_path / "out")
+    ours, theirs = open_dataset(tiny_data, "val", options), open_dataset(tmp_path / "out", "val")
+    assert theirs.rule == ours.rule and theirs.labels.names == ours.labels.names == ("background", "red", "green")
+    assert all((a.mask == b.mask).all() and (a.image == b.image).all() for a, b in zip(ours, theirs, strict=True))

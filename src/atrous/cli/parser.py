@@ -7,7 +7,6 @@ printed there. Nothing heavy is imported before it is known what was asked for, 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atrous.cli import serve
+from atrous.cli import serve, train
 from atrous.cli.arguments import (
     Parser,
     add_command,
@@ -29,7 +28,6 @@ from atrous.cli.arguments import (
 )
 from atrous.cli.commands import (
     complain,
-    list_recipes,
     run_demo,
     run_eval,
     run_label,
@@ -38,17 +36,8 @@ from atrous.cli.commands import (
     run_reproduce,
     run_submit_check,
     run_submit_write,
-    run_train,
 )
 from atrous.cli.data import add as add_data_commands
-
-
-class _ListRecipes(argparse.Action):
-    """``--list``: print the recipes and leave, as ``--help`` does."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        list_recipes()
-        parser.exit()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,7 +113,7 @@ def _parser() -> Parser:
     for add in (
         _add_demo,
         _add_predict,
-        _add_train,
+        train.add,
         _add_eval,
         serve.add,
         _add_models,
@@ -164,40 +153,6 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger images (default: 178956970)")
     add_reading(parser)
     add_inference(parser)
-    add_device(parser)
-    add_json(parser)
-
-
-def _add_train(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "train",
-        run_train,
-        "train a model by a recipe",
-        "atrous train finetune --data my-data --out runs/mine",
-    )
-    parser.add_argument("--list", action=_ListRecipes, nargs=0, help="list the recipes and exit")
-    text = "finetune, a named recipe, or a YAML file; of several, each starts from the weights of the one before"
-    parser.add_argument("recipes", metavar="RECIPE", nargs="+", help=text)
-    add_data(parser, several=True)
-    parser.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE); for several, the folder of them")
-    parser.add_argument("--resume", action="store_true", help="continue from the run folder's newest checkpoint")
-    parser.add_argument("--output-stride", type=int, help="of training")
-    parser.add_argument("-b", "--batch-size", type=int, help="images in a step, over all processes")
-    parser.add_argument("--grad-accum-steps", type=int, help="parts of a process's share of the batch")
-    parser.add_argument("--iterations", type=int, help="steps")
-    parser.add_argument("--lr", type=float, help="initial learning rate")
-    parser.add_argument("--weights", help="imagenet, none, or a model to start from")
-    parser.add_argument(
-        "--reset-head", action="store_true", help="a new classifier, for other classes than those of --weights"
-    )
-    parser.add_argument("--amp", choices=("off", "bf16", "fp16"), help="automatic mixed precision")
-    parser.add_argument("--ema-decay", type=float, help="decay of the moving average of the weights; 0 for none")
-    parser.add_argument("--seed", type=int, help="of everything random")
-    parser.add_argument("-j", "--workers", type=int, default=1, help="processes that load data (default: %(default)s)")
-    parser.add_argument("--asynchronous", type=int, metavar="N", help="replicas that do not wait for each other (Ray)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
-                        help="any other key of the recipe; can be given many times")  # fmt: skip
     add_device(parser)
     add_json(parser)
 

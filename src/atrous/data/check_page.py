@@ -117,7 +117,7 @@ def _thumbnails(report: DataReport, items: tuple[Item, ...], split: str) -> Iter
         assert listing is not None
         dataset = SegmentationDataset.of(listing)
         try:
-            image = read_image(item.image)
+            image = read_image(item.image, rule=listing.rule)
         except (ValueError, OSError):
             yield Image.new("RGB", (_SIDE, _SIDE // 2), (200, 200, 200)), f"{item.name}: the image cannot be read"
             continue

@@ -246,7 +246,11 @@ def _claim(out: Path, source: Source, named: Named, to: str, shapes: Shapes, ima
     text = "".join(f"# {' '.join(line.split())}\n" for line in how)
     if to == "plain":
         labels = source.labels
-        document = {"names": list(labels.names), "palette": [list(c) for c in labels.palette], "ignore": labels.ignore}
+        palette = [list(colour) for colour in labels.palette]
+        document: dict[str, Any] = {"names": list(labels.names), "palette": palette, "ignore": labels.ignore}
+        rule = next(iter(source.splits.values())).rule
+        document |= {"value_range": list(rule.value_range)} if rule.value_range else {}
+        document |= {"bands": list(rule.bands)} if rule.bands else {}
         text += yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1 << 16)
     else:
         text += f"# Written as {to}, {shapes}\n"
@@ -287,10 +291,10 @@ def _write_plain(
         target = out / "masks" / split / f"{stem}.png"
         with _noted(stem, result.failures):
             if _is_newer(target, item) and read_note(target) == note:
-                _place(item, out / "images" / split, stem, copy)
+                _place(dataset, item, out / "images" / split, stem, copy)
                 return False
             mask = dataset.read_ids(item, read_size(item.image))
-            _place(item, out / "images" / split, stem, copy)
+            _place(dataset, item, out / "images" / split, stem, copy)
             write_mask(target, mask, source.labels, note)
             return True
         return None
@@ -314,7 +318,7 @@ def _write_format(
         for stem, (dataset, item) in named[split].items():
             with _noted(stem, result.failures):
                 mask = dataset.read_ids(item, read_size(item.image))
-                name = _place(item, folder, stem, copy).name
+                name = _place(dataset, item, folder, stem, copy).name
                 ignored, pixels = ignored + int((mask == source.labels.ignore).sum()), pixels + mask.size
                 result.written += 1
                 yield name, mask
@@ -347,13 +351,13 @@ def _is_newer(target: Path, item: Item) -> bool:
         return False
 
 
-def _place(item: Item, folder: Path, stem: str, copy: bool) -> Path:
+def _place(dataset: SegmentationDataset, item: Item, folder: Path, stem: str, copy: bool) -> Path:
     """The image in the folder, linked, copied, or as PNG if data sets do not read its format."""
     suffix = item.image.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         target = folder / f"{stem}.png"
         if not target.is_file():
-            write_image(target, read_image(item.image))
+            write_image(target, read_image(item.image, rule=dataset.rule))
         return target
     target = folder / f"{stem}{suffix}"
     if target.exists() and (os.path.samefile(target, item.image) or _same_content(target, item.image)):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from atrous.data.datasets.dataset import Item, SegmentationDataset
-from atrous.data.datasets.mask_values import Drawn, UnknownIdError
+from atrous.data.datasets.mask_values import Drawn, UnknownIdError, histogram_of
 from atrous.data.image_file import decode_file
 from atrous.data.image_io import MAX_PIXELS, Pixels, orientation_of, read_image
 
@@ -69,13 +69,13 @@ def examine(dataset: SegmentationDataset, item: Item) -> Examined:
     """Read an image and its mask; what cannot be read is the result's `problem`."""
     digest, size, look = "", None, Look()
     try:
-        image = read_image(item.image)  # first, for it does not wait on what is no file
+        image = read_image(item.image, rule=dataset.rule)  # first, for it does not wait on what is no file
         height, width = image.shape[:2]
         size, look = (width, height), _look(item, image)
         with item.image.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         ids, drawn = dataset.read_checked(item, (height, width))
-        return Examined(item, digest, size, look, np.bincount(ids.ravel(), minlength=256), drawn=drawn)
+        return Examined(item, digest, size, look, histogram_of(ids, dataset.labels), drawn=drawn)
     except UnknownIdError as error:
         return Examined(item, digest, size, look, problem=error.reason, unknown_ids=error.histogram)
     except (ValueError, OSError) as error:

@@ -13,7 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from atrous.data.datasets.dataset import Item, Listing
-from atrous.data.datasets.mask_values import Counts, class_problems, described, likely_fix, palette_conflicts
+from atrous.data.datasets.mask_values import (
+    Counts,
+    class_problems,
+    described,
+    ignored_place,
+    likely_fix,
+    palette_conflicts,
+)
 from atrous.data.examine import Examined, alike
 from atrous.data.labels import Labels
 from atrous.data.palette import is_background
@@ -105,7 +112,9 @@ def _unknown_ids(split: str, seen: Sequence[Examined], listing: Listing) -> Iter
     unknown = [one for one in seen if one.unknown_ids is not None]
     if not unknown:
         return
-    histograms = [h for one in seen for h in (one.histogram, one.unknown_ids) if h is not None]
+    every = (h for one in seen for h in (one.histogram, one.unknown_ids) if h is not None)
+    width = max(len(one.unknown_ids) for one in unknown if one.unknown_ids is not None)
+    histograms = [h for h in every if len(h) == width]
     total: npt.NDArray[np.int64] = np.sum(histograms, axis=0)
     advice = likely_fix(total, listing.labels) if listing.remap is None else ""
     values = f"; the masks of {split} have the ids {described(total, 12)}" if len(unknown) > 1 or advice else ""
@@ -258,10 +267,11 @@ def not_in_val(reports: Mapping[str, SplitCounts], labels: Labels, said: Sequenc
 
 def binary(seen: Seen, labels: Labels) -> Iterator[Finding]:
     """Masks with id 0 and the ignored id only, among others without it: probably 255 is an object in them."""
+    ignored = ignored_place(labels)
     for name, ones in seen.items():
         masks = [(one.item, [*np.flatnonzero(one.histogram)]) for one in ones if one.histogram is not None]
-        such = [item for item, ids in masks if ids == [0, labels.ignore]]
-        ignoring = sum(labels.ignore in ids for _, ids in masks)
+        such = [item for item, ids in masks if ids == [0, ignored]]
+        ignoring = sum(ignored in ids for _, ids in masks)
         if such and len(such) == ignoring < len(masks):
             text = (
                 f"{name}: {len(such)} of {len(masks)} masks have the ids 0 and {labels.ignore} only, and no other "

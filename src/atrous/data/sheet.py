@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, splits
+from atrous.data.datasets.mask_values import histogram_of
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.image_io import Pixels, read_size, write_image
 from atrous.data.labels import Labels
@@ -42,7 +43,7 @@ Predict = Callable[[Item], Pixels]
 class _Candidate:
     split: str
     item: Item
-    counts: npt.NDArray[np.int64]  # pixels of each id, 256
+    counts: npt.NDArray[np.int64]  # of `histogram_of`
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def _examined(
         split, item = one
         try:
             ids = datasets[split].read_ids(item, read_size(item.image))
-            return _Candidate(split, item, np.bincount(ids.ravel(), minlength=256))
+            return _Candidate(split, item, histogram_of(ids, listings[split].labels))
         except (ValueError, OSError) as error:
             return " ".join(str(error).split())
 

@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from atrous.data import findings
 from atrous.data.datasets.dataset import Listing, SegmentationDataset, list_split, splits
-from atrous.data.datasets.mask_values import class_counts
+from atrous.data.datasets.mask_values import class_counts, histogram_of
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.datasets.parts import is_undivided
 from atrous.data.examine import Examined, examine
@@ -24,7 +25,8 @@ from atrous.data.findings import Finding
 from atrous.data.labels import Labels
 from atrous.data.palette import drawn_palette
 from atrous.data.report import DataReport, SplitReport, render
-from atrous.data.samples import GUESSED_BITS, guesses_since
+from atrous.data.samples import ImageRule
+from atrous.data.value_range import decided
 from atrous.messages import listed
 
 __all__ = ["DataReport", "SplitReport", "check", "render"]
@@ -59,11 +61,11 @@ def check(
         raise ValueError(refused[0])
     labels = next(iter(listings.values())).labels
     seen: dict[str, list[Examined]] = {}
-    guesses = GUESSED_BITS.copy()
+    rule, said = _rule(listings)
+    listings = {name: replace(listing, rule=rule) for name, listing in listings.items()}
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         for name, listing in listings.items():
             seen[name] = list(_examined(pool, name, listing, progress))
-    guessed = guesses_since(guesses)
     reports = {name: _split_report(ones, listings[name]) for name, ones in seen.items()}
     found = [Finding(line) for line in refused]
     for name, listing in listings.items():
@@ -71,7 +73,7 @@ def check(
         found += findings.file_problems(name, seen[name], listing)
     found += [Finding(line, fatal=False) for listing in listings.values() for line in (*listing.warnings,)]
     found += _of_all(seen, reports, labels, allow_empty_classes)
-    found += [Finding(line, fatal=False) for line in guessed] + ([] if "val" in names else [_no_val(names)])
+    found += [Finding(line, fatal=False) for line in said] + ([] if "val" in names else [_no_val(names)])
     mended = (replace(finding, fix=finding.fix.replace("DATA", str(data))) for finding in found)
     return DataReport(str(data), labels.names, reports, tuple(mended), drawn_palette(labels), listings)
 
@@ -104,6 +106,13 @@ def _listings(data: str | Path, names: Sequence[str], options: DatasetOptions) -
     return listings, problems
 
 
+def _rule(listings: Mapping[str, Listing]) -> tuple[ImageRule, list[str]]:
+    """How all images are read, as training decides it by its split, and a line where that is a guess."""
+    name = next((name for name in ("trainaug", "train") if name in listings), next(iter(listings)))
+    dataset, said = decided(SegmentationDataset.of(listings[name]))
+    return dataset.rule, [f"{name}: {said}"] if said else []
+
+
 def _examined(
     pool: ThreadPoolExecutor, name: str, listing: Listing, progress: Callable[[str, int, int], None] | None
 ) -> Iterator[Examined]:
@@ -116,11 +125,16 @@ def _examined(
 
 def _split_report(seen: list[Examined], listing: Listing) -> SplitReport:
     histograms = [one.histogram for one in seen if one.histogram is not None]
-    counts = class_counts(np.array(histograms, dtype=np.int64).reshape(-1, 256), listing.labels)
+    counts = class_counts(_stacked(histograms, listing.labels), listing.labels)
     by_area = sorted((one.size for one in seen if one.size is not None), key=lambda size: (size[0] * size[1], size))
     places = {"min": 0, "median": len(by_area) // 2, "max": -1}
     sizes = {name: by_area[i] for name, i in places.items()} if by_area else {}
     return SplitReport(len(seen), len(histograms), counts, sizes, listing.unlabelled, listing.left_out, listing.read_as)
+
+
+def _stacked(histograms: list[npt.NDArray[np.int64]], labels: Labels) -> npt.NDArray[np.int64]:
+    width = len(histogram_of(np.zeros((0,), dtype=np.uint8), labels))
+    return np.array(histograms, dtype=np.int64).reshape(-1, width)
 
 
 def _no_val(names: Sequence[str]) -> Finding:

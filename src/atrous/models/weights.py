@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -47,6 +48,8 @@ class ModelCard:
         output_stride: that it was trained at and predicts at unless told otherwise.
         longest_side: in pixels, that images are resized to for prediction; None for the images as they are.
         ignore: the label that does not count.
+        value_range: the values of images of more than 8 bits that are black and white; None for their type's range.
+        bands: of images of several bands, those that are read, counted from 1; empty for the file's colours.
         metrics: what was measured, named by data, split and setting; mIoU from 0 to 1.
         data: what it was trained on.
         recipe: every setting of its training, or empty.
@@ -62,6 +65,8 @@ class ModelCard:
     output_stride: int = 16
     longest_side: int | None = None
     ignore: int = 255
+    value_range: tuple[float, float] | None = None
+    bands: tuple[int, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
     data: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -97,16 +102,27 @@ class ModelCard:
             assert all(len(v) <= most[type(v)] for v in raw["arguments"].values() if type(v) in most)
             assert len(raw["palette"]) == len(raw["names"]) == raw["arguments"]["num_classes"]
             assert all(0 <= part <= 255 for colour in raw["palette"] for part in colour) and min(raw["std"]) > 0
-            assert len(raw["names"]) <= raw.get("ignore", 255) <= 255
+            assert len(raw["names"]) <= raw.get("ignore", 255) <= (255 if len(raw["names"]) <= 255 else 65535)
+            raw["value_range"] = _value_range(raw.get("value_range"))
+            raw["bands"] = tuple(raw.get("bands", ()))
+            assert len(raw["bands"]) in (0, 1, 3) and all(type(band) is int and band > 0 for band in raw["bands"])
             side = raw.get("longest_side")
             assert side is None or (type(side) is int and 1 <= side <= LONGEST_SIDE)
         except AssertionError as error:
             raise ValueError(
                 "the model card is not well formed: its values do not go together, or are too large"
             ) from error
-        except (TypeError, KeyError, OverflowError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise ValueError(f"the model card is not well formed: {error!r}") from error
         return cls(**raw)
+
+
+def _value_range(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    low, high = (float(each) for each in value)
+    assert -math.inf < low < high < math.inf
+    return low, high
 
 
 def save(model: nn.Module, path: str | Path, card: ModelCard) -> None:

@@ -82,6 +82,8 @@ class DataConfig:
     Attributes:
         train_split: ``train+val`` joins two splits, ``train*2+pseudo`` has the images of one twice.
         val_split: None for no validation.
+        val_share: share of the images of `train_split` that are held back to validate on where `val_split` is None, the
+            same for every seed and stratified by class; 0 for none.
         options: how the data is to be read, over what its `dataset.yaml` says: classes to keep, value range, ...
         allow_empty_classes: train although a class has no pixel, or there is one class alone.
         bootstrap: classes whose images are duplicated (section 4.3); ``auto``: the five of lowest IoU of `weights`.
@@ -97,6 +99,7 @@ class DataConfig:
 
     train_split: str = "trainaug"
     val_split: str | None = "val"
+    val_share: float = 0.0
     options: DatasetOptions = NO_OPTIONS
     allow_empty_classes: bool = False
     bootstrap: tuple[str, ...] | Literal["auto"] = ()
@@ -111,7 +114,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_range(self, 1, None, "bootstrap_times")
-        _check_range(self, 0, 1, "flip", "color_jitter", "repeat_factor_threshold", "class_mix")
+        _check_range(self, 0, 1, "flip", "color_jitter", "repeat_factor_threshold", "class_mix", "val_share")
         if self.longest_side is not None and not 1 <= self.longest_side <= LONGEST_SIDE:
             raise ValueError(f"longest_side is {self.longest_side}, expected 1 to {LONGEST_SIDE} pixels, or null")
 

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from atrous.data.lettering import Font, lettering
+
 Counts = npt.NDArray[np.int64]
 """K,K: pixels by true class (row) and predicted class (column)."""
 
@@ -52,14 +54,14 @@ def draw_confusion(counts: Counts, names: Sequence[str]) -> Image.Image:
     """
     classes, shares = len(names), shares_of(counts)
     cell = 96 if classes <= 4 else 64 if classes <= 12 else 44 if classes <= _NUMBERED else 17
-    font = ImageFont.load_default(size=20 if classes <= 4 else 17 if classes <= 12 else 15 if classes <= 32 else 13)
-    shown = [name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…" for name in names]
-    margin = round(max(font.getlength(name) for name in shown)) + 26
+    size = 20 if classes <= 4 else 17 if classes <= 12 else 15 if classes <= _NUMBERED else 13
+    shown = [lettering(name if len(name) <= _LONGEST else name[: _LONGEST - 3] + "...", size) for name in names]
+    margin = round(max(font.getlength(name) for name, font in shown)) + 26
     left, top = margin + 24, margin + 30
     picture = Image.new("RGB", (max(left + cell * classes + 20, 560), top + cell * classes + 56), "white")
     draw = ImageDraw.Draw(picture)
     picture.paste(_cells(shares, cell), (left, top))
-    for i, name in enumerate(shown):
+    for i, (name, font) in enumerate(shown):
         y = top + cell * i + cell / 2
         draw.text((left - 10, y), name, fill=_INK, font=font, anchor="rm")
         _paste_upright(picture, name, font, (left + cell * i + cell // 2, top - 8))
@@ -83,9 +85,7 @@ def _cells(shares: npt.NDArray[np.float64], cell: int) -> Image.Image:
     return Image.fromarray(large)
 
 
-def _paste_upright(
-    picture: Image.Image, name: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, foot: tuple[int, int]
-) -> None:
+def _paste_upright(picture: Image.Image, name: str, font: Font, foot: tuple[int, int]) -> None:
     """Write a name upwards, above `foot`."""
     _, top, right, bottom = (round(part) for part in font.getbbox(name))
     mask = Image.new("L", (right + 2, bottom + 2))

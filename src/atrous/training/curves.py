@@ -15,7 +15,7 @@ from atrous.training.log_file import Log
 
 Points = Sequence[tuple[int, float]]
 
-WIDTH, PANEL = 1000, 280
+WIDTH, PANEL = 760, 240
 """Pixels of the picture, and the height of each of its panels."""
 _LEFT, _RIGHT, _TOP, _BOTTOM, _FOOT = 86, 28, 42, 14, 46
 _DRAWN_AT = 2

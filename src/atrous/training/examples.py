@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from atrous.data.datasets.dataset import SegmentationDataset
 from atrous.data.labels import Labels
+from atrous.data.lettering import lettering
 from atrous.data.overlay import overlay
+from atrous.data.palette import drawn_palette
 from atrous.evaluation.evaluate import Example
 
 SIDE = 320
@@ -52,12 +54,13 @@ def _fitted(photo: Image.Image) -> Image.Image:
 
 def _drawn(photo: Image.Image, ids: npt.NDArray[np.uint8], labels: Labels) -> Image.Image:
     small = Image.fromarray(ids).resize(photo.size, Image.Resampling.NEAREST)
-    return overlay(np.asarray(photo), np.asarray(small), labels, alpha=0.6, legend=False)
+    return overlay(np.asarray(photo), np.asarray(small), labels, alpha=0.6, legend=False, names=True)
 
 
 def _row(pictures: Sequence[Image.Image], caption: str) -> Image.Image:
     row = Image.new("RGB", (3 * (SIDE + _GAP) + _GAP, max(picture.height for picture in pictures) + _LINE + 4), "white")
-    ImageDraw.Draw(row).text((_GAP, 4), caption, fill=_INK, font=ImageFont.load_default(size=13))
+    text, font = lettering(caption, 13)
+    ImageDraw.Draw(row).text((_GAP, 4), text, fill=_INK, font=font)
     for place, picture in enumerate(pictures):
         row.paste(picture, (_GAP + place * (SIDE + _GAP) + (SIDE - picture.width) // 2, _LINE))
     return row
@@ -65,19 +68,21 @@ def _row(pictures: Sequence[Image.Image], caption: str) -> Image.Image:
 
 def _legend(classes: Sequence[int], labels: Labels, width: int) -> Image.Image:
     """The colours of the classes, over the headings of the columns."""
-    font, size = ImageFont.load_default(size=15), 15
+    size, palette = 15, drawn_palette(labels)
     places, x, y = [], _GAP, 0
     for index in classes:
-        wide = round(font.getlength(labels.names[index])) + 2 * size + _GAP
+        name, font = lettering(labels.names[index], size)
+        wide = round(font.getlength(name)) + 2 * size + _GAP
         if x + wide > width and x > _GAP:
             x, y = _GAP, y + _LINE
-        places.append((index, x, y))
+        places.append((palette[index], name, font, x, y))
         x += wide
     picture = Image.new("RGB", (width, y + 2 * _LINE + 12), "white")
     draw = ImageDraw.Draw(picture)
-    for index, x, y in places:
-        draw.rectangle((x, y + 8, x + size, y + 8 + size), fill=labels.palette[index], outline=_SOFT)
-        draw.text((x + size + 6, y + 6), labels.names[index], fill=_INK, font=font)
+    for colour, name, font, x, y in places:
+        draw.rectangle((x, y + 8, x + size, y + 8 + size), fill=colour, outline=_SOFT)
+        draw.text((x + size + 6, y + 6), name, fill=_INK, font=font)
     for place, heading in enumerate(("photograph", "truth", "prediction")):
-        draw.text((_GAP + place * (SIDE + _GAP), picture.height - _LINE), heading, fill=_SOFT, font=font)
+        text, font = lettering(heading, size)
+        draw.text((_GAP + place * (SIDE + _GAP), picture.height - _LINE), text, fill=_SOFT, font=font)
     return picture

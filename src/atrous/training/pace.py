@@ -30,6 +30,8 @@ _VALIDATING, _RESERVE, _ENDING = 0.15, 0.05, 2.0
 _WARM_STEPS, _MOST_STEPS = 1, 8
 _MEASURING = 0.03
 """Share of a given time that measuring may take, beyond the first two steps."""
+_TRIAL = 4.0
+"""Seconds for the same where no time is given."""
 _WORTH_MEASURING = 200
 """Steps of a run from which two more do not matter."""
 _FIRST_STEPS = 4
@@ -131,7 +133,8 @@ class Forecast:
         """What is known before the first step, or nothing."""
         if not self._expected:
             return ""
-        return f"about {told(self._expected)}: {self.pace.step:.2g} s a step, measured on {self.pace.steps} not kept"
+        measured = counted(self.pace.steps, "trial step")
+        return f"about {told(self._expected)}: {self.pace.step:.2g} s a step, measured on {measured}"
 
     def after_step(self, step: int) -> str:
         """Count a step; once the first ones are done, what they say of the end, unless it is what was said before."""
@@ -186,7 +189,7 @@ def planned(
         if ctx.size > 1 or ctx.device.type != "cpu" or recipe.schedule.iterations < _WORTH_MEASURING:
             return recipe, None
         with suppress(Exception):  # what is wrong, the run itself says better
-            return recipe, measured(0.0)
+            return recipe, measured(_TRIAL)
         return recipe, None
     pace = measured(_MEASURING * seconds)
     return fitted(recipe, pace, seconds - (time.perf_counter() - since), ctx, seconds), pace

@@ -18,6 +18,7 @@ from PIL import Image
 from atrous.atomic import write_text, written_whole
 from atrous.data.datasets.dataset import SegmentationDataset
 from atrous.data.labels import Labels
+from atrous.data.palette import drawn_palette
 from atrous.data.sampling import Presence
 from atrous.evaluation.evaluate import Evaluation
 from atrous.messages import counted
@@ -44,10 +45,11 @@ img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--l
 .wide { overflow-x: auto } .wide img { max-width: none } progress { width: 100%; height: 8px }
 table { border-collapse: collapse; width: 100%; font-size: .95rem } td, th { padding: 4px 8px; text-align: right;
   border-bottom: 1px solid var(--line); white-space: nowrap } th { color: var(--soft); font-weight: normal }
-td:first-child, th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere }
+td:first-child, th:first-child { text-align: left; white-space: normal; overflow-wrap: break-word }
 .chip { display: inline-block; width: 12px; height: 12px; border: 1px solid var(--soft); border-radius: 3px;
   margin-right: 7px; vertical-align: -1px } .bar { display: inline-block; height: 9px; background: var(--bar);
   border-radius: 2px } td.bars { width: 35%; text-align: left }
+@media (max-width: 600px) { .bars { display: none } }
 pre { background: color-mix(in srgb, var(--line) 45%, transparent); padding: 10px 12px; border-radius: 6px;
   overflow-x: auto; font-size: .85rem }
 """
@@ -202,16 +204,16 @@ class RunPage:
             return ""
         # With the step behind it, the browser takes the new file and not its copy.
         kind = "wide" if wide else "fit"
-        image = f'<img src="{file}?{done}" alt="{_text(text)}">'
+        image = f'<a href="{file}"><img src="{file}?{done}" alt="{_text(text)}"></a>'
         return f'<h2>{heading}</h2><div class="{kind}">{image}</div>'
 
 
 def _table(outcome: Outcome, labels: Labels) -> str:
-    rows = []
+    rows, palette = [], drawn_palette(labels)
     order: Sequence[int] = outcome.order or range(len(labels))
     unscored = [i for i in range(len(labels)) if i not in order]
     for i in (*order, *unscored):
-        red, green, blue = labels.palette[i]
+        red, green, blue = palette[i]
         iou = outcome.iou[i] if outcome.iou else float("nan")
         bar = f'<span class="bar" style="width:{100 * iou:.0f}%"></span>' if iou == iou else ""
         chip = f'<span class="chip" style="background:rgb({red},{green},{blue})"></span>'
@@ -219,7 +221,8 @@ def _table(outcome: Outcome, labels: Labels) -> str:
             f"<tr><td>{chip}{_text(labels.names[i])}</td><td>{f'{iou:.4f}' if iou == iou else '–'}</td>"
             f'<td class="bars">{bar}</td><td>{outcome.with_class[i]}</td></tr>'
         )
-    head = f"<tr><th>class</th><th>IoU</th><th></th><th>in {counted(outcome.images, 'image')}</th></tr>"
+    count = counted(outcome.images, "image")
+    head = f'<tr><th>class</th><th>IoU</th><th class="bars"></th><th>in {count}</th></tr>'
     return f"<h2>Classes</h2><table>{head}{''.join(rows)}</table>"
 
 
@@ -230,6 +233,6 @@ def _text(text: str) -> str:
 def _save(picture: Image.Image, path: Path) -> None:
     with written_whole(path) as file:
         if path.suffix == ".jpg":
-            picture.save(file, format="JPEG", quality=85)
+            picture.save(file, format="JPEG", quality=78)
         else:
             picture.save(file, format="PNG")

@@ -15,9 +15,9 @@ from atrous.evaluation.distributed import DistributedContext
 from atrous.models.output_stride import check_reachable
 from atrous.training import checkpoint
 from atrous.training.config import Recipe
-from atrous.training.loader import check_masks, open_data, sampled
+from atrous.training.loader import check_masks, open_data, own_split, sampled
 from atrous.training.pace import Pace, planned
-from atrous.training.run_folder import claim, headline_of, refuse_taken, saved_state
+from atrous.training.run_folder import claim, headline_of, refuse_taken, saved_state, write_split
 from atrous.training.run_page import RunPage
 from atrous.training.state import State
 
@@ -101,6 +101,8 @@ def start(
     if not checkpoint.steps(run):
         recipe, pace = planned(recipe, dataset, held_out, ctx, workers=workers, seconds=seconds, since=since)
     changed = claim(run, recipe, resume, ctx)
+    if held_out and ctx.first and own_split(data, recipe.data):
+        write_split(run, dataset, held_out)
     saved = saved_state(run, dataset) if resume else None
     state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
     if saved:

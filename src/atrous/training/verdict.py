@@ -84,7 +84,7 @@ def advice(outcome: Outcome) -> str:
         return "Hold some images back to validate on: a split named val."
     worst = order[-1]
     name, iou, held = outcome.names[worst], outcome.iou[worst], outcome.with_class[worst]
-    if iou < _WEAK and held < max(10, _RARE * outcome.images):
+    if iou < _WEAK and held < min(outcome.images, max(10, _RARE * outcome.images)):
         return f"Label more photographs with {name}: {held} of {outcome.images} have it."
     if outcome.mistakes and outcome.mistakes[0].share >= 0.25:
         true, taken, share = outcome.mistakes[0]

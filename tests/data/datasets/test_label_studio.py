@@ -252,7 +252,7 @@ def test_brush_masks_alone_are_said_to_need_the_json(tmp_path: Path) -> None:
     assert kind_of(tmp_path) == "label_studio"
     listing = list_split(tmp_path, "all")
     assert listing.read_as == "2 brush masks of Label Studio, of 1 task and 3 classes, without images"
-    with pytest.raises(ValueError, match=r"only the project's JSON says which image that is: export it, too, as JSON"):
+    with pytest.raises(ValueError, match=r"only the project's JSON says which image that is: export it as JSON, too"):
         open_dataset(tmp_path, "all")
 
 

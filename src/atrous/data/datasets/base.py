@@ -17,12 +17,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar, overload
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
+
+import numpy.typing as npt
 
 from atrous.data.datasets.options import DatasetOptions
 from atrous.data.image_file import IMAGE_SUFFIXES, SAID
-from atrous.data.image_io import Pixels
-from atrous.data.labels import Labels
+from atrous.data.labels import Colour, Labels
+from atrous.data.samples import AS_IT_IS, ImageRule
 from atrous.messages import listed
 
 T = TypeVar("T")
@@ -31,8 +33,8 @@ T = TypeVar("T")
 class MaskSource(Protocol):
     """A mask that is not an image file of ids: `str()` names it in messages; it pickles, for loader workers."""
 
-    def read(self) -> Pixels:
-        """The ids as stored, uint8 H,W; ValueError or FileNotFoundError naming the file."""
+    def read(self) -> npt.NDArray[Any]:
+        """The ids as stored, uint8 or uint16 H,W; ValueError or FileNotFoundError naming the file."""
 
 
 class Item(NamedTuple):
@@ -99,12 +101,15 @@ class Listing:
         place: where the split is, for messages.
         items: the images that have a mask.
         labels: the classes.
-        remap: class id by stored id, 256 entries, -1 for an id that must not occur; None: stored ids are class ids.
+        remap: class id by stored id, 256 or 65,536 entries, -1 for one that must not occur; None: they are class ids.
         problems: one line each; any of them makes the split unfit.
         warnings: one line each, for what looks like a mistake.
         unlabelled: why there are no masks, or "". A split without masks can be predicted, not trained on or scored.
         left_out: by reason, how many images the layout's rule leaves out.
         read_as: what the data was taken for, for `atrous data check`.
+        colours: by stored id, for masks of colours; None: the classes' colours, if stored ids are class ids.
+        ignored: more colours of masks, that are ignored.
+        rule: how the samples of images become colours.
     """
 
     place: str
@@ -116,6 +121,9 @@ class Listing:
     unlabelled: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
     read_as: str = ""
+    colours: tuple[Colour, ...] | None = None
+    ignored: tuple[Colour, ...] = ()
+    rule: ImageRule = AS_IT_IS
 
 
 @dataclass(frozen=True)

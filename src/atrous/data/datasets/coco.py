@@ -240,7 +240,7 @@ def _read_own(path: Path, split: str, search: ImageSearch, content: _Content) ->
         by_image = {n: [r._replace(crowd=r.crowd and r.form != "rle") for r in of] for n, of in by_image.items()}
         warnings = (f"{path}: all {len(marked)} RLE have iscrowd 1, as some tools write it: read as their class",)
     listing = _list_items(path, split, search, content, labels, values, by_image)
-    read_as = f"COCO's format with {len(values)} categories of its own: {listed(labels.names)}"
+    read_as = f"COCO's format with {len(values)} categories of its own: {listed(labels.names)}; smaller over larger"
     return replace(listing, warnings=(*listing.warnings, *warnings), read_as=read_as)
 
 

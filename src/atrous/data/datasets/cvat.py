@@ -290,7 +290,7 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
     if absent:
         problems.append(f"{root}: {len(absent)} of {count} images are not there: {listed(absent)}; {_SAVE_IMAGES}")
     left_out = {"annotated twice: the later in the file counts": twice} if twice else {}
-    read_as = f"CVAT for images, with its {counted(len(labels), 'class', 'classes')}"
+    read_as = f"CVAT for images, with its {counted(len(labels), 'class', 'classes')}; higher z-order over lower"
     warnings = _warnings(root, contents)
     return Listing(str(root), (*items.values(),), labels, None, (*problems,), warnings, "", left_out, read_as)
 

@@ -45,7 +45,7 @@ _EXPECTED = "Label Studio's JSON, a list of tasks"
 _NO_IMAGES = f"exports have none unless asked for: put them into images/, {SAY_WHERE}"
 _NO_JSON = (
     "Label Studio's brush masks name a task by its number, and only the project's JSON says which image that is: "
-    "export it, too, as JSON, and put it beside"
+    "export it as JSON, too, and put it beside them, with the images in images/"
 )
 
 
@@ -350,7 +350,7 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
         problems.append(f"{root}: {count} images are not there: {listed([*dict.fromkeys(absent)])}; {_NO_IMAGES}")
     bare = sum(number not in brushes for content in here.values() for number, _ in content.bare)
     left_out = {"no annotation, or cancelled ones only": bare} if bare else {}
-    read_as = f"Label Studio's JSON, with {counted(len(labels), 'class', 'classes')}"
+    read_as = f"Label Studio's JSON, with {counted(len(labels), 'class', 'classes')}; later regions over earlier"
     warnings = tuple(notes.lines(root))
     return Listing(str(root), (*items.values(),), labels, None, tuple(problems), warnings, "", left_out, read_as)
 
@@ -431,7 +431,7 @@ def _without_json(root: Path, brushes: BrushFiles) -> Listing:
     labels, _ = with_background(root, sorted({class_of(file, ()) for file in files}))
     tasks, classes = counted(len(brushes), "task"), counted(len(labels), "class", "classes")
     read_as = f"{len(files)} brush masks of Label Studio, of {tasks} and {classes}, without images"
-    return Listing(str(root), (), labels, problems=(f"{root}: {_NO_JSON}; {_NO_IMAGES}",), read_as=read_as)
+    return Listing(str(root), (), labels, problems=(f"{root}: {_NO_JSON}, {SAY_WHERE}",), read_as=read_as)
 
 
 LAYOUT = Layout(

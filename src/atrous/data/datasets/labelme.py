@@ -177,7 +177,9 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
             f"{place}: {len(absent)} of {count} files have no image beside them: {listed(absent)}; put them there, "
             f"{SAY_WHERE}"
         )
-    read_as = f"LabelMe's JSON, with the {counted(len(labels), 'class', 'classes')} of {source}"
+    read_as = (
+        f"LabelMe's JSON, with the {counted(len(labels), 'class', 'classes')} of {source}; later shapes over earlier"
+    )
     return Listing(place, tuple(items), labels, None, tuple(problems), tuple(warnings), read_as=read_as)
 
 

@@ -8,6 +8,7 @@ A layout is one of `LAYOUTS`, named in `NAME:PATH` or recognised.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from atrous.data.datasets import (
@@ -48,6 +49,7 @@ from atrous.data.datasets.folding import folded
 from atrous.data.datasets.options import FILE, NO_OPTIONS, DatasetOptions, read_options
 from atrous.data.datasets.parts import PARTS, is_undivided, part_of
 from atrous.data.datasets.unread import holds_photographs_only, looks_like
+from atrous.data.samples import ImageRule
 from atrous.messages import did_you_mean
 
 LAYOUTS: dict[str, Layout] = {
@@ -129,6 +131,7 @@ def list_split(data: str | Path, split: str, options: DatasetOptions = NO_OPTION
     listing = layout.read(root, WHOLE if divided else split, options)
     if not listing.items and not listing.problems:
         raise ValueError(f"{listing.place}: no images; expected {layout.expected}{_published(kind)}")
+    listing = replace(listing, rule=ImageRule(options.value_range, options.bands))
     listing = part_of(listing, split) if divided else listing
     try:
         return folded(listing, options)

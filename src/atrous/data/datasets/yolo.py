@@ -181,7 +181,8 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
         if without := sum(stem not in texts for stem in images):
             warnings.append(f"{folder}: {without} images have no text file, and so no object")
     _refuse_boxes(items)
-    read_as = f"YOLO's polygons, with the {counted(len(names), 'class', 'classes')} of {path.name} and background"
+    classes = f"the {counted(len(names), 'class', 'classes')} of {path.name}"
+    read_as = f"YOLO's polygons, with {classes}; smaller polygons over larger"
     place = ", ".join(map(str, folders))
     return Listing(place, tuple(items), labels, None, tuple(problems), tuple(warnings), read_as=read_as)
 
