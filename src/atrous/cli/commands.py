@@ -111,7 +111,7 @@ def _model_and_sources(words: list[str]) -> tuple[str, list[str]]:
     first, *rest = words
     folder = Path(first)
     is_run = any((folder / name).exists() for name in ("recipe.yaml", "best", "model.safetensors"))
-    if first in names() or first.endswith(".safetensors") or is_run:
+    if first in names() or first.endswith((".safetensors", ".onnx", ".xml", ".pt2")) or is_run:
         resolve(first)
         if not rest:
             raise ValueError(f"{first} is a model; expected photographs after it: atrous predict {first} photo.jpg")

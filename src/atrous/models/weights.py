@@ -26,6 +26,7 @@ from atrous.atomic import written_whole
 from atrous.messages import did_you_mean
 from atrous.models.backbone import mismatch
 from atrous.models.deeplab import DeepLabV3
+from atrous.models.exported import ExportedDeepLabV3, is_exported, open_file
 from atrous.models.output_stride import LONGEST_SIDE
 
 MODEL_FILE = "model.safetensors"
@@ -157,13 +158,16 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
     """A model in float32 and ``eval()``, with its card.
 
     Args:
-        source: a name (`names` lists them), a weight file, or a folder with one: a run's folder, or its ``best``.
+        source: a name (`names` lists them), a weight file, a folder with one (a run's folder, or its ``best``), or a
+            file that ``atrous export`` wrote, which is run by its own runtime.
         output_stride: other than the one on the card.
 
     Raises:
         ValueError: if there is no such thing, or it is no weight file of ours, or does not fit its own card.
     """
     path = resolve(source)
+    if is_exported(path):
+        return _load_exported(path, output_stride)
     card = read_card(path)
     try:
         model = _build(card)
@@ -174,6 +178,18 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
         model.output_stride = output_stride
     model.longest_side = card.longest_side
     return model.eval(), card
+
+
+def _load_exported(path: Path, output_stride: int | None) -> tuple[DeepLabV3, ModelCard]:
+    runtime = open_file(path)
+    try:
+        card = ModelCard.from_json(runtime.card)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    model = ExportedDeepLabV3(runtime, card.arguments, card.mean, card.std, card.longest_side)
+    if output_stride is not None:
+        model.output_stride = output_stride
+    return model, card
 
 
 def _build(card: ModelCard) -> DeepLabV3:
@@ -221,6 +237,8 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
             hold NaN or infinity.
     """
     path = resolve(source)
+    if is_exported(path):
+        raise ValueError(f"{path} is an exported file, which can only be run; expected a name, a run or a weight file")
     card = read_card(path)
     theirs, ours = card.arguments["num_classes"], model.num_classes
     state, own = _read_tensors(path), model.state_dict()
@@ -287,7 +305,7 @@ def read_card(path: Path) -> ModelCard:
 
 
 def resolve(source: str | Path) -> Path:
-    """The weight file that a name, a file or a folder stands for.
+    """The weight file, or exported file, that a name, a file or a folder stands for.
 
     Raises:
         ValueError: if there is none, with the nearest name.
