@@ -126,6 +126,16 @@ def test_lists_say_which_images_are_of_which_split(tmp_path: Path, lists: dict, 
     assert sum(listing.left_out.values()) == 4 - len(listing.items) and not listing.problems + listing.warnings
 
 
+def test_names_in_a_list_that_no_image_has_are_a_problem(tmp_path: Path) -> None:
+    photo(tmp_path / "images" / "a.jpg")
+    stored(tmp_path / "masks" / "a.png", ids(3))
+    text(tmp_path / "train.txt", "a\nlost\ngone\n")
+    (line,) = list_split(tmp_path, "train").problems
+    assert line.endswith("images: 2 names in the list of the split have no image: gone, lost")
+    text(tmp_path / "train.txt", "notes on training\n")  # which lists no image
+    assert splits(tmp_path) == ["all"]
+
+
 @pytest.mark.parametrize("name", ["yes", "on", "1e3", "leaf, wet", "café 北", "null"])
 def test_names_of_classes_are_text(tmp_path: Path, name: str) -> None:
     photo(tmp_path / "images" / "x.jpg")
