@@ -87,6 +87,14 @@ def test_arrangements_of_folders(tmp_path: Path, image: str, mask: str, split: s
     assert len(dataset) == 1 and dataset[0].mask.unique().tolist() == [0, 1, 2]
 
 
+def test_masks_that_come_after_thousands_of_images_are_found(tmp_path: Path) -> None:
+    for number in range(2100):
+        (tmp_path / f"img_{number:04d}.jpg").touch()
+    photo(tmp_path / "img_2100.jpg")
+    stored(tmp_path / "mask_2100.png", ids(3))
+    assert kind_of(tmp_path) == "pairs" and len(list_split(tmp_path, "all").items) == 1
+
+
 def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
     for name in ("a", "b"):
         photo(tmp_path / "images" / f"{name}.jpg")
