@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atrous.data.datasets.base import WHOLE, by_split, files_and_folders, split_name, subfolders
-from atrous.data.datasets.pairing import MASK_SUFFIXES, is_mask_name, paired, suffixed
+from atrous.data.datasets.pairing import MASK_SUFFIXES, are_beside, is_mask_name, suffixed
 from atrous.data.image_file import IMAGE_SUFFIXES
 
 _IMAGES = (
@@ -137,13 +137,10 @@ def _below(images: Path, masks: Path) -> dict[str, Place]:
 
 def _is_flat(folder: Path) -> bool:
     """Whether masks are beside their images, by their names."""
-    names = _files(folder)
+    names = files_and_folders(folder)[0]
     masks = [name for name in suffixed(names, MASK_SUFFIXES) if is_mask_name(name)]
-    if not masks:
-        return False
-    listed = {*masks}
-    images = [name for name in suffixed(names, IMAGE_SUFFIXES) if name not in listed]
-    return bool(images and paired(images, masks).pairs)
+    there = {*masks}
+    return bool(masks) and are_beside((name for name in suffixed(names, IMAGE_SUFFIXES) if name not in there), masks)
 
 
 def _holds_masks(folder: Path) -> bool:
