@@ -48,6 +48,8 @@ from atrous.messages import counted, did_you_mean, listed
 _META = "meta.json"
 _AREAS = ("bitmap", "polygon", "rectangle")
 _MOST_BYTES = 1 << 28
+_PNG_BYTES = 1 << 16
+"""That a PNG may have beside its pixels."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,10 @@ def _region(kind: str, thing: dict[str, Any], height: int, width: int) -> Region
         left, top = (int(part) for part in thing["bitmap"]["origin"])
         packed = base64.b64decode(thing["bitmap"]["data"], validate=True)
         inflate = zlib.decompressobj()
-        data = inflate.decompress(packed, _MOST_BYTES)
+        most = 4 * height * width + _PNG_BYTES
+        data = inflate.decompress(packed, most)
         if inflate.unconsumed_tail:
-            raise ValueError("a bitmap of more than 256 MB")
+            raise ValueError(f"a bitmap of more than {most} bytes; expected a PNG that fits {width}x{height} pixels")
         return paste(png_region(data, height, width), left, top, height, width)
     outer = _points(thing["points"]["exterior"], height, width)
     if kind == "rectangle":
