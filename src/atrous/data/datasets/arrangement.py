@@ -36,6 +36,7 @@ _MASKS = (
 _ENDS = ("_labels", "annot", "_annot", "_masks", "_mask", "_label", "_gt", "_annotations", "masks", "labels")
 _SPLITS = ("train", "val", "test", "trainval")
 _PEEKED = 2000
+_FEW = 50
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ def _below(images: Path, masks: Path) -> dict[str, Place]:
 def _is_flat(folder: Path) -> bool:
     """Whether masks are beside their images, by their names."""
     names = files_and_folders(folder)[0]
-    masks = [name for name in suffixed(names, MASK_SUFFIXES) if is_mask_name(name)]
+    # As many as tell: there may be a hundred thousand, and this is asked often.
+    masks = [*itertools.islice(filter(is_mask_name, suffixed(names, MASK_SUFFIXES)), _FEW)]
     there = {*masks}
     return bool(masks) and are_beside((name for name in suffixed(names, IMAGE_SUFFIXES) if name not in there), masks)
 

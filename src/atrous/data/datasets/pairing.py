@@ -15,7 +15,6 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 MASK_SUFFIXES = IMAGE_SUFFIXES | {*ARRAY_SUFFIXES}
 
 _DEPTH = 6
-_PEEKED = 50
 _MASK = (
     r"masks?|labels?|seg|segs|segm|segmentations?|semantic|gt|gts|ground_?truth|annotations?|annot|anno|ann|lab|targets?|"
     r"label_?ids?|label_?train_?ids?|train_?ids?|1st_manual|manual\d?|trimap|matte|colou?r_?mask|[lp]"
@@ -69,8 +68,8 @@ def is_mask_name(name: str) -> bool:
 
 
 def are_beside(images: Iterable[str], masks: Sequence[str]) -> bool:
-    """Whether one of the first masks goes with an image, for a folder that holds both."""
-    keys = {_key(stem(name), "mask") for name in masks[:_PEEKED]}
+    """Whether one of some masks goes with an image."""
+    keys = {_key(stem(name), "mask") for name in masks}
     return any(stem(name).casefold() in keys or _key(stem(name), "image") in keys for name in images)
 
 
