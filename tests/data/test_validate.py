@@ -280,7 +280,7 @@ def test_what_cannot_be_checked_at_all(root: Path) -> None:
     with pytest.raises(FileNotFoundError):
         check(root / "nowhere")
     (root / "dataset.yaml").write_text("names: 3")
-    with pytest.raises(ValueError, match=r"dataset\.yaml: names is int 3"):
+    with pytest.raises(ValueError, match=r"dataset\.yaml: names is the text .3."):
         check(root)
     empty = root / "empty"
     empty.mkdir()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atrous.cli.arguments import Parser, add_command, add_device, add_json
+from atrous.cli.arguments import Parser, add_command, add_data, add_device, add_json, dataset_options
 from atrous.cli.commands import complain, print_json, stderr_console
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _add_check(inner: Any) -> None:
     check.add_argument("--allow-empty-classes", action="store_true", help=text)
     text = "write a page (.html) or picture (.png) with the classes and an example of each problem"
     check.add_argument("--report", type=Path, metavar="FILE", help=text)
-    _add_source(check)
+    add_data(check, positional=True)
     add_json(check)
 
 
@@ -45,7 +45,7 @@ def _add_show(inner: Any) -> None:
     show = add_command(
         inner, "show", run_show, "a sheet of photographs with their masks, rarest classes first", example
     )
-    _add_source(show)
+    add_data(show, positional=True)
     show.add_argument("--out", type=Path, default=Path("sheet.png"), help="picture to write (default: %(default)s)")
     show.add_argument(
         "--split", action="append", default=[], help="take pictures from this split alone; can be repeated"
@@ -64,7 +64,7 @@ def _add_convert(inner: Any) -> None:
     text = "write the plain layout, or the format of a labelling tool"
     convert = add_command(inner, "convert", run_convert, text, "atrous data convert cvat-export my-data")
     text = "a data set; the output folder of atrous predict; or with --model, photographs"
-    _add_source(convert, text)
+    add_data(convert, positional=True, name="SRC", text=text)
     convert.add_argument("out", metavar="OUT", type=Path, help="folder to write; an interrupted call can be repeated")
     text = "plain, or for correction in a tool: coco, yolo, voc, labelme, cvat (default: %(default)s)"
     convert.add_argument("--to", default="plain", choices=FORMATS, metavar="FORMAT", help=text)
@@ -81,12 +81,6 @@ def _add_convert(inner: Any) -> None:
     convert.add_argument("--model", help="masks by this model, for SRC of photographs")
     add_device(convert)
     add_json(convert)
-
-
-def _add_source(parser: Parser, text: str = "") -> None:
-    name = "SRC" if text else "DATA"
-    text = text or "a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH"
-    parser.add_argument("data", metavar=name, help=text)
 
 
 @contextlib.contextmanager
@@ -106,8 +100,9 @@ def run_check(args: argparse.Namespace) -> int:
 
     with _bar("check") as tell:
         report = check(
-            args.data, allow_empty_classes=args.allow_empty_classes, progress=lambda _, done, total: tell(done, total)
-        )
+            args.data, dataset_options(args), allow_empty_classes=args.allow_empty_classes,
+            progress=lambda _, done, total: tell(done, total),
+        )  # fmt: skip
     if args.json:
         print_json(report.as_dict())
     else:
@@ -123,7 +118,9 @@ def run_show(args: argparse.Namespace) -> int:
         raise ValueError("--predictions and --model are both given; expected one of them")
     predict = _predicted_in(args.predictions) if args.predictions else _predicted_by(args) if args.model else None
     with _bar("masks") as tell:
-        drawn = sheet(args.data, only=args.split, count=args.count, predict=predict, progress=tell)
+        drawn = sheet(
+            args.data, dataset_options(args), only=args.split, count=args.count, predict=predict, progress=tell
+        )
     drawn.save(args.out)
     for line in drawn.unreadable[:3]:
         complain(line, 2)
@@ -164,7 +161,7 @@ def _predicted_by(args: argparse.Namespace) -> Predict:
     from atrous.prediction.predictor import Predictor
 
     predictor = Predictor.load(args.model, device=args.device)
-    names = list_split(args.data, next(iter(args.split or splits(args.data)))).labels.names
+    names = list_split(args.data, next(iter(args.split or splits(args.data))), dataset_options(args)).labels.names
     if difference := class_difference(predictor.labels.names, names):
         raise ValueError(f"{args.model} and {args.data}: {difference}; expected a model of the same classes")
     return lambda item: predictor(item.image).mask
@@ -199,7 +196,7 @@ def _source(args: argparse.Namespace) -> Source:
         return predicted(folder, output_names(find_photographs(args.photographs)))
     if args.photographs:
         raise ValueError(f"{folder}: no {CLASSES} and masks/; expected the output of atrous predict, for --photographs")
-    return source_of(args.data)
+    return source_of(args.data, dataset_options(args))
 
 
 def _segmented(args: argparse.Namespace) -> Source:

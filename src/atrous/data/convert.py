@@ -26,6 +26,7 @@ import yaml
 
 from atrous.atomic import sweep, write_text, written_whole
 from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, refuse_problems, splits
+from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.datasets.split import SHARE, divide
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels, read_image, read_note, read_size, write_image, write_mask
@@ -100,14 +101,14 @@ class Converted:
         return {**vars(self), "out": str(self.out)}
 
 
-def source_of(data: str | Path) -> Source:
-    """A data set in any layout that is read.
+def source_of(data: str | Path, options: DatasetOptions = NO_OPTIONS) -> Source:
+    """A data set in any layout that is read, by the options that overrule its `dataset.yaml`.
 
     Raises:
         FileNotFoundError: if there is no such path.
         ValueError: if it is no data set, a split lacks files, the splits have different classes, or none has masks.
     """
-    listings = {name: list_split(data, name) for name in splits(data) if name != "trainval"}
+    listings = {name: list_split(data, name, options) for name in splits(data) if name != "trainval"}
     masked = {name: listing for name, listing in listings.items() if not listing.unlabelled}
     said = [
         f"{name}: {counted(len(listing.items), 'image')} without masks left out: {listing.unlabelled}"
@@ -129,7 +130,7 @@ def source_of(data: str | Path) -> Source:
 
 
 def _opened(listing: Listing) -> SegmentationDataset:
-    return SegmentationDataset(listing.items, listing.labels, remap=listing.remap)
+    return SegmentationDataset.of(listing)
 
 
 def predicted(folder: Path, photographs: Mapping[Path, str]) -> Source:
@@ -256,11 +257,7 @@ def _classes_of(dataset: SegmentationDataset, item: Item) -> list[int]:
         ids = dataset.read_ids(item, read_size(item.image))
     except (ValueError, OSError):
         return []  # named when it is to be written
-    return [
-        int(value)
-        for value in np.flatnonzero(np.bincount(ids.ravel(), minlength=256))
-        if value != dataset.labels.ignore
-    ]
+    return [int(value) for value in np.flatnonzero(np.bincount(ids.ravel())) if value != dataset.labels.ignore]
 
 
 Named = dict[str, dict[str, tuple[SegmentationDataset, Item]]]
@@ -324,7 +321,14 @@ def _claim(out: Path, source: Source, named: Named, to: str, shapes: Shapes, ima
     text = "".join(f"# {' '.join(line.split())}\n" for line in how)
     if to == "plain":
         labels = source.labels
-        document = {"names": list(labels.names), "palette": [list(c) for c in labels.palette], "ignore": labels.ignore}
+        document: dict[str, Any] = {
+            "names": list(labels.names),
+            "palette": [list(c) for c in labels.palette],
+            "ignore": labels.ignore,
+        }
+        rule = next(iter(source.splits.values())).rule  # the images are as they were
+        document |= {"value_range": [*rule.value_range]} if rule.value_range else {}
+        document |= {"bands": [*rule.bands]} if rule.bands else {}
         text += yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1 << 16)
     else:
         text += f"# Written as {to}, {shapes}\n"

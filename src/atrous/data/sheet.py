@@ -18,6 +18,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, splits
+from atrous.data.datasets.mask_values import histogram_of
+from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.image_io import Pixels, read_image, read_size
 from atrous.data.labels import Labels
 from atrous.data.overlay import overlay
@@ -69,6 +71,7 @@ class Sheet:
 
 def sheet(
     data: str | Path,
+    options: DatasetOptions = NO_OPTIONS,
     *,
     only: Sequence[str] = (),
     count: int | None = None,
@@ -79,6 +82,7 @@ def sheet(
 
     Args:
         data: as for `open_dataset`.
+        options: likewise.
         only: splits to take pictures from; all by default.
         count: pictures; by default as many as it takes to see every class, `FEWEST` to `MOST`.
         predict: the predicted ids of an item, uint8 H,W, to be drawn beside the truth; errors as of a mask.
@@ -90,7 +94,7 @@ def sheet(
     """
     if count is not None and count < 1:
         raise ValueError(f"{count} pictures; expected 1 or more")
-    listings = _listings(data, only)
+    listings = _listings(data, only, options)
     labels = next(iter(listings.values())).labels
     candidates, unreadable, total = _examined(listings, progress)
     if not candidates:
@@ -143,10 +147,10 @@ def choose(counts: npt.NDArray[np.int64], count: int | None = None) -> list[int]
     return chosen
 
 
-def _listings(data: str | Path, only: Sequence[str]) -> dict[str, Listing]:
+def _listings(data: str | Path, only: Sequence[str], options: DatasetOptions) -> dict[str, Listing]:
     """The splits that have masks, and the classes of the first of them."""
     names = [*only] or [name for name in splits(data) if name != "trainval"]
-    listings = {name: list_split(data, name) for name in names}
+    listings = {name: list_split(data, name, options) for name in names}
     masked = {name: listing for name, listing in listings.items() if listing.items and not listing.unlabelled}
     if not masked:
         problems = [line for listing in listings.values() for line in (*listing.problems, listing.unlabelled) if line]
@@ -170,7 +174,7 @@ def _examined(
         split, item = one
         try:
             ids = datasets[split].read_ids(item, read_size(item.image))
-            return _Candidate(split, item, np.bincount(ids.ravel(), minlength=256))
+            return _Candidate(split, item, histogram_of(ids, datasets[split].labels))
         except (ValueError, OSError) as error:
             return " ".join(str(error).split())
 
@@ -186,12 +190,12 @@ def _examined(
 
 
 def _dataset(listing: Listing) -> SegmentationDataset:
-    return SegmentationDataset(listing.items, listing.labels, remap=listing.remap)
+    return SegmentationDataset.of(listing)
 
 
 def _tile(one: _Candidate, listing: Listing, labels: Labels, predict: Predict | None) -> Image.Image:
     """Photograph, truth and, where it is predicted, prediction side by side, over a line that says what they hold."""
-    image = read_image(one.item.image)
+    image = read_image(one.item.image, rule=listing.rule)
     masks = [_dataset(listing).read_ids(one.item, image.shape[:2])]
     ious = ""
     if predict:
