@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, splits
 from atrous.data.datasets.mask_values import histogram_of
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
-from atrous.data.image_io import Pixels, read_image, read_size
+from atrous.data.image_io import Pixels, read_size, write_image
 from atrous.data.labels import Labels
 from atrous.data.overlay import overlay
 from atrous.data.palette import drawn_palette
@@ -43,7 +43,7 @@ Predict = Callable[[Item], Pixels]
 class _Candidate:
     split: str
     item: Item
-    counts: npt.NDArray[np.int64]  # pixels of each id, 256
+    counts: npt.NDArray[np.int64]  # of `histogram_of`
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,6 @@ class Sheet:
 
     def save(self, path: str | Path) -> None:
         """Write it in the format that the suffix names."""
-        from atrous.data.image_io import write_image
-
         write_image(path, self.image)
 
 
@@ -94,7 +92,7 @@ def sheet(
     """
     if count is not None and count < 1:
         raise ValueError(f"{count} pictures; expected 1 or more")
-    listings = _listings(data, only, options)
+    listings = _listings(data, options, only)
     labels = next(iter(listings.values())).labels
     candidates, unreadable, total = _examined(listings, progress)
     if not candidates:
@@ -109,7 +107,7 @@ def sheet(
         except (ValueError, OSError) as error:
             unreadable.append(" ".join(str(error).split()))
     if not tiles:
-        raise ValueError(f"{data}: no photograph can be read, so that there is nothing to show: {unreadable[0]}")
+        raise ValueError(f"{data}: no photograph can be shown: {unreadable[-1]}")
     said = counted(len(tiles), "picture")
     said += f" of {total}, rarest classes first"
     said += f"; classes counted in {len(candidates)} masks" if len(candidates) < total else ""
@@ -147,7 +145,7 @@ def choose(counts: npt.NDArray[np.int64], count: int | None = None) -> list[int]
     return chosen
 
 
-def _listings(data: str | Path, only: Sequence[str], options: DatasetOptions) -> dict[str, Listing]:
+def _listings(data: str | Path, options: DatasetOptions, only: Sequence[str]) -> dict[str, Listing]:
     """The splits that have masks, and the classes of the first of them."""
     names = [*only] or [name for name in splits(data) if name != "trainval"]
     listings = {name: list_split(data, name, options) for name in names}
@@ -168,13 +166,13 @@ def _examined(
         for split, listing in listings.items()
         for place in np.unique(np.linspace(0, len(listing.items) - 1, MOST_EXAMINED, dtype=int))
     ]
-    datasets = {split: _dataset(listing) for split, listing in listings.items()}
+    datasets = {split: SegmentationDataset.of(listing) for split, listing in listings.items()}
 
     def examine(one: tuple[str, Item]) -> _Candidate | str:
         split, item = one
         try:
             ids = datasets[split].read_ids(item, read_size(item.image))
-            return _Candidate(split, item, histogram_of(ids, datasets[split].labels))
+            return _Candidate(split, item, histogram_of(ids, listings[split].labels))
         except (ValueError, OSError) as error:
             return " ".join(str(error).split())
 
@@ -189,14 +187,10 @@ def _examined(
     return candidates, unreadable, sum(len(listing.items) for listing in listings.values())
 
 
-def _dataset(listing: Listing) -> SegmentationDataset:
-    return SegmentationDataset.of(listing)
-
-
 def _tile(one: _Candidate, listing: Listing, labels: Labels, predict: Predict | None) -> Image.Image:
     """Photograph, truth and, where it is predicted, prediction side by side, over a line that says what they hold."""
-    image = read_image(one.item.image, rule=listing.rule)
-    masks = [_dataset(listing).read_ids(one.item, image.shape[:2])]
+    sample = SegmentationDataset.of(listing).with_items([one.item])[0]
+    image, masks = sample.image.permute(1, 2, 0).numpy(), [sample.mask.numpy()]
     ious = ""
     if predict:
         masks.append(predict(one.item))

@@ -22,10 +22,14 @@ from atrous.models.output_stride import OUTPUT_STRIDES, Dial, check_reachable, c
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d
 from atrous.ops.conv import place as set_stride_and_dilation
 
-NARROWER: dict[str, tuple[str, dict[str, float]]] = {
-    "mobilenet_edgetpu_075": ("mobilenet_edgetpu_100", {"channel_multiplier": 0.75})
+UNNAMED: dict[str, tuple[str, dict[str, Any]]] = {
+    "mobilenet_edgetpu_075": ("mobilenet_edgetpu_100", {"channel_multiplier": 0.75}),
+    **{
+        f"tf_mobilenetv2_{width}": (f"mobilenetv2_{width}", {"pad_type": "same"})
+        for width in ("035", "050", "075", "100", "140")
+    },
 }
-"""Networks that timm can build and does not name."""
+"""Networks that timm can build and does not name; ``tf_``, as in its names, pads as TensorFlow does."""
 
 _PROBE = 256
 """Side of the image that is sent through a network to learn its strides; a multiple of all of them."""
@@ -82,12 +86,16 @@ class TimmBackbone(Backbone):
 
     @property
     def reachable(self) -> tuple[int, ...]:  # noqa: D102
+        return tuple(stride for stride in OUTPUT_STRIDES if self._reaches(stride))
+
+    def _reaches(self, stride: int) -> bool:
         native = self.native_stride * 2 ** (self.last_block - 4)
-        name = self.name.removeprefix("timm/")
-        return tuple(s for s in OUTPUT_STRIDES if s <= native and _reaches(name, min(s, self.native_stride)))
+        return stride <= native and _reaches(self.name.removeprefix("timm/"), min(stride, self.native_stride))
 
     def set_output_stride(self, output_stride: int) -> None:  # noqa: D102
-        dial = check_reachable(output_stride, self.reachable, self.name)
+        # To try one stride takes a hundredth of a second; all are tried for the error alone.
+        reached = output_stride in OUTPUT_STRIDES and self._reaches(output_stride)
+        dial = check_reachable(output_stride, (output_stride,) if reached else self.reachable, self.name)
         self.output_stride = min(output_stride, self.native_stride)
         grid = self.multi_grid
         unit_rates = dict(zip(self.grid_units, grid, strict=False)) if grid else {}
@@ -143,7 +151,7 @@ class TimmBackbone(Backbone):
 def _create(name: str, **options: Any) -> Any:
     import timm
 
-    name, changes = NARROWER.get(name, (name, {}))
+    name, changes = UNNAMED.get(name, (name, {}))
     if name not in timm.list_models(name) and not timm.is_model(name.split(".")[0]):
         near = [f"timm/{other}" for other in timm.list_models(f"*{name[:8]}*")[:5]]
         raise ValueError(f"timm has no network {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
@@ -161,7 +169,7 @@ def _create(name: str, **options: Any) -> Any:
         # timm starts the last batch norm of a residual unit at 0; the authors' code and our ResNets do not.
         if isinstance(module, nn.BatchNorm2d) and not module.weight.is_meta and not module.weight.any():
             nn.init.ones_(module.weight)
-    if changes:  # timm's has a rectifier here that the authors' network has not
+    if "channel_multiplier" in changes:  # timm's has a rectifier here that the authors' network has not
         net.blocks[0][0].bn1.act = nn.Identity()
     return net
 
