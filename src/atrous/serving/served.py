@@ -109,7 +109,7 @@ class ServedModel:
         }
 
     def _together(self, images: Sequence[bytes], output_stride: int | None) -> list[Segmentation]:
-        pixels = [read_image(image, max_pixels=self.predictor.max_pixels) for image in images]
+        pixels = [read_image(image, max_pixels=self.predictor.max_pixels, rule=self.predictor.rule) for image in images]
         masks = _masks(self.predictor, pixels, output_stride)
         return [Segmentation(mask, image, self.predictor.labels) for mask, image in zip(masks, pixels, strict=True)]
 
