@@ -80,7 +80,5 @@ def test_videos_and_cameras_are_known_by_their_names() -> None:
         True, True, True, True, False, False,
     ]  # fmt: skip
     assert [camera_of(name) for name in ("webcam", "webcam:2", "webcams")] == [0, 2, None]
-    assert camera_address(1, "linux") == ("/dev/video1", "v4l2") and camera_address(0, "darwin") == (
-        "0",
-        "avfoundation",
-    )
+    assert camera_address(1, "linux") == ("/dev/video1", "v4l2")
+    assert camera_address(0, "darwin") == ("0", "avfoundation")
