@@ -55,7 +55,7 @@ def test_fetch_names_files_by_their_urls(server: str, tmp_path: Path, drawn, mon
     assert all(np.array_equal(read_image(path), drawn(1, 40, 52)[0]) for path in paths)
     with pytest.raises(ValueError, match="the server answers 404 Not Found; expected a photograph"):
         urls.fetch(server + "/gone.png", folder)
-    with pytest.raises(ValueError, match="redirected to file:; expected http or https"):
+    with pytest.raises(ValueError, match="Redirection to url 'file:///etc/passwd' is not allowed; expected"):
         urls.fetch(server + "/away-file", folder)
     with pytest.raises(ValueError, match="http://127.0.0.1:9/a.png: cannot be reached"):
         urls.fetch("http://127.0.0.1:9/a.png", folder)
