@@ -20,8 +20,8 @@ import numpy.typing as npt
 import yaml
 
 from atrous.atomic import write_text
-
-Colour = tuple[int, int, int]
+from atrous.colours import Colour as Colour
+from atrous.colours import voc_palette as voc_palette
 
 IGNORE_COLOUR: Colour = (224, 224, 192)
 """The colour that VOC draws its ignored border in: entry 255 of its colour map."""
@@ -99,21 +99,6 @@ def _check_palette(palette: tuple[Colour, ...], count: int) -> None:
     for index, colour in enumerate(palette):
         if not isinstance(colour, tuple) or len(colour) != 3 or not all(_is_byte(part) for part in colour):
             raise ValueError(f"palette[{index}] is {reprlib.repr(colour)}; expected three integers in 0..255")
-
-
-def voc_palette(n: int) -> tuple[Colour, ...]:
-    """The first n colours of the colour map of the VOC development kit, which go on to 65,536 as its 256 begin.
-
-    Bit j of the id, counted from the lowest, becomes bit 7 - j // 3 of red, green or blue, for j modulo 3 of 0, 1, 2.
-    Colours of neighbouring ids therefore differ most.
-    """
-    if not 0 <= n <= 65536:
-        raise ValueError(f"voc_palette({n}): expected 0 to 65536 colours, one for each value of 16 bits")
-
-    def channel(index: int, first: int) -> int:
-        return sum(((index >> (3 * level + first)) & 1) << (7 - level) for level in range(8))
-
-    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(n))
 
 
 _VOC_NAMES = (

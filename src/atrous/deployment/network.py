@@ -18,7 +18,7 @@ from atrous.models.aspp import ASPP
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import fold_batch_norm, put
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame
-from atrous.ops.resize import pad_to_grid, upsample
+from atrous.ops.resize import pad_image, upsample
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        return self.model.network(pad_to_grid(images, self.model.output_stride) if self.pads else images)
+        stride, upsampling = self.model.output_stride, self.model.upsampling
+        return self.model.network(pad_image(images, stride, upsampling) if self.pads else images)
 
 
 class WholeNetwork(nn.Module):
@@ -63,14 +64,16 @@ class WholeNetwork(nn.Module):
         self.register_buffer("scale", torch.tensor([255 * part for part in model.std]).view(3, 1, 1))
         shift = [mean / std for mean, std in zip(model.mean, model.std, strict=True)]
         self.register_buffer("shift", torch.tensor(shift).view(3, 1, 1))
-        self.dtype = class_map_dtype(model.num_classes)
+        self.dtype, self.upsampling = class_map_dtype(model.num_classes), model.upsampling
 
     def forward(self, images: Tensor) -> Tensor:
         """Images to classes or logits, as the interface says."""
         size = (images.shape[2], images.shape[3]) if self.interface.raw_input else (images.shape[1], images.shape[2])
         if not self.interface.raw_input:
             images = images.permute(0, 3, 1, 2).float().div(self.scale).sub(self.shift)
-        logits = upsample(self.network(pad_to_grid(images, self.stride)), size, self.stride)
+        logits = upsample(
+            self.network(pad_image(images, self.stride, self.upsampling)), size, self.stride, self.upsampling
+        )
         return logits if self.interface.logits else logits.argmax(1).to(self.dtype)
 
 

@@ -21,7 +21,7 @@ from atrous.deployment.network import Interface
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.exported import Runtime
 from atrous.ops.normalization import Normalization
-from atrous.ops.resize import pad_to_grid, resize, upsample
+from atrous.ops.resize import pad_image, resize, upsample
 
 AGREEMENT = 0.999
 """Least share of the pixels that must have the same class."""
@@ -96,7 +96,7 @@ def measure(model: DeepLabV3, runtime: Runtime, interface: Interface, *, network
             images = torch.stack([photograph, photograph.flip(-1)][:batch])
             seen = seen_by_network(images, model)
             small = model.network(seen)
-            logits = upsample(small, (photograph.shape[1], photograph.shape[2]), model.output_stride)
+            logits = upsample(small, (photograph.shape[1], photograph.shape[2]), model.output_stride, model.upsampling)
             found = runtime.run(inputs_of(images, model, interface))
             expected = logits if interface.logits else logits.argmax(1)
             if expected.shape != found.shape:
@@ -112,7 +112,7 @@ def measure(model: DeepLabV3, runtime: Runtime, interface: Interface, *, network
 
 def seen_by_network(images: Tensor, model: DeepLabV3) -> Tensor:
     """Photographs, uint8 B,3,H,W, as the network alone takes them: normalised and padded to the grid."""
-    return pad_to_grid(Normalization(model.mean, model.std)(images), model.output_stride)
+    return pad_image(Normalization(model.mean, model.std)(images), model.output_stride, model.upsampling)
 
 
 def require(parity: Parity, what: str, culprit: Callable[[], str]) -> None:

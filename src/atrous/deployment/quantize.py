@@ -28,7 +28,7 @@ from atrous.messages import counted, listed
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.exported import NETWORK_OUTPUT, ExportedDeepLabV3, cut_openvino, open_file, requirement
 from atrous.models.weights import ModelCard
-from atrous.ops.resize import pad_to_grid
+from atrous.ops.resize import pad_image
 
 IMAGES, HELD_OUT, SCANNED = 32, 16, 3
 """Images that give the ranges, that score them, and that the search for bad layers runs."""
@@ -165,7 +165,7 @@ def draw(train: SegmentationDataset) -> tuple[SegmentationDataset, SegmentationD
 
 def seen_by(model: DeepLabV3, image: Tensor) -> Tensor:
     """A photograph, uint8 3,H,W, as the network takes it: resized, normalised, padded to the grid, 1,3,h,w."""
-    return pad_to_grid(Preprocessor(model)(image[None]), model.output_stride).contiguous()
+    return pad_image(Preprocessor(model)(image[None]), model.output_stride, model.upsampling).contiguous()
 
 
 class OnnxInt8:

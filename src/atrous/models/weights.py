@@ -2,14 +2,17 @@
 
 The tensors are float16, the header holds a `ModelCard`: how to build the model, the classes and their colours, the
 normalisation, what was measured, on which data, with which recipe, under which licence. No code from a file is run.
+Checkpoints of other libraries are read as if they had been converted (`atrous.models.interchange`).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
@@ -23,10 +26,14 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from atrous.atomic import written_whole
+from atrous.colours import voc_palette
 from atrous.messages import did_you_mean
 from atrous.models.backbone import mismatch
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.exported import ExportedDeepLabV3, is_exported, open_file
+from atrous.models.interchange.base import Converted
+from atrous.models.interchange.convert import convert
+from atrous.models.interchange.files import PICKLES
 from atrous.models.output_stride import LONGEST_SIDE
 
 MODEL_FILE = "model.safetensors"
@@ -126,7 +133,7 @@ def _value_range(value: Any) -> tuple[float, float] | None:
     return low, high
 
 
-def save(model: nn.Module, path: str | Path, card: ModelCard) -> None:
+def save(model: nn.Module, path: str | Path, card: ModelCard, *, half: bool = True) -> None:
     """Write a model's weights as float16 safetensors, whole or not at all.
 
     A tensor that float16 cannot hold stays float32.
@@ -135,6 +142,7 @@ def save(model: nn.Module, path: str | Path, card: ModelCard) -> None:
         model: a `DeepLabV3`, also inside ``torch.compile`` or ``DataParallel``.
         path: of the file.
         card: describes the model.
+        half: False for float32.
 
     Raises:
         ValueError: before anything is written, if `load` could not open the file: an inference form, a pruned model, a
@@ -149,7 +157,7 @@ def save(model: nn.Module, path: str | Path, card: ModelCard) -> None:
     if problems := _misfits(expected, state, "the weights"):
         hint = "" if "NaN" in problems[0] else "; save the model as it is trained, not pruned, nor its inference form"
         raise ValueError(f"{path} is not written, for it could not be loaded: {problems[0]}{hint}")
-    tensors = {key: _halve(value) for key, value in state.items()}
+    tensors = {key: _halve(value) if half else value.detach().cpu().contiguous() for key, value in state.items()}
     with written_whole(Path(path)) as file:  # not save_file: it leaves files that nobody but their owner may read
         file.write(serialize(tensors, metadata={_HEADER_KEY: card.to_json()}))
 
@@ -159,11 +167,12 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
 
     Args:
         source: a name (`names` lists them), a weight file, a folder with one (a run's folder, or its ``best``), or a
-            file that ``atrous export`` wrote, which is run by its own runtime.
+            file that ``atrous export`` wrote, which is run by its own runtime; or a checkpoint of another library, or
+            the folder of its ``save_pretrained``.
         output_stride: other than the one on the card.
 
     Raises:
-        ValueError: if there is no such thing, or it is no weight file of ours, or does not fit its own card.
+        ValueError: if there is no such thing, or it is no weight file that is known, or does not fit its own card.
     """
     path = resolve(source)
     if is_exported(path):
@@ -212,16 +221,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def layout_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments `stride_in` and `consistent_rates` of a saved model: it keeps the rates it was trained with.
+    """The arguments of a saved model that are no keys of a recipe: it keeps the layers and rates it was trained with.
 
     Args:
         arguments: of `DeepLabV3`, from a card or a checkpoint. Before there was `consistent_rates`, ``first`` and all
             networks of timm had it, and ``first-dilated`` was ``first`` without.
     """
     stride_in = arguments.get("stride_in")
+    others = {key: arguments[key] for key in _LAYOUT if key in arguments}
     before = stride_in == "first" or str(arguments.get("backbone")).startswith("timm/")
     stride_in = "first" if stride_in == "first-dilated" else stride_in
-    return {"stride_in": stride_in, "consistent_rates": arguments.get("consistent_rates", before)}
+    return {**others, "stride_in": stride_in, "consistent_rates": arguments.get("consistent_rates", before)}
+
+
+_LAYOUT = ("head_conv", "aspp_filters", "aspp_projection", "stem", "average_shortcut")
+"""Arguments that no recipe has: a network has them from the weights that it starts from."""
 
 
 def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False) -> None:
@@ -285,12 +299,50 @@ def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) 
     return [f"{what} hold NaN or infinity in {', '.join(bad[:3])}"] if bad else []
 
 
+def card_of(converted: Converted, source: str) -> ModelCard:
+    """The card of a converted checkpoint; its classes have VOC's colours where it does not say any."""
+    names = converted.names
+    palette = converted.palette if len(converted.palette) == len(names) else voc_palette(len(names))
+    return ModelCard(
+        {**converted.arguments, "num_classes": len(names)}, names, palette, converted.mean, converted.std,
+        converted.output_stride, description=f"converted from {source}, a checkpoint of {converted.library}",
+    )  # fmt: skip
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is a checkpoint of another library."""
+    if path.suffix.lower() in PICKLES:
+        return True
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _HEADER_KEY not in (file.metadata() or {})
+    except (SafetensorError, OSError, UnicodeDecodeError):
+        return False  # what is wrong is said by whoever reads it
+
+
+def _converted(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
+    stamp = path.stat()
+    return _convert_once(path, stamp.st_mtime_ns, stamp.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _convert_once(path: Path, *_: int) -> tuple[ModelCard, dict[str, Tensor]]:
+    model, converted = convert(path)
+    said = [f"read as a checkpoint of {converted.library}", *(f"assumed {guess}" for guess in converted.guesses)]
+    warnings.warn(f"{path}: {'; '.join(said)}; atrous convert takes what is otherwise", stacklevel=2)
+    return card_of(converted, path.name), model.state_dict()
+
+
 def read_card(path: Path) -> ModelCard:
-    """The card in a weight file's header, without reading its tensors.
+    """The card in a weight file's header, without reading its tensors; that of a foreign checkpoint, converted.
 
     Raises:
-        ValueError: if the file is no safetensors file, or none of ours.
+        ValueError: if the file is no safetensors file, or none that is known.
     """
+    if _is_foreign(path):
+        return _converted(path)[0]
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -319,6 +371,8 @@ def resolve(source: str | Path) -> Path:
         for file in (path / MODEL_FILE, path / "best" / MODEL_FILE):
             if file.is_file():
                 return file
+        if (path / "pytorch_model.bin").is_file():  # an older save_pretrained
+            return path / "pytorch_model.bin"
         raise ValueError(f"{path} holds neither {MODEL_FILE} nor best/{MODEL_FILE}")
     hint = did_you_mean(source, names(), otherwise="the names are")
     raise ValueError(f"there is no weight file, run folder or named model {str(source)!r}{hint}")
@@ -361,6 +415,8 @@ def _folder() -> Path:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if _is_foreign(path):
+        return dict(_converted(path)[1])
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
