@@ -72,6 +72,11 @@ FLAGS = {
         "--data", "--device", "--flip", "--help", "--ignore-class-names", "--json", "--ladder", "--longest-side",
         "--output-stride", "--pad-to", "--scales", "--split", "-h",
     ],
+    "serve": [
+        "--allow-host", "--allow-origin", "--deadline", "--device", "--grace", "--help", "--host", "--json",
+        "--label-studio-files", "--longest-side", "--max-body", "--max-pixels", "--output-stride", "--port", "--queue",
+        "--workers", "-h", "-j",
+    ],
     "models": ["--help", "--json", "-h"],
     "data": ["--help", "-h"],
     "data check": ["--allow-empty-classes", "--help", "--json", "-h"],

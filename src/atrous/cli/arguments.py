@@ -36,9 +36,6 @@ SYNONYMS = {
 }
 """Flags of other tools and of before, and what they are called here."""
 
-ELSEWHERE = {"bench": "python -m benchmarks, in a copy of the repository, compares with other libraries"}
-"""Commands of before."""
-
 
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line that names the right flag."""
@@ -56,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         if "invalid choice: '" in message:
             word = message.split("invalid choice: '")[1].split("'")[0]
             choices = re.findall(r"[\w-]+", message.partition("(choose from ")[2])
-            message += f"; {ELSEWHERE[word]}" if word in ELSEWHERE else did_you_mean(word, choices, otherwise="")
+            message += did_you_mean(word, choices, otherwise="")
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:

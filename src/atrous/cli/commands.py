@@ -62,7 +62,7 @@ def run_predict(args: argparse.Namespace) -> int:
     predictor = Predictor.load(
         model, device=args.device, output_stride=args.output_stride, scales=args.scales, flip=args.flip,
         longest_side=args.longest_side, window=args.window,
-        max_pixels=MAX_PIXELS if args.max_pixels is None else args.max_pixels,
+        max_pixels=MAX_PIXELS if args.max_pixels is None else args.max_pixels, **_reading(args),
     )  # fmt: skip
     if sources is args.words:
         complain(f"segmenting with {model}; for another model name it first (atrous models)", 0)
@@ -92,6 +92,13 @@ def run_predict(args: argparse.Namespace) -> int:
     return 2 if batch.failures else 0
 
 
+def _reading(args: argparse.Namespace) -> dict[str, Any]:
+    """What `Predictor` takes of `--value-range` and `--bands`; without them it reads as the model's training did."""
+    options = dataset_options(args)
+    values = {"value_range": options.value_range, "bands": options.bands}
+    return {key: value for key, value in values.items() if value}
+
+
 def _model_and_sources(words: list[str]) -> tuple[str, list[str]]:
     """The model, everyday objects by default, and what it is to segment.
 
@@ -104,7 +111,7 @@ def _model_and_sources(words: list[str]) -> tuple[str, list[str]]:
     first, *rest = words
     folder = Path(first)
     is_run = any((folder / name).exists() for name in ("recipe.yaml", "best", "model.safetensors"))
-    if first in names() or first.endswith(".safetensors") or is_run:
+    if first in names() or first.endswith((".safetensors", ".onnx", ".xml", ".pt2")) or is_run:
         resolve(first)
         if not rest:
             raise ValueError(f"{first} is a model; expected photographs after it: atrous predict {first} photo.jpg")
@@ -167,10 +174,11 @@ def _opened_as_trained(args: argparse.Namespace, card: ModelCard) -> Segmentatio
 
     given = dataset_options(args)
     trained = DatasetOptions.parse(card.recipe.get("options") or {})
+    as_trained = DatasetOptions(value_range=card.value_range, bands=card.bands)
     if given or not trained or list_split(args.data, args.split).labels.names == card.names:
-        return open_dataset(args.data, args.split, given)
+        return open_dataset(args.data, args.split, given.over(as_trained))
     complain(f"{args.data} is read as in the training of {args.model}: {trained}", 0)
-    return open_dataset(args.data, args.split, trained)
+    return open_dataset(args.data, args.split, trained.over(as_trained))
 
 
 def _eval_ladder(args: argparse.Namespace, model: Any, dataset: Any, progress: Any) -> int:

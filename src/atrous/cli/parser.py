@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atrous.cli import serve, train
+from atrous.cli import bench, export, serve, train
 from atrous.cli.arguments import (
     Parser,
     add_command,
@@ -115,7 +115,9 @@ def _parser() -> Parser:
         _add_predict,
         train.add,
         _add_eval,
+        export.add,
         serve.add,
+        bench.add,
         _add_models,
         add_data_commands,
         _add_label,

@@ -61,7 +61,7 @@ def run_serve(args: argparse.Namespace) -> int:
         return complain(f"the server needs {error.name}: pip install 'atrous[serve]'", 2)
     del fastapi
     from atrous.serving.app import create_app
-    from atrous.serving.connections import listen, serve
+    from atrous.serving.connections import build_server, listen
     from atrous.serving.gate import LOOPBACK, is_loopback
     from atrous.serving.service import Service
 
@@ -88,7 +88,8 @@ def run_serve(args: argparse.Namespace) -> int:
             complain("stopping, once the requests that have begun are answered", 0)
 
         _log_to_stderr()
-        serve(create_app(service, hosts=hosts, origins=args.allow_origin), listener, limits, ready, draining)
+        app = create_app(service, hosts=hosts, origins=args.allow_origin)
+        build_server(app, limits, ready, draining).run([listener])
     if not service.close():  # a thread in the middle of a network cannot be stopped
         sys.stderr.flush()
         os._exit(0)

@@ -13,17 +13,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 
 from atrous.atomic import write_text
-
-Colour = tuple[int, int, int]
+from atrous.colours import Colour as Colour
+from atrous.colours import voc_palette as voc_palette
 
 IGNORE_COLOUR: Colour = (224, 224, 192)
 """The colour that VOC draws its ignored border in: entry 255 of its colour map."""
+
+
+MOST_CLASSES = 4096
+"""Metrics count every pair of a true and a predicted class: with as many, 134 MB for a data set."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Labels:
     """The classes of a data set, in the order of their ids.
 
     Attributes:
-        names: K unique, nonempty names, 1 to 65,535; the index is the id.
+        names: K unique, nonempty names, 1 to `MOST_CLASSES`; the index is the id.
         palette: K colours, red, green, blue in 0..255.
         ignore: the id, 0..65535 and no class's, of pixels that loss and metrics ignore. Masks have 8 bits, or 16 if
             there are more than 255 classes.
@@ -75,10 +80,8 @@ def _is_byte(value: object) -> bool:
 
 
 def _check_names(names: tuple[str, ...]) -> None:
-    if not 1 <= len(names) <= 65535:
-        raise ValueError(
-            f"names has {len(names)} classes; expected 1 to 65535, for a mask has 16 bits and one id is ignored"
-        )
+    if not 1 <= len(names) <= MOST_CLASSES:
+        raise ValueError(f"names has {len(names)} classes; expected 1 to {MOST_CLASSES}")
     for index, name in enumerate(names):
         if not isinstance(name, str):
             raise ValueError(f"names[{index}] is {reprlib.repr(name)}; expected a string")
@@ -96,21 +99,6 @@ def _check_palette(palette: tuple[Colour, ...], count: int) -> None:
     for index, colour in enumerate(palette):
         if not isinstance(colour, tuple) or len(colour) != 3 or not all(_is_byte(part) for part in colour):
             raise ValueError(f"palette[{index}] is {reprlib.repr(colour)}; expected three integers in 0..255")
-
-
-def voc_palette(n: int) -> tuple[Colour, ...]:
-    """The first n colours of the colour map of the VOC development kit, which go on to 65,536 as its 256 begin.
-
-    Bit j of the id, counted from the lowest, becomes bit 7 - j // 3 of red, green or blue, for j modulo 3 of 0, 1, 2.
-    Colours of neighbouring ids therefore differ most.
-    """
-    if not 0 <= n <= 65536:
-        raise ValueError(f"voc_palette({n}): expected 0 to 65536 colours, one for each value of 16 bits")
-
-    def channel(index: int, first: int) -> int:
-        return sum(((index >> (3 * level + first)) & 1) << (7 - level) for level in range(3))
-
-    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(n))
 
 
 _VOC_NAMES = (
@@ -197,9 +185,11 @@ def coco_to_voc(name: str) -> int:
 
 
 def ids_of_colours(
-    colours: npt.NDArray[np.uint8], palette: Sequence[Colour], ignore: int = 255
-) -> npt.NDArray[np.uint8]:
-    """Turn a mask of colours, uint8 H,W,3, into ids, uint8 H,W: palette[i] is i, VOC's border colour is `ignore`.
+    colours: npt.NDArray[np.uint8], palette: Sequence[Colour], ignore: int = 255, ignored: Sequence[Colour] = ()
+) -> npt.NDArray[Any]:
+    """Turn a mask of colours, uint8 H,W,3, into ids, H,W: palette[i] is i, VOC's border colour is `ignore`.
+
+    The ids are uint8, or uint16 for more than 255 classes. The `ignored` colours are `ignore`, too.
 
     Raises:
         ValueError: with the colour and its number of pixels, if a colour is none of those.
@@ -208,6 +198,7 @@ def ids_of_colours(
     # Of classes with the same colour the first counts, and a class counts before the border.
     known = {(r << 16) + (g << 8) + b: index for index, (r, g, b) in reversed(list(enumerate(palette)))}
     known.setdefault(int(np.dot(IGNORE_COLOUR, (65536, 256, 1))), ignore)
+    known |= {(r << 16) + (g << 8) + b: ignore for r, g, b in ignored}
     ordered = np.array(sorted(known))
     indices = np.searchsorted(ordered, codes).clip(max=len(ordered) - 1)
     unknown = codes[ordered[indices] != codes]
@@ -219,7 +210,8 @@ def ids_of_colours(
             f"mask has colour {colour} in {count} pixels, which is no class's; expected {shown}, by id (VOC's colours, "
             f"unless dataset.yaml has a `palette`), or a mask of ids"
         )
-    ids: npt.NDArray[np.uint8] = np.array([known[int(code)] for code in ordered], dtype=np.uint8)[indices]
+    dtype = np.uint8 if max(known.values()) < 256 else np.uint16
+    ids: npt.NDArray[Any] = np.array([known[int(code)] for code in ordered], dtype=dtype)[indices]
     return ids
 
 

@@ -44,14 +44,14 @@ def overlay(
     """
     if image.shape != (*mask.shape, 3):
         raise ValueError(f"image of shape {image.shape} and mask of shape {mask.shape}; expected H,W,3 and H,W")
-    ids = mask.astype(np.uint8)
-    strength = np.zeros(256, dtype=np.float32)
+    ids = mask.astype(np.uint8 if labels.largest_id < 256 else np.uint16)
+    strength = np.zeros(labels.largest_id + 1, dtype=np.float32)
     strength[: len(labels)] = [0.0 if is_background(name) else alpha for name in labels.names]
     strength[labels.ignore] = 0.0
     if classes is not None:
-        ids = np.where(np.isin(ids, list(classes)), ids, labels.ignore).astype(np.uint8)
+        ids = np.where(np.isin(ids, list(classes)), ids, labels.ignore).astype(ids.dtype)
         strength[list(classes)] = alpha
-    colours = np.zeros((256, 3), dtype=np.uint8)
+    colours = np.zeros((labels.largest_id + 1, 3), dtype=np.uint8)
     colours[: len(labels)] = drawn_palette(labels)
     weights = Image.fromarray(np.rint(255 * strength).astype(np.uint8)[ids])
     picture = Image.fromarray(image)
@@ -64,7 +64,7 @@ def overlay(
     return picture
 
 
-def _write_names(picture: Image.Image, ids: Pixels, labels: Labels) -> None:
+def _write_names(picture: Image.Image, ids: npt.NDArray[Any], labels: Labels) -> None:
     """Write each class but background where its region is widest, if it is wider than a few pixels."""
     size = max(9, round(min(picture.size) / 18))
     font, draw = ImageFont.load_default(size=size), ImageDraw.Draw(picture)
@@ -97,7 +97,7 @@ def _innermost(region: npt.NDArray[np.bool_]) -> tuple[int, int]:
     return int(rows[middle]) - 1, int(columns[middle]) - 1
 
 
-def _outline(ids: Pixels) -> Pixels:
+def _outline(ids: npt.NDArray[Any]) -> Pixels:
     """Opacity of white, 0..255, for each pixel: the border of each segment, thicker on larger images."""
     edge = np.zeros(ids.shape, dtype=bool)
     for step in range(1, max(1, round(min(ids.shape) / 700)) + 1):
@@ -106,8 +106,11 @@ def _outline(ids: Pixels) -> Pixels:
     return edge.astype(np.uint8) * 150
 
 
-def _draw_legend(picture: Image.Image, ids: Pixels, labels: Labels) -> None:
-    counts = np.array(Image.fromarray(ids).histogram())[: len(labels)]  # np.bincount takes eight bytes a pixel
+def _draw_legend(picture: Image.Image, ids: npt.NDArray[Any], labels: Labels) -> None:
+    if ids.dtype == np.uint8:
+        counts = np.array(Image.fromarray(ids).histogram())[: len(labels)]  # np.bincount takes eight bytes a pixel
+    else:
+        counts = np.bincount(ids.ravel(), minlength=len(labels))[: len(labels)]
     shown = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index] >= LEAST_SHARE * ids.size]
     size = max(10, round(min(picture.size) / 32))
     font = ImageFont.load_default(size=size)

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from atrous.data.datasets.base import selected
 from atrous.data.datasets.dataset import Item, SegmentationDataset, open_dataset
-from atrous.data.datasets.mask_values import Drawn, palette_conflicts
+from atrous.data.datasets.mask_values import Drawn, histogram_of, palette_conflicts
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.image_io import read_size
 from atrous.data.labels import Labels
@@ -64,7 +65,7 @@ def pixel_counts(dataset: SegmentationDataset) -> npt.NDArray[np.int64]:
 
 
 def id_histograms(dataset: SegmentationDataset, drawn: list[Drawn] | None = None) -> npt.NDArray[np.int64]:
-    """Pixels of each id in each mask, int64 N,256; an item that occurs twice is read once.
+    """Pixels of each id in each mask, a row of `histogram_of` each; an item that occurs twice is read once.
 
     Args:
         dataset: N items.
@@ -78,7 +79,7 @@ def id_histograms(dataset: SegmentationDataset, drawn: list[Drawn] | None = None
 
     def examined(item: Item) -> tuple[npt.NDArray[np.int64], Drawn | None]:
         ids, colours = dataset.read_checked(item, read_size(item.image))
-        return np.bincount(ids.reshape(-1), minlength=256), colours
+        return histogram_of(ids, dataset.labels), colours
 
     once = list(dict.fromkeys(dataset.items))
     with ThreadPoolExecutor() as pool:
@@ -137,5 +138,5 @@ def repeated(dataset: SegmentationDataset, factors: npt.NDArray[np.float64], *, 
         seed: of the draws.
     """
     draws = np.random.default_rng(seed).random(len(factors))
-    counts = np.floor(factors + draws).astype(int)
-    return dataset.with_items([item for item, count in zip(dataset.items, counts, strict=True) for _ in range(count)])
+    indices = np.repeat(np.arange(len(factors)), np.floor(factors + draws).astype(int))
+    return dataset.with_items(selected(dataset.items, indices.tolist()))

@@ -243,7 +243,10 @@ def predict_classes(
     flip: bool = False,
     pad_to: int | None = None,
 ) -> Tensor:
-    """The class of every pixel, B,H,W uint8; arguments and errors are those of `predict_probabilities`."""
+    """The class of every pixel, B,H,W uint8, or int32 for more than 256 classes.
+
+    Arguments and errors are those of `predict_probabilities`.
+    """
     check_scales(scales)
     size, preprocess = (images.shape[-2], images.shape[-1]), Preprocessor(model, pad_to=pad_to)
     views = run_passes(model, preprocess, images, scales, flip)

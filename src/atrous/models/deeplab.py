@@ -44,6 +44,8 @@ class DeepLabV3(FreezableBatchNorm):
         consistent_rates: keep denser features, subsampled, equal to the strided ones where the stride sits in the first
             unit: that unit keeps the rate of its input. Off, all units of a block have one rate, as in the paper. For
             networks of timm it makes a `multi_grid` of ones the same as none.
+        stem: of our ResNets: channels of three 3×3 convolutions in place of the 7×7 one; see `ResNet`.
+        average_shortcut: of our ResNets: average where a shortcut is strided.
         upsampling: how images are padded and logits upsampled; weights of other libraries do best with their own way.
 
     Attributes:
@@ -72,6 +74,8 @@ class DeepLabV3(FreezableBatchNorm):
         weights: str | None = None,
         stride_in: StrideIn | None = None,
         consistent_rates: bool = False,
+        stem: Sequence[int] = (),
+        average_shortcut: bool = False,
         upsampling: Upsampling = "grid",
     ) -> None:
         super().__init__()
@@ -91,7 +95,7 @@ class DeepLabV3(FreezableBatchNorm):
             "multi_grid": grid, "aspp_rates": list(aspp_rates), "aspp_pointwise": aspp_pointwise,
             "image_pooling": image_pooling, "head_conv": head_conv, "stride_in": stride_in,
             "consistent_rates": consistent_rates, "aspp_filters": aspp_filters, "aspp_projection": aspp_projection,
-            "upsampling": upsampling,
+            "stem": list(stem), "average_shortcut": average_shortcut, "upsampling": upsampling,
         }  # fmt: skip
         self.num_classes, self._output_stride = num_classes, output_stride
         self.upsampling: Upsampling = upsampling
@@ -99,6 +103,8 @@ class DeepLabV3(FreezableBatchNorm):
         self.backbone: Backbone = build_backbone(
             backbone,
             stride_in,
+            stem=stem,
+            average_shortcut=average_shortcut,
             multi_grid=grid,
             last_block=last_block,
             output_stride=output_stride,
@@ -196,7 +202,9 @@ class DeepLabV3(FreezableBatchNorm):
         nn.init.zeros_(self.classifier.bias)
 
 
-def build_backbone(name: str, stride_in: StrideIn, **options: Any) -> Backbone:
+def build_backbone(
+    name: str, stride_in: StrideIn, *, stem: Sequence[int] = (), average_shortcut: bool = False, **options: Any
+) -> Backbone:
     """One of our ResNets, or ``timm/NAME``, by the arguments of `ResNet` and `TimmBackbone`.
 
     Raises:
@@ -204,13 +212,15 @@ def build_backbone(name: str, stride_in: StrideIn, **options: Any) -> Backbone:
     """
     kind, _, rest = name.partition("/")
     if kind == "timm":
+        if stem or average_shortcut:
+            raise ValueError(f"stem and average_shortcut are of our ResNets, and the backbone is {name}")
         return TimmBackbone(rest, **options)
     depths = {f"resnet{depth}": depth for depth in UNITS}
     if name not in depths:
         raise ValueError(
             f"there is no backbone {name!r}; there are {', '.join(depths)} and timm/NAME for those of timm"
         )
-    return ResNet(depths[name], stride_in=stride_in, **options)
+    return ResNet(depths[name], stride_in=stride_in, stem=stem, average_shortcut=average_shortcut, **options)
 
 
 def _checked(images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from atrous.ops.resize import Upsampling, feature_count, padded_size, resize, upsample
-from atrous.ops.tiled_upsample import TILE, TILE_GPU, compute_dtype, first_maximum
+from atrous.ops.tiled_upsample import TILE, TILE_GPU, class_dtype, compute_dtype, first_maximum
 from atrous.ops.trusted import library_only
 
 LOG2E = 1.4426950408889634
@@ -65,20 +65,18 @@ def mean_probabilities(views: Sequence[View], size: tuple[int, int], output_stri
 
 
 def mean_argmax(views: Sequence[View], size: tuple[int, int], output_stride: int) -> Tensor:
-    """The class with the largest `mean_probabilities` of every pixel, B,H,W uint8; the first of equal ones.
+    """The class with the largest `mean_probabilities` of every pixel, B,H,W; the first of equal ones.
 
-    NaN counts as the largest, as for `torch.argmax`.
+    NaN counts as the largest, as for `torch.argmax`. The dtype is `class_dtype`.
 
     Raises:
-        ValueError: as there, or if there are more classes than a byte can tell.
+        ValueError: as there.
     """
     _check(views, output_stride)
     batch, classes = views[0].logits.shape[:2]
-    if classes > 256:
-        raise ValueError(f"at most 256 classes fit in a byte, not {classes}")
     if _must_be_plain(views):
-        return _plain_mean(views, size, output_stride).argmax(1).to(torch.uint8)
-    result = torch.empty(batch, *size, dtype=torch.uint8, device=views[0].logits.device)
+        return _plain_mean(views, size, output_stride).argmax(1).to(class_dtype(classes))
+    result = torch.empty(batch, *size, dtype=class_dtype(classes), device=views[0].logits.device)
     for rows, tile in _tiles(views, size, output_stride):
         result[:, rows] = first_maximum(tile).transpose(0, 1)
     return result

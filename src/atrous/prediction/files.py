@@ -167,14 +167,14 @@ def _segment_by_rows(
     predictor: Predictor, path: Path, outputs: _Outputs, progress: Callable[[float], None]
 ) -> dict[str, float]:
     """The same, for a photograph that is never in memory as a whole."""
-    picture, labels = open_strips(path, max_pixels=predictor.max_pixels), predictor.labels
+    picture, labels = open_strips(path, max_pixels=predictor.max_pixels, rule=predictor.rule), predictor.labels
     smaller = -(-max(picture.size) // OVERLAY_SIDE)
-    counts, kept, top = np.zeros(256, dtype=np.int64), [], 0
+    counts, kept, top = np.zeros(labels.largest_id + 1, dtype=np.int64), [], 0
 
     def observed_rows() -> Iterator[Pixels]:
         nonlocal top
         for rows in predictor.sliding_window().classes(picture, progress):
-            counts[:] += pixel_counts(rows)
+            counts[:] += pixel_counts(rows, labels)
             kept.append(rows[-top % smaller :: smaller, ::smaller].copy())
             top += len(rows)
             yield rows

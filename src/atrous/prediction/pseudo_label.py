@@ -121,7 +121,7 @@ def label(
     (masks / MARK).touch()
     if not known:
         write_labels(data / "dataset.yaml", teacher.labels)
-    result, counts = LabelResult(masks), np.zeros(256, dtype=np.int64)
+    result, counts = LabelResult(masks), np.zeros(teacher.labels.largest_id + 1, dtype=np.int64)
     for path, name in names.items():
         if (masks / name).exists():
             result.already += 1
@@ -131,15 +131,15 @@ def label(
             mask = _confident_mask(teacher, path, confidence)
             _add_image(path, images, Path(name).stem)
             write_mask(masks / name, mask, teacher.labels)
-            counts += pixel_counts(mask)
+            counts += pixel_counts(mask, teacher.labels)
             result.written += 1
     result.count(counts, teacher.labels)
     return result
 
 
-def _confident_mask(teacher: Teacher, path: Path, confidence: float) -> npt.NDArray[np.uint8]:
+def _confident_mask(teacher: Teacher, path: Path, confidence: float) -> npt.NDArray[Any]:
     probabilities = teacher.probabilities(path)
-    mask: npt.NDArray[np.uint8] = probabilities.argmax(0).astype(np.uint8)
+    mask: npt.NDArray[Any] = probabilities.argmax(0).astype(np.uint8 if teacher.labels.largest_id < 256 else np.uint16)
     mask[probabilities.max(0) < confidence] = teacher.labels.ignore
     return mask
 

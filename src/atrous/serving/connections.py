@@ -10,6 +10,7 @@ import contextlib
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, cast
@@ -95,6 +96,9 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, which in the end raises the signal again and so would never leave with status 0."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
@@ -126,19 +130,17 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(
+def build_server(
     app: FastAPI,
-    listener: socket.socket,
     limits: Limits,
     ready: Callable[[], None] = lambda: None,
     draining: Callable[[], None] = lambda: None,
-) -> None:
-    """Answer requests until SIGTERM or Ctrl-C; then end what has begun, within `Limits.grace`.
+) -> Server:
+    """A server whose `run([socket])` answers requests until SIGTERM or Ctrl-C, and then ends what has begun.
 
     Args:
         app: the service.
-        listener: a bound socket (`listen`); it is closed.
-        limits: of connections and requests.
+        limits: of connections and requests; `Limits.grace` bounds the end.
         ready: called once requests are answered.
         draining: called when the end begins.
     """
@@ -156,4 +158,4 @@ def serve(
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # our own lines say it
     server = Server(config)
     server.ready, server.draining = ready, draining
-    server.run([listener])
+    return server

@@ -76,12 +76,12 @@ class Intake:
         chunks: list[bytes] = []
         counted = 0
         try:
-            async for chunk in self._timed(request):
+            async for chunk, more in self._timed(request):
                 counted += len(chunk)
                 self.held += len(chunk)
                 if counted > self.limits.body_bytes:
                     chunks.clear()
-                    await self._refuse(request, counted)
+                    await self._refuse(request, counted, more)
                 if self.held > self.limits.held_bytes:
                     raise Problem(503, "too many bytes of requests are waiting", retry_after=2, close=True)
                 chunks.append(chunk)
@@ -102,46 +102,39 @@ class Intake:
         if too_long and request.headers.get("expect"):  # who asks first has sent nothing yet
             raise self._too_large(f"Content-Length: {length[:30]}")
 
-    async def _timed(self, request: Request) -> AsyncIterator[bytes]:
-        """Chunks, which must come at the least rate once the grace is over."""
-        loop, received = asyncio.get_running_loop(), 0
-        began, stream = loop.time(), request.stream()
-        while True:
+    async def _timed(self, request: Request) -> AsyncIterator[tuple[bytes, bool]]:
+        """Chunks, and whether more follow; they must come at the least rate once the grace is over."""
+        loop, received, more = asyncio.get_running_loop(), 0, True
+        began = loop.time()
+        while more:
             due = began + self.limits.body_grace + received / self.limits.body_rate
             try:
                 async with asyncio.timeout_at(due):
-                    chunk = await anext(stream, None)
+                    message = await request.receive()
             except TimeoutError:
                 found = f"{received} bytes in {loop.time() - began:.0f} s"
                 expected = f"{self.limits.body_rate:.0f} bytes a second, after the first {self.limits.body_grace:g} s"
                 raise Problem(
                     408, "the body comes too slowly", field="body", found=found, expected=expected, close=True
                 ) from None
-            if chunk is None:
-                return
+            if message["type"] != "http.request":
+                raise ClientDisconnect
+            chunk, more = message.get("body", b""), message.get("more_body", False)
             received += len(chunk)
-            if chunk:
-                yield chunk
+            yield chunk, more
 
     def _too_large(self, found: str) -> Problem:
         expected = f"at most {self.limits.body_bytes} bytes"
         return Problem(413, "the request is too large", field="body", found=found, expected=expected, close=True)
 
-    async def _refuse(self, request: Request, counted: int) -> None:
+    async def _refuse(self, request: Request, counted: int, more: bool) -> None:
         """Read on for a moment and drop it: most clients read no answer before they have sent all."""
         length = request.headers.get("content-length", f"more than {counted}")
-        with contextlib.suppress(TimeoutError, ClientDisconnect):
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2):
-                async for _ in _rest(request):
-                    pass
+                while more:
+                    more = (await request.receive()).get("more_body", False)
         raise self._too_large(f"{length[:30]} bytes")
-
-
-async def _rest(request: Request) -> AsyncIterator[bytes]:
-    while (message := await request.receive())["type"] == "http.request":
-        yield message.get("body", b"")
-        if not message.get("more_body"):
-            return
 
 
 def checked_size(image: bytes, limits: Limits, field: str = "body") -> tuple[int, int]:

@@ -22,7 +22,7 @@ class Metrics:
         text = "Decoding, network and encoding of requests segmented together"
         self.inference = Histogram("atrous_inference_seconds", text, buckets=_SECONDS, registry=here)
         text = "Requests segmented together"
-        self.together = Histogram("atrous_batch_size", text, buckets=(1, 2, 4, 8), registry=here)
+        self.together = Histogram("atrous_batch_size", text, buckets=(1, 2, 3, 4), registry=here)
         self.images = Counter("atrous_images", "Images segmented", ["model"], registry=here)
         self.left = Counter("atrous_clients_left", "Requests whose client left before the answer", registry=here)
         self.in_flight = Gauge("atrous_requests_in_flight", "Requests being answered", registry=here)

@@ -21,7 +21,7 @@ from atrous.prediction.predictor import Predictor
 from atrous.prediction.segmentation import Segmentation
 from atrous.serving.errors import Problem, of_image
 
-TOGETHER_PIXELS = 160 * 120
+TOGETHER_PIXELS = 320 * 240
 """Most pixels, as the model sees them, of images that are segmented together: with more, a batch is not faster
 (docs/serve.md)."""
 
@@ -48,7 +48,8 @@ class ServedModel:
 
     @classmethod
     def of(cls, name: str, predictor: Predictor, **words: str) -> ServedModel:
-        """Serve a predictor, after a trial of both ways to run it."""
+        """Serve a predictor, warmed up, and after a trial of both ways to run it."""
+        predictor(np.zeros((64, 96, 3), np.uint8))
         return cls(name, predictor, predictor.settings(), batches_agree(predictor), **words)
 
     def segment(

@@ -25,7 +25,7 @@ from atrous.prediction.segmentation import Segmentation
 from atrous.serving.errors import Problem
 from atrous.serving.limits import Limits
 
-MOST_TOGETHER = 8
+MOST_TOGETHER = 4
 """Jobs of one batch."""
 
 Segment = Callable[[Sequence[bytes]], list[Segmentation]]

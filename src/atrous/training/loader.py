@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from atrous.data.datasets.mask_values import Drawn, class_counts, class_problems
 from atrous.data.datasets.split import divide
 from atrous.data.sampling import Presence, bootstrap_factors, id_histograms, open_splits, repeat_factors, repeated
 from atrous.data.transforms import Augment, class_mix
+from atrous.data.value_range import decided
 from atrous.evaluation.distributed import DistributedContext, EpochIndex, ResumableBatchSampler, generator
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite
@@ -71,7 +73,9 @@ def open_data(
     Raises:
         ValueError: if a split is not there, or the classes do not go with the recipe or with each other.
     """
-    dataset = open_splits(data, config.train_split, config.options)
+    dataset, said = decided(open_splits(data, config.train_split, config.options))
+    if said:
+        warnings.warn(f"{data}: {said}", stacklevel=2)
     classes = len(dataset.labels)
     if loss.class_weights and len(loss.class_weights) != classes:
         raise ValueError(f"class_weights has {len(loss.class_weights)} values, the data {classes} classes")
@@ -82,7 +86,7 @@ def open_data(
         dataset, held_out = divided(dataset, config.val_share)
     if held_out and held_out.labels != dataset.labels:
         raise ValueError(f"the splits {config.train_split} and {config.val_split} of {data} have different classes")
-    return dataset, held_out
+    return dataset, held_out.with_rule(dataset.rule) if held_out else None
 
 
 def own_split(data: str | Path, config: DataConfig) -> bool:

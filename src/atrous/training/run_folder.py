@@ -178,6 +178,8 @@ def card_of(
         output_stride=recipe.model.output_stride,
         longest_side=recipe.data.longest_side,
         ignore=labels.ignore,
+        value_range=dataset.rule.value_range,
+        bands=dataset.rule.bands,
         metrics=metrics,
         data=f"{Path(str(data)).name}, split {recipe.data.train_split}, {len(dataset)} images",
         recipe=settings_of(recipe) | {"options": recipe.data.options.as_dict()},

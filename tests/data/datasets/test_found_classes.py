@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
+from atrous.data.datasets.array_mask import read_values
 from atrous.data.datasets.dataset import kind_of, list_split, open_dataset
 from atrous.data.datasets.found_classes import MOST_READ
 from formats import FORMATS
@@ -157,3 +160,17 @@ def test_a_real_export_of_binary_masks_is_read_to_the_pixel() -> None:
     assert dataset.labels.names == ("background", "object") and len(dataset) == 5
     for name, _, mask in dataset:
         assert np.array_equal(mask.numpy(), np.array(Image.open(FORMATS / "truth" / f"{name}.png")) > 0)
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=30), st.integers(0, 160), st.sampled_from([".npy", ".npz", ".tif", ".gif"]))
+def test_no_damaged_mask_is_more_than_a_line(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, place: int, suffix: str
+) -> None:
+    path = stored(tmp_path_factory.mktemp("mask") / f"a{suffix}", ids(3))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:place] + content + whole[place + len(content) :])
+    try:
+        assert read_values(path).ndim in (2, 3)
+    except ValueError as error:
+        assert str(path) in str(error) and "\n" not in str(error)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from atrous.data.datasets.dataset import kind_of, list_split, open_dataset, splits
@@ -134,3 +136,23 @@ def test_broken_names_are_named(tmp_path: Path, content: str) -> None:
     text(tmp_path / "id2label.json", content)
     with pytest.raises(ValueError, match=r"id2label\.json: .*; expected names by id"):
         open_dataset(tmp_path, "train")
+
+
+VALUES = st.none() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+ROWS = st.lists(
+    st.dictionaries(st.sampled_from(["file_name", "image", "label", "mask"]), VALUES, max_size=3), max_size=4
+)
+
+
+@settings(max_examples=40)
+@given(ROWS, st.binary(max_size=10))
+def test_no_metadata_are_more_than_a_line(tmp_path_factory: pytest.TempPathFactory, rows: list, junk: bytes) -> None:
+    root = tmp_path_factory.mktemp("rows")
+    metadata(root, [{"file_name": "a b.jpg", "label": "masks/a b.png"}, *rows])
+    with (root / "train" / "metadata.jsonl").open("ab") as file:
+        file.write(junk)
+    try:
+        listing = list_split(f"huggingface:{root}", "train")
+        assert len(listing.items) >= 1 and bool(rows) <= (bool(listing.problems) or len(listing.items) == 1 + len(rows))
+    except ValueError as error:
+        assert str(root) in str(error) and "\n" not in str(error)

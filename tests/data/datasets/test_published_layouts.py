@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from atrous.data.datasets.dataset import kind_of, list_split, open_dataset, splits
-from atrous.data.datasets.options import NO_OPTIONS
+from atrous.data.datasets.vistas import classes_of_config
 from atrous.data.labels import CITYSCAPES, CITYSCAPES_LABEL_IDS
 from own_data import ids, photo, stored, text
 
@@ -196,17 +198,10 @@ def test_names_of_a_list_without_an_image_are_a_problem(tmp_path: Path) -> None:
     "content", ["", "{", "[]", '{"labels": 3}', '{"labels": [{"readable": "a"}]}', '{"labels": []}']
 )
 def test_a_broken_config_of_vistas_is_named(tmp_path: Path, content: str) -> None:
-    vistas(tmp_path)
-    text(tmp_path / "config.json", content)
+    path = text(tmp_path / "config.json", content)
     with pytest.raises(ValueError, match=r"config\.json: .*; expected `labels`") as caught:
-        open_dataset(f"vistas:{tmp_path}", "train") if '"readable"' in content else _vistas(tmp_path)
+        classes_of_config(path)
     assert "\n" not in str(caught.value)
-
-
-def _vistas(root: Path) -> None:
-    from atrous.data.datasets import vistas as module
-
-    module.LAYOUT.read(root, "train", NO_OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -225,3 +220,47 @@ def test_vistas_names_that_occur_twice_are_told_apart(tmp_path: Path) -> None:
     config["labels"][2]["readable"] = "Road, wet"
     (tmp_path / "config.json").write_text("\ufeff" + json.dumps(config), "utf-8")
     assert open_dataset(tmp_path, "train").labels.names == ("a--road", "b--road")
+
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=40) | st.sampled_from(["Idx\tName\n", '{"labels": [', "null"])
+
+
+@settings(max_examples=50)
+@given(TEXTS, TEXTS, st.integers(0, 3))
+def test_no_text_is_more_than_a_line(
+    tmp_path_factory: pytest.TempPathFactory, head: str, tail: str, which: int
+) -> None:
+    root = tmp_path_factory.mktemp("text")
+    put, name, split = [
+        (ade, "objectInfo150.txt", "train"),
+        (vistas, "config.json", "train"),
+        (pets, "annotations/test.txt", "test"),
+        (pets, "annotations/trainval.txt", "all"),
+    ][which]
+    put(root)
+    whole = (root / name).read_text("utf-8")
+    (root / name).write_text(head + whole[len(head) : -len(tail) or None] + tail, "utf-8", newline="")
+    try:
+        listing = list_split(f"{kind_of(root)}:{root}", split)
+    except ValueError as error:
+        assert str(root) in str(error) and "\n" not in str(error)
+    else:
+        assert listing.items or listing.problems
+
+
+COLOURS = st.lists(st.integers(-1, 300), min_size=2, max_size=4) | st.none() | st.text(max_size=3)
+RECORDS = st.fixed_dictionaries(
+    {}, optional={"readable": TEXTS | st.none(), "name": TEXTS, "evaluate": st.booleans(), "color": COLOURS}
+)
+
+
+@given(
+    st.lists(RECORDS | st.integers(), max_size=5) | st.integers() | st.dictionaries(TEXTS, st.integers(), max_size=2)
+)
+def test_no_config_of_vistas_is_more_than_a_line(tmp_path_factory: pytest.TempPathFactory, labels: object) -> None:
+    path = text(tmp_path_factory.mktemp("config") / "config.json", {"labels": labels})
+    try:
+        names, remap, _ = classes_of_config(path)
+        assert len(names) == len({value for value in remap if value not in (-1, 255)})
+    except ValueError as error:
+        assert str(path) in str(error) and "\n" not in str(error)

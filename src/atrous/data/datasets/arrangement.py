@@ -14,13 +14,12 @@ Also in upper case, and with the other names of the two lists below. Without spl
 from __future__ import annotations
 
 import itertools
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from atrous.data.datasets.base import WHOLE, by_split, is_clutter, split_name, subfolders
+from atrous.data.datasets.base import WHOLE, by_split, files_and_folders, split_name, subfolders
 from atrous.data.datasets.pairing import MASK_SUFFIXES, is_mask_name, paired, suffixed
 from atrous.data.image_file import IMAGE_SUFFIXES
 
@@ -138,7 +137,7 @@ def _below(images: Path, masks: Path) -> dict[str, Place]:
 
 def _is_flat(folder: Path) -> bool:
     """Whether masks are beside their images, by their names."""
-    names = list(itertools.islice(_files(folder), _PEEKED))
+    names = _files(folder)
     masks = [name for name in suffixed(names, MASK_SUFFIXES) if is_mask_name(name)]
     if not masks:
         return False
@@ -150,14 +149,11 @@ def _is_flat(folder: Path) -> bool:
 def _holds_masks(folder: Path) -> bool:
     """Whether images or arrays are in a folder or in one of its folders: YOLO's labels/ has text."""
     places = itertools.chain((folder,), (folder / name for name in subfolders(folder)))
-    return any(suffixed(itertools.islice(_files(place), _PEEKED), MASK_SUFFIXES) for place in places)
+    return any(suffixed(_files(place), MASK_SUFFIXES) for place in places)
 
 
-def _files(folder: Path) -> Iterator[str]:
-    if not folder.is_dir():
-        return
-    with os.scandir(folder) as entries:
-        yield from (entry.name for entry in entries if not is_clutter(entry.name) and not entry.is_dir())
+def _files(folder: Path) -> list[str]:
+    return files_and_folders(folder)[0][:_PEEKED]
 
 
 def _is_split(name: str) -> bool:

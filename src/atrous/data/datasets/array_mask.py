@@ -5,7 +5,6 @@ A mask of whole numbers is a mask, in whatever type. Lossy formats, fractions an
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,20 +98,28 @@ def _decoded(image: Image.Image) -> Values:
 
 def _load(path: Path) -> Values:
     try:
-        loaded = np.load(path, allow_pickle=False)
+        # Mapped, a header that promises more than the file has is an error before memory is taken.
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return loaded
+            return np.array(loaded) if loaded.size <= MAX_PIXELS else loaded
         with loaded:
-            key = next((key for key in (*_KEYS, *loaded.files[:1]) if key in loaded.files), "")
-            if not key or (len(loaded.files) > 1 and key not in _KEYS):
-                raise ValueError(f"arrays {listed(loaded.files)}; expected one, or one named {', '.join(_KEYS[:3])}")
-            return np.asarray(loaded[key])
+            return _of_several(loaded)
     except FileNotFoundError:
         raise
-    # NumPy raises many kinds on files that are not its own, and would unpickle some.
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError, TypeError) as error:
+    # NumPy raises many kinds on files that are not its own, a SyntaxError of Python's parser among them.
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: {reason}; expected NumPy's array of whole numbers, H,W") from None
+
+
+def _of_several(loaded: Any) -> Values:
+    """The mask in a file of arrays."""
+    key = next((key for key in (*_KEYS, *loaded.files[:1]) if key in loaded.files), "")
+    if not key or (len(loaded.files) > 1 and key not in _KEYS):
+        raise ValueError(f"arrays {listed(loaded.files)}; expected one, or one named {', '.join(_KEYS[:3])}")
+    if max(info.file_size for info in loaded.zip.infolist()) > 16 * MAX_PIXELS:
+        raise ValueError("an array of too many bytes")
+    return np.asarray(loaded[key])
 
 
 def _whole(path: Path, values: Values) -> Values:

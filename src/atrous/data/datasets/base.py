@@ -5,6 +5,7 @@ Each layout has a file of its own here (`folder.py`, `voc.py`, `cityscapes.py`, 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import operator
@@ -12,15 +13,18 @@ import os
 import re
 import warnings
 from array import array
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar, overload
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
+
+import numpy.typing as npt
 
 from atrous.data.datasets.options import DatasetOptions
 from atrous.data.image_file import IMAGE_SUFFIXES, SAID
-from atrous.data.image_io import Pixels
-from atrous.data.labels import Labels
+from atrous.data.labels import Colour, Labels
+from atrous.data.samples import AS_IT_IS, ImageRule
 from atrous.messages import listed
 
 T = TypeVar("T")
@@ -29,8 +33,8 @@ T = TypeVar("T")
 class MaskSource(Protocol):
     """A mask that is not an image file of ids: `str()` names it in messages; it pickles, for loader workers."""
 
-    def read(self) -> Pixels:
-        """The ids as stored, uint8 H,W; ValueError or FileNotFoundError naming the file."""
+    def read(self) -> npt.NDArray[Any]:
+        """The ids as stored, uint8 or uint16 H,W; ValueError or FileNotFoundError naming the file."""
 
 
 class Item(NamedTuple):
@@ -97,12 +101,15 @@ class Listing:
         place: where the split is, for messages.
         items: the images that have a mask.
         labels: the classes.
-        remap: class id by stored id, 256 entries, -1 for an id that must not occur; None: stored ids are class ids.
+        remap: class id by stored id, 256 or 65,536 entries, -1 for one that must not occur; None: they are class ids.
         problems: one line each; any of them makes the split unfit.
         warnings: one line each, for what looks like a mistake.
         unlabelled: why there are no masks, or "". A split without masks can be predicted, not trained on or scored.
         left_out: by reason, how many images the layout's rule leaves out.
         read_as: what the data was taken for, for `atrous data check`.
+        colours: by stored id, for masks of colours; None: the classes' colours, if stored ids are class ids.
+        ignored: more colours of masks, that are ignored.
+        rule: how the samples of images become colours.
     """
 
     place: str
@@ -114,6 +121,9 @@ class Listing:
     unlabelled: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
     read_as: str = ""
+    colours: tuple[Colour, ...] | None = None
+    ignored: tuple[Colour, ...] = ()
+    rule: ImageRule = AS_IT_IS
 
 
 @dataclass(frozen=True)
@@ -169,9 +179,48 @@ def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> t
     return files, [f"{folder}: {listed(duplicates)} have the same stem; expected one file a name"]
 
 
+_SCANS: ContextVar[dict[str, tuple[list[str], list[str]]] | None] = ContextVar("scans", default=None)
+"""Names of the files and of the folders in each folder, while `scanned_once`."""
+
+
+@contextlib.contextmanager
+def scanned_once() -> Iterator[None]:
+    """Read the list of a folder's names once, while this lasts: every layout looks into the same large folders."""
+    token = _SCANS.set({} if _SCANS.get() is None else _SCANS.get())
+    try:
+        yield
+    finally:
+        _SCANS.reset(token)
+
+
+def files_and_folders(folder: Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the files and of the folders in a folder, without clutter; none if the folder is not there."""
+    scans = _SCANS.get()
+    key = str(folder)
+    if scans is not None and key in scans:
+        return scans[key]
+    files: list[str] = []
+    folders: list[str] = []
+    if folder.is_dir():
+        with os.scandir(folder) as entries:  # which tells a folder from a file without asking the disk for each
+            for entry in entries:
+                if not is_clutter(entry.name):
+                    (folders if entry.is_dir() else files).append(entry.name)
+    result = sorted(files), sorted(folders)
+    if scans is not None:
+        scans[key] = result
+    return result
+
+
 def names_in(folder: Path) -> list[str]:
     """Sorted names of what is in a folder, without clutter; none if the folder is not there."""
-    return sorted(name for name in os.listdir(folder) if not is_clutter(name)) if folder.is_dir() else []
+    files, folders = files_and_folders(folder)
+    return sorted(files + folders) if folders else [*files]
+
+
+def files_with(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder whose names end in a suffix, sorted, without clutter."""
+    return [folder / name for name in files_and_folders(folder)[0] if name.endswith(suffix)]
 
 
 def pair(
@@ -250,7 +299,4 @@ def by_split(root: Path, places: Mapping[str, T]) -> dict[str, T]:
 
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, without clutter; none if it is not there."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:  # which tells a folder from a file without asking the disk for each
-        return sorted(entry.name for entry in entries if entry.is_dir() and not is_clutter(entry.name))
+    return [*files_and_folders(folder)[1]]

@@ -39,9 +39,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, is_clutter, subfolders
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_with, is_clutter, subfolders
 from atrous.data.datasets.class_files import with_background
-from atrous.data.datasets.image_search import ImageSearch, stem_of
+from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.json_records import json_records
 from atrous.data.datasets.notes import Notes
 from atrous.data.datasets.options import DatasetOptions
@@ -150,13 +150,13 @@ def _files(root: Path) -> dict[str, tuple[Path, str]]:
     """JSON file and name of the images' folder by split; the later of two years."""
     files: dict[str, tuple[Path, str]] = {}
     for folder in (root, root / "annotations"):
-        for path in sorted(folder.glob("instances_*.json")):
+        for path in (path for path in files_with(folder, ".json") if path.name.startswith("instances_")):
             full = path.stem.removeprefix("instances_")
             files[_YEAR.sub("", full) or full] = (path, full)
     beside = {name: (root / name / _ROBOFLOW, name) for name in subfolders(root)}
     if found := files or {name: place for name, place in beside.items() if place[0].is_file()}:
         return by_split(root, found)
-    others = [path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json")) if _peek(path)]
+    others = [path for folder in (root, root / "annotations") for path in files_with(folder, ".json") if _peek(path)]
     return by_split(root, {WHOLE if len(others) == 1 else path.stem: (path, path.stem) for path in others})
 
 
@@ -191,7 +191,8 @@ def _read(root: Path, split: str, options: DatasetOptions, as_voc: bool = False)
 
 def _image_folder(root: Path, split: str, content: _Content) -> Path:
     """The folder that has the first image; if none has, the one that COCO's layout or ours asks for."""
-    usual = next((place for place in (root / split, root / "images" / split) if place.is_dir()), root / split)
+    likely = (root / split, root / "images" / split, root / "images")
+    usual = next((place for place in likely if place.is_dir()), root / split)
     names = [name for name, _, _ in content.images.values()][:1]
     places = (usual, root / "images", root / "data", root)
     return next((place for place in places if names and (place / names[0]).is_file()), usual)
@@ -239,7 +240,7 @@ def _read_own(path: Path, split: str, search: ImageSearch, content: _Content) ->
         by_image = {n: [r._replace(crowd=r.crowd and r.form != "rle") for r in of] for n, of in by_image.items()}
         warnings = (f"{path}: all {len(marked)} RLE have iscrowd 1, as some tools write it: read as their class",)
     listing = _list_items(path, split, search, content, labels, values, by_image)
-    read_as = f"COCO's format with {len(values)} categories of its own: {listed(labels.names)}"
+    read_as = f"COCO's format with {len(values)} categories of its own: {listed(labels.names)}; smaller over larger"
     return replace(listing, warnings=(*listing.warnings, *warnings), read_as=read_as)
 
 
@@ -276,8 +277,8 @@ def _list_items(
             flat.extend((labels.ignore if region.crowd else values[region.category], region.start, region.end))
         mask = CocoMask(path, number, height, width, flat.tobytes(), border=labels is not VOC)
         items.append(Item(stem_of(name), image, mask))
-    published = f"; {_PUBLISHED}" if _is_coco(content) else ""
-    problems = [f"{search}: {len(absent)} images of {path.name} are not there: {listed(absent)}{published}"]
+    advice = _PUBLISHED if _is_coco(content) else f"put them there, {SAY_WHERE}"
+    problems = [f"{search}: {len(absent)} images of {path.name} are not there: {listed(absent)}; {advice}"]
     lost = [number for number in content.regions if number not in content.images]
     count = sum(len(content.regions[number]) for number in lost)
     warnings = content.notes.lines(path)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from atrous.data.datasets.base import (
     Item,
     Layout,
     Listing,
+    files_with,
     is_clutter,
     split_name,
     split_of_file,
@@ -177,7 +178,7 @@ def _files(root: Path) -> list[Path]:
     if root.is_file():
         return [root] if root.suffix.lower() == ".xml" and _peek(root) else []
     for folders in ([root, root / "annotations"], [root / name for name in subfolders(root)]):
-        if files := [path for folder in folders for path in sorted(folder.glob("*.xml")) if _peek(path)]:
+        if files := [path for folder in folders for path in files_with(folder, ".xml") if _peek(path)]:
             return files
     return []
 
@@ -240,15 +241,15 @@ def _text(element: Element, name: str) -> str:
     return (element.findtext(name) or "").strip()
 
 
-def _split_of(path: Path, image: _Image, root: Path) -> str:
-    if image.subset and image.subset.lower() != "default":
-        return split_name(image.subset)
-    return split_of_file(path, root)
-
-
-def _splits(root: Path) -> list[str]:
-    contents = _contents(root)
-    return [*{_split_of(path, image, root) for path, content in contents.items() for image in content.images}]
+def _by_split(root: Path, contents: dict[Path, _Content]) -> dict[str, list[tuple[Path, _Image]]]:
+    """The images of each split, with their files."""
+    images: dict[str, list[tuple[Path, _Image]]] = defaultdict(list)
+    for path, content in contents.items():
+        otherwise = split_of_file(path, root)
+        for image in content.images:
+            named = image.subset and image.subset.lower() != "default"
+            images[split_name(image.subset) if named else otherwise].append((path, image))
+    return images
 
 
 def _labels(root: Path, contents: dict[Path, _Content]) -> tuple[Labels, dict[str, int]]:
@@ -268,35 +269,44 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
     contents = _contents(root)
     labels, ids = _labels(root, contents)
     base = root.parent if root.is_file() else root
+    places = {path: _place(base, path, options) for path in contents}
     items: dict[str, Item] = {}
-    absent, twice, problems = [], 0, []
-    for path, content in contents.items():
-        search = ImageSearch([options.images, path.parent / "images", path.parent, base / "images", base])
-        folder = path.parent.relative_to(base).as_posix()
-        prefix = "" if folder in (".", "annotations") or split_or_whole(folder) != WHOLE else f"{folder}/"
-        for image in content.images:
-            if _split_of(path, image, root) != split:
-                continue
-            place = search.find(image.name, image.subset or split)
-            if place is None:
-                absent.append(image.name)
-                continue
-            name = prefix + stem_of(image.name)
-            mask = CvatMask(path, image.name, image.start, image.end, content.encoding, tuple(ids.items()))
-            twice += name in items
-            items[name] = Item(name, place, mask)
-        if unknown := sorted(content.used.keys() - ids.keys()):
-            problems.append(
-                f"{path}: shapes of {listed(unknown)}, no label of the file, such as in image "
-                f"{content.used[unknown[0]]}{did_you_mean(unknown[0], ids)}"
-            )
+    absent, twice, pairs = [], 0, tuple(ids.items())
+    for path, image in _by_split(root, contents)[split]:
+        search, prefix = places[path]
+        found = search.find(image.name, image.subset or split)
+        if found is None:
+            absent.append(image.name)
+            continue
+        name = prefix + stem_of(image.name)
+        twice += name in items
+        mask = CvatMask(path, image.name, image.start, image.end, contents[path].encoding, pairs)
+        items[name] = Item(name, found, mask)
+    problems = [line for path, content in contents.items() for line in _unknown(path, content, ids)]
     count = len(absent) + len(items)
     if absent:
         problems.append(f"{root}: {len(absent)} of {count} images are not there: {listed(absent)}; {_SAVE_IMAGES}")
     left_out = {"annotated twice: the later in the file counts": twice} if twice else {}
-    read_as = f"CVAT for images, with its {counted(len(labels), 'class', 'classes')}"
+    read_as = f"CVAT for images, with its {counted(len(labels), 'class', 'classes')}; higher z-order over lower"
     warnings = _warnings(root, contents)
     return Listing(str(root), (*items.values(),), labels, None, (*problems,), warnings, "", left_out, read_as)
+
+
+def _place(base: Path, path: Path, options: DatasetOptions) -> tuple[ImageSearch, str]:
+    """Where the images of a file are searched, and what comes before their names: its folder, if it is a task's."""
+    folder = path.parent.relative_to(base).as_posix()
+    of_task = folder not in (".", "annotations") and split_or_whole(folder) == WHOLE
+    search = ImageSearch([options.images, path.parent / "images", path.parent, base / "images", base])
+    return search, f"{folder}/" if of_task else ""
+
+
+def _unknown(path: Path, content: _Content, ids: dict[str, int]) -> list[str]:
+    """A problem, if shapes have labels that the files do not list."""
+    unknown = sorted(content.used.keys() - ids.keys())
+    if not unknown:
+        return []
+    example = f"image {content.used[unknown[0]]}{did_you_mean(unknown[0], ids)}"
+    return [f"{path}: shapes of {listed(unknown)}, no label of the file, such as in {example}"]
 
 
 def _warnings(root: Path, contents: dict[Path, _Content]) -> tuple[str, ...]:
@@ -313,6 +323,6 @@ LAYOUT = Layout(
     "annotations.xml of CVAT for images, with images/",
     "",
     lambda root: root if _files(root) else None,
-    _splits,
+    lambda root: list(_by_split(root, _contents(root))),
     _read,
 )

@@ -44,7 +44,7 @@ def own_labels(options: DatasetOptions) -> tuple[Labels, tuple[int, ...] | None]
         raise ValueError(
             f"ignore is {taken[0]}, the id of class {name!r}; expected an id that is no class's, or {name!r}"
         )
-    ignore = next((number for number in numbers if number >= count), ignored_id(count))
+    ignore = next((number for number in numbers if count <= number <= ignored_id(count)), ignored_id(count))
     labels = Labels(options.names, options.palette or voc_palette(count), ignore)
     if not options.ids or options.ids == tuple(range(count)):
         return labels, None
@@ -56,9 +56,11 @@ def own_labels(options: DatasetOptions) -> tuple[Labels, tuple[int, ...] | None]
 
 
 def load_labels(path: Path) -> Labels:
-    """The classes that a `dataset.yaml` names; errors as `read_options` and `own_labels`, naming the file."""
+    """The classes that a `dataset.yaml` names; errors as `read_options` and `folded`, naming the file."""
     try:
-        return own_labels(read_options(path)[0])[0]
+        options, _ = read_options(path)
+        labels, remap = own_labels(options)
+        return folded(Listing(str(path), (), labels, remap), options).labels
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
 
@@ -75,7 +77,7 @@ def folded(listing: Listing, options: DatasetOptions) -> Listing:
         ValueError: for a class that is not there, two names for one, an ignored id that is a class, or if no class is
             left.
     """
-    if not (options.names or options.palette or options.ignore or options.map or options.classes):
+    if not (options.names or options.palette or options.ignore or options.map or options.classes or options.rest):
         return listing
     labels = _coloured(_renamed(listing.labels, options), options)
     before = _table(labels, listing.remap, options)
@@ -89,7 +91,15 @@ def folded(listing: Listing, options: DatasetOptions) -> Listing:
         remap = None
     gone = [name for index, name in enumerate(labels.names) if index not in order]
     said = f"; folded away: {listed(gone, 6)}" if gone else ""
-    return replace(listing, labels=result, remap=remap, read_as=listing.read_as + said)
+    colours = listing.colours or (labels.palette if listing.remap is None else None)
+    ignored = tuple(entry for entry in options.ignore if not isinstance(entry, str))
+    taken = [colour for colour in ignored if colour in labels.palette]
+    if taken and labels.palette != voc_palette(len(labels)):  # the default says nothing about the masks
+        name = labels.names[labels.palette.index(taken[0])]
+        raise ValueError(f"ignore has {taken[0]}, the colour of class {name!r}; expected one that is no class's")
+    return replace(
+        listing, labels=result, remap=remap, read_as=listing.read_as + said, colours=colours, ignored=ignored
+    )
 
 
 def _renamed(labels: Labels, options: DatasetOptions) -> Labels:
@@ -233,5 +243,6 @@ def _relabelled(labels: Labels, order: Sequence[int]) -> Labels:
     black: Colour = (0, 0, 0)
     names = tuple("background" if index == _NEW else labels.names[index] for index in order)
     palette = tuple(black if index == _NEW else labels.palette[index] for index in order)
-    ignore = labels.ignore if labels.ignore >= len(order) else ignored_id(len(order))
+    most = ignored_id(len(order))
+    ignore = labels.ignore if len(order) <= labels.ignore <= most else most
     return Labels(names, palette, ignore)

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, is_clutter, split_of_file, subfolders
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, files_with, is_clutter, split_of_file, subfolders
 from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.json_records import json_elements
@@ -45,7 +45,7 @@ _EXPECTED = "Label Studio's JSON, a list of tasks"
 _NO_IMAGES = f"exports have none unless asked for: put them into images/, {SAY_WHERE}"
 _NO_JSON = (
     "Label Studio's brush masks name a task by its number, and only the project's JSON says which image that is: "
-    "export it, too, as JSON, and put it beside"
+    "export it as JSON, too, and put it beside them, with the images in images/"
 )
 
 
@@ -237,7 +237,7 @@ def _files(root: Path) -> list[Path]:
     if root.is_file():
         return [root] if root.suffix.lower() == ".json" and _peek(root) else []
     for folders in ([root], [root / name for name in subfolders(root)]):
-        if files := [path for folder in folders for path in sorted(folder.glob("*.json")) if _peek(path)]:
+        if files := [path for folder in folders for path in files_with(folder, ".json") if _peek(path)]:
             return files
     return []
 
@@ -350,7 +350,7 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
         problems.append(f"{root}: {count} images are not there: {listed([*dict.fromkeys(absent)])}; {_NO_IMAGES}")
     bare = sum(number not in brushes for content in here.values() for number, _ in content.bare)
     left_out = {"no annotation, or cancelled ones only": bare} if bare else {}
-    read_as = f"Label Studio's JSON, with {counted(len(labels), 'class', 'classes')}"
+    read_as = f"Label Studio's JSON, with {counted(len(labels), 'class', 'classes')}; later regions over earlier"
     warnings = tuple(notes.lines(root))
     return Listing(str(root), (*items.values(),), labels, None, tuple(problems), warnings, "", left_out, read_as)
 
@@ -431,7 +431,7 @@ def _without_json(root: Path, brushes: BrushFiles) -> Listing:
     labels, _ = with_background(root, sorted({class_of(file, ()) for file in files}))
     tasks, classes = counted(len(brushes), "task"), counted(len(labels), "class", "classes")
     read_as = f"{len(files)} brush masks of Label Studio, of {tasks} and {classes}, without images"
-    return Listing(str(root), (), labels, problems=(f"{root}: {_NO_JSON}; {_NO_IMAGES}",), read_as=read_as)
+    return Listing(str(root), (), labels, problems=(f"{root}: {_NO_JSON}, {SAY_WHERE}",), read_as=read_as)
 
 
 LAYOUT = Layout(

@@ -24,7 +24,7 @@ from atrous.data.datasets.base import (
     Listing,
     by_split,
     files_by_stem,
-    is_clutter,
+    files_with,
     split_or_whole,
     subfolders,
 )
@@ -137,7 +137,7 @@ def _folders(root: Path) -> dict[str, list[Path]]:
 
 
 def _peek(folder: Path) -> bool:
-    paths = sorted(path for path in folder.glob("*.json") if path.is_file() and not is_clutter(path.name))
+    paths = [path for path in files_with(folder, ".json") if path.is_file()]
     return any(map(_is_ours, paths[:_MOST_PEEKED]))
 
 
@@ -177,7 +177,9 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
             f"{place}: {len(absent)} of {count} files have no image beside them: {listed(absent)}; put them there, "
             f"{SAY_WHERE}"
         )
-    read_as = f"LabelMe's JSON, with the {counted(len(labels), 'class', 'classes')} of {source}"
+    read_as = (
+        f"LabelMe's JSON, with the {counted(len(labels), 'class', 'classes')} of {source}; later shapes over earlier"
+    )
     return Listing(place, tuple(items), labels, None, tuple(problems), tuple(warnings), read_as=read_as)
 
 

@@ -183,7 +183,7 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
         items.append(Item(prefix + stem_of(path.stem), image, LabelMeXmlMask(path, image, masks, tuple(ids.items()))))
     advice = f"put them into Images/, {SAY_WHERE}"
     problem = f"{root}: {len(absent)} of {len(paths)} images are not there: {listed(absent)}; {advice}"
-    read_as = f"LabelMe's XML, with {counted(len(labels), 'class', 'classes')}"
+    read_as = f"LabelMe's XML, with {counted(len(labels), 'class', 'classes')}; later objects over earlier"
     problems, warnings = (problem,) if absent else (), tuple(notes.lines(root))
     return Listing(str(root), tuple(items), labels, None, problems, warnings, read_as=read_as)
 

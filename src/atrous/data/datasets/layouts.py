@@ -8,8 +8,7 @@ A layout is one of `LAYOUTS`, named in `NAME:PATH` or recognised.
 
 from __future__ import annotations
 
-import itertools
-import os
+from dataclasses import replace
 from pathlib import Path
 
 from atrous.data.datasets import (
@@ -35,11 +34,22 @@ from atrous.data.datasets import (
     yolo,
 )
 from atrous.data.datasets.archive import is_archive, unpacked
-from atrous.data.datasets.base import WHOLE, Layout, Listing, is_clutter, is_note, say_once, split_name, subfolders
+from atrous.data.datasets.base import (
+    WHOLE,
+    Layout,
+    Listing,
+    files_and_folders,
+    is_note,
+    say_once,
+    scanned_once,
+    split_name,
+    subfolders,
+)
 from atrous.data.datasets.folding import folded
 from atrous.data.datasets.options import FILE, NO_OPTIONS, DatasetOptions, read_options
 from atrous.data.datasets.parts import PARTS, is_undivided, part_of
 from atrous.data.datasets.unread import holds_photographs_only, looks_like
+from atrous.data.samples import ImageRule
 from atrous.messages import did_you_mean
 
 LAYOUTS: dict[str, Layout] = {
@@ -78,11 +88,13 @@ _CAMVID = (
 )
 
 
+@scanned_once()
 def kind_of(data: str | Path) -> str:
     """The layout's name, a key of `LAYOUTS`; errors as `list_split`."""
     return _located(data)[0]
 
 
+@scanned_once()
 def splits(data: str | Path) -> list[str]:
     """The splits that are there, train first; errors as `list_split`."""
     kind, root, _ = _located(data)
@@ -93,6 +105,7 @@ def _splits(layout: Layout, root: Path) -> list[str]:
     return sorted(layout.splits(root), key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
 
+@scanned_once()
 def list_split(data: str | Path, split: str, options: DatasetOptions = NO_OPTIONS) -> Listing:
     """The classes and files of one split; missing files and the like are in `Listing.problems`.
 
@@ -118,6 +131,7 @@ def list_split(data: str | Path, split: str, options: DatasetOptions = NO_OPTION
     listing = layout.read(root, WHOLE if divided else split, options)
     if not listing.items and not listing.problems:
         raise ValueError(f"{listing.place}: no images; expected {layout.expected}{_published(kind)}")
+    listing = replace(listing, rule=ImageRule(options.value_range, options.bands))
     listing = part_of(listing, split) if divided else listing
     try:
         return folded(listing, options)
@@ -202,12 +216,10 @@ def _places(root: Path) -> list[Path]:
 
 def _only_folder(folder: Path) -> Path | None:
     """The folder that is all that a folder holds, but for notes; not one that has the name of a split or of images."""
-    with os.scandir(folder) as entries:
-        inside = [entry for entry in itertools.islice(entries, _MOST_BESIDE) if not is_clutter(entry.name)]
-    others = [entry for entry in inside if not is_note(entry.name)]
-    if len(others) != 1 or len(inside) == _MOST_BESIDE or not others[0].is_dir():
+    files, folders = files_and_folders(folder)
+    if len(folders) != 1 or len(files) > _MOST_BESIDE or not all(map(is_note, files)):
         return None
-    return None if split_name(others[0].name) in _ORDER else folder / others[0].name
+    return None if split_name(folders[0]) in _ORDER else folder / folders[0]
 
 
 def _said(root: Path, place: Path, home: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,10 +58,22 @@ class Counts:
         return self.ignored / max(1, int(self.pixels.sum()) + self.ignored)
 
 
+def histogram_of(mask: npt.NDArray[Any], labels: Labels) -> npt.NDArray[np.int64]:
+    """Pixels of each id in a mask, int64 256; for more than 255 classes K + 1, the last of the ignored id."""
+    if labels.largest_id < 256:
+        return np.bincount(mask.ravel(), minlength=256)
+    return np.bincount(np.minimum(mask.ravel().astype(np.int64), len(labels)), minlength=len(labels) + 1)
+
+
+def ignored_place(labels: Labels) -> int:
+    """Of the ignored id in the histograms of `histogram_of`."""
+    return labels.ignore if labels.largest_id < 256 else len(labels)
+
+
 def class_counts(histograms: npt.NDArray[np.int64], labels: Labels) -> Counts:
-    """Counts from histograms of ids, int64 N,256, one row an image; N may be 0."""
+    """Counts from histograms of ids, those of `histogram_of`, one row an image; N may be 0."""
     classes = histograms[:, : len(labels)]
-    return Counts(classes.sum(axis=0), (classes > 0).sum(axis=0), int(histograms[:, labels.ignore].sum()))
+    return Counts(classes.sum(axis=0), (classes > 0).sum(axis=0), int(histograms[:, ignored_place(labels)].sum()))
 
 
 def class_problems(counts: Counts, labels: Labels) -> list[str]:
@@ -70,7 +82,7 @@ def class_problems(counts: Counts, labels: Labels) -> list[str]:
     Each line says what to do, and names the options that accept it.
     """
     absent = [labels.names[index] for index in np.flatnonzero(counts.pixels == 0)]
-    histogram = np.zeros(256, dtype=np.int64)
+    histogram = np.zeros(labels.largest_id + 1, dtype=np.int64)
     histogram[: len(labels)], histogram[labels.ignore] = counts.pixels, counts.ignored
     if len(labels) == 1:
         reason = f"{labels.names[0]} is the only class, so that there is nothing to tell it from"

@@ -181,6 +181,8 @@ def _names(value: object) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names, and their stored ids if they are given by id."""
     if not isinstance(value, Mapping):
         names = _list(value, "names", "names, or id: name")
+        if not names:
+            raise ValueError("names is empty; expected the class names")
         return tuple(_scalar(name, f"names[{index}]") for index, name in enumerate(names)), ()
     by_id = sorted((_whole(key, "an id in names"), _scalar(name, f"names[{key}]")) for key, name in value.items())
     if twice := [key for (key, _), (after, _) in zip(by_id, by_id[1:], strict=False) if key == after]:

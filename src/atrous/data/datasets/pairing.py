@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atrous.data.datasets.base import is_clutter
+from atrous.data.datasets.base import files_and_folders
 from atrous.data.image_file import IMAGE_SUFFIXES
 
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -47,19 +46,13 @@ def files_below(folder: Path, deep: bool = True) -> list[str]:
 
     Links to folders are followed, to a depth of some folders, for they may lead round in a circle.
     """
-    if not folder.is_dir():
-        return []
     names, waiting = [], [""]
     while waiting:
         below = waiting.pop()
-        with os.scandir(folder / below) as entries:  # which tells a folder from a file without asking the disk for each
-            for entry in entries:
-                if is_clutter(entry.name):
-                    continue
-                if not entry.is_dir():
-                    names.append(f"{below}{entry.name}")
-                elif deep and below.count("/") < _DEPTH:
-                    waiting.append(f"{below}{entry.name}/")
+        files, folders = files_and_folders(folder / below)
+        names += [f"{below}{name}" for name in files]
+        if deep and below.count("/") < _DEPTH:
+            waiting += [f"{below}{name}/" for name in folders]
     return sorted(names)
 
 

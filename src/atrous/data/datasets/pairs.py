@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from atrous.data.datasets.arrangement import Place, places_of, unread_masks
 from atrous.data.datasets.array_mask import ArrayMask
-from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, MaskSource, say_once, split_name
+from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, MaskSource, say_once, split_name, subfolders
 from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines
 from atrous.data.datasets.folding import own_labels
 from atrous.data.datasets.found_classes import find_classes, step_of
@@ -181,6 +181,9 @@ def plain_mask(path: Path) -> Path | MaskSource:
 
 
 def _recognise(root: Path) -> Path | None:
+    # Whose names are in a file that Roboflow's layout did not understand.
+    if any((root / name / "_classes.csv").is_file() for name in (".", *subfolders(root))):
+        return None
     return root if places_of(root) else None
 
 

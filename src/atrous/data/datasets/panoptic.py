@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, by_split, is_clutter
+from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, by_split, files_with
 from atrous.data.datasets.class_files import background_index, with_background
 from atrous.data.datasets.json_records import json_records
 from atrous.data.datasets.options import DatasetOptions
@@ -89,8 +89,8 @@ def _files(root: Path) -> dict[str, Path]:
         return {WHOLE: root} if _peek(root) else {}
     files: dict[str, Path] = {}
     for folder in (root, root / "annotations"):
-        for path in sorted(folder.glob("*.json")):
-            if path.is_file() and not is_clutter(path.name) and _peek(path):
+        for path in files_with(folder, ".json"):
+            if path.is_file() and _peek(path):
                 name = path.stem.removeprefix("panoptic_")
                 files[_YEAR.sub("", name) or name] = path
     return {WHOLE: next(iter(files.values()))} if [*files] == ["panoptic"] else by_split(root, files)

@@ -38,7 +38,10 @@ def draw(segmentation: Any, height: int, width: int, *, border: bool = False) ->
         return _unpacked(segmentation, height, width)
     polygons = _checked(segmentation, height, width)
     if border:
-        return fill_polygons([np.reshape(polygon, (-1, 2)).tolist() for polygon in polygons], height, width)
+        pairs = [np.reshape(polygon, (-1, 2)).tolist() for polygon in polygons]
+        for points in pairs:
+            check_points(points, height, width)
+        return fill_polygons(pairs, height, width)
     coder = pycocotools_mask()
     # Without any polygon, one without area: pycocotools draws it as nothing, and would fail on an empty list.
     encoded = coder.merge(coder.frPyObjects(polygons or [[0, 0, 0, 0, 0, 0]], height, width))

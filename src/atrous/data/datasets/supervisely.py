@@ -194,7 +194,8 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
         count = len(absent) + len(items)
         advice = f"download the project with its images, put them into img/, {SAY_WHERE}"
         problems.append(f"{root}: {len(absent)} of {count} images are not there: {listed(absent)}; {advice}")
-    read_as = f"a Supervisely project, with the {counted(len(ids), 'class', 'classes')} of {_META} and background"
+    classes = f"the {counted(len(ids), 'class', 'classes')} of {_META}"
+    read_as = f"a Supervisely project, with {classes}; later objects over earlier"
     left_out = {"no annotation in ann/": len(spare)} if spare else {}
     warnings = tuple(notes.lines(root))
     return Listing(str(root), tuple(items), labels, None, tuple(problems), warnings, "", left_out, read_as)

@@ -56,7 +56,7 @@ def _folders(root: Path) -> dict[str, str]:
 def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     version = _version(root)
     assert version is not None
-    labels, remap, ignored = _classes(version.config)
+    labels, remap, ignored = classes_of_config(version.config)
     folder = root / _folders(root)[split]
     masks = folder / version.folder / "labels"
     files = files_in(Place(folder / "images", masks if masks.is_dir() else None))
@@ -65,7 +65,7 @@ def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     return replace(listing_of(files, plain_mask, labels, read_as), remap=remap)
 
 
-def _classes(path: Path) -> tuple[Labels, tuple[int, ...], list[str]]:
+def classes_of_config(path: Path) -> tuple[Labels, tuple[int, ...], list[str]]:
     """The classes, class id by stored id, and the names of those that are ignored."""
     try:
         records = json.loads(path.read_text("utf-8-sig"))["labels"]

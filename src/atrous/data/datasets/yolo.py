@@ -18,7 +18,7 @@ from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, fi
 from atrous.data.datasets.class_files import read_lines, with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.datasets.regions import blank_mask, fill_polygons
+from atrous.data.datasets.regions import blank_mask, check_points, fill_polygons
 from atrous.data.image_io import Pixels, read_size
 from atrous.messages import counted, listed
 from atrous.yaml_io import parse_yaml
@@ -71,6 +71,10 @@ class YoloMask:
             raise ValueError(f"{self}: line {number} has class {value:g}; expected 0..{len(self.ids) - 1} of data.yaml")
         # Of shares with five decimals, which tools write, whole pixels become 42.998.
         points = [(round(x * width, 2), round(y * height, 2)) for x, y in zip(shares[::2], shares[1::2], strict=True)]
+        try:
+            check_points(points, height, width)
+        except ValueError as error:
+            raise ValueError(f"{self}: line {number}: {error}") from None
         return self.ids[int(value)], points
 
 
@@ -177,7 +181,8 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
         if without := sum(stem not in texts for stem in images):
             warnings.append(f"{folder}: {without} images have no text file, and so no object")
     _refuse_boxes(items)
-    read_as = f"YOLO's polygons, with the {counted(len(names), 'class', 'classes')} of {path.name} and background"
+    classes = f"the {counted(len(names), 'class', 'classes')} of {path.name}"
+    read_as = f"YOLO's polygons, with {classes}; smaller polygons over larger"
     place = ", ".join(map(str, folders))
     return Listing(place, tuple(items), labels, None, tuple(problems), tuple(warnings), read_as=read_as)
 

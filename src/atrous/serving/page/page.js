@@ -95,7 +95,7 @@ async function segment(file, name) {
     const { ids, width, height } = await idsOf(png);
     const shown = photo ?? (await bare(file));
     if (state.sent !== sent) return;
-    Object.assign(state, { ids, width, height, png, lit: null });
+    Object.assign(state, { ids, width, height, png, photo: shown, model: $("model").value, lit: null });
     paint(shown, width, height);
     list();
     drawMask();
@@ -105,10 +105,19 @@ async function segment(file, name) {
   } catch (problem) {
     if (state.sent !== sent) return;
     if (problem) fail(problem.error ? problem : { error: "The answer cannot be shown.", more: String(problem.message ?? "") });
-    if (before?.png && before.file === file) { Object.assign(state, before); $("panel").inert = false; } else start();
+    before ? restore(before) : start();
   } finally {
     if (state.sent === sent) { state.sent = null; idle(); }
   }
+}
+
+function restore(before) {
+  Object.assign(state, before, { sent: null });
+  $("model").value = state.model;
+  paint(state.photo, state.width, state.height);
+  drawMask();
+  idle();
+  $("panel").inert = false;
 }
 
 // A photo of a format that the browser cannot show: as the server shows it, without colours.
@@ -176,8 +185,9 @@ function item(one) {
   share.className = "share";
   share.textContent = percent(state.shares[one.id]);
   box.onchange = () => { box.checked ? state.on.add(one.id) : state.on.delete(one.id); downloadable(); drawMask(); };
-  label.onpointerenter = box.onfocus = () => light(one.id);
+  label.onpointerenter = (event) => event.pointerType === "mouse" && light(one.id);
   label.onpointerleave = box.onblur = () => light(null);
+  box.onfocus = () => box.matches(":focus-visible") && light(one.id);
   label.append(box, dot, name, share);
   row.append(label);
   return row;
@@ -359,7 +369,7 @@ $("model").onchange = () => state.file && segment(state.file, state.name + ".");
 $("opacity").oninput = (event) => { $("opacity-value").value = `${event.target.value}%`; $("mask").style.opacity = event.target.value / 100; };
 for (const kind of ["mask", "overlay", "cutout"]) $(`get-${kind}`).onclick = () => download(kind);
 $("stage").onpointermove = $("stage").onpointerdown = (event) => { hide("probe"); point(event.clientX, event.clientY); };
-$("stage").onpointerleave = () => hide("tip");
+$("stage").onpointerleave = (event) => event.pointerType === "mouse" && hide("tip"); // a finger leaves as it is lifted
 $("stage").onkeydown = moveProbe;
 $("stage").onblur = endProbe;
 addEventListener("resize", fit);

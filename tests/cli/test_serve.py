@@ -1,0 +1,60 @@
+"""`atrous serve`: its mistakes, and the names of its models. What it serves is tested in tests/serving."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server needs pip install 'atrous[serve]'")
+
+from atrous.cli import serve  # noqa: E402
+from atrous.cli.parser import main  # noqa: E402
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["object"], "there is no weight file, run folder or named model 'object'"),
+    (["a=objects-mobilenetv2", "a=objects-mobilenetv2"], "two models are named a"),
+    (["--port", "99999"], "cannot listen on 127.0.0.1, port 99999"),
+    (["--queue", "0"], "queue is 0, expected a number above 0"),
+    (["--workers", "0"], "--workers is 0, expected at least 1"),
+    (["--label-studio-files", "nowhere"], "there is no folder nowhere"),
+    (["a/b=objects-mobilenetv2"], "'a/b' is no name for a model"),
+])  # fmt: skip
+def test_mistakes_are_one_line(capsys: Any, arguments: list[str], said: str) -> None:
+    port = [] if "--port" in arguments else ["--port", "0"]
+    assert main(["serve", *arguments, *port]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and said in lines[0], lines
+
+
+def test_without_the_extra_it_says_what_to_install(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve"]) == 2
+    assert "pip install 'atrous[serve]'" in capsys.readouterr().err
+
+
+def test_names(tmp_path: Path) -> None:
+    weights = tmp_path / "runs" / "mine" / "best" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    for word in (weights, weights.parent, weights.parent.parent):
+        assert serve._name_and_source(str(word)) == ("mine", str(word))
+    assert serve._name_and_source("objects-mobilenetv2") == ("objects-mobilenetv2", "objects-mobilenetv2")
+    assert serve._name_and_source(f"street={weights}") == ("street", str(weights))
+
+
+def test_limits_are_those_of_the_flags() -> None:
+    args = argparse.Namespace(max_pixels=5, queue=None, deadline=2.5, grace=None, max_body=1.5)
+    limits = serve._limits(args)
+    assert (limits.pixels, limits.deadline, limits.body_bytes, limits.queue) == (5, 2.5, 1_500_000, 64)
+
+
+@pytest.mark.parametrize(("host", "address"), [
+    ("127.0.0.1", "http://127.0.0.1:80"), ("0.0.0.0", "http://localhost:80"), ("::1", "http://[::1]:80"),
+])  # fmt: skip
+def test_the_address_can_be_clicked(host: str, address: str) -> None:
+    assert serve._address(host, 80) == address

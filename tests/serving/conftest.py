@@ -1,0 +1,39 @@
+"""One service of the everyday objects for all tests of this folder that do not change it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import httpx
+import pytest
+
+pytest.importorskip("fastapi", reason="the server needs pip install 'atrous[serve]'")
+
+from atrous.prediction.predictor import Predictor  # noqa: E402
+from atrous.serving.served import ServedModel  # noqa: E402
+from serving import Running, running  # noqa: E402
+
+NAME = "objects-mobilenetv2"
+
+
+@pytest.fixture(scope="session")
+def predictor() -> Predictor:
+    return Predictor.load(NAME, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def models(predictor: Predictor) -> dict[str, ServedModel]:
+    first = ServedModel.of(NAME, predictor)
+    return {NAME: first, "second": replace(first, name="second")}
+
+
+@pytest.fixture(scope="session")
+def server(models: dict[str, ServedModel]) -> Iterator[Running]:
+    with running(models, hosts={"127.0.0.1"}) as here:
+        yield here
+
+
+@pytest.fixture(scope="session")
+def client(server: Running) -> httpx.Client:
+    return server.client
