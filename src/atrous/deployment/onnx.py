@@ -187,7 +187,7 @@ def _write_after(to: _Nodes, size: str, model: DeepLabV3, interface: Interface) 
 def _interpolation(to: _Nodes, size: str, axis: int, model: DeepLabV3, interface: Interface) -> str:
     """Name of the weights, pixels by features, of bilinear interpolation along one axis.
 
-    A pixel and feature ``j`` are ``place - j * step`` apart, in whole numbers; the weight falls from 1 at 0 to 0 at `step`.
+    A pixel and feature ``j`` are ``place - j * step`` apart, in whole numbers: the weight is 1 at 0, and 0 at `step`.
     On the grid the place is the pixel and the step the output stride (`atrous.ops.resize.Upsampling`).
     """
     stride = model.output_stride
