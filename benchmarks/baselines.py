@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atrous.evaluation.distributed import DistributedContext
-from atrous.models.convert import DropIn, Library, logits_of, take_over
+from atrous.models.convert import Library, logits_of, take_over
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import compiled
 from atrous.ops.resize import IGNORE, grid_size
@@ -178,13 +178,15 @@ def _our_forms(pair: Pair, images: Tensor, reference: Tensor, gflop: float, fp32
     candidates = []
     for name, dtype in wanted.items():
         form = pair.ours.for_inference(dtype=dtype)
-        once = run(DropIn(form, pair.library))
+        once = run(form)
         multiplied = form.classifier.weight.dtype
         candidates.append(Candidate(name, once, gflop, _differs(once(), reference), dtype=multiplied))
     if images.shape[-1] != grid_size(images.shape[-1], pair.ours.output_stride):
         name, dtype = next(iter(wanted.items()))
         # A form of its own: each keeps weights laid out for one size of map.
-        padded = run(pair.ours.for_inference(dtype=dtype))
+        form = pair.ours.for_inference(dtype=dtype)
+        form.upsampling = "grid"
+        padded = run(form)
         why = "another convention"
         candidates.append(
             Candidate(f"{name}, padded to its own grid", padded, gflop, note=why, dtype=candidates[0].dtype)

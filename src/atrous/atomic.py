@@ -18,7 +18,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -72,6 +72,33 @@ def written_folder(path: Path) -> Iterator[Path]:
         flush(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def work_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path`, on its file system, for what other libraries write; removed at the end with all in it.
+
+    Whole files of it are put in place by `put_in_place`.
+    """
+    beside = _beside(path)
+    beside.mkdir()
+    try:
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def put_in_place(files: Mapping[Path, Path]) -> None:
+    """Move finished files to their names, in order, each flushed to the disk before.
+
+    Args:
+        files: from where a file is, to where it goes; on one file system.
+    """
+    for source in files:
+        flush(source)
+    for source, target in files.items():
+        os.replace(source, target)
+        flush(target.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -464,7 +464,6 @@ def test_predict_tells_a_model_from_a_photograph(
         (["train", "finetune", "--data", "x", "--learning-rate", "3"], "--lr"),
         (["predict", "x", "--output-strid", "8"], "did you mean --output-stride?"),
         (["predic", "x"], "did you mean predict?"),
-        (["bench", "infer"], "python -m benchmarks"),
         (["train", "finetune", "--data", "x", "--batch", "3"], "--batch-size"),
     ],
 )

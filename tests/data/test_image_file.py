@@ -1,6 +1,5 @@
 """Truncated files, decompression bombs and arbitrary bytes are refused by name."""
 
-import io
 import os
 import re
 import struct
@@ -212,13 +211,10 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "none.jpg")
     with pytest.raises(ValueError, match="not a file"):
         read_image(tmp_path)
-    npy = io.BytesIO()
-    np.save(npy, picture())
     cases = {
         b"": "not an image, but empty",
         b"hello": "not an image of a known format",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n": "not an image, but EPS",
-        npy.getvalue(): "not an image, but a NumPy array",
         b"\n<!DOCTYPE html><html>404": "not an image, but a web page",
         b"version https://git-lfs.github.com/spec/v1\n": "not an image, but a pointer of Git LFS",
         b"\x89PNG\r\n\x1a\n" + bytes(40): "not an image, but the start of a damaged PNG",
@@ -245,7 +241,7 @@ def test_files_of_every_other_kind_are_refused_and_nothing_waits(tmp_path: Path)
         Path("/dev/zero"): "not a file",
         Path("/dev/stdin"): "not a file|not an image|no such",
         tmp_path / "loop.jpg": "symbolic links",
-        tmp_path / "photo.heic": "HEIC is not supported; expected JPEG",
+        tmp_path / "photo.heic": "expected a whole, sound image|HEIC needs pillow-heif: pip install",
     }
     for path, message in cases.items():
         with pytest.raises((ValueError, FileNotFoundError), match=f"{path.name}: .*({message})") as caught:

@@ -126,7 +126,7 @@ def test_every_way_to_give_a_file_is_the_same_door(tmp_path: Path, kind: str, wa
 
 @pytest.mark.parametrize("way", WAYS)
 def test_formats_that_are_not_allowed_stay_out_by_every_way(tmp_path: Path, way: str) -> None:
-    for kind, name in (("EPS", "EPS"), ("TGA", "a known format"), ("JPEG2000", "JPEG 2000"), ("PCX", "a known format")):
+    for kind, name in (("EPS", "EPS"), ("TGA", "a known format"), ("PCX", "a known format")):
         path = tmp_path / f"a.{kind}"
         Image.fromarray(picture()).save(path, kind)
         with pytest.raises(ValueError, match=f"{kind if 'PIL' in way else name}; expected AVIF, BMP"):

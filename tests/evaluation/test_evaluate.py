@@ -61,8 +61,10 @@ def by_hand(model: DeepLabV3, images: torch.Tensor, scales: tuple[float, ...], f
     return torch.stack(found).double().mean(0)
 
 
-def test_scales_and_flip_are_the_mean_of_the_softmax(model, val) -> None:
-    images = val[0].image[None]
+@pytest.mark.parametrize("upsampling", ["grid", "half_pixel", "corners"])
+def test_scales_and_flip_are_the_mean_of_the_softmax(model, val, upsampling) -> None:
+    model, images = copy.deepcopy(model), val[0].image[None]
+    model.upsampling = upsampling
     for scales, flip in [((1.0,), False), ((1.0,), True), ((0.5, 0.75, 1.25), False), ((0.5, 1.0, 1.75), True)]:
         found = predict_probabilities(model, images, scales=scales, flip=flip)
         classes = predict_classes(model, images, scales=scales, flip=flip)
@@ -74,6 +76,13 @@ def test_scales_and_flip_are_the_mean_of_the_softmax(model, val) -> None:
         assert clear.float().mean() > 0.9
         assert classes.dtype == torch.uint8
         assert torch.equal(classes[clear].long(), expected.argmax(1)[clear])
+
+
+def test_padding_that_would_move_the_features_is_refused(model, val) -> None:
+    model, images = copy.deepcopy(model), val[0].image[None]
+    model.upsampling = "half_pixel"
+    with pytest.raises(ValueError, match="pad_to is 500, and the model's upsampling is half_pixel"):
+        predict_classes(model, images, pad_to=500)
 
 
 def test_the_scales_make_a_difference(model, val) -> None:

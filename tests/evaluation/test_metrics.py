@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from atrous.evaluation.metrics import ConfusionMatrix
+from atrous.evaluation.metrics import ConfusionMatrix, image_iou
 
 NAMES = ("a", "b", "c", "d", "e")
 
@@ -132,3 +132,20 @@ def test_ids_out_of_range_and_other_shapes_are_refused(prediction: list, truth: 
     with pytest.raises(ValueError, match=message):
         confusion.update(torch.tensor(prediction), torch.tensor(truth))
     assert confusion.counts.sum() == 0
+
+
+def test_an_image_has_the_mean_over_what_is_in_it() -> None:
+    counts = torch.tensor([[6000, 2000, 0], [0, 2000, 0], [0, 0, 0]])
+    assert image_iou(counts) == pytest.approx((6 / 8 + 2 / 4) / 2)
+    stray = counts.clone()
+    stray[0, 2] = 3  # a few pixels are no object
+    assert image_iou(stray) == pytest.approx((6000 / 8003 + 2 / 4) / 2)
+    assert image_iou(torch.zeros(2, 2)) != image_iou(torch.zeros(2, 2))  # not a number
+
+
+def test_an_update_returns_its_own_counts() -> None:
+    matrix = ConfusionMatrix(2)
+    truth = torch.tensor([[0, 1], [1, 255]])
+    for _ in range(2):
+        assert matrix.update(torch.tensor([[0, 0], [1, 1]]), truth).tolist() == [[1, 0], [1, 1]]
+    assert matrix.counts.tolist() == [[2, 0], [2, 2]]

@@ -10,9 +10,10 @@ from atrous.data.resize import shrunk, viewing_factor
 from atrous.ops.resize import (
     cross_entropy_sum,
     downsample_labels,
+    feature_count,
     grid_size,
     label_weight,
-    pad_to_grid,
+    pad_image,
     resize,
     upsample,
 )
@@ -37,11 +38,11 @@ def test_grid_size(size: int, stride: int, expected: int) -> None:
 
 def test_513_needs_no_padding_which_is_why_the_paper_crops_it() -> None:
     images = torch.randn(1, 3, 513, 513)
-    assert pad_to_grid(images, 16) is images
+    assert pad_image(images, 16) is images
 
 
 def test_padding_is_below_and_right_with_the_mean_pixel() -> None:
-    padded = pad_to_grid(torch.ones(1, 3, 20, 30), 16)
+    padded = pad_image(torch.ones(1, 3, 20, 30), 16)
     assert padded.shape == (1, 3, 33, 33)
     assert padded[..., :20, :30].eq(1).all() and padded.sum() == 3 * 20 * 30
 
@@ -68,6 +69,19 @@ def test_feature_j_sits_on_pixel_stride_times_j(size: tuple[int, int], stride: i
     torch.testing.assert_close(found.double(), by_hand(logits, size, stride), rtol=1e-5, atol=1e-5)
     rows, columns = -(-size[0] // stride), -(-size[1] // stride)
     torch.testing.assert_close(found[..., ::stride, ::stride], logits[..., :rows, :columns], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(40, 48), (33, 50), (7, 90)])
+def test_other_libraries_conventions_are_theirs(size: tuple[int, int]) -> None:
+    images = torch.randn(1, 3, *size)
+    assert pad_image(images, 8, "half_pixel") is images
+    padded = pad_image(images, 8, "corners")
+    assert all(side % 8 == 0 and side - 8 < own for side, own in zip(padded.shape[2:], size, strict=True))
+    logits = torch.randn(1, 4, *(feature_count(side, 8, "corners") for side in size))
+    expected = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    assert torch.equal(upsample(logits, size, 8, "half_pixel"), expected)
+    expected = F.interpolate(logits, padded.shape[2:], mode="bilinear", align_corners=True)[..., : size[0], : size[1]]
+    assert torch.equal(upsample(logits, size, 8, "corners"), expected)
 
 
 def test_resize_keeps_the_corners() -> None:

@@ -7,27 +7,34 @@ import torch
 from torch import Tensor
 
 from atrous.ops import tta as views_of
-from atrous.ops.resize import resize, upsample
+from atrous.ops.resize import Upsampling, feature_count, resize, upsample
 from atrous.ops.tta import View, mean_argmax, mean_probabilities
 
 
 def draw(
-    size: tuple[int, int], classes: int, stride: int, scales: tuple[float, ...], batch: int = 1, flip: bool = True
+    size: tuple[int, int],
+    classes: int,
+    stride: int,
+    scales: tuple[float, ...],
+    batch: int = 1,
+    flip: bool = True,
+    upsampling: Upsampling = "grid",
 ) -> list[View]:
     views = []
     for scale in scales:
         height, width = (round((length - 1) * scale) + 1 for length in size)
-        h, w = (-(-(length - 1) // stride) + 1 for length in (height, width))
+        h, w = (feature_count(length, stride, upsampling) for length in (height, width))
         for flipped in (False, True) if flip else (False,):
             logits = 4 * torch.randn(batch, classes, h, w).contiguous(memory_format=torch.channels_last)
-            views.append(View(logits, (height, width), flipped))
+            views.append(View(logits, (height, width), flipped, upsampling))
     return views
 
 
 def plain(views: list[View], size: tuple[int, int], stride: int) -> Tensor:
     found = []
     for view in views:
-        probabilities = resize(upsample(view.logits.double(), view.size, stride), size).softmax(1)
+        logits = upsample(view.logits.double(), view.size, stride, view.upsampling)
+        probabilities = resize(logits, size).softmax(1)
         found.append(probabilities.flip(-1) if view.flipped else probabilities)
     return torch.stack(found).mean(0)
 
@@ -42,12 +49,13 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("upsampling", ["grid", "half_pixel", "corners"])
 @pytest.mark.parametrize(("size", "classes", "stride", "scales", "batch"), CASES)
 def test_it_is_the_plain_mean(
-    size: tuple[int, int], classes: int, stride: int, scales: tuple[float, ...], batch: int
+    size: tuple[int, int], classes: int, stride: int, scales: tuple[float, ...], batch: int, upsampling: Upsampling
 ) -> None:
     torch.manual_seed(0)
-    views = draw(size, classes, stride, scales, batch)
+    views = draw(size, classes, stride, scales, batch, upsampling=upsampling)
     before = [view.logits.clone() for view in views]
     expected = plain(views, size, stride)
     found = mean_probabilities(views, size, stride)

@@ -9,7 +9,7 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 from torchvision.models.segmentation.deeplabv3 import ASPP as TorchvisionASPP
 
 from atrous.models.aspp import ASPP
-from atrous.models.convert import DropIn, convert, drop_in
+from atrous.models.convert import convert, drop_in
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.resnet import ResNet
 
@@ -78,9 +78,9 @@ def test_the_whole_model() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_a_library_that_there_is_not_is_named() -> None:
-    with pytest.raises(ValueError, match="library is 'mmseg', expected one of torchvision, smp"):
-        DropIn(DeepLabV3("resnet18", 2), "mmseg")  # type: ignore[arg-type]
+def test_a_convention_that_there_is_not_is_named() -> None:
+    with pytest.raises(ValueError, match="upsampling is 'nearest', expected one of grid, half_pixel, corners"):
+        DeepLabV3("resnet18", 2, upsampling="nearest")  # type: ignore[arg-type]
 
 
 def test_a_network_without_a_resnet_is_named() -> None:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from atrous.data.datasets.dataset import open_dataset
-from atrous.data.labels import Labels, load_labels, write_labels
+from atrous.data.datasets.folding import load_labels
+from atrous.data.labels import Labels, write_labels
 from atrous.prediction.predictor import Predictor
 from atrous.prediction.pseudo_label import classes_of, label
 from atrous.prediction.tflite_teacher import TFLiteTeacher, _starts, open_teacher

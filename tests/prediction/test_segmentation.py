@@ -148,7 +148,7 @@ def test_confidence_is_the_probability_of_the_class(trained: Path, drawn, option
     # One window that holds all of it sees what one pass sees; means are interpolated between every fourth pixel.
     [(mask, sure)] = predictor.sliding_window().classes_with_confidence(strips_of(image))
     same = mask == result.mask
-    assert same.mean() > 0.99 and np.abs(sure - expected)[same].max() < (0.1 if options else 1e-3)
+    assert same.mean() > 0.98 and np.abs(sure - expected)[same].max() < (0.1 if options else 1e-3)
     large = drawn(1, 150, 161)[0]
     by_windows = predictor(large, confidence=True)
     assert np.array_equal(by_windows.mask, predictor(large).mask) and by_windows.confidence is not None

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from atrous.data.row_io import Strips, strips_of
 from atrous.evaluation.evaluate import predict_classes
 from atrous.models.aspp import ASPP
-from atrous.ops.resize import pad_to_grid
+from atrous.ops.resize import pad_image
 from atrous.prediction import sliding_window as module
 from atrous.prediction.predictor import Predictor
 from atrous.prediction.sliding_window import SlidingWindow, spans
@@ -38,6 +38,7 @@ class Tiny(nn.Module):
     num_classes = 5
     output_stride = 8
     longest_side = None
+    upsampling = "grid"
 
     def __init__(self, pooling: bool) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class Tiny(nn.Module):
             self.classifier.bias -= seen.mean((0, 2, 3))
 
     def low_resolution_logits(self, images: Tensor) -> Tensor:
-        return self.classifier(self.head(self.backbone(pad_to_grid(images, 8))))
+        return self.classifier(self.head(self.backbone(pad_image(images, 8, self.upsampling))))
 
 
 def picture(height: int, width: int, blob: int = 20) -> np.ndarray:
@@ -109,6 +110,15 @@ def test_windows_give_what_one_pass_gives(pooling: bool, size: tuple[int, int]) 
     expected = whole(windows, image)
     assert (by_windows(windows, image) == expected).mean() > 0.9995
     assert min(size) < 200 or len(np.unique(expected)) > 1
+
+
+@pytest.mark.parametrize(("upsampling", "least"), [("half_pixel", 0.98), ("corners", 0.88)])
+def test_features_of_other_conventions_keep_their_place(upsampling: str, least: float) -> None:
+    # With aligned corners the shift of a feature depends on the size of what is upsampled, up to the stride less one.
+    net = Tiny(True)
+    net.upsampling = upsampling
+    windows, image = SlidingWindow(net, window=200), picture(648, 712)
+    assert (by_windows(windows, image) == whole(windows, image)).mean() > least
 
 
 def test_the_mean_of_the_whole_picture_is_what_makes_them_agree(monkeypatch: pytest.MonkeyPatch) -> None:

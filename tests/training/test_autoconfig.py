@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from atrous.cli.parser import main
+from atrous.data.datasets.dataset import splits
+from atrous.data.sampling import open_splits
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import ModelCard, cards, save
 from atrous.training.autoconfig import ANYTHING, BASE, BASE_IMAGENET, STREETS, Survey, choose, class_weights, finetune
 from atrous.training.config import Recipe, override
+from atrous.training.loader import divided
 from atrous.training.loop import train
 from atrous.training.recipes import RECIPES
 from atrous.training.state import build_model
@@ -35,7 +40,8 @@ def test_on_camvid_it_is_the_tuned_recipe() -> None:
         recipe, _ = finetune(CAMVID, weights)
         tuned = RECIPES[base]
         np.testing.assert_allclose(recipe.loss.class_weights or (), tuned.loss.class_weights or (), rtol=0.16)
-        assert override(recipe, {"class_weights": tuned.loss.class_weights, "val_every": tuned.run.val_every}) == tuned
+        same = {"class_weights": tuned.loss.class_weights, "val_every": tuned.run.val_every, "amp": tuned.optim.amp}
+        assert override(recipe, same) == tuned
     assert finetune(CAMVID)[0].model.weights == STREETS
 
 
@@ -127,7 +133,8 @@ def test_a_run_goes_on_with_what_was_chosen_for_it(
 @pytest.mark.parametrize(
     ("side", "crop", "scales"),
     [(360, 353, (0.43, 1.14)), (1024, 513, (0.5, 2.0)), (513, 513, (0.75, 2.0)), (512, 497, (0.75, 2.0)),
-     (20, 65, (0.43, 1.14)), (3000, 513, (0.75, 2.0))],
+     (20, 65, (0.43, 1.14)), (3000, 513, (0.75, 2.0)), (640, 353, (0.43, 1.14)), (514, 273, (0.43, 1.14)),
+     (916, 497, (0.43, 1.14)), (917, 513, (0.5, 2.0))],
 )  # fmt: skip
 def test_the_crop_fits_the_pictures(side: int, crop: int, scales: tuple[float, float]) -> None:
     recipe, _ = choose(survey(side=side))
@@ -148,6 +155,13 @@ def test_small_pictures_are_enlarged_and_large_ones_made_smaller(long_side: int,
     assert strip.data.longest_side is None and strip.data.crop == (97, 97), "made smaller, nothing of it would be left"
 
 
+def test_smaller_crops_than_the_largest_are_taken_more_often() -> None:
+    recipe, reasons = choose(survey(images=220, side=640, long_side=640))
+    assert recipe.schedule.iterations == 1600 and "there are more" in reasons[2]
+    whole, _ = choose(survey(images=220, side=513, long_side=640))
+    assert whole.schedule.iterations == 800
+
+
 @pytest.mark.parametrize(
     ("images", "steps"), [(1, 400), (10, 400), (92, 1200), (367, 2400), (1468, 4800), (10**6, 30_000)]
 )
@@ -161,7 +175,7 @@ def test_steps_grow_with_the_root_of_the_images(images: int, steps: int) -> None
 def test_weights_are_the_root_of_median_frequency_balancing() -> None:
     # Shares 1/21, 4/21, 16/21: the median is 4.
     assert class_weights((100, 400, 1600)) == (2.0, 1.0, 0.5)
-    assert class_weights((100, 399)) is None and class_weights((7, 0)) is None
+    assert class_weights((100, 999)) is None and class_weights((100, 1000)) and class_weights((7, 0)) is None
     assert class_weights((1, 0, 10**6, 10**3)) == (4.0, 1.0, 0.3, 1.0)
 
 
@@ -173,6 +187,59 @@ def test_rare_classes_come_more_often() -> None:
     pixels[:10, 1] = 50
     assert choose(Survey(("sky", "kite"), pixels, 360, 480, ("train",)))[0].data.repeat_factor_threshold == 0
     assert rare.data.val_split is None and any("no split named val" in line for line in why)
+
+
+def test_it_trains_in_bfloat16_where_that_is_faster(
+    make_data: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_data(tmp_path / "data", {"train": 3, "val": 1})
+    for dtype, amp in ((torch.bfloat16, "bf16"), (torch.float32, "off"), (torch.float16, "off")):
+        monkeypatch.setattr("atrous.training.autoconfig.native_dtype", lambda _, dtype=dtype: dtype)
+        recipe, reasons = finetune(data, device="cpu")
+        assert recipe.optim.amp == amp and any("bfloat16" in line for line in reasons) == (amp == "bf16")
+
+
+def test_images_are_held_back_where_there_is_no_val(
+    make_data: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_data(tmp_path / "data", {"train": 12, "test": 3})
+    recipe, reasons = finetune(data)
+    assert (recipe.data.train_split, recipe.data.val_split, recipe.data.val_share) == ("train", None, 0.2)
+    assert any("20% of train are held back" in line and "split.json" in line for line in reasons)
+    few, _ = finetune(make_data(tmp_path / "few", {"train": 9}))
+    assert few.data.val_share == 0, "too few to hold some back"
+    with_val, _ = finetune(make_data(tmp_path / "val", {"train": 12, "val": 3}))
+    assert with_val.data.val_share == 0 and with_val.data.val_split == "val"
+
+    quick = override(recipe, {"iterations": 1, "batch_size": 2, "warmup": 0, "crop": 33, "amp": "off"})
+    for seed in (0, 1):
+        assert train(override(quick, {"seed": seed}), data, tmp_path / f"{seed}", workers=0, device="cpu") is not None
+    split = json.loads((tmp_path / "0" / "split.json").read_text(encoding="utf-8"))
+    assert split == json.loads((tmp_path / "1" / "split.json").read_text(encoding="utf-8")), "the seed is the run's"
+    assert len(split["val"]) >= 2 and {*split["train"], *split["val"]} == {f"train{i}" for i in range(12)}
+    assert not {*split["train"]} & {*split["val"]}
+    assert "10 images to train on, 2 to validate on" in capsys.readouterr().err
+
+
+def test_data_without_any_split_is_divided_and_the_run_says_how(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", {"train": 12})
+    for kind in ("images", "masks"):
+        for file in (data / kind / "train").iterdir():
+            file.rename(data / kind / file.name)
+        (data / kind / "train").rmdir()
+    assert splits(data) == ["all"]
+    recipe, _ = finetune(data, device="cpu")
+    assert (recipe.data.train_split, recipe.data.val_split, recipe.data.val_share) == ("train", "val", 0)
+    quick = override(recipe, {"iterations": 1, "batch_size": 2, "warmup": 0, "crop": 33, "amp": "off"})
+    assert train(quick, data, tmp_path / "run", workers=0, device="cpu") is not None
+    split = json.loads((tmp_path / "run" / "split.json").read_text(encoding="utf-8"))
+    assert split["val"] == open_splits(data, "val").names and len(split["train"]) + len(split["val"]) == 12
+
+
+def test_an_image_that_is_repeated_is_on_one_side(make_data: Callable[..., Path], tmp_path: Path) -> None:
+    data = open_splits(make_data(tmp_path / "data", {"train": 10}), "train*3")
+    to_train, held_back = divided(data, 0.3)
+    assert len(to_train) == 3 * (10 - len(held_back)) and not {*to_train.names} & {*held_back.names}
 
 
 def test_splits_it_can_train_on(make_data: Callable[..., Path], tmp_path: Path) -> None:

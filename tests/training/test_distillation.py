@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from atrous.evaluation.distributed import DistributedContext
+from atrous.models.weights import load, save
 from atrous.training.config import Recipe, override
 from atrous.training.loop import train
 from atrous.training.state import State
@@ -75,6 +76,14 @@ def test_a_teacher_of_other_classes_is_refused(taught: Recipe) -> None:
         State.build(taught, 5, 255, HERE)
     with pytest.raises(ValueError, match="no weight file, run folder or named model 'nobody'"):
         State.build(override(taught, {"teacher": "nobody"}), 4, 255, HERE)
+
+
+def test_a_teacher_with_its_features_on_other_pixels_is_refused(taught: Recipe, trained: Path, tmp_path: Path) -> None:
+    model, card = load(trained)
+    card.arguments["upsampling"] = "half_pixel"
+    save(model, tmp_path / "teacher.safetensors", card)
+    with pytest.raises(ValueError, match="its upsampling is half_pixel, expected grid"):
+        State.build(override(taught, {"teacher": str(tmp_path / "teacher.safetensors")}), 4, 255, HERE)
 
 
 def test_a_teacher_of_classes_with_other_names_is_refused(taught: Recipe, tiny_data: Path, tmp_path: Path) -> None:

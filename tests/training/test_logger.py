@@ -1,20 +1,17 @@
-"""log.csv, TensorBoard and the picture: what a run says of itself, and nothing twice after a resume."""
+"""log.csv, TensorBoard and what is said: a run tells of itself, and nothing twice after a resume."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from atrous.data.datasets.dataset import open_dataset
 from atrous.evaluation.evaluate import Evaluation
 from atrous.evaluation.metrics import Scores
-from atrous.models.deeplab import DeepLabV3
-from atrous.training.logger import COLUMNS, RunLogger, peak_memory_mb, predictions_picture
+from atrous.training.log_file import COLUMNS
+from atrous.training.logger import RunLogger, peak_memory_mb
+from atrous.training.pace import Pace
 
 SCORES = Scores(("a", "b"), (0.5, 0.7), (0.6, 0.8), 0.6, 0.7, 0.75)
 FOUND = Evaluation(SCORES, 4, 2.0, 16, (1.0,), False)
@@ -108,28 +105,22 @@ def test_all_processes_but_the_first_are_silent(tmp_path: Path, capsys: pytest.C
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
 
 
-def test_the_picture_has_photo_truth_and_prediction_side_by_side(tiny_data: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = DeepLabV3("timm/lcnet_050", 4, aspp_rates=(1,)).train()
-    dataset = open_dataset(tiny_data, "val")
-    grid = predictions_picture(model, dataset)
-    sizes = [tuple(dataset[i].mask.shape) for i in range(4)]
-    assert grid.dtype == np.uint8
-    assert grid.shape == (sum(height for height, _ in sizes), 3 * max(width for _, width in sizes), 3)
-    first = dataset[0].image.permute(1, 2, 0).numpy()
-    assert (grid[: sizes[0][0], : sizes[0][1]] == first).all()
-    assert model.training
-    one = report(tmp_path)
-    with one.running(""):
-        one.picture(1, model, dataset)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "predictions.png")), grid)
-
-
-def test_the_picture_of_one_image(tiny_data: Path) -> None:
-    dataset = open_dataset(tiny_data, "val")
-    dataset.items = dataset.items[:1]
-    height, width = dataset[0].mask.shape
-    assert predictions_picture(DeepLabV3("timm/lcnet_050", 4), dataset).shape == (height, 3 * width, 3)
+def test_how_long_it_takes_is_said_before_the_first_step_and_corrected_after_a_few(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = report(tmp_path, iterations=1000, pace=Pace(6.0, 0.0, 3))
+    with one.running("hello"):
+        assert "about 1h40m: 6 s a step, measured on 3 trial steps" in " ".join(capsys.readouterr().err.split())
+        for step in range(1, 5):
+            one.step(step, 1.0, 0.1)
+        assert "corrected: about" in capsys.readouterr().err
+    other = report(tmp_path / "b", iterations=1000)
+    (tmp_path / "b").mkdir()
+    with other.running("hello"):
+        for step in range(1, 5):
+            other.step(step, 1.0, 0.1)
+    said = capsys.readouterr().err
+    assert "to go" in said and "corrected" not in said
 
 
 def test_memory_is_in_megabytes() -> None:

@@ -43,7 +43,16 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_a_run_leaves_all_that_it_promises(trained: Path, tiny_data: Path) -> None:
-    assert {path.name for path in trained.iterdir()} >= {"recipe.yaml", "log.csv", "last", "best", "predictions.png"}
+    assert {path.name for path in trained.iterdir()} >= {
+        "recipe.yaml",
+        "log.csv",
+        "last",
+        "best",
+        "predictions.jpg",
+        "curves.png",
+        "confusion.png",
+        "index.html",
+    }
     assert any(path.name.startswith("events.out") for path in trained.iterdir())
     assert {path.name for path in (trained / "best").iterdir()} == {"model.safetensors", "model.json"}
     assert checkpoint.steps(trained) == [30]

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from atrous.messages import did_you_mean
+
+if TYPE_CHECKING:
+    from atrous.data.datasets.options import DatasetOptions
+
+DATA = "a folder, LAYOUT:PATH such as voc:PATH or coco:PATH, or a file with the keys of dataset.yaml"
 
 SYNONYMS = {
     "--batch": "--batch-size",
@@ -25,15 +30,11 @@ SYNONYMS = {
     "--gpu": "--device cuda",
     "--num-workers": "--workers",
     "--config": "the recipe is the first word: atrous train RECIPE --data DATA",
-    "--classes": "names in the dataset.yaml of --data",
     "--checkpoint": "a run folder or weight file is given without a flag, as MODEL",
     "--pretrained": "--weights",
     "--name": "--out",
 }
 """Flags of other tools and of before, and what they are called here."""
-
-ELSEWHERE = {"bench": "python -m benchmarks, in a copy of the repository, compares with other libraries"}
-"""Commands of before."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         if "invalid choice: '" in message:
             word = message.split("invalid choice: '")[1].split("'")[0]
             choices = re.findall(r"[\w-]+", message.partition("(choose from ")[2])
-            message += f"; {ELSEWHERE[word]}" if word in ELSEWHERE else did_you_mean(word, choices, otherwise="")
+            message += did_you_mean(word, choices, otherwise="")
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -99,3 +100,77 @@ def add_device(parser: Parser) -> None:
 def add_json(parser: Parser) -> None:
     """Add `--json`."""
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line of standard output")
+
+
+def add_data(parser: Parser, *, positional: bool = False, several: bool = False, required: bool = True) -> None:
+    """Add `--data`, or DATA, and the flags of how data is read, for `dataset_options`."""
+    if positional:
+        parser.add_argument("data", metavar="DATA", help=DATA)
+    elif several:
+        text = f"{DATA}; for several recipes once, or once each"
+        parser.add_argument("--data", required=required, action="append", help=text)
+    else:
+        parser.add_argument("--data", required=required, help=DATA)
+    add_reading(parser)
+    group = parser.add_argument_group("classes of the data, over what its dataset.yaml says")
+    text = "keep this class, and fold the others into background; repeat it, or NAME,NAME"
+    group.add_argument("--classes", action="append", default=[], metavar="NAME", help=text)
+    group.add_argument("--rest", choices=("background", "ignore"), help="what the other classes become")
+    text = "read a class or a stored id as another class; can be given many times"
+    group.add_argument("--map", action="append", default=[], metavar="FROM=TO", help=text)
+    text = "neither train on nor count a stored id, a class, or a color R,G,B; can be given many times"
+    group.add_argument("--ignore", action="append", default=[], metavar="WHAT", help=text)
+    text = "the classes in the order of their ids: NAME,NAME; or repeat it, for names with commas"
+    group.add_argument("--names", action="append", default=[], metavar="NAME", help=text)
+    group.add_argument("--images", metavar="FOLDER", help="of the images, for an export without them")
+    group.add_argument("--annotator", metavar="WHO", help="whose annotations count, where several people made them")
+    group.add_argument("--binary", choices=("object", "ignore"), help="what 255 is in masks of 0 and 255")
+
+
+def add_reading(parser: Parser) -> None:
+    """Add the flags of how the samples of an image become colors."""
+    group = parser.add_argument_group("images of more than 8 bits or 3 bands")
+    text = "values that become black and white, such as 0,4095"
+    group.add_argument("--value-range", metavar="LOW,HIGH", help=text)
+    group.add_argument("--bands", metavar="R,G,B", help="bands to read, counted from 1, such as 4,3,2; or one")
+
+
+def dataset_options(args: argparse.Namespace) -> DatasetOptions:
+    """What the flags of `add_data` or `add_reading` say.
+
+    Raises:
+        ValueError: naming the flag, for a value that cannot be.
+    """
+    from atrous.data.datasets.options import DatasetOptions
+
+    values: dict[str, Any] = {}
+    for key in ("classes", "rest", "map", "ignore", "names", "images", "annotator", "binary", "value_range", "bands"):
+        if given := getattr(args, key, None):
+            values[key] = given
+    if "map" in values:
+        values["map"] = _pairs(values["map"])
+    if "ignore" in values:
+        values["ignore"] = [_id_or_colour(word) for word in values["ignore"]]
+    if len(values.get("names", ())) == 1:
+        values["names"] = [name.strip() for name in values["names"][0].split(",")]
+    try:
+        return DatasetOptions.parse(values)
+    except ValueError as error:
+        key, _, rest = str(error).partition(" ")
+        raise ValueError(f"--{key.replace('_', '-')} {rest}" if key in values else str(error)) from None
+
+
+def _pairs(words: list[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for word in words:
+        before, equals, after = word.partition("=")
+        if not equals or not before.strip() or not after.strip():
+            raise ValueError(f"--map is {word!r}; expected FROM=TO, such as 255=leaf")
+        if pairs.setdefault(before.strip(), after.strip()) != after.strip():
+            raise ValueError(f"--map has {before.strip()!r} twice; expected one class for it")
+    return pairs
+
+
+def _id_or_colour(word: str) -> str | list[str]:
+    parts = [part.strip() for part in word.split(",")]
+    return parts if len(parts) == 3 and all(part.isdecimal() for part in parts) else word

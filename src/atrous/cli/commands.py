@@ -17,13 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atrous.cli.tables import listing_table, model_table, models_table, recipes_table, scores_table, shares_table
+from atrous.cli.arguments import dataset_options
+from atrous.cli.tables import listing_table, model_table, models_table, scores_table, shares_table
 from atrous.messages import did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from atrous.training.config import Recipe
+    from atrous.data.datasets.dataset import SegmentationDataset
+    from atrous.models.weights import ModelCard
 
 
 def complain(message: str, status: int) -> int:
@@ -60,7 +62,7 @@ def run_predict(args: argparse.Namespace) -> int:
     predictor = Predictor.load(
         model, device=args.device, output_stride=args.output_stride, scales=args.scales, flip=args.flip,
         longest_side=args.longest_side, window=args.window,
-        max_pixels=MAX_PIXELS if args.max_pixels is None else args.max_pixels,
+        max_pixels=MAX_PIXELS if args.max_pixels is None else args.max_pixels, **_reading(args),
     )  # fmt: skip
     if sources is args.words:
         complain(f"segmenting with {model}; for another model name it first (atrous models)", 0)
@@ -90,6 +92,13 @@ def run_predict(args: argparse.Namespace) -> int:
     return 2 if batch.failures else 0
 
 
+def _reading(args: argparse.Namespace) -> dict[str, Any]:
+    """What `Predictor` takes of `--value-range` and `--bands`; without them it reads as the model's training did."""
+    options = dataset_options(args)
+    values = {"value_range": options.value_range, "bands": options.bands}
+    return {key: value for key, value in values.items() if value}
+
+
 def _model_and_sources(words: list[str]) -> tuple[str, list[str]]:
     """The model, everyday objects by default, and what it is to segment.
 
@@ -102,7 +111,7 @@ def _model_and_sources(words: list[str]) -> tuple[str, list[str]]:
     first, *rest = words
     folder = Path(first)
     is_run = any((folder / name).exists() for name in ("recipe.yaml", "best", "model.safetensors"))
-    if first in names() or first.endswith(".safetensors") or is_run:
+    if first in names() or first.endswith((".safetensors", ".onnx", ".xml", ".pt2")) or is_run:
         resolve(first)
         if not rest:
             raise ValueError(f"{first} is a model; expected photographs after it: atrous predict {first} photo.jpg")
@@ -128,120 +137,16 @@ def _unwound_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_train(args: argparse.Namespace) -> int:
-    """Train by one recipe, or several in sequence."""
-    from atrous.training.config import override, parse_assignments
-    from atrous.training.recipes import load_recipe
-
-    flags = (
-        "output_stride", "batch_size", "grad_accum_steps", "iterations", "lr", "weights", "amp", "ema_decay", "seed",
-    )  # fmt: skip
-    values = {key: getattr(args, key) for key in flags if getattr(args, key) is not None}
-    values |= {"reset_head": True} if args.reset_head else {}
-    values |= {"weights": None} if args.weights == "none" else {}
-    assigned = parse_assignments(args.assignments)
-    if twice := sorted(values.keys() & assigned.keys()):
-        raise ValueError(f"{twice[0]} is given twice, by --{twice[0].replace('_', '-')} and by --set")
-    if args.workers < 0:
-        raise ValueError(f"--workers is {args.workers}, expected at least 0")
-    if len(args.recipes) > 1:
-        return _train_stages(args, {**values, **assigned})
-    if len(args.data) > 1:
-        raise ValueError(f"1 recipe has {len(args.data)} --data, expected 1")
-    (source,), (data,) = args.recipes, args.data
-    given = {**values, **assigned}
-    run = args.out or Path("runs") / Path(source).stem
-    if source == "finetune":
-        recipe: Recipe = _finetuned(data, given, run / "recipe.yaml" if args.resume else None)
-    else:
-        recipe = override(load_recipe(source), given)
-    options = {"resume": args.resume, "workers": args.workers, "device": args.device}
-    measured: dict[str, Any] = {}
-    if args.asynchronous is None:
-        from atrous.training.loop import train
-
-        best = train(recipe, data, run, **options)
-    else:
-        from atrous.training.asynchronous.server import train_asynchronously
-
-        outcome = train_asynchronously(recipe, data, run, replicas=args.asynchronous, **options)
-        best, measured = outcome.best, {"replicas": args.asynchronous, "staleness": outcome.staleness.as_dict()}
-    best = None if best is not None and best != best else best  # JSON has no NaN
-    if args.json:
-        return print_json({"run": str(run), "weights": str(run / "best"), "miou": best, **measured})
-    scored = f", val mIoU {best:.4f}" if best is not None else ""
-    stderr_console().print(f"done{scored}; the weights are in {run / 'best'}", soft_wrap=True, highlight=False)
-    return 0
-
-
-def _finetuned(data: str, given: dict[str, Any], before: Path | None) -> Recipe:
-    """The recipe that the data asks for, or the one that a run to be gone on with has."""
-    from atrous.training.autoconfig import BASE, finetune
-    from atrous.training.config import override
-    from atrous.training.recipes import load_recipe
-
-    override(load_recipe(BASE), given)  # a slip is named before the data is read
-    console = stderr_console()
-    if before is not None and before.is_file():
-        console.print(f"what was chosen before, in {before}", soft_wrap=True, highlight=False)
-        return override(load_recipe(before), given)
-    recipe, reasons = finetune(data, _weights_asked_for(given))
-    console.print(f"settings chosen for {data}:", soft_wrap=True, highlight=False)
-    for reason in reasons:
-        console.print(f"- {reason}", soft_wrap=True, highlight=False)
-    if given:
-        yours = ", ".join(f"{key} {value}" for key, value in given.items())
-        console.print(f"- your settings replace these: {yours}", soft_wrap=True, highlight=False)
-    return override(recipe, given)
-
-
-def _weights_asked_for(given: dict[str, Any]) -> str | None:
-    """What `finetune` is to start from, by the flags; None for its own choice."""
-    from atrous.models.weights import read_card, resolve
-    from atrous.training.autoconfig import ANYTHING, STREETS
-
-    if "weights" in given:
-        return given["weights"] or "none"
-    if given.keys() & {"head", "last_block"}:
-        return "imagenet"
-    if "backbone" not in given:
-        return None
-    known = {read_card(resolve(name)).arguments["backbone"]: name for name in (ANYTHING, STREETS)}
-    return known.get(given["backbone"], "imagenet")
-
-
-def _train_stages(args: argparse.Namespace, values: dict[str, Any]) -> int:
-    from atrous.training.stages import plan_stages, train_stages
-
-    if args.asynchronous is not None:
-        raise ValueError("--asynchronous takes one recipe at a time")
-    console = stderr_console()
-    stages = plan_stages(args.recipes, args.data, args.out, values)
-    best = train_stages(
-        stages,
-        resume=args.resume,
-        workers=args.workers,
-        device=args.device,
-        said=lambda line: console.print(line, soft_wrap=True, highlight=False),
-    )
-    if args.json:
-        runs = [str(stage.run) for stage in stages]
-        return print_json({"runs": runs, "weights": str(stages[-1].run / "best"), "miou": best})
-    console.print(f"done; the weights are in {stages[-1].run / 'best'}", soft_wrap=True, highlight=False)
-    return 0
-
-
 def run_eval(args: argparse.Namespace) -> int:
     """Score a model."""
     from rich.progress import Progress
 
-    from atrous.data.datasets.dataset import open_dataset
     from atrous.evaluation.distributed import pick_device
     from atrous.evaluation.evaluate import check_class_names, checked_longest_side, evaluate
     from atrous.models.weights import load
 
-    dataset = open_dataset(args.data, args.split)
     model, card = load(args.model, output_stride=args.output_stride)
+    dataset = _opened_as_trained(args, card)
     names = None if args.ignore_class_names else card.names
     check_class_names(names, dataset.labels.names, model.num_classes, "--ignore-class-names")
     if args.longest_side is not None:
@@ -260,6 +165,20 @@ def run_eval(args: argparse.Namespace) -> int:
         return print_json(result.as_dict())
     console.print(scores_table(result))
     return 0
+
+
+def _opened_as_trained(args: argparse.Namespace, card: ModelCard) -> SegmentationDataset:
+    """The data as the flags say; without any, as the model's training read its own, if it has other classes else."""
+    from atrous.data.datasets.dataset import list_split, open_dataset
+    from atrous.data.datasets.options import DatasetOptions
+
+    given = dataset_options(args)
+    trained = DatasetOptions.parse(card.recipe.get("options") or {})
+    as_trained = DatasetOptions(value_range=card.value_range, bands=card.bands)
+    if given or not trained or list_split(args.data, args.split).labels.names == card.names:
+        return open_dataset(args.data, args.split, given.over(as_trained))
+    complain(f"{args.data} is read as in the training of {args.model}: {trained}", 0)
+    return open_dataset(args.data, args.split, trained.over(as_trained))
 
 
 def _eval_ladder(args: argparse.Namespace, model: Any, dataset: Any, progress: Any) -> int:
@@ -303,25 +222,6 @@ def run_models(args: argparse.Namespace) -> int:
         row = rows[args.name]
         return print_json(row) if args.json else print_table(model_table(args.name, row, hardware))
     return print_json(rows) if args.json else print_table(models_table(rows, hardware))
-
-
-def list_recipes() -> None:
-    """Print the named recipes."""
-    from atrous.training.recipes import RECIPES
-
-    print_table(recipes_table(RECIPES))
-
-
-def run_data_check(args: argparse.Namespace) -> int:
-    """Look at a data set."""
-    from atrous.data.validate import check, render
-
-    report = check(args.data, allow_empty_classes=args.allow_empty_classes)
-    if args.json:
-        print_json(report.as_dict())
-    else:
-        stderr_console().print(render(report))
-    return 1 if report.problems else 0
 
 
 def run_label(args: argparse.Namespace) -> int:

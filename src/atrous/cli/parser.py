@@ -7,7 +7,6 @@ printed there. Nothing heavy is imported before it is known what was asked for, 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
@@ -15,20 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atrous.cli import serve
+from atrous.cli import bench, export, serve, train
 from atrous.cli.arguments import (
     Parser,
     add_command,
+    add_data,
     add_device,
     add_inference,
     add_json,
     add_longest_side,
     add_pad_to,
+    add_reading,
 )
 from atrous.cli.commands import (
     complain,
-    list_recipes,
-    run_data_check,
     run_demo,
     run_eval,
     run_label,
@@ -37,16 +36,8 @@ from atrous.cli.commands import (
     run_reproduce,
     run_submit_check,
     run_submit_write,
-    run_train,
 )
-
-
-class _ListRecipes(argparse.Action):
-    """``--list``: print the recipes and leave, as ``--help`` does."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        list_recipes()
-        parser.exit()
+from atrous.cli.data import add as add_data_commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,8 +110,20 @@ def _parser() -> Parser:
     parser = Parser(prog="atrous", description="DeepLabv3: segment photographs, train, evaluate.")
     parser.add_argument("--version", action="version", version=f"atrous {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    data = (_add_data, _add_label, _add_submit)
-    for add in (_add_demo, _add_predict, _add_train, _add_eval, serve.add, _add_models, *data, _add_reproduce):
+    for add in (
+        _add_demo,
+        _add_predict,
+        train.add,
+        _add_eval,
+        export.add,
+        serve.add,
+        bench.add,
+        _add_models,
+        add_data_commands,
+        _add_label,
+        _add_submit,
+        _add_reproduce,
+    ):
         add(commands)
     return parser
 
@@ -150,42 +153,8 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--window", type=int, metavar="SIDE", help=text)
     add_longest_side(parser)
     parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger images (default: 178956970)")
+    add_reading(parser)
     add_inference(parser)
-    add_device(parser)
-    add_json(parser)
-
-
-def _add_train(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "train",
-        run_train,
-        "train a model by a recipe",
-        "atrous train finetune --data my-data --out runs/mine",
-    )
-    parser.add_argument("--list", action=_ListRecipes, nargs=0, help="list the recipes and exit")
-    text = "finetune, a named recipe, or a YAML file; of several, each starts from the weights of the one before"
-    parser.add_argument("recipes", metavar="RECIPE", nargs="+", help=text)
-    text = "a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH; for several recipes once, or once each"
-    parser.add_argument("--data", required=True, action="append", help=text)
-    parser.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE); for several, the folder of them")
-    parser.add_argument("--resume", action="store_true", help="continue from the run folder's newest checkpoint")
-    parser.add_argument("--output-stride", type=int, help="of training")
-    parser.add_argument("-b", "--batch-size", type=int, help="images in a step, over all processes")
-    parser.add_argument("--grad-accum-steps", type=int, help="parts of a process's share of the batch")
-    parser.add_argument("--iterations", type=int, help="steps")
-    parser.add_argument("--lr", type=float, help="initial learning rate")
-    parser.add_argument("--weights", help="imagenet, none, or a model to start from")
-    parser.add_argument(
-        "--reset-head", action="store_true", help="a new classifier, for other classes than those of --weights"
-    )
-    parser.add_argument("--amp", choices=("off", "bf16", "fp16"), help="automatic mixed precision")
-    parser.add_argument("--ema-decay", type=float, help="decay of the moving average of the weights; 0 for none")
-    parser.add_argument("--seed", type=int, help="of everything random")
-    parser.add_argument("-j", "--workers", type=int, default=1, help="processes that load data (default: %(default)s)")
-    parser.add_argument("--asynchronous", type=int, metavar="N", help="replicas that do not wait for each other (Ray)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
-                        help="any other key of the recipe; can be given many times")  # fmt: skip
     add_device(parser)
     add_json(parser)
 
@@ -196,7 +165,7 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="a named model (see atrous models), a run folder or a weight file"
     )
-    parser.add_argument("--data", required=True, help="a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH")
+    add_data(parser)
     parser.add_argument("--split", default="val", help="(default: %(default)s)")
     add_longest_side(parser)
     add_inference(parser)
@@ -214,16 +183,6 @@ def _add_models(commands: Any) -> None:
     parser = add_command(commands, "models", run_models, text, "atrous models objects-mobilenetv2")
     parser.add_argument("name", metavar="NAME", nargs="?", help="all about this one")
     add_json(parser)
-
-
-def _add_data(commands: Any) -> None:
-    parser = add_command(commands, "data", None, "look at a data set", "atrous data check my-data")
-    inner = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    check = add_command(inner, "check", run_data_check, "is this data set sound?", "atrous data check my-data")
-    text = "classes without a pixel, or one class alone, are warnings, not problems"
-    check.add_argument("--allow-empty-classes", action="store_true", help=text)
-    check.add_argument("data", metavar="DATA", help="a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH")
-    add_json(check)
 
 
 def _add_label(commands: Any) -> None:

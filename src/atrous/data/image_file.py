@@ -23,14 +23,18 @@ from PIL import Image, ImageFile, ImagePalette, PngImagePlugin, TiffImagePlugin,
 T = TypeVar("T")
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
-# Left out: EPS, which runs Ghostscript; TGA, which has no signature; JPEG 2000, whose decoder accepts truncated files.
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+# Left out: EPS, which runs Ghostscript; TGA, which has no signature.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are decoded."""
 
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .heic .heif .jfif .jpe .jpeg .jpg .mpo .pgm .png .pnm .ppm .tif .tiff .webp".split()
+    ".avif .bmp .dcm .dicom .gif .heic .heif .j2k .jfif .jp2 .jpe .jpeg .jpg .mpo .pgm .png .pnm .ppm .tif .tiff "
+    ".webp".split()
 )
-"""Suffixes, in lower case, of what counts as an image in a folder; a HEIC is listed so that it is refused by name."""
+"""Suffixes, in lower case, of what counts as an image in a folder."""
+
+MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
+"""Suffixes of what counts as a mask."""
 
 SAID: set[str] = set()
 """The warnings about parts of files that are left out; each is said once a process."""
@@ -100,14 +104,19 @@ def decode_file(source: ImageSource, max_pixels: int, decode: Callable[[Image.Im
         max_pixels: as for `read_image`, whose errors are raised.
         decode: takes the picture, whose pixels are not loaded yet.
     """
+    return with_file(source, lambda file: decode(open_image(file, max_pixels)))
+
+
+def with_file(source: ImageSource, use: Callable[[IO[bytes]], T]) -> T:
+    """Open a file and return what `use` makes of it, with errors that name it; `source` as for `decode_file`."""
     if isinstance(source, (str, os.PathLike)):
         with errors_named(source), STRICT_PILLOW, open_file(Path(source)) as file:
-            return decode(open_image(file, max_pixels))
+            return use(file)
     if isinstance(source, (bytes, bytearray, memoryview)):
         with errors_named("bytes"), STRICT_PILLOW:
-            return decode(open_image(io.BytesIO(source), max_pixels))
+            return use(io.BytesIO(source))
     with errors_named(name_of(source, "file object")), STRICT_PILLOW:
-        return decode(open_image(_seekable(source), max_pixels))
+        return use(_seekable(source))
 
 
 def name_of(file: object, otherwise: str) -> str:
@@ -129,7 +138,10 @@ def open_image(file: IO[bytes], max_pixels: int) -> Image.Image:
     try:
         image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError:
-        raise ValueError(describe(file)) from None
+        heif = _open_heif(file)
+        if heif is None:
+            raise ValueError(describe(file)) from None
+        image = heif
     check_size(image, max_pixels)
     check_complete(file, image.format)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -141,6 +153,51 @@ def open_image(file: IO[bytes], max_pixels: int) -> Image.Image:
     if gray > 1 and isinstance(image.info.get("transparency"), int):  # which Pillow scales in the pixels alone
         image.info["transparency"] *= gray
     return image
+
+
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""Brands, in the first box of a file."""
+
+
+def _open_heif(file: IO[bytes]) -> ImageFile.ImageFile | None:
+    """A HEIC or HEIF by pillow-heif, which is an extra; None for another file."""
+    file.seek(0)
+    start = file.read(12)
+    if start[4:8] != b"ftyp" or start[8:12] not in _HEIF:
+        return None
+    try:
+        from pillow_heif.as_plugin import HeifImageFile
+    except ImportError:
+        raise ValueError(
+            "HEIC needs pillow-heif: pip install 'atrous[heif]'; expected that, or another format, such as JPEG"
+        ) from None
+    _check_boxes(file, "HEIC")
+    file.seek(0)
+    image: ImageFile.ImageFile = HeifImageFile(file)  # type: ignore[no-untyped-call]
+    return image
+
+
+def _boxes(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start of the content and end of the boxes of a HEIF or JPEG 2000; an end of 0 is that of the file."""
+    place = 0
+    while len(header := (file.seek(place), file.read(16))[1]) >= 8:
+        length, kind = struct.unpack(">I4s", header[:8])
+        content = 8
+        if length == 1 and len(header) == 16:
+            (length,), content = struct.unpack(">Q", header[8:]), 16
+        if length and length < content:
+            raise ValueError("a box of no length; expected a whole, sound image")
+        yield kind, place + content, place + length if length else 0
+        if not length:
+            return
+        place += length
+
+
+def _check_boxes(file: IO[bytes], kind: str) -> None:
+    """Raise ValueError where a box, which says its length, ends behind the end of the file."""
+    size = file.seek(0, os.SEEK_END)
+    if max((end for _, _, end in _boxes(file)), default=0) > size:
+        raise ValueError(f"a truncated {kind}; expected a whole file")
 
 
 def _add_late_metadata(image: Image.Image, file: IO[bytes]) -> None:
@@ -241,8 +298,8 @@ def _tiff_kind(tags: Any) -> str:
 
 # First bytes of files that people take for images, with what to do.
 _OTHERS = {
-    b"%!PS": "EPS", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "Photoshop", b"\x93NUMPY": "a NumPy array",
-    b"\0\0\0\x0cjP": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\0\0\1\0": "an icon", b"PK": "a zip archive",
+    b"%!PS": "EPS", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "Photoshop",
+    b"\0\0\1\0": "an icon", b"PK": "a zip archive",
     b"<svg": "SVG", b"<?xml": "XML", b"<!DOC": "a web page", b"<html": "a web page", b"\x89HDF": "HDF5",
     b"version https://git-lfs": "a pointer of Git LFS, whose file was not downloaded", b"\xff\x0a": "JPEG XL",
 }  # fmt: skip
@@ -255,14 +312,14 @@ def describe(file: IO[bytes]) -> str:
     """Why a file that Pillow does not open is refused: what it seems to be, and what was expected."""
     file.seek(0)
     start = file.read(64)
-    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
-        return "HEIC is not supported; expected JPEG, PNG or another format that Pillow reads"
     other = next((name for prefix, name in _OTHERS.items() if start.lstrip().startswith(prefix)), None)
     if other or not start:
         return f"not an image, but {other or 'empty'}; expected {', '.join(FORMATS)}"
     kind = next((kind for prefix, kind in _SIGNATURES.items() if start.startswith(prefix)), None)
     if kind is None:
         return f"not an image of a known format; expected {', '.join(FORMATS)}"
+    if kind == "JPEG" and (bits := _jpeg_bits(file)) not in (0, 8):
+        return f"a JPEG of {bits} bits, which is not read; expected 8 bits, or PNG or TIFF of 16: convert it"
     if kind == "TIFF":
         with contextlib.suppress(Exception):  # what is left of a damaged one
             file.seek(0)
@@ -272,6 +329,16 @@ def describe(file: IO[bytes]) -> str:
             if TiffImagePlugin.IMAGEWIDTH in tags:
                 return f"{_tiff_kind(tags)}; expected {_TIFF_KINDS}"
     return f"not an image, but the start of a damaged {kind}; expected a whole, sound image"
+
+
+def _jpeg_bits(file: IO[bytes]) -> int:
+    """Bits of a sample by the header of the frame; 0 if there is none."""
+    place = 2
+    while len(marker := (file.seek(place), file.read(5))[1]) == 5 and marker[0] == 0xFF:
+        if marker[1] in (0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB):
+            return marker[4]
+        place += 2 + int.from_bytes(marker[2:4], "big")
+    return 0
 
 
 def significant_bits(image: Image.Image) -> int:
@@ -312,15 +379,15 @@ def _open_regular(path: str, flags: int) -> int:
 
 
 def check_complete(file: IO[bytes], kind: str | None) -> None:
-    """Raise ValueError for a PNG or GIF without its end mark; the position in the file is kept.
+    """Raise ValueError for a PNG, GIF or JPEG 2000 without its end mark; the position in the file is kept.
 
-    Pillow accepts a PNG that lacks its last bytes and a GIF whose later frames are cut.
+    Pillow accepts a PNG that lacks its last bytes, a GIF whose later frames are cut, and a JPEG 2000 cut anywhere.
 
     Args:
         file: whose header is that of `kind`.
         kind: Pillow's name of the format; other formats are not checked.
     """
-    has_end = {"PNG": _png_has_end, "GIF": _gif_has_end}.get(kind or "")
+    has_end = {"PNG": _png_has_end, "GIF": _gif_has_end, "JPEG2000": _codestream_has_end}.get(kind or "")
     if has_end is None:
         return
     position = file.tell()
@@ -343,6 +410,27 @@ def _png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
         if name == b"IEND":
             return
         place += length + 12
+
+
+def _codestream_has_end(file: IO[bytes]) -> bool:
+    """Walk the tile parts of a JPEG 2000, whose decoder accepts truncated files, to the end mark."""
+    file.seek(0)
+    place = 0
+    if file.read(4) != b"\xff\x4f\xff\x51":
+        place = next((start for kind, start, _ in _boxes(file) if kind == b"jp2c"), -1)
+        if place < 0:
+            return False
+    place += 2
+    while len(marker := (file.seek(place), file.read(12))[1]) >= 2 and marker[:1] == b"\xff":
+        if marker[:2] == b"\xff\xd9":
+            return True
+        if len(marker) < 12:
+            return False
+        (segment,), (part,) = struct.unpack(">H", marker[2:4]), struct.unpack(">I", marker[6:10])
+        if marker[:2] == b"\xff\x90" and part == 0:  # the last tile part, to the end mark
+            return (file.seek(-2, os.SEEK_END), file.read(2))[1] == b"\xff\xd9"
+        place += part if marker[:2] == b"\xff\x90" else 2 + segment
+    return False
 
 
 def _gif_has_end(file: IO[bytes]) -> bool:

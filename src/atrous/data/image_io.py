@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 from torch import Tensor
 
 from atrous.atomic import written_whole
+from atrous.data import multiband
+from atrous.data.arrays import array_shape, is_array, read_array
+from atrous.data.dicom import dicom_size, is_dicom, read_dicom
 from atrous.data.image_file import (
     FORMATS,
     STRICT_PILLOW,
@@ -27,11 +30,15 @@ from atrous.data.image_file import (
     check_size,
     decode_file,
     errors_named,
+    open_file,
     open_image,
     rawmode_of,
+    with_file,
 )
 from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, ids_of_colours, voc_palette
 from atrous.data.samples import (
+    AS_IT_IS,
+    ImageRule,
     all_bits,
     needs_all_bits,
     rgb_of_array,
@@ -40,6 +47,8 @@ from atrous.data.samples import (
     tops_of,
     wide_to_rgb,
 )
+from atrous.data.tiff_blocks import Tiff, parse
+from atrous.data.tiff_blocks import check as check_blocks
 
 Pixels = npt.NDArray[np.uint8]
 Source = ImageSource | Image.Image | npt.NDArray[Any] | Tensor
@@ -62,30 +71,31 @@ _TRANSPOSE: dict[int, Image.Transpose] = {  # by EXIF orientation
 }
 
 
-def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+def read_image(source: Source, *, max_pixels: int = MAX_PIXELS, rule: ImageRule = AS_IT_IS) -> Pixels:
     """Decode any picture into uint8 H,W,3, RGB, upright by its EXIF or XMP orientation.
 
     Transparency is composited over white; the first of several frames is read; CMYK, gray, palette and 1-bit pictures
-    become RGB. 16 bits are scaled to 8, by the bits that the file uses (`atrous.data.samples`).
+    become RGB. 16 bits are scaled to 8, by the rule or else by the bits that the file uses (`atrous.data.samples`).
 
     Args:
         source: a path; the content of a file as bytes; a file object opened in binary mode; a PIL image; an array H,W
             or H,W,1 or H,W,3 or H,W,4, uint8 or float in 0..1; a tensor 3,H,W or 1,H,W or 4,H,W of those types. The
-            result may share the memory of a uint8 H,W,3 array.
+            result may share the memory of a uint8 H,W,3 array. By a rule, any numbers, and any number of bands.
         max_pixels: width times height above which a picture is refused, a file before it is decoded.
+        rule: how samples become colours.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming the file, if it is no image, truncated, larger than max_pixels, or of values out of range.
     """
     if isinstance(source, Image.Image):
-        return _from_pil(source, max_pixels)
+        return _from_pil(source, max_pixels, rule)
     if isinstance(source, Tensor):
-        return _from_tensor(source)
+        return _from_tensor(source, rule)
     if isinstance(source, np.ndarray):
-        return rgb_of_array(source)
+        return rgb_of_array(source, rule)
     if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(source, "read"):
-        return decode_file(source, max_pixels, _pixels)
+        return with_file(source, lambda file: _decoded(file, max_pixels, rule))
     raise ValueError(
         f"image of type {type(source).__name__}; expected a path, bytes, file object, PIL image, array or tensor"
     )
@@ -93,7 +103,77 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Pixels:
 
 def read_size(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Height and width of a picture as `read_image` would give it, from its header alone; errors as there."""
-    return decode_file(source, max_pixels, upright_size)
+    return with_file(source, lambda file: _size(file, max_pixels))
+
+
+def _decoded(file: IO[bytes], max_pixels: int, rule: ImageRule) -> Pixels:
+    if is_array(file):
+        return rgb_of_array(read_array(file, max_pixels), rule)
+    if is_dicom(file):
+        return read_dicom(file, max_pixels, rule)
+    picture = open_picture(file, max_pixels, rule)
+    if isinstance(picture, Image.Image):
+        return _pixels(picture, rule)
+    turned = _TRANSPOSE.get(picture.orientation)
+    pixels = multiband.whole(picture, file, rule)
+    return pixels if turned is None else np.array(Image.fromarray(pixels).transpose(turned))
+
+
+def open_picture(file: IO[bytes], max_pixels: int, rule: ImageRule = AS_IT_IS) -> Image.Image | Tiff:
+    """A file as Pillow opens it; or a TIFF, or bands of one, that Pillow does not open. Errors as `read_image`."""
+    tiff = parse(file)
+    if tiff is not None and (rule.bands or _is_for_blocks(tiff)):
+        return _checked(tiff, file, max_pixels)
+    try:
+        return open_image(file, max_pixels)
+    except ValueError:
+        if tiff is None or tiff.alpha:
+            raise
+        return _checked(tiff, file, max_pixels)
+
+
+def _is_for_blocks(tiff: Tiff) -> bool:
+    """Whether Pillow would open it, but read the first band of several alone, or the upper 8 of 16 bits in planes."""
+    return not tiff.alpha and tiff.bands >= 3 and (not tiff.coloured or (tiff.planes and tiff.bits > 8))
+
+
+def _checked(tiff: Tiff, file: IO[bytes], max_pixels: int) -> Tiff:
+    if tiff.width * tiff.height > max_pixels:
+        raise ValueError(f"{tiff.width}x{tiff.height} pixels; expected at most {max_pixels} in all")
+    check_blocks(tiff, file)
+    return tiff
+
+
+def _size(file: IO[bytes], max_pixels: int) -> tuple[int, int]:
+    if is_array(file):
+        height, width, *_ = array_shape(file, max_pixels)
+        return height, width
+    if is_dicom(file):
+        return dicom_size(file, max_pixels)
+    picture = open_picture(file, max_pixels)
+    return upright_size(picture) if isinstance(picture, Image.Image) else multiband.size_of(picture)
+
+
+def stored_top(path: Path, *, rule: ImageRule = AS_IT_IS) -> int:
+    """The value that stands for 255 in a file of integers of over 8 bits; 0 for another. Errors as `read_image`."""
+
+    def top(file: IO[bytes]) -> int:
+        if is_array(file) or is_dicom(file):
+            return 0
+        picture = open_picture(file, MAX_PIXELS, rule)
+        if not isinstance(picture, Image.Image):
+            return max(multiband.tops_in(picture, file, rule), default=0)
+        samples, rawmode = samples_of(picture), rawmode_of(picture)
+        if not samples.wide:
+            return 0
+        picture.load()
+        if samples.mode == "I":
+            return tops_of([np.asarray(picture)[:, :, None]], samples)[0]
+        if not needs_all_bits(picture, samples):
+            return samples.full
+        return tops_of([all_bits(file, rawmode, samples)], samples)[0]
+
+    return with_file(path, top)
 
 
 def to_tensor(array: Pixels) -> Tensor:
@@ -104,8 +184,8 @@ def to_tensor(array: Pixels) -> Tensor:
     return torch.from_numpy(np.array(planes, order="C", copy=True))
 
 
-def _from_tensor(tensor: Tensor) -> Pixels:
-    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
+def _from_tensor(tensor: Tensor, rule: ImageRule) -> Pixels:
+    if tensor.ndim != 3 or (tensor.shape[0] not in (1, 3, 4) and not rule.bands):
         advice = ""
         if tensor.ndim == 4:
             advice = ": a batch, of which one image is taken at a time"
@@ -113,10 +193,11 @@ def _from_tensor(tensor: Tensor) -> Pixels:
             advice = ": its channels come last, tensor.permute(2, 0, 1) puts them first"
         raise ValueError(f"tensor of shape {tuple(tensor.shape)}; expected 3,H,W{advice}")
     planes = tensor.detach().cpu().permute(1, 2, 0)
-    return rgb_of_array((planes.float() if planes.is_floating_point() else planes).numpy())  # NumPy has no bfloat16
+    planes = planes.float() if planes.is_floating_point() else planes  # NumPy has no bfloat16
+    return rgb_of_array(planes.numpy(), rule)
 
 
-def _from_pil(image: Image.Image, max_pixels: int) -> Pixels:
+def _from_pil(image: Image.Image, max_pixels: int, rule: ImageRule) -> Pixels:
     """One with a file behind it goes through the same checks as a file."""
     file = getattr(image, "fp", None)
     with STRICT_PILLOW, errors_named(getattr(image, "filename", "") or "image"):
@@ -125,15 +206,15 @@ def _from_pil(image: Image.Image, max_pixels: int) -> Pixels:
             expected = f"{', '.join(FORMATS)}, or the pixels without their file: image.convert('RGB')"
             raise ValueError(f"a file of the format {image.format}; expected {expected}")
         if file is None or getattr(image, "_im", None) is not None or image.tell() > 0:
-            return _pixels(image)
+            return _pixels(image, rule)
         position = file.tell()
         try:
-            return _pixels(open_image(file, max_pixels))
+            return _decoded(file, max_pixels, rule)
         finally:
             file.seek(position)
 
 
-def _pixels(image: Image.Image) -> Pixels:
+def _pixels(image: Image.Image, rule: ImageRule) -> Pixels:
     samples, file, rawmode = samples_of(image), getattr(image, "fp", None), rawmode_of(image)
     # A TIFF is transposed while it is loaded.
     transpose = None if image.format == "TIFF" else _TRANSPOSE.get(orientation_of(image))
@@ -141,9 +222,13 @@ def _pixels(image: Image.Image) -> Pixels:
     values = None
     if samples.mode == "I":
         values = np.asarray(image)[:, :, None]
-    elif samples.wide and file is not None and needs_all_bits(image, samples):
+    elif samples.wide and file is not None and needs_all_bits(image, samples, rule):
         values = all_bits(file, rawmode, samples)
-    pixels = to_rgb(image, samples) if values is None else wide_to_rgb(values, samples, tops_of([values], samples))
+    if values is None:
+        pixels = to_rgb(image, samples, rule)
+    else:
+        tops = () if rule.value_range else tops_of([values], samples)
+        pixels = wide_to_rgb(values, samples, tops, rule)
     return pixels if transpose is None else np.array(Image.fromarray(pixels).transpose(transpose))
 
 
@@ -172,24 +257,42 @@ def read_mask(
     *,
     palette: Sequence[Colour] | None = None,
     ignore: int = 255,
+    ignored: Sequence[Colour] = (),
+    largest: int = 255,
     max_pixels: int = MAX_PIXELS,
-) -> Pixels:
-    """Read class ids, uint8 H,W, as stored: palette or gray of 1, 2, 4 or 8 bits, or 16 bits with ids up to 255.
+) -> npt.NDArray[Any]:
+    """Read class ids, H,W, as stored: palette or gray of 1, 2, 4, 8 or 16 bits, or an array of whole numbers (.npy).
+
+    They are uint8, or uint16 if the file has more than 8 bits and `largest` is more than 255.
 
     Args:
-        source: a lossless file, PNG, TIFF, BMP, GIF or PPM: a path, its content or a file object.
+        source: a lossless file, PNG, TIFF, BMP, GIF, PPM or NPY: a path, its content or a file object.
         palette: if given, an RGB picture is read by its colours: entry i is class i, VOC's border colour is `ignore`.
-        ignore: the id of the border colour.
+        ignore: the id of the border colour, and of the `ignored` colours.
+        ignored: colours to ignore.
+        largest: id that is allowed, 255 or 65535.
         max_pixels: as for `read_image`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file, for a lossy format, colours with no palette or not in it, an id above 255.
+        ValueError: naming the file, for a lossy format, colours with no palette or not in it, an id above `largest`.
     """
-    return decode_file(source, max_pixels, lambda image: _ids(image, palette, ignore))
+    if isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() == ".npy":
+        return _ids_of_array(Path(source), largest, max_pixels)
+    return decode_file(source, max_pixels, lambda image: _ids(image, palette, ignore, ignored, largest))
 
 
-def _ids(image: Image.Image, palette: Sequence[Colour] | None, ignore: int) -> Pixels:
+def _ids_of_array(path: Path, largest: int, max_pixels: int) -> npt.NDArray[Any]:
+    with errors_named(path), open_file(path) as file:
+        values = np.squeeze(read_array(file, max_pixels))
+        if values.ndim != 2 or values.dtype.kind not in "biu":
+            raise ValueError(f"an array of {values.dtype}, shape {values.shape}; expected whole numbers, H,W")
+        return _as_ids(values, largest)
+
+
+def _ids(
+    image: Image.Image, palette: Sequence[Colour] | None, ignore: int, ignored: Sequence[Colour], largest: int
+) -> npt.NDArray[Any]:
     if image.format in _LOSSY or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp"):
         raise ValueError(f"a mask in {image.format}, whose compression may change ids; expected a lossless PNG of ids")
     tile = str(getattr(image, "tile", ""))  # names the bits per pixel; gone once the pixels are loaded
@@ -204,23 +307,25 @@ def _ids(image: Image.Image, palette: Sequence[Colour] | None, ignore: int) -> P
     if image.mode in ("1", "P"):
         return np.array(values != inverted if image.mode == "1" else values, dtype=np.uint8)
     if image.mode.startswith("I"):
-        return _as_bytes(values)
+        return _as_ids(values, largest)
     if image.mode in ("RGB", "RGBA") and palette is not None:
         if image.mode == "RGBA" and values[:, :, 3].min() < 255:
             raise ValueError("a colour map with transparent pixels; expected opaque colours of the palette")
-        return ids_of_colours(values[:, :, :3], palette, ignore)
+        return ids_of_colours(values[:, :, :3], palette, ignore, ignored)
     raise ValueError(f"a mask of mode {image.mode}; expected one channel of class ids, or a palette to read colours by")
 
 
-def _as_bytes(values: npt.NDArray[Any]) -> Pixels:
-    wrong = values[(values < 0) | (values > 255)]
+def _as_ids(values: npt.NDArray[Any], largest: int) -> npt.NDArray[Any]:
+    wrong = values[(values < 0) | (values > largest)]
     if wrong.size:
-        raise ValueError(f"mask has id {wrong[0]} ({wrong.size} pixels out of range); expected ids in 0..255")
-    return values.astype(np.uint8)
+        raise ValueError(f"mask has id {wrong[0]} ({wrong.size} pixels out of range); expected ids in 0..{largest}")
+    return values.astype(np.uint8 if largest < 256 else np.uint16)
 
 
 def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any], labels: Labels, note: str = "") -> None:
     """Write ids as an 8-bit palette PNG, atomically; the ignored id has VOC's border colour.
+
+    Of more than 255 classes, it is a gray PNG of 16 bits, which has no palette.
 
     Args:
         path: the file.
@@ -236,8 +341,9 @@ def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any], labels: Lab
     wrong = mask[((mask < 0) | (mask >= len(labels))) & (mask != labels.ignore)]
     if wrong.size:
         raise ValueError(f"{path}: id {wrong[0]} in a mask to write; expected 0..{len(labels) - 1} or {labels.ignore}")
-    image = Image.fromarray(mask.astype(np.uint8))
-    image.putpalette(mask_palette(labels))
+    image = Image.fromarray(mask.astype(np.uint8 if labels.largest_id < 256 else np.uint16))
+    if labels.largest_id < 256:
+        image.putpalette(mask_palette(labels))
     text = PngImagePlugin.PngInfo()
     if note:
         text.add_text(NOTE, note)

@@ -4,12 +4,13 @@ A mask holds one id a pixel. Ids 0 to K-1 are classes; one more id, 255 by defau
 in section 4 of the paper. The paper evaluates on PASCAL VOC 2012 (21 classes) and Cityscapes (19), and pretrains on
 COCO.
 
-    labels = load_labels("data/camvid/dataset.yaml")
+    labels = Labels(("background", "leaf"), voc_palette(2))
     labels.names[0], labels.palette[0]
 """
 
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,15 @@ import numpy.typing as npt
 import yaml
 
 from atrous.atomic import write_text
-from atrous.messages import did_you_mean
-from atrous.yaml_io import parse_yaml
-
-Colour = tuple[int, int, int]
+from atrous.colours import Colour as Colour
+from atrous.colours import voc_palette as voc_palette
 
 IGNORE_COLOUR: Colour = (224, 224, 192)
 """The colour that VOC draws its ignored border in: entry 255 of its colour map."""
 
-_KEYS = ("names", "palette", "ignore", "map")
-_YAML_BYTES = 1 << 20
+
+MOST_CLASSES = 4096
+"""Metrics count every pair of a true and a predicted class: with as many, 134 MB for a data set."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class Labels:
     """The classes of a data set, in the order of their ids.
 
     Attributes:
-        names: K unique, nonempty names, 1 to 255; the index is the id.
+        names: K unique, nonempty names, 1 to `MOST_CLASSES`; the index is the id.
         palette: K colours, red, green, blue in 0..255.
-        ignore: the id, 0..255 and no class's, of pixels that loss and metrics ignore.
+        ignore: the id, 0..65535 and no class's, of pixels that loss and metrics ignore. Masks have 8 bits, or 16 if
+            there are more than 255 classes.
 
     Raises:
         ValueError: if an attribute is not as described.
@@ -51,17 +52,27 @@ class Labels:
     def __post_init__(self) -> None:
         _check_names(self.names)
         _check_palette(self.palette, len(self.names))
-        if not _is_byte(self.ignore):
-            raise ValueError(f"ignore is {reprlib.repr(self.ignore)}; expected an integer in 0..255")
+        if not isinstance(self.ignore, int) or isinstance(self.ignore, bool) or not 0 <= self.ignore <= self.largest_id:
+            raise ValueError(f"ignore is {reprlib.repr(self.ignore)}; expected an integer in 0..{self.largest_id}")
         if self.ignore < len(self.names):
             raise ValueError(
                 f"ignore is {self.ignore}, the id of class {self.names[self.ignore]!r}; "
-                f"expected an id that is no class's, {len(self.names)}..255"
+                f"expected an id that is no class's, {len(self.names)}..{self.largest_id}"
             )
 
     def __len__(self) -> int:
         """The number of classes, K."""
         return len(self.names)
+
+    @property
+    def largest_id(self) -> int:
+        """Of a mask of these classes: 255, or 65,535 if there are more classes than fit."""
+        return ignored_id(len(self.names))
+
+
+def ignored_id(classes: int) -> int:
+    """The ignored id, if nothing else is said, for a number of classes: 255, or 65,535 if it is a class's."""
+    return 255 if classes <= 255 else 65535
 
 
 def _is_byte(value: object) -> bool:
@@ -69,18 +80,17 @@ def _is_byte(value: object) -> bool:
 
 
 def _check_names(names: tuple[str, ...]) -> None:
-    if not 1 <= len(names) <= 255:
-        raise ValueError(
-            f"names has {len(names)} classes; expected 1 to 255, for a mask is 8 bits and one id is ignored"
-        )
+    if not 1 <= len(names) <= MOST_CLASSES:
+        raise ValueError(f"names has {len(names)} classes; expected 1 to {MOST_CLASSES}")
     for index, name in enumerate(names):
         if not isinstance(name, str):
-            raise ValueError(f"names[{index}] is {_described(name)}; expected a string: put it in quotes")
+            raise ValueError(f"names[{index}] is {reprlib.repr(name)}; expected a string")
         if not name.strip() or not name.isprintable():
             raise ValueError(f"names[{index}] is {reprlib.repr(name)}; expected a printable, nonempty name")
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"names has {twice!r} {names.count(twice)} times; expected every name once")
+        counts = Counter(names)
+        twice = next(name for name in names if counts[name] > 1)
+        raise ValueError(f"names has {twice!r} {counts[twice]} times; expected every name once")
 
 
 def _check_palette(palette: tuple[Colour, ...], count: int) -> None:
@@ -89,21 +99,6 @@ def _check_palette(palette: tuple[Colour, ...], count: int) -> None:
     for index, colour in enumerate(palette):
         if not isinstance(colour, tuple) or len(colour) != 3 or not all(_is_byte(part) for part in colour):
             raise ValueError(f"palette[{index}] is {reprlib.repr(colour)}; expected three integers in 0..255")
-
-
-def voc_palette(n: int) -> tuple[Colour, ...]:
-    """The first n colours, at most 256, of the colour map of the VOC development kit.
-
-    Bit j of the id, counted from the lowest, becomes bit 7 - j // 3 of red, green or blue, for j modulo 3 of 0, 1, 2.
-    Colours of neighbouring ids therefore differ most.
-    """
-    if not 0 <= n <= 256:
-        raise ValueError(f"voc_palette({n}): expected 0 to 256 colours, one for each value of 8 bits")
-
-    def channel(index: int, first: int) -> int:
-        return sum(((index >> (3 * level + first)) & 1) << (7 - level) for level in range(3))
-
-    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(n))
 
 
 _VOC_NAMES = (
@@ -190,9 +185,11 @@ def coco_to_voc(name: str) -> int:
 
 
 def ids_of_colours(
-    colours: npt.NDArray[np.uint8], palette: Sequence[Colour], ignore: int = 255
-) -> npt.NDArray[np.uint8]:
-    """Turn a mask of colours, uint8 H,W,3, into ids, uint8 H,W: palette[i] is i, VOC's border colour is `ignore`.
+    colours: npt.NDArray[np.uint8], palette: Sequence[Colour], ignore: int = 255, ignored: Sequence[Colour] = ()
+) -> npt.NDArray[Any]:
+    """Turn a mask of colours, uint8 H,W,3, into ids, H,W: palette[i] is i, VOC's border colour is `ignore`.
+
+    The ids are uint8, or uint16 for more than 255 classes. The `ignored` colours are `ignore`, too.
 
     Raises:
         ValueError: with the colour and its number of pixels, if a colour is none of those.
@@ -201,6 +198,7 @@ def ids_of_colours(
     # Of classes with the same colour the first counts, and a class counts before the border.
     known = {(r << 16) + (g << 8) + b: index for index, (r, g, b) in reversed(list(enumerate(palette)))}
     known.setdefault(int(np.dot(IGNORE_COLOUR, (65536, 256, 1))), ignore)
+    known |= {(r << 16) + (g << 8) + b: ignore for r, g, b in ignored}
     ordered = np.array(sorted(known))
     indices = np.searchsorted(ordered, codes).clip(max=len(ordered) - 1)
     unknown = codes[ordered[indices] != codes]
@@ -212,101 +210,13 @@ def ids_of_colours(
             f"mask has colour {colour} in {count} pixels, which is no class's; expected {shown}, by id (VOC's colours, "
             f"unless dataset.yaml has a `palette`), or a mask of ids"
         )
-    ids: npt.NDArray[np.uint8] = np.array([known[int(code)] for code in ordered], dtype=np.uint8)[indices]
+    dtype = np.uint8 if max(known.values()) < 256 else np.uint16
+    ids: npt.NDArray[Any] = np.array([known[int(code)] for code in ordered], dtype=dtype)[indices]
     return ids
 
 
-def load_labels(path: str | Path) -> Labels:
-    """The classes of a `dataset.yaml`; see `load_description`."""
-    return load_description(path)[0]
-
-
-def load_description(path: str | Path) -> tuple[Labels, tuple[int, ...] | None]:
-    """Read `dataset.yaml`: the classes, and the class id by stored id, 256 entries, -1 for one that must not occur.
-
-    Its keys are `names`, a list of strings; `palette`, a list of [r, g, b], by default VOC's; `ignore`, by default 255;
-    `map`, class ids or names by stored id, as in `map: {255: 1}`; other ids stay. Without `map` there is no table.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the file, for any other content.
-    """
-    path = Path(path)
-    document = _parsed(path)
-    try:
-        labels = _labels_from(document)
-        return labels, _remap(document["map"], labels) if "map" in document else None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
 def write_labels(path: str | Path, labels: Labels) -> None:
-    """Write a `dataset.yaml` for `load_labels`, atomically."""
+    """Write a `dataset.yaml`, atomically."""
     palette = [list(colour) for colour in labels.palette]
     document = {"names": list(labels.names), "palette": palette, "ignore": labels.ignore}
     write_text(Path(path), yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True))
-
-
-def _parsed(path: Path) -> Any:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; expected a dataset.yaml with the class names")
-    if not path.is_file():  # opening a pipe without a writer would block for ever
-        raise ValueError(f"{path}: not a file; expected a dataset.yaml with the class names")
-    try:
-        with path.open("rb") as file:
-            content = file.read(_YAML_BYTES + 1)
-        if len(content) > _YAML_BYTES:
-            raise ValueError(f"larger than {_YAML_BYTES} bytes")
-        return parse_yaml(content.decode("utf-8-sig"))
-    # On odd documents, PyYAML also raises AttributeError, KeyError, IndexError and RecursionError.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: cannot be read as YAML ({reason}); expected a list `names`") from None
-
-
-def _labels_from(document: object) -> Labels:
-    if not isinstance(document, Mapping):
-        raise ValueError(f"the document is {_described(document)}; expected a mapping with a list `names`")
-    for key in document:
-        if key not in _KEYS:
-            hint = did_you_mean(key, _KEYS, otherwise="")
-            raise ValueError(f"unknown key {reprlib.repr(key)}{hint}; expected names, palette, ignore, map")
-    if "names" not in document:
-        raise ValueError("no key 'names'; expected the list of class names")
-    names = document["names"]
-    if not isinstance(names, list):
-        raise ValueError(f"names is {_described(names)}; expected a list of strings")
-    palette, ignore = document.get("palette"), document.get("ignore", 255)
-    _check_names(tuple(names))
-    colours = voc_palette(len(names)) if palette is None else _colours(palette)
-    return Labels(tuple(names), colours, ignore)
-
-
-def _remap(ids: object, labels: Labels) -> tuple[int, ...]:
-    if not isinstance(ids, Mapping):
-        raise ValueError(f"map is {_described(ids)}; expected stored ids with their class, as in `map: {{255: 1}}`")
-    remap = [stored if stored < len(labels) or stored == labels.ignore else -1 for stored in range(256)]
-    for stored, value in ids.items():
-        index = labels.names.index(value) if value in labels.names else value
-        known = _is_byte(index) and (index < len(labels) or index == labels.ignore)
-        if not _is_byte(stored) or not known:
-            classes = f"0..{len(labels) - 1}, a name, or {labels.ignore}, ignored"
-            raise ValueError(f"map has {reprlib.repr(stored)}: {reprlib.repr(value)}; expected 0..255: {classes}")
-        remap[stored] = index
-    return tuple(remap)
-
-
-def _colours(palette: object) -> tuple[Colour, ...]:
-    if not isinstance(palette, list):
-        raise ValueError(f"palette is {_described(palette)}; expected a list of [red, green, blue]")
-    return tuple(tuple(colour) if isinstance(colour, list) else colour for colour in palette)
-
-
-def _described(value: object) -> str:
-    """A value as YAML read it, for a message; reprlib bounds depth and length."""
-    shown = reprlib.repr(value)
-    if isinstance(value, bool):
-        return f"{str(value).lower()}, for YAML reads an unquoted yes, no, on or off as a boolean"
-    if value is None:
-        return "empty"
-    return f"{type(value).__name__} {shown}"

@@ -1,4 +1,4 @@
-"""Draw the classes' colours over an image, with a legend."""
+"""Draw the classes' colours over an image, with a legend, or each class's name in its regions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
+from atrous.data.palette import drawn_palette, is_background
 
 LEAST_SHARE = 0.001
 """Share of the pixels below which the legend omits a class."""
@@ -23,6 +24,7 @@ def overlay(
     alpha: float = 0.5,
     legend: bool = True,
     classes: Collection[int] | None = None,
+    names: bool = False,
 ) -> Image.Image:
     """Draw the classes' colours over an image, outlined, with a legend of the classes and their shares.
 
@@ -31,35 +33,71 @@ def overlay(
     Args:
         image: uint8 H,W,3.
         mask: integers H,W: class ids or `labels.ignore`.
-        labels: names and colours.
+        labels: names and colours; of these, colours that cannot be told apart are replaced, see `drawn_palette`.
         alpha: opacity of the colours, 0 to 1.
         legend: whether to draw one.
         classes: ids of those that are drawn and in the legend; None for all, background in the legend alone.
+        names: whether to write each class's name where its region is widest.
 
     Raises:
         ValueError: if image and mask differ in size.
     """
     if image.shape != (*mask.shape, 3):
         raise ValueError(f"image of shape {image.shape} and mask of shape {mask.shape}; expected H,W,3 and H,W")
-    ids = mask.astype(np.uint8)
-    strength = np.zeros(256, dtype=np.float32)
-    strength[: len(labels)] = [0.0 if name == "background" else alpha for name in labels.names]
+    ids = mask.astype(np.uint8 if labels.largest_id < 256 else np.uint16)
+    strength = np.zeros(labels.largest_id + 1, dtype=np.float32)
+    strength[: len(labels)] = [0.0 if is_background(name) else alpha for name in labels.names]
     strength[labels.ignore] = 0.0
     if classes is not None:
-        ids = np.where(np.isin(ids, list(classes)), ids, labels.ignore).astype(np.uint8)
+        ids = np.where(np.isin(ids, list(classes)), ids, labels.ignore).astype(ids.dtype)
         strength[list(classes)] = alpha
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    colours[: len(labels)] = labels.palette
+    colours = np.zeros((labels.largest_id + 1, 3), dtype=np.uint8)
+    colours[: len(labels)] = drawn_palette(labels)
     weights = Image.fromarray(np.rint(255 * strength).astype(np.uint8)[ids])
     picture = Image.fromarray(image)
     picture.paste(Image.fromarray(colours[ids]), mask=weights)
     picture.paste((255, 255, 255), mask=Image.fromarray(_outline(ids)))
+    if names:
+        _write_names(picture, ids, labels)
     if legend:
         _draw_legend(picture, ids, labels)
     return picture
 
 
-def _outline(ids: Pixels) -> Pixels:
+def _write_names(picture: Image.Image, ids: npt.NDArray[Any], labels: Labels) -> None:
+    """Write each class but background where its region is widest, if it is wider than a few pixels."""
+    size = max(9, round(min(picture.size) / 18))
+    font, draw = ImageFont.load_default(size=size), ImageDraw.Draw(picture)
+    for index, name in enumerate(labels.names):
+        if is_background(name) or (ids == index).sum() < size * size / 4:
+            continue
+        row, column = _innermost(ids == index)
+        half = font.getlength(name) / 2
+        x = min(max(column, half + 1), max(half + 1, picture.width - half - 1))
+        y = min(max(row, size * 0.6), picture.height - size * 0.6)
+        draw.text(
+            (x, y), name, fill="white", font=font, anchor="mm", stroke_width=max(1, size // 9), stroke_fill="black"
+        )
+
+
+def _innermost(region: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """Row and column of a pixel of a region that is about as far from its border as any is."""
+    inner = np.pad(region, 1)
+    while True:
+        smaller = inner.copy()
+        smaller[1:] &= inner[:-1]
+        smaller[:-1] &= inner[1:]
+        smaller[:, 1:] &= inner[:, :-1]
+        smaller[:, :-1] &= inner[:, 1:]
+        if not smaller.any():
+            break
+        inner = smaller
+    rows, columns = np.nonzero(inner)
+    middle = len(rows) // 2
+    return int(rows[middle]) - 1, int(columns[middle]) - 1
+
+
+def _outline(ids: npt.NDArray[Any]) -> Pixels:
     """Opacity of white, 0..255, for each pixel: the border of each segment, thicker on larger images."""
     edge = np.zeros(ids.shape, dtype=bool)
     for step in range(1, max(1, round(min(ids.shape) / 700)) + 1):
@@ -68,8 +106,11 @@ def _outline(ids: Pixels) -> Pixels:
     return edge.astype(np.uint8) * 150
 
 
-def _draw_legend(picture: Image.Image, ids: Pixels, labels: Labels) -> None:
-    counts = np.array(Image.fromarray(ids).histogram())[: len(labels)]  # np.bincount takes eight bytes a pixel
+def _draw_legend(picture: Image.Image, ids: npt.NDArray[Any], labels: Labels) -> None:
+    if ids.dtype == np.uint8:
+        counts = np.array(Image.fromarray(ids).histogram())[: len(labels)]  # np.bincount takes eight bytes a pixel
+    else:
+        counts = np.bincount(ids.ravel(), minlength=len(labels))[: len(labels)]
     shown = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index] >= LEAST_SHARE * ids.size]
     size = max(10, round(min(picture.size) / 32))
     font = ImageFont.load_default(size=size)
@@ -84,9 +125,10 @@ def _draw_legend(picture: Image.Image, ids: Pixels, labels: Labels) -> None:
     left, top = pad, picture.height - pad - height
     draw = ImageDraw.Draw(picture, "RGBA")
     draw.rounded_rectangle((left, top, left + width, top + height), radius=pad, fill=(0, 0, 0, 150))
+    palette = drawn_palette(labels)
     for index, (name, share) in enumerate(texts):
         y = top + pad + index * row
         x = left + pad
-        draw.rectangle((x, y + 1, x + size, y + size), fill=labels.palette[shown[index]], outline=(255, 255, 255, 160))
+        draw.rectangle((x, y + 1, x + size, y + size), fill=palette[shown[index]], outline=(255, 255, 255, 160))
         draw.text((x + 1.6 * size, y), name, fill="white", font=font)
         draw.text((left + width - pad, y), share, fill="white", font=font, anchor="ra")

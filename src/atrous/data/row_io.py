@@ -23,10 +23,23 @@ import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
 from atrous.atomic import written_whole
-from atrous.data.image_file import decode_file, errors_named, open_file, rawmode_of
-from atrous.data.image_io import MAX_PIXELS, NOTE, Pixels, mask_palette, orientation_of, read_image, upright_size
+from atrous.data import multiband
+from atrous.data.arrays import is_array
+from atrous.data.dicom import is_dicom
+from atrous.data.image_file import decode_file, errors_named, open_file, rawmode_of, with_file
+from atrous.data.image_io import (
+    MAX_PIXELS,
+    NOTE,
+    Pixels,
+    mask_palette,
+    open_picture,
+    orientation_of,
+    read_image,
+    upright_size,
+)
 from atrous.data.labels import Labels
-from atrous.data.samples import Samples, samples_of, to_rgb, tops_of, wide_to_rgb
+from atrous.data.samples import AS_IT_IS, ImageRule, Samples, samples_of, to_rgb, tops_of, wide_to_rgb
+from atrous.data.tiff_blocks import Tiff
 
 _LOADERS = {"JPEG": "jpegload", "MPO": "jpegload", "PNG": "pngload", "TIFF": "tiffload"}
 _BANDS = {"LA": 2, "La": 2, "RGB": 3, "P": 3, "RGBA": 4, "CMYK": 4}
@@ -52,7 +65,7 @@ def strips_of(image: Pixels) -> Strips:
     return Strips((height, width), lambda rows: (image[top : top + rows] for top in range(0, height, rows)))
 
 
-def open_strips(path: Path, *, max_pixels: int = MAX_PIXELS) -> Strips:
+def open_strips(path: Path, *, max_pixels: int = MAX_PIXELS, rule: ImageRule = AS_IT_IS) -> Strips:
     """Open a file as strips that are decoded on demand.
 
     Memory holds a few rows of a PNG or TIFF, and the compressed bytes of a JPEG. A picture that its orientation rotates
@@ -64,11 +77,16 @@ def open_strips(path: Path, *, max_pixels: int = MAX_PIXELS) -> Strips:
         ValueError: as `read_image`; also for a larger picture that is not read by rows, and without libvips. Damage
             behind the header is raised while the strips are read.
     """
+    picture = with_file(path, lambda file: _opened(file, max_pixels, rule))
+    if isinstance(picture, Tiff) and picture.orientation == 1:
+        return _strips_of_blocks(path, picture, rule)
+    if not isinstance(picture, Image.Image):
+        return strips_of(read_image(path, max_pixels=min(max_pixels, MAX_PIXELS), rule=rule))
     _pyvips()
     header = decode_file(path, max_pixels, _header)
     if not header.by_rows:
         if header.size[0] * header.size[1] <= MAX_PIXELS:
-            return strips_of(read_image(path, max_pixels=max_pixels))
+            return strips_of(read_image(path, max_pixels=max_pixels, rule=rule))
         raise ValueError(f"{path}: {header.described} is not read by rows; expected {_EXPECTED}, or fewer pixels")
     stamp = _stamp(os.stat(path))
 
@@ -89,13 +107,36 @@ def open_strips(path: Path, *, max_pixels: int = MAX_PIXELS) -> Strips:
     def strips(rows: int) -> Iterator[Pixels]:
         for values in bands(rows):
             with errors_named(path):
-                yield _to_rgb(values, header.samples, tops() if header.samples.wide else ())
+                needed = header.samples.wide and not rule.value_range
+                yield _to_rgb(values, header.samples, tops() if needed else (), rule)
 
     @functools.cache
     def tops() -> tuple[int, ...]:
         return tops_of(bands(256), header.samples)
 
     return Strips(header.size, strips)
+
+
+def _opened(file: IO[bytes], max_pixels: int, rule: ImageRule) -> Image.Image | Tiff | None:
+    """As `open_picture`; None for DICOM and arrays."""
+    return None if is_array(file) or is_dicom(file) else open_picture(file, max_pixels, rule)
+
+
+def _strips_of_blocks(path: Path, tiff: Tiff, rule: ImageRule) -> Strips:
+    stamp = _stamp(os.stat(path))
+
+    @functools.cache
+    def tops() -> tuple[int, ...]:
+        with open_file(path) as file:
+            return multiband.tops_in(tiff, file, rule)
+
+    def strips(rows: int) -> Iterator[Pixels]:
+        with errors_named(path), open_file(path) as file:
+            _check_unchanged(file, stamp)
+            yield from multiband.strips_in(tiff, file, rule, rows, tops)
+            _check_unchanged(file, stamp)
+
+    return Strips((tiff.height, tiff.width), strips)
 
 
 def is_installed() -> bool:
@@ -211,19 +252,19 @@ def _fetch(region: Any, image: Any, top: int, rows: int, header: _Header) -> npt
     return values[:, :, : header.bands]
 
 
-def _to_rgb(values: npt.NDArray[Any], samples: Samples, tops: tuple[int, ...]) -> Pixels:
+def _to_rgb(values: npt.NDArray[Any], samples: Samples, tops: tuple[int, ...], rule: ImageRule) -> Pixels:
     if samples.wide:
-        return wide_to_rgb(values, samples, tops)
+        return wide_to_rgb(values, samples, tops, rule)
     if samples.mode == "F":
-        return to_rgb(Image.fromarray(values[:, :, 0]), samples)
+        return to_rgb(Image.fromarray(values[:, :, 0]), samples, rule)
     mode = samples.mode if samples.mode == "CMYK" else ("L", "LA", "RGB", "RGBA")[values.shape[2] - 1]
-    return to_rgb(Image.frombytes(mode, values.shape[1::-1], values.tobytes()), samples)
+    return to_rgb(Image.frombytes(mode, values.shape[1::-1], values.tobytes()), samples, rule)
 
 
 def write_mask_strips(
-    path: Path, strips: Iterable[Pixels], size: tuple[int, int], labels: Labels, note: str = ""
+    path: Path, strips: Iterable[npt.NDArray[Any]], size: tuple[int, int], labels: Labels, note: str = ""
 ) -> None:
-    """Write ids, uint8 h,W strips from top to bottom, as the PNG that `write_mask` writes, in the memory of a strip.
+    """Write ids, h,W strips from top to bottom, as the PNG that `write_mask` writes, in the memory of a strip.
 
     The write is atomic: an error from `strips` leaves no file.
 
@@ -234,13 +275,17 @@ def write_mask_strips(
     compressor, done = zlib.compressobj(6), 0
     with written_whole(path) as file:
         file.write(b"\x89PNG\r\n\x1a\n")
-        _chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
-        _chunk(file, b"PLTE", mask_palette(labels))
+        wide = labels.largest_id > 255  # gray of 16 bits, or a palette
+        _chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 16 if wide else 8, 0 if wide else 3, 0, 0, 0))
+        if not wide:
+            _chunk(file, b"PLTE", mask_palette(labels))
         if note:
             _chunk(file, b"tEXt", NOTE.encode() + b"\0" + note.encode("latin-1"))
         for strip in strips:
-            if strip.dtype != np.uint8 or strip.ndim != 2 or strip.shape[1] != width:
+            fits = strip.dtype == np.uint8 or (wide and strip.dtype.kind in "iu")
+            if not fits or strip.ndim != 2 or strip.shape[1] != width:
                 raise ValueError(f"{path}: a strip of {strip.dtype}, {strip.shape}; expected uint8, {width} wide")
+            strip = strip.astype(">u2") if wide else strip
             for row in strip:
                 data = compressor.compress(b"\0" + row.tobytes())  # 0: the row is not filtered
                 if data:

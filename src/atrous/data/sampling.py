@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from atrous.data.datasets.base import selected
 from atrous.data.datasets.dataset import Item, SegmentationDataset, open_dataset
-from atrous.data.datasets.mask_values import Drawn, palette_conflicts
+from atrous.data.datasets.mask_values import Drawn, histogram_of, palette_conflicts
+from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.image_io import read_size
 from atrous.data.labels import Labels
 from atrous.messages import counted
@@ -27,19 +29,26 @@ Presence = npt.NDArray[np.bool_]
 """N,K: which image has which class."""
 
 
-def open_splits(data: str | Path, splits: str) -> SegmentationDataset:
+def open_splits(data: str | Path, splits: str, options: DatasetOptions = NO_OPTIONS) -> SegmentationDataset:
     """One data set of several splits: ``train``, ``train+val``, or ``train*2+pseudo``, which has train's images twice.
+
+    Args:
+        data: as for `open_dataset`.
+        splits: their names, joined.
+        options: as for `open_dataset`.
 
     Raises:
         ValueError: if a count is not a positive number, or the splits' classes differ; and as `open_dataset`.
         FileNotFoundError: as `open_dataset`.
     """
     parts = [_counted(part) for part in splits.split("+")]
-    opened = [(open_dataset(data, name), count) for name, count in parts]
+    opened = [(open_dataset(data, name, options), count) for name, count in parts]
     first = opened[0][0]
     for (name, _), (dataset, _) in zip(parts, opened, strict=True):
         if dataset.labels != first.labels:
             raise ValueError(f"the splits {parts[0][0]} and {name} of {data} have different classes")
+    if len(opened) == 1 and opened[0][1] == 1:
+        return first
     return first.with_items([item for dataset, count in opened for item in dataset.items * count])
 
 
@@ -56,7 +65,7 @@ def pixel_counts(dataset: SegmentationDataset) -> npt.NDArray[np.int64]:
 
 
 def id_histograms(dataset: SegmentationDataset, drawn: list[Drawn] | None = None) -> npt.NDArray[np.int64]:
-    """Pixels of each id in each mask, int64 N,256; an item that occurs twice is read once.
+    """Pixels of each id in each mask, a row of `histogram_of` each; an item that occurs twice is read once.
 
     Args:
         dataset: N items.
@@ -70,7 +79,7 @@ def id_histograms(dataset: SegmentationDataset, drawn: list[Drawn] | None = None
 
     def examined(item: Item) -> tuple[npt.NDArray[np.int64], Drawn | None]:
         ids, colours = dataset.read_checked(item, read_size(item.image))
-        return np.bincount(ids.reshape(-1), minlength=256), colours
+        return histogram_of(ids, dataset.labels), colours
 
     once = list(dict.fromkeys(dataset.items))
     with ThreadPoolExecutor() as pool:
@@ -129,5 +138,5 @@ def repeated(dataset: SegmentationDataset, factors: npt.NDArray[np.float64], *, 
         seed: of the draws.
     """
     draws = np.random.default_rng(seed).random(len(factors))
-    counts = np.floor(factors + draws).astype(int)
-    return dataset.with_items([item for item, count in zip(dataset.items, counts, strict=True) for _ in range(count)])
+    indices = np.repeat(np.arange(len(factors)), np.floor(factors + draws).astype(int))
+    return dataset.with_items(selected(dataset.items, indices.tolist()))

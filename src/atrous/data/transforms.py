@@ -56,8 +56,8 @@ class Augment:
             raise ValueError(f"scale_step is {self.scale_step}; expected a positive step, or none")
         if not (0 <= self.flip <= 1 and 0 <= self.color_jitter <= 1):
             raise ValueError(f"flip is {self.flip}, color_jitter is {self.color_jitter}; expected both in 0..1")
-        if not all(0 <= part <= 255 for part in (*self.fill, self.ignore)):
-            raise ValueError(f"fill is {self.fill}, ignore is {self.ignore}; expected values in 0..255")
+        if not all(0 <= part <= 255 for part in self.fill) or not 0 <= self.ignore <= 65535:
+            raise ValueError(f"fill is {self.fill}, ignore is {self.ignore}; expected 0..255, and 0..65535")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,16 +69,16 @@ class Augment:
 
         Args:
             image: uint8 3,H,W.
-            mask: uint8 H,W.
+            mask: uint8 H,W, or int32 for more than 255 classes.
             generator: on the CPU; the only source of randomness. Every call draws the same number of values from it.
 
         Returns:
-            uint8 3,h,w and uint8 h,w of the crop's size; an image smaller than the crop is at its top left.
+            uint8 3,h,w and h,w of the crop's size; an image smaller than the crop is at its top left.
 
         Raises:
             ValueError: if image and mask are not as above, or differ in size.
         """
-        if image.shape != (3, *mask.shape) or image.dtype != torch.uint8 or mask.dtype != torch.uint8:
+        if image.shape != (3, *mask.shape) or image.dtype != torch.uint8 or mask.dtype not in _MASKS:
             given = f"{image.dtype} {tuple(image.shape)} and {mask.dtype} {tuple(mask.shape)}"
             raise ValueError(f"augmenting {given}; expected uint8 3,H,W and uint8 H,W")
         scale, top, left, flip, *jitter = torch.rand(7, generator=generator, dtype=torch.float64).tolist()
@@ -99,6 +99,9 @@ class Augment:
             return low + draw * (high - low)
         # The tolerance lets (0.5, 2.0) with a step of 0.1 reach 2.0 in spite of rounding.
         return low + self.scale_step * int(draw * (1 + int((high - low) / self.scale_step + 1e-6)))
+
+
+_MASKS = (torch.uint8, torch.int32)
 
 
 def class_mix(
@@ -139,16 +142,18 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize uint8 H,W to `size` by nearest neighbour, pixel centres at halves, aligned with `resized`."""
+    """Resize a mask H,W to `size` by nearest neighbour, pixel centres at halves, aligned with `resized`."""
     if size == tuple(mask.shape):
         return mask
+    if mask.dtype != torch.uint8:  # which alone PyTorch interpolates, of integers; float32 holds 24 bits
+        return F.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0].to(mask.dtype)
     return F.interpolate(mask[None, None], size, mode="nearest-exact")[0, 0]
 
 
 def _padded(planes: Tensor, size: tuple[int, int], fill: tuple[int, ...]) -> Tensor:
     if tuple(planes.shape[1:]) == size:
         return planes.clone(memory_format=torch.contiguous_format)
-    canvas = torch.tensor(fill, dtype=torch.uint8).view(-1, 1, 1).repeat(1, *size)
+    canvas = torch.tensor(fill, dtype=planes.dtype).view(-1, 1, 1).repeat(1, *size)
     canvas[:, : planes.shape[1], : planes.shape[2]] = planes
     return canvas
 

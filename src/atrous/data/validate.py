@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ from atrous.data.datasets.mask_values import (
     class_counts,
     class_problems,
     described,
+    histogram_of,
     likely_fix,
     palette_conflicts,
 )
+from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.image_io import read_image
 from atrous.data.labels import Labels
-from atrous.data.samples import GUESSED_BITS, guesses_since
+from atrous.data.samples import ImageRule
+from atrous.data.value_range import decided
 from atrous.messages import counted, listed
 
 Size = tuple[int, int]
@@ -128,6 +131,7 @@ class _Examined:
 
 def check(
     data: str | Path,
+    options: DatasetOptions = NO_OPTIONS,
     *,
     allow_empty_classes: bool = False,
     workers: int | None = None,
@@ -137,6 +141,7 @@ def check(
 
     Args:
         data: as for `open_dataset`: `NAME:PATH` or a path.
+        options: likewise.
         allow_empty_classes: what `class_problems` finds in the splits to train on are warnings, not problems.
         workers: threads that decode; by default one a processor, at most 8.
         progress: called with the split, the images done and their number.
@@ -148,33 +153,33 @@ def check(
     names = [name for name in splits(data) if name != "trainval"]  # VOC's trainval repeats train and val
     if not names:
         raise ValueError(f"{data}: no splits; expected folders such as images/train and images/val")
-    listings, problems = _listings(data, names)
+    listings, problems = _listings(data, names, options)
     if not listings:
         raise ValueError(problems[0])
     labels = next(iter(listings.values())).labels
     seen: dict[str, list[_Examined]] = {}
-    guesses = GUESSED_BITS.copy()
+    rule, said = _rule(listings)
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         for name, listing in listings.items():
-            seen[name] = list(_examined(pool, name, listing, progress))
+            seen[name] = list(_examined(pool, name, replace(listing, rule=rule), progress))
             problems += [*listing.problems, *_file_problems(name, seen[name], listing)]
     reports = {name: _split_report(ones, listings[name]) for name, ones in seen.items()}
     empty = _empty_classes(reports, labels)
     problems += _renumbered(seen, labels) + _leaks(seen) + ([] if allow_empty_classes else empty)
     warnings = [line for listing in listings.values() for line in listing.warnings]
     warnings += [*_repeats(seen), *_same_names(seen), *_all_ignored(reports, labels)]
-    warnings += [*(empty if allow_empty_classes else []), *_binary(seen, labels), *guesses_since(guesses)]
+    warnings += [*(empty if allow_empty_classes else []), *_binary(seen, labels), *said]
     warnings += [*([] if "val" in names else [_no_val(data)]), *_not_in_val(reports, labels, empty)]
     return DataReport(str(data), labels.names, reports, problems, warnings)
 
 
-def _listings(data: str | Path, names: Sequence[str]) -> tuple[dict[str, Listing], list[str]]:
+def _listings(data: str | Path, names: Sequence[str], options: DatasetOptions) -> tuple[dict[str, Listing], list[str]]:
     """The splits that can be listed and have the classes of the first, and a line for each of the others."""
     listings: dict[str, Listing] = {}
     problems = []
     for name in names:
         try:
-            listing = list_split(data, name)
+            listing = list_split(data, name, options)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -186,10 +191,17 @@ def _listings(data: str | Path, names: Sequence[str]) -> tuple[dict[str, Listing
     return listings, problems
 
 
+def _rule(listings: Mapping[str, Listing]) -> tuple[ImageRule, list[str]]:
+    """How all images are read, as training decides it by its split, and a line where that is a guess."""
+    name = next((name for name in ("trainaug", "train") if name in listings), next(iter(listings)))
+    dataset, said = decided(SegmentationDataset.of(listings[name]))
+    return dataset.rule, [f"{name}: {said}"] if said else []
+
+
 def _examined(
     pool: ThreadPoolExecutor, name: str, listing: Listing, progress: Callable[[str, int, int], None] | None
 ) -> Iterator[_Examined]:
-    dataset = SegmentationDataset(listing.items, listing.labels, remap=listing.remap)
+    dataset = SegmentationDataset.of(listing)
     for done, one in enumerate(pool.map(lambda item: _examine(dataset, item), listing.items), start=1):
         if progress:
             progress(name, done, len(listing.items))
@@ -199,12 +211,13 @@ def _examined(
 def _examine(dataset: SegmentationDataset, item: Item) -> _Examined:
     digest, size = "", None
     try:
-        height, width = read_image(item.image).shape[:2]  # first, for it does not wait on what is no file
+        # First, for it does not wait on what is no file.
+        height, width = read_image(item.image, rule=dataset.rule).shape[:2]
         size = (width, height)
         with item.image.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         ids, drawn = dataset.read_checked(item, (height, width))
-        return _Examined(item, digest, size, np.bincount(ids.ravel(), minlength=256), drawn=drawn)
+        return _Examined(item, digest, size, histogram_of(ids, dataset.labels), drawn=drawn)
     except UnknownIdError as error:
         return _Examined(item, digest, size, problem=error.reason, unknown_ids=error.histogram)
     except (ValueError, OSError) as error:
@@ -222,7 +235,9 @@ def _file_problems(split: str, seen: list[_Examined], listing: Listing) -> list[
     lines = [line for kind in by_kind.values() for line in _examples(split, kind)]
     if not unknown:
         return lines
-    histograms = [h for one in seen for h in (one.histogram, one.unknown_ids) if h is not None]
+    every = (h for one in seen for h in (one.histogram, one.unknown_ids) if h is not None)
+    width = max(len(one.unknown_ids) for one in unknown if one.unknown_ids is not None)
+    histograms = [h for h in every if len(h) == width]
     total: npt.NDArray[np.int64] = np.sum(histograms, axis=0)
     advice = likely_fix(total, listing.labels) if listing.remap is None else ""
     values = [f"the masks of {split} have the ids {described(total, 12)}"] if len(unknown) > 1 or advice else []
@@ -238,11 +253,16 @@ def _examples(split: str, lines: list[str]) -> list[str]:
 
 def _split_report(seen: list[_Examined], listing: Listing) -> SplitReport:
     histograms = [one.histogram for one in seen if one.histogram is not None]
-    counts = class_counts(np.array(histograms, dtype=np.int64).reshape(-1, 256), listing.labels)
+    counts = class_counts(_stacked(histograms, listing.labels), listing.labels)
     by_area = sorted((one.size for one in seen if one.size is not None), key=lambda size: (size[0] * size[1], size))
     places = {"min": 0, "median": len(by_area) // 2, "max": -1}
     sizes = {name: by_area[i] for name, i in places.items()} if by_area else {}
     return SplitReport(len(seen), len(histograms), counts, sizes, listing.unlabelled, listing.left_out, listing.read_as)
+
+
+def _stacked(histograms: list[npt.NDArray[np.int64]], labels: Labels) -> npt.NDArray[np.int64]:
+    width = len(histogram_of(np.zeros((0,), dtype=np.uint8), labels))
+    return np.array(histograms, dtype=np.int64).reshape(-1, width)
 
 
 def _pairs(seen: dict[str, list[_Examined]]) -> Iterator[tuple[str, str]]:

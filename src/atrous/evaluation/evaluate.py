@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from atrous.evaluation.distributed import DistributedContext
-from atrous.evaluation.metrics import ConfusionMatrix, Scores
+from atrous.evaluation.metrics import ConfusionMatrix, Scores, image_iou
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import with_output_stride
 from atrous.models.output_stride import LONGEST_SIDE, check_reachable
-from atrous.ops.resize import grid_size
+from atrous.ops.resize import feature_count
 from atrous.ops.tta import View, confidence_of, mean_argmax, mean_probabilities
 from atrous.ops.upsampled_loss import upsampled_argmax
 
@@ -64,6 +64,21 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Example:
+    """One image of an evaluation.
+
+    Attributes:
+        index: in the data set.
+        iou: see `image_iou`.
+        mask: what was predicted, uint8 H,W.
+    """
+
+    index: int
+    iou: float
+    mask: Tensor
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Scores of one evaluation, with its setting.
 
@@ -76,6 +91,8 @@ class Evaluation:
         flip: whether flipped inputs were averaged in.
         longest_side: to which the images were resized, in pixels, before `scales`; None for their own size.
         pad_to: least height and width that the network saw, in pixels; None for no padding but to the feature grid.
+        confusion: pixels by true class (row) and predicted class (column), int64 K,K.
+        worst: the images of the lowest IoU, as many as were asked for, the worst first; this process's.
     """
 
     scores: Scores
@@ -86,6 +103,8 @@ class Evaluation:
     flip: bool
     longest_side: int | None = None
     pad_to: int | None = None
+    confusion: Tensor | None = field(default=None, compare=False, repr=False)
+    worst: tuple[Example, ...] = field(default=(), compare=False, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; see `Scores.as_dict`."""
@@ -110,6 +129,7 @@ def evaluate(
     flip: bool = False,
     pad_to: int | None = None,
     names: Sequence[str] | None = None,
+    worst: int = 0,
     ctx: DistributedContext | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
@@ -124,6 +144,7 @@ def evaluate(
         pad_to: least height and width that the network sees, in pixels: 513 for VOC as in section 4.1, None for whole
             images as in appendix C; see `Preprocessor`.
         names: of the model's classes, which must be the data set's in the same order; None compares their number alone.
+        worst: how many of the images of the lowest IoU to keep, with their masks.
         ctx: processes that share the work; None for this one alone.
         progress: called with the number of images that this process has done.
 
@@ -139,7 +160,9 @@ def evaluate(
         yield 0, predict_classes(network, image[None], scales=scales, flip=flip, pad_to=pad_to)[0], 0.0
 
     started, network = time.perf_counter(), in_eval_mode(model, output_stride)
-    [evaluation] = evaluate_settings(model, dataset, [setting], predict, names=names, ctx=ctx, progress=progress)
+    [evaluation] = evaluate_settings(
+        model, dataset, [setting], predict, names=names, worst=worst, ctx=ctx, progress=progress
+    )
     return replace(evaluation, seconds=time.perf_counter() - started)
 
 
@@ -150,6 +173,7 @@ def evaluate_settings(
     predict: Callable[[Tensor], Iterable[tuple[int, Tensor, float]]],
     *,
     names: Sequence[str] | None = None,
+    worst: int = 0,
     ctx: DistributedContext | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Evaluation]:
@@ -161,6 +185,7 @@ def evaluate_settings(
         settings: what is evaluated.
         predict: from a photograph, uint8 3,H,W, to the index of each setting, its mask, H,W, and the seconds it took.
         names: see `evaluate`, and so are the rest.
+        worst: of each setting.
         ctx: processes that share the work; None for this one alone.
         progress: called with the number of images that this process has done.
 
@@ -173,11 +198,12 @@ def evaluate_settings(
         check_reachable(setting.output_stride, model.backbone.reachable, model.backbone.name)
     rank, size = (ctx.rank, ctx.size) if ctx else (0, 1)
     matrices = [ConfusionMatrix(model.num_classes, ignore=dataset.labels.ignore) for _ in settings]
-    seconds = [0.0] * len(settings)
+    seconds, examples = [0.0] * len(settings), [Worst(worst) for _ in settings]
     for done, index in enumerate(range(rank, len(dataset), size), 1):
         sample = dataset[index]
         for i, mask, took in predict(sample.image):
-            matrices[i].update(mask.cpu(), sample.mask)
+            counts = matrices[i].update(mask.cpu(), sample.mask)
+            examples[i].add(index, counts, mask)
             seconds[i] += took
         progress(done)
     for matrix in matrices:
@@ -185,10 +211,27 @@ def evaluate_settings(
     return [
         Evaluation(
             matrix.scores(dataset.labels.names), len(dataset), spent, setting.output_stride, setting.scales,
-            setting.flip, model.longest_side, setting.pad_to,
+            setting.flip, model.longest_side, setting.pad_to, matrix.counts, kept.examples,
         )
-        for matrix, spent, setting in zip(matrices, seconds, settings, strict=True)
+        for matrix, spent, setting, kept in zip(matrices, seconds, settings, examples, strict=True)
     ]  # fmt: skip
+
+
+class Worst:
+    """The images of the lowest IoU so far, at most `count`."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.examples: tuple[Example, ...] = ()
+
+    def add(self, index: int, counts: Tensor, mask: Tensor) -> None:
+        """Note an image: its index, its confusion matrix and its predicted mask."""
+        if not self.count:
+            return
+        iou = image_iou(counts)
+        if iou == iou and (len(self.examples) < self.count or iou < self.examples[-1].iou):
+            example = Example(index, iou, mask.to("cpu", torch.uint8))
+            self.examples = tuple(sorted((*self.examples, example), key=lambda one: (one.iou, one.index)))[: self.count]
 
 
 @torch.inference_mode()
@@ -200,7 +243,10 @@ def predict_classes(
     flip: bool = False,
     pad_to: int | None = None,
 ) -> Tensor:
-    """The class of every pixel, B,H,W uint8; arguments and errors are those of `predict_probabilities`."""
+    """The class of every pixel, B,H,W uint8, or int32 for more than 256 classes.
+
+    Arguments and errors are those of `predict_probabilities`.
+    """
     check_scales(scales)
     size, preprocess = (images.shape[-2], images.shape[-1]), Preprocessor(model, pad_to=pad_to)
     views = run_passes(model, preprocess, images, scales, flip)
@@ -226,8 +272,9 @@ def predict_with_confidence(
 
 def classes_of(views: Sequence[View], size: tuple[int, int], output_stride: int) -> Tensor:
     """The class of every pixel of an image of `size`, B,H,W uint8, from the logits of its views."""
-    if len(views) == 1 and views[0].size == size and not views[0].flipped:
-        return upsampled_argmax(views[0].logits, size, output_stride)
+    view = views[0]
+    if len(views) == 1 and view.size == size and not view.flipped and view.upsampling == "grid":
+        return upsampled_argmax(view.logits, size, output_stride)
     return mean_argmax(views, size, output_stride)
 
 
@@ -277,9 +324,15 @@ def run_pass(
     inputs = view(scale)
     padded = preprocess.pad(inputs.flip(-1) if flipped else inputs, scale)
     size, stride = (inputs.shape[-2], inputs.shape[-1]), model.output_stride
-    height, width = (grid_size(side, stride) // stride + 1 for side in size)
+    if padded.shape != inputs.shape and model.upsampling != "grid":
+        raise ValueError(
+            f"pad_to is {preprocess.pad_to}, and the model's upsampling is {model.upsampling}: its features would move "
+            "with the padding; expected no pad_to"
+        )
+    height, width = (feature_count(side, stride, model.upsampling) for side in size)
     # The features of the padding served as context alone.
-    return View(model.low_resolution_logits(padded)[..., :height, :width], size, flipped)
+    logits = model.low_resolution_logits(padded)[..., :height, :width]
+    return View(logits, size, flipped, model.upsampling)
 
 
 def check_class_names(

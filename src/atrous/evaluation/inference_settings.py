@@ -29,6 +29,7 @@ from atrous.evaluation.evaluate import (
 )
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.models.deeplab import DeepLabV3
+from atrous.ops.tiled_upsample import class_dtype
 from atrous.ops.tta import mean_probabilities
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _predict_chain(
             total = probabilities if total is None else total.add_(probabilities)
         done = setting.passes
         assert total is not None
-        yield total.argmax(1)[0].to(torch.uint8).cpu(), time.perf_counter() - started
+        yield total.argmax(1)[0].to(class_dtype(total.shape[1])).cpu(), time.perf_counter() - started
 
 
 def markdown(evaluations: Sequence[Evaluation]) -> str:

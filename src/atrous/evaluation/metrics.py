@@ -28,8 +28,8 @@ class ConfusionMatrix:
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.ignore = ignore
 
-    def update(self, prediction: Tensor, truth: Tensor) -> None:
-        """Count one image or batch.
+    def update(self, prediction: Tensor, truth: Tensor) -> Tensor:
+        """Count one image or batch; its own counts, int64 K,K.
 
         Args:
             prediction: int, class ids.
@@ -49,7 +49,9 @@ class ConfusionMatrix:
             if wrong.numel():
                 raise ValueError(f"the {what} has class {int(wrong[0])}, expected 0 to {classes - 1}")
         flat = torch.bincount(rows * classes + columns, minlength=classes * classes)
-        self.counts += flat.view(classes, classes).cpu()
+        counted = flat.view(classes, classes).cpu()
+        self.counts += counted
+        return counted
 
     def scores(self, names: Sequence[str]) -> Scores:
         """The scores, with the classes' names."""
@@ -65,6 +67,25 @@ class ConfusionMatrix:
             mean_accuracy=_mean((hit / true)[present]),
             pixel_accuracy=float(hit.sum() / true.sum()) if true.sum() else float("nan"),
         )
+
+
+LEAST_UNION = 0.005
+"""Share of an image's pixels below which a class does not count for its IoU: a few stray pixels are no object."""
+
+
+def image_iou(counts: Tensor) -> float:
+    """Mean IoU of one image over the classes that truth and prediction have at least `LEAST_UNION` of together.
+
+    Args:
+        counts: its confusion matrix, int64 K,K.
+
+    Returns:
+        0 to 1; not a number for an image without a valid pixel.
+    """
+    hit = counts.diagonal()
+    union = counts.sum(0) + counts.sum(1) - hit
+    seen = union > LEAST_UNION * counts.sum()
+    return float((hit[seen].double() / union[seen]).mean()) if seen.any() else float("nan")
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class ASPP(nn.Module):
         pointwise: whether there is the 1×1 branch.
         image_pooling: whether there are image-level features.
         filters: of every branch and of the projection.
+        projection: side of the projection's filter, 1 in the paper.
         output_stride: of the map.
 
     Raises:
@@ -64,6 +65,7 @@ class ASPP(nn.Module):
         pointwise: bool = True,
         image_pooling: bool = True,
         filters: int = FILTERS,
+        projection: int = 1,
         output_stride: int = 16,
     ) -> None:
         super().__init__()
@@ -76,7 +78,7 @@ class ASPP(nn.Module):
         count = len(self.rates) + bool(pointwise) + bool(image_pooling)
         if not count:
             raise ValueError("ASPP has no branch left: give aspp_rates, aspp_pointwise or image_pooling")
-        self.project = conv_bn_relu(count * filters, filters)
+        self.project = conv_bn_relu(count * filters, filters, projection)
         self.channels = filters
         self.set_output_stride(output_stride)
 

@@ -2,7 +2,7 @@
 
     theirs = torchvision.models.segmentation.deeplabv3_resnet50(weights="DEFAULT")
     fast = drop_in(theirs)                # the same logits as theirs, in less time
-    ours, _ = take_over(theirs)           # the network with our padding and upsampling
+    ours, _ = take_over(theirs)           # the same, to train on or to save
 
 torchvision has ASPP rates (12, 24, 36) at output stride 8, which are (6, 12, 18) given at 16, as here.
 segmentation_models_pytorch has (12, 24, 36) at any stride, and one rate for all units of a stage, as the paper has;
@@ -16,10 +16,9 @@ import copy
 import re
 from collections.abc import Mapping
 from math import prod
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atrous.models.aspp import ASPP
@@ -27,8 +26,12 @@ from atrous.models.deeplab import DeepLabV3
 from atrous.models.output_stride import Dial
 from atrous.models.resnet import UNITS, Bottleneck
 from atrous.models.weights import unwrapped
+from atrous.ops.resize import Upsampling
 
 Library = Literal["torchvision", "smp"]
+
+UPSAMPLING: dict[Library, Upsampling] = {"torchvision": "half_pixel", "smp": "corners"}
+"""How each library upsamples logits."""
 
 AUXILIARY = "aux_classifier."
 
@@ -78,8 +81,8 @@ def take_over(theirs: nn.Module) -> tuple[DeepLabV3, Library]:
     """Their network as a `DeepLabV3` with a copy of its weights, in ``eval()``, and the library that it is of.
 
     Depth, classes, rates and output stride are read from its layers, and both are run once on a small image to compare
-    them. Ours pads images to its grid and upsamples logits with aligned corners; `DropIn` does as they do. At another
-    output stride ours scales ASPP's rates, as the paper does; segmentation_models_pytorch does not.
+    them. Images are padded and logits upsampled as the library does (`DeepLabV3.upsampling`). At another output stride
+    ours scales ASPP's rates, as the paper does; segmentation_models_pytorch does not.
 
     Args:
         theirs: ``torchvision.models.segmentation.deeplabv3_resnet50`` or ``101``, or
@@ -102,6 +105,7 @@ def take_over(theirs: nn.Module) -> tuple[DeepLabV3, Library]:
         ours = DeepLabV3(
             f"resnet{_depth(weights)}", len(weights["classifier.weight"]), aspp_rates=rates, head_conv=True,
             stride_in="first", consistent_rates=library == "torchvision", output_stride=output_stride,
+            upsampling=UPSAMPLING[library],
         )  # fmt: skip
         ours.load_state_dict(weights)
     except (KeyError, RuntimeError, ValueError) as error:
@@ -115,7 +119,7 @@ def take_over(theirs: nn.Module) -> tuple[DeepLabV3, Library]:
             ours.get_submodule(_our_key(f"{name}.").removesuffix(".")).eps = norm.eps  # type: ignore[assignment]
     first = next(theirs.parameters())
     ours = ours.to(first.device, first.dtype).eval()
-    _compare(theirs, ours, library)
+    _compare(theirs, ours)
     return ours, library
 
 
@@ -124,14 +128,14 @@ def _unknown(theirs: nn.Module, why: str) -> ValueError:
 
 
 @torch.no_grad()
-def _compare(theirs: nn.Module, ours: DeepLabV3, library: Library) -> None:
+def _compare(theirs: nn.Module, ours: DeepLabV3) -> None:
     """Run both once: layers may have been changed in ways that weights do not show."""
     weight = ours.classifier.weight
     side = 4 * ours.output_stride
     with torch.random.fork_rng(devices=[]):
         images = torch.randn(1, 3, side, side + ours.output_stride).to(weight.device, weight.dtype)
     expected = logits_of(copy.deepcopy(theirs).eval()(images)).to(torch.promote_types(weight.dtype, torch.float32))
-    logits = DropIn(ours, library)(images)
+    logits = ours(images)
     if logits.shape != expected.shape:
         raise _unknown(theirs, f"it gives {tuple(expected.shape)} for images of {tuple(images.shape)}")
     error = float((logits - expected).norm() / expected.norm())
@@ -154,7 +158,7 @@ def _depth(weights: Mapping[str, Tensor]) -> int:
     raise ValueError(f"its stages have {counts} units")
 
 
-def drop_in(theirs: nn.Module, dtype: torch.dtype | None = None) -> DropIn:
+def drop_in(theirs: nn.Module, dtype: torch.dtype | None = None) -> DeepLabV3:
     """A fast replacement for another library's network: an inference form with the same logits for every pixel.
 
     Args:
@@ -163,50 +167,13 @@ def drop_in(theirs: nn.Module, dtype: torch.dtype | None = None) -> DropIn:
             digits; ``torch.float32`` gives the same numbers.
 
     Returns:
-        A module: normalised images to logits, a tensor (torchvision's network gives a dict of it).
+        A model: normalised images to logits, a tensor (torchvision's network gives a dict of it). Images that
+            segmentation_models_pytorch refuses, for the output stride does not divide them, are padded.
 
     Raises:
         ValueError: as `take_over`.
     """
-    ours, library = take_over(theirs)
-    return DropIn(ours.for_inference(dtype=dtype), library)
-
-
-class DropIn(nn.Module):
-    """A `DeepLabV3` with the padding and upsampling of another library: the same logits, up to rounding.
-
-    Ours pads images to the grid and keeps every feature on its pixel (``docs/decisions/001-align-corners.md``). These
-    libraries do not pad; torchvision upsamples without aligned corners, segmentation_models_pytorch with them. Weights
-    do best with the convention that they were trained with.
-
-    Args:
-        model: from `take_over`, or its ``for_inference()``, which is fast.
-        library: ``torchvision`` or ``smp``.
-
-    Raises:
-        ValueError: for any other library.
-    """
-
-    def __init__(self, model: DeepLabV3, library: Library) -> None:
-        super().__init__()
-        if library not in get_args(Library):
-            raise ValueError(f"library is {library!r}, expected one of {', '.join(get_args(Library))}")
-        self.model = model
-        self.align_corners = library == "smp"
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images, B,3,H,W float, to logits, B,K,H,W float32, or float64 from such a model.
-
-        For ``smp``, H and W must be multiples of the output stride, as they must there.
-
-        Raises:
-            ValueError: if `images` is not B,3,H,W, or for ``smp`` of another size.
-        """
-        stride, size = self.model.output_stride, images.shape[-2:]
-        if self.align_corners and any(side % stride for side in size):
-            raise ValueError(f"images are {tuple(size)} pixels, expected multiples of {stride}, as for theirs")
-        logits = self.model.network(images)
-        return F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)
+    return take_over(theirs)[0].for_inference(dtype=dtype)
 
 
 def _our_key(key: str) -> str:

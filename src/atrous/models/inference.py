@@ -214,8 +214,9 @@ def _pack_sequence(layers: nn.Sequential) -> None:
 
 
 def _pack_resnet(net: ResNet) -> None:
-    net.conv1 = _packed(net.conv1, nn.ReLU())
-    net.relu = nn.Identity()  # type: ignore[assignment]
+    if isinstance(net.conv1, AtrousConv2d):  # a deep stem's convolutions are packed one by one
+        net.conv1 = _packed(net.conv1, nn.ReLU())
+        net.relu = nn.Identity()  # type: ignore[assignment]
     for number in range(1, net.last_block + 1):
         for i, unit in enumerate(net.block(number)):
             # A map from another block is one of the stages that the backbone returns: it must not be written over.

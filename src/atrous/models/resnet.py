@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, mismatch
@@ -57,14 +58,14 @@ class Basic(Unit):
 
     expansion = 1
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, average: bool = False) -> None:
         super().__init__()
         self.conv1 = AtrousConv2d(channels, width, 3)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = AtrousConv2d(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _projection(channels, width)
+        self.downsample = _projection(channels, width, average)
 
     def set_stride_and_dilation(self, stride: int, entry_rate: int, rate: int) -> None:  # noqa: D102
         set_stride_and_dilation(self.conv1, stride, entry_rate)
@@ -83,7 +84,7 @@ class Bottleneck(Unit):
 
     expansion = 4
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, average: bool = False) -> None:
         super().__init__()
         self.conv1 = AtrousConv2d(channels, width, 1)
         self.bn1 = nn.BatchNorm2d(width)
@@ -92,7 +93,7 @@ class Bottleneck(Unit):
         self.conv3 = AtrousConv2d(width, width * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _projection(channels, width * self.expansion)
+        self.downsample = _projection(channels, width * self.expansion, average)
 
     def set_stride_and_dilation(self, stride: int, entry_rate: int, rate: int) -> None:  # noqa: D102
         del rate  # its only 3×3 convolution carries the stride
@@ -127,6 +128,9 @@ class ResNet(Backbone):
             one rate in a block.
         multi_grid: unit rates of block4 and of every replica of it, one a unit (section 3.2.1); None for ones.
         last_block: 4, or up to 7 for the cascade (section 3.2).
+        stem: channels of three 3×3 convolutions in place of the 7×7 one, as mmsegmentation's v1c and v1d (32, 32, 64)
+            and detectron2's DeepLab (64, 64, 128) have; empty, as in the paper, for the 7×7 one.
+        average_shortcut: average a projected shortcut where it is strided, as mmsegmentation's v1d does.
         output_stride: 4 to 32, and to 256 with `last_block` 7.
 
     Raises:
@@ -141,6 +145,8 @@ class ResNet(Backbone):
         consistent_rates: bool = False,
         multi_grid: Sequence[int] | None = None,
         last_block: int = 4,
+        stem: Sequence[int] = (),
+        average_shortcut: bool = False,
         output_stride: int = 16,
     ) -> None:
         super().__init__()
@@ -155,13 +161,16 @@ class ResNet(Backbone):
         self.stride_in, self.consistent_rates = stride_in, consistent_rates
         self.last_block = last_block
         self.multi_grid = check_unit_rates(multi_grid or (1,) * counts[3], counts[3], f"block4 of {self.name}")
-        self.conv1 = AtrousConv2d(3, 64, 7, stride=2)
-        self.bn1 = nn.BatchNorm2d(64)
+        if stem and (len(stem) != 3 or any(not 1 <= width <= 1024 for width in stem)):
+            raise ValueError(f"stem is {tuple(stem)}, expected three numbers of channels, or none")
+        self.conv1 = _deep_stem(*stem) if stem else AtrousConv2d(3, 64, 7, stride=2)
+        channels = stem[-1] if stem else 64
+        self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        channels = 64
         for block, width, count in _blocks(counts, last_block):
-            units = [unit(channels if i == 0 else width * unit.expansion, width) for i in range(count)]
+            inputs = [channels, *[width * unit.expansion] * (count - 1)]
+            units = [unit(before, width, average_shortcut) for before in inputs]
             setattr(self, f"layer{block}", nn.Sequential(*units))
             channels = width * unit.expansion
         self.channels = channels
@@ -241,12 +250,36 @@ def _blocks(counts: tuple[int, int, int, int], last_block: int) -> list[tuple[in
     return blocks + [(block, 512, counts[3]) for block in range(5, last_block + 1)]
 
 
-def _projection(channels: int, out_channels: int) -> nn.Sequential | None:
+def _deep_stem(first: int, second: int, third: int) -> nn.Sequential:
+    """Three 3×3 convolutions, with batch norm and rectifiers between them: B,3,H,W to B,third,ceil(H/2),ceil(W/2)."""
+    layers: list[nn.Module] = []
+    for channels, filters, stride in ((3, first, 2), (first, second, 1)):
+        layers += [AtrousConv2d(channels, filters, 3, stride=stride), nn.BatchNorm2d(filters), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, AtrousConv2d(second, third, 3))
+
+
+class AverageShortcut(nn.Sequential):
+    """A projected shortcut that averages `stride` × `stride` pixels before it, cut off at the edges."""
+
+    stride = 1
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        if self.stride > 1:
+            x = F.avg_pool2d(x, self.stride, self.stride, ceil_mode=True, count_include_pad=False)
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+def _projection(channels: int, out_channels: int, average: bool) -> nn.Sequential | None:
     if channels == out_channels:
         return None
-    return nn.Sequential(AtrousConv2d(channels, out_channels, 1), nn.BatchNorm2d(out_channels))
+    kind = AverageShortcut if average else nn.Sequential
+    return kind(AtrousConv2d(channels, out_channels, 1), nn.BatchNorm2d(out_channels))
 
 
 def _set_stride(projection: nn.Sequential | None, stride: int) -> None:
-    if projection is not None:
+    if isinstance(projection, AverageShortcut):
+        projection.stride = stride
+    elif projection is not None:
         set_stride_and_dilation(projection[0], stride, 1)

@@ -22,10 +22,14 @@ from atrous.models.output_stride import OUTPUT_STRIDES, Dial, check_reachable, c
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d
 from atrous.ops.conv import place as set_stride_and_dilation
 
-NARROWER: dict[str, tuple[str, dict[str, float]]] = {
-    "mobilenet_edgetpu_075": ("mobilenet_edgetpu_100", {"channel_multiplier": 0.75})
+UNNAMED: dict[str, tuple[str, dict[str, Any]]] = {
+    "mobilenet_edgetpu_075": ("mobilenet_edgetpu_100", {"channel_multiplier": 0.75}),
+    **{
+        f"tf_mobilenetv2_{width}": (f"mobilenetv2_{width}", {"pad_type": "same"})
+        for width in ("035", "050", "075", "100", "140")
+    },
 }
-"""Networks that timm can build and does not name."""
+"""Networks that timm can build and does not name; ``tf_``, as in its names, pads as TensorFlow does."""
 
 _PROBE = 256
 """Side of the image that is sent through a network to learn its strides; a multiple of all of them."""
@@ -143,7 +147,7 @@ class TimmBackbone(Backbone):
 def _create(name: str, **options: Any) -> Any:
     import timm
 
-    name, changes = NARROWER.get(name, (name, {}))
+    name, changes = UNNAMED.get(name, (name, {}))
     if name not in timm.list_models(name) and not timm.is_model(name.split(".")[0]):
         near = [f"timm/{other}" for other in timm.list_models(f"*{name[:8]}*")[:5]]
         raise ValueError(f"timm has no network {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
@@ -161,7 +165,7 @@ def _create(name: str, **options: Any) -> Any:
         # timm starts the last batch norm of a residual unit at 0; the authors' code and our ResNets do not.
         if isinstance(module, nn.BatchNorm2d) and not module.weight.is_meta and not module.weight.any():
             nn.init.ones_(module.weight)
-    if changes:  # timm's has a rectifier here that the authors' network has not
+    if "channel_multiplier" in changes:  # timm's has a rectifier here that the authors' network has not
         net.blocks[0][0].bn1.act = nn.Identity()
     return net
 

@@ -2,13 +2,17 @@
 
 The tensors are float16, the header holds a `ModelCard`: how to build the model, the classes and their colours, the
 normalisation, what was measured, on which data, with which recipe, under which licence. No code from a file is run.
+Checkpoints of other libraries are read as if they had been converted (`atrous.models.interchange`).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
@@ -22,9 +26,14 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from atrous.atomic import written_whole
+from atrous.colours import voc_palette
 from atrous.messages import did_you_mean
 from atrous.models.backbone import mismatch
 from atrous.models.deeplab import DeepLabV3
+from atrous.models.exported import ExportedDeepLabV3, is_exported, open_file
+from atrous.models.interchange.base import Converted
+from atrous.models.interchange.convert import convert
+from atrous.models.interchange.files import PICKLES
 from atrous.models.output_stride import LONGEST_SIDE
 
 MODEL_FILE = "model.safetensors"
@@ -47,6 +56,8 @@ class ModelCard:
         output_stride: that it was trained at and predicts at unless told otherwise.
         longest_side: in pixels, that images are resized to for prediction; None for the images as they are.
         ignore: the label that does not count.
+        value_range: the values of images of more than 8 bits that are black and white; None for their type's range.
+        bands: of images of several bands, those that are read, counted from 1; empty for the file's colours.
         metrics: what was measured, named by data, split and setting; mIoU from 0 to 1.
         data: what it was trained on.
         recipe: every setting of its training, or empty.
@@ -62,6 +73,8 @@ class ModelCard:
     output_stride: int = 16
     longest_side: int | None = None
     ignore: int = 255
+    value_range: tuple[float, float] | None = None
+    bands: tuple[int, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
     data: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -97,19 +110,30 @@ class ModelCard:
             assert all(len(v) <= most[type(v)] for v in raw["arguments"].values() if type(v) in most)
             assert len(raw["palette"]) == len(raw["names"]) == raw["arguments"]["num_classes"]
             assert all(0 <= part <= 255 for colour in raw["palette"] for part in colour) and min(raw["std"]) > 0
-            assert len(raw["names"]) <= raw.get("ignore", 255) <= 255
+            assert len(raw["names"]) <= raw.get("ignore", 255) <= (255 if len(raw["names"]) <= 255 else 65535)
+            raw["value_range"] = _value_range(raw.get("value_range"))
+            raw["bands"] = tuple(raw.get("bands", ()))
+            assert len(raw["bands"]) in (0, 1, 3) and all(type(band) is int and band > 0 for band in raw["bands"])
             side = raw.get("longest_side")
             assert side is None or (type(side) is int and 1 <= side <= LONGEST_SIDE)
         except AssertionError as error:
             raise ValueError(
                 "the model card is not well formed: its values do not go together, or are too large"
             ) from error
-        except (TypeError, KeyError, OverflowError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise ValueError(f"the model card is not well formed: {error!r}") from error
         return cls(**raw)
 
 
-def save(model: nn.Module, path: str | Path, card: ModelCard) -> None:
+def _value_range(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    low, high = (float(each) for each in value)
+    assert -math.inf < low < high < math.inf
+    return low, high
+
+
+def save(model: nn.Module, path: str | Path, card: ModelCard, *, half: bool = True) -> None:
     """Write a model's weights as float16 safetensors, whole or not at all.
 
     A tensor that float16 cannot hold stays float32.
@@ -118,6 +142,7 @@ def save(model: nn.Module, path: str | Path, card: ModelCard) -> None:
         model: a `DeepLabV3`, also inside ``torch.compile`` or ``DataParallel``.
         path: of the file.
         card: describes the model.
+        half: False for float32.
 
     Raises:
         ValueError: before anything is written, if `load` could not open the file: an inference form, a pruned model, a
@@ -132,7 +157,7 @@ def save(model: nn.Module, path: str | Path, card: ModelCard) -> None:
     if problems := _misfits(expected, state, "the weights"):
         hint = "" if "NaN" in problems[0] else "; save the model as it is trained, not pruned, nor its inference form"
         raise ValueError(f"{path} is not written, for it could not be loaded: {problems[0]}{hint}")
-    tensors = {key: _halve(value) for key, value in state.items()}
+    tensors = {key: _halve(value) if half else value.detach().cpu().contiguous() for key, value in state.items()}
     with written_whole(Path(path)) as file:  # not save_file: it leaves files that nobody but their owner may read
         file.write(serialize(tensors, metadata={_HEADER_KEY: card.to_json()}))
 
@@ -141,13 +166,17 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
     """A model in float32 and ``eval()``, with its card.
 
     Args:
-        source: a name (`names` lists them), a weight file, or a folder with one: a run's folder, or its ``best``.
+        source: a name (`names` lists them), a weight file, a folder with one (a run's folder, or its ``best``), or a
+            file that ``atrous export`` wrote, which is run by its own runtime; or a checkpoint of another library, or
+            the folder of its ``save_pretrained``.
         output_stride: other than the one on the card.
 
     Raises:
-        ValueError: if there is no such thing, or it is no weight file of ours, or does not fit its own card.
+        ValueError: if there is no such thing, or it is no weight file that is known, or does not fit its own card.
     """
     path = resolve(source)
+    if is_exported(path):
+        return _load_exported(path, output_stride)
     card = read_card(path)
     try:
         model = _build(card)
@@ -158,6 +187,18 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
         model.output_stride = output_stride
     model.longest_side = card.longest_side
     return model.eval(), card
+
+
+def _load_exported(path: Path, output_stride: int | None) -> tuple[DeepLabV3, ModelCard]:
+    runtime = open_file(path)
+    try:
+        card = ModelCard.from_json(runtime.card)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    model = ExportedDeepLabV3(runtime, card.arguments, card.mean, card.std, card.longest_side)
+    if output_stride is not None:
+        model.output_stride = output_stride
+    return model, card
 
 
 def _build(card: ModelCard) -> DeepLabV3:
@@ -180,16 +221,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def layout_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments `stride_in` and `consistent_rates` of a saved model: it keeps the rates it was trained with.
+    """The arguments of a saved model that are no keys of a recipe: it keeps the layers and rates it was trained with.
 
     Args:
         arguments: of `DeepLabV3`, from a card or a checkpoint. Before there was `consistent_rates`, ``first`` and all
             networks of timm had it, and ``first-dilated`` was ``first`` without.
     """
     stride_in = arguments.get("stride_in")
+    others = {key: arguments[key] for key in _LAYOUT if key in arguments}
     before = stride_in == "first" or str(arguments.get("backbone")).startswith("timm/")
     stride_in = "first" if stride_in == "first-dilated" else stride_in
-    return {"stride_in": stride_in, "consistent_rates": arguments.get("consistent_rates", before)}
+    return {**others, "stride_in": stride_in, "consistent_rates": arguments.get("consistent_rates", before)}
+
+
+_LAYOUT = ("head_conv", "aspp_filters", "aspp_projection", "stem", "average_shortcut")
+"""Arguments that no recipe has: a network has them from the weights that it starts from."""
 
 
 def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False) -> None:
@@ -205,6 +251,8 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
             hold NaN or infinity.
     """
     path = resolve(source)
+    if is_exported(path):
+        raise ValueError(f"{path} is an exported file, which can only be run; expected a name, a run or a weight file")
     card = read_card(path)
     theirs, ours = card.arguments["num_classes"], model.num_classes
     state, own = _read_tensors(path), model.state_dict()
@@ -251,12 +299,50 @@ def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) 
     return [f"{what} hold NaN or infinity in {', '.join(bad[:3])}"] if bad else []
 
 
+def card_of(converted: Converted, source: str) -> ModelCard:
+    """The card of a converted checkpoint; its classes have VOC's colours where it does not say any."""
+    names = converted.names
+    palette = converted.palette if len(converted.palette) == len(names) else voc_palette(len(names))
+    return ModelCard(
+        {**converted.arguments, "num_classes": len(names)}, names, palette, converted.mean, converted.std,
+        converted.output_stride, description=f"converted from {source}, a checkpoint of {converted.library}",
+    )  # fmt: skip
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is a checkpoint of another library."""
+    if path.suffix.lower() in PICKLES:
+        return True
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _HEADER_KEY not in (file.metadata() or {})
+    except (SafetensorError, OSError, UnicodeDecodeError):
+        return False  # what is wrong is said by whoever reads it
+
+
+def _converted(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
+    stamp = path.stat()
+    return _convert_once(path, stamp.st_mtime_ns, stamp.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _convert_once(path: Path, *_: int) -> tuple[ModelCard, dict[str, Tensor]]:
+    model, converted = convert(path)
+    said = [f"read as a checkpoint of {converted.library}", *(f"assumed {guess}" for guess in converted.guesses)]
+    warnings.warn(f"{path}: {'; '.join(said)}; atrous convert takes what is otherwise", stacklevel=2)
+    return card_of(converted, path.name), model.state_dict()
+
+
 def read_card(path: Path) -> ModelCard:
-    """The card in a weight file's header, without reading its tensors.
+    """The card in a weight file's header, without reading its tensors; that of a foreign checkpoint, converted.
 
     Raises:
-        ValueError: if the file is no safetensors file, or none of ours.
+        ValueError: if the file is no safetensors file, or none that is known.
     """
+    if _is_foreign(path):
+        return _converted(path)[0]
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -271,7 +357,7 @@ def read_card(path: Path) -> ModelCard:
 
 
 def resolve(source: str | Path) -> Path:
-    """The weight file that a name, a file or a folder stands for.
+    """The weight file, or exported file, that a name, a file or a folder stands for.
 
     Raises:
         ValueError: if there is none, with the nearest name.
@@ -285,6 +371,8 @@ def resolve(source: str | Path) -> Path:
         for file in (path / MODEL_FILE, path / "best" / MODEL_FILE):
             if file.is_file():
                 return file
+        if (path / "pytorch_model.bin").is_file():  # an older save_pretrained
+            return path / "pytorch_model.bin"
         raise ValueError(f"{path} holds neither {MODEL_FILE} nor best/{MODEL_FILE}")
     hint = did_you_mean(source, names(), otherwise="the names are")
     raise ValueError(f"there is no weight file, run folder or named model {str(source)!r}{hint}")
@@ -327,6 +415,8 @@ def _folder() -> Path:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if _is_foreign(path):
+        return dict(_converted(path)[1])
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:

@@ -4,16 +4,24 @@ One convention holds everywhere: **feature ``j`` sits on pixel ``output_stride *
 strided convolutions of the backbone put it, and why the paper crops 513 = 16 * 32 + 1 pixels: the first and the last
 feature then lie on the first and the last pixel, and bilinear upsampling with aligned corners is exact. An image of any
 other size is padded below and on the right to the next such size, and the logits are cropped
-(``docs/decisions/001-align-corners.md``).
+(``docs/decisions/001-align-corners.md``). Networks that were trained elsewhere keep the convention of their library:
+`Upsampling`.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from atrous.ops.conv_kernels.dispatch import is_recorded
+
+Upsampling = Literal["grid", "half_pixel", "corners"]
+"""How logits are upsampled: ``grid`` is ours. ``half_pixel`` (torchvision, mmsegmentation) takes the image as it is and
+upsamples without aligned corners. ``corners`` (segmentation_models_pytorch) pads the image to a multiple of the output
+stride, and upsamples with the corners of map and padded image aligned."""
 
 IGNORE = 255
 """The label of pixels that are left out of the loss and of every metric."""
@@ -25,29 +33,46 @@ def grid_size(size: int, output_stride: int) -> int:
     return (size + output_stride - 2) // output_stride * output_stride + 1
 
 
-def pad_to_grid(images: Tensor, output_stride: int) -> Tensor:
-    """Pad normalised images, B,3,H,W float, to the grid, with 0: the mean pixel after normalisation."""
+def padded_size(side: int, output_stride: int, upsampling: Upsampling = "grid") -> int:
+    """The side, in pixels, that an image of `side` is padded to before the network sees it."""
+    if upsampling == "grid":
+        return grid_size(side, output_stride)
+    return side if upsampling == "half_pixel" else feature_count(side, output_stride, upsampling) * output_stride
+
+
+def feature_count(side: int, output_stride: int, upsampling: Upsampling = "grid") -> int:
+    """The number of features along a side of that many pixels."""
+    if upsampling == "grid":
+        return grid_size(side, output_stride) // output_stride + 1
+    return (side + output_stride - 1) // output_stride
+
+
+def pad_image(images: Tensor, output_stride: int, upsampling: Upsampling = "grid") -> Tensor:
+    """Pad normalised images, B,3,H,W float, to `padded_size`, with 0: the mean pixel after normalisation."""
     height, width = images.shape[-2:]
-    below, right = grid_size(height, output_stride) - height, grid_size(width, output_stride) - width
+    below, right = (padded_size(side, output_stride, upsampling) - side for side in (height, width))
     # A branch on the size would be recorded as the example takes it.
     return F.pad(images, (0, right, 0, below)) if is_recorded() or below or right else images
 
 
-def upsample(logits: Tensor, size: tuple[int, int], output_stride: int) -> Tensor:
+def upsample(logits: Tensor, size: tuple[int, int], output_stride: int, upsampling: Upsampling = "grid") -> Tensor:
     """Bilinear logits for every pixel.
 
     Args:
-        logits: B,K,h,w float on the grid of an input of `size`, that is h = ceil((H - 1) / output_stride) + 1.
+        logits: B,K,h,w float of an input of `size`: h is its `feature_count`, on the grid ceil((H - 1) / stride) + 1.
         size: H, W of the input.
         output_stride: pixels from one feature to the next.
+        upsampling: the convention.
 
     Returns:
         B,K,H,W float.
     """
     height, width = size
-    grid = (grid_size(height, output_stride), grid_size(width, output_stride))
-    if is_recorded() or logits.shape[-2:] != grid:
-        logits = F.interpolate(logits, grid, mode="bilinear", align_corners=True)
+    padded = (padded_size(height, output_stride, upsampling), padded_size(width, output_stride, upsampling))
+    if is_recorded() or logits.shape[-2:] != padded:
+        logits = F.interpolate(logits, padded, mode="bilinear", align_corners=upsampling != "half_pixel")
+    if upsampling == "half_pixel":
+        return logits
     if torch.compiler.is_exporting():  # it would have to prove that a slice lies inside
         rows, columns = (torch.arange(side, device=logits.device) for side in size)
         return logits.index_select(-2, rows).index_select(-1, columns)

@@ -132,16 +132,23 @@ def compute_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
+def class_dtype(classes: int) -> torch.dtype:
+    """Of masks: uint8, or int32 for more than 256 classes."""
+    return torch.uint8 if classes <= 256 else torch.int32
+
+
 def first_maximum(tile: Tensor) -> Tensor:
-    """Index of the maximum along the third dimension of r,n,K,W finite float, whose values are replaced: r,n,W uint8.
+    """Index of the maximum along the third dimension of r,n,K,W finite float, whose values are replaced: r,n,W.
+
+    Its dtype is `class_dtype`.
 
     On a CPU PyTorch's own argmax takes element after element where the dimension is not the last. These passes are
     vectorised: the distance to the maximum, 0 or negative, is scaled up until only the maximum's own rank stays
     positive.
     """
     if tile.device.type != "cpu":
-        return tile.argmax(2).to(torch.uint8)
+        return tile.argmax(2).to(class_dtype(tile.shape[2]))
     classes = tile.shape[2]
     rank = torch.arange(classes, 0, -1, dtype=tile.dtype, device=tile.device).view(-1, 1)
     tile -= tile.amax(2, keepdim=True)
-    return torch.add(rank, tile, alpha=1e30, out=tile).amax(2).sub_(classes).neg_().to(torch.uint8)
+    return torch.add(rank, tile, alpha=1e30, out=tile).amax(2).sub_(classes).neg_().to(class_dtype(classes))

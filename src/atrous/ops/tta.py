@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atrous.ops.resize import grid_size, resize, upsample
-from atrous.ops.tiled_upsample import TILE, TILE_GPU, compute_dtype, first_maximum
+from atrous.ops.resize import Upsampling, feature_count, padded_size, resize, upsample
+from atrous.ops.tiled_upsample import TILE, TILE_GPU, class_dtype, compute_dtype, first_maximum
 from atrous.ops.trusted import library_only
 
 LOG2E = 1.4426950408889634
@@ -33,20 +33,23 @@ class View(NamedTuple):
     """Logits of one form of an image.
 
     Attributes:
-        logits: B,K,h,w float, on the grid of `size`: h = ceil((H - 1) / output_stride) + 1.
+        logits: B,K,h,w float, of an image of `size`: on our grid h = ceil((H - 1) / output_stride) + 1.
         size: H, W of the picture that they were made of.
         flipped: whether it was mirrored left to right.
+        upsampling: where the logits sit on the picture.
     """
 
     logits: Tensor
     size: tuple[int, int]
     flipped: bool = False
+    upsampling: Upsampling = "grid"
 
 
 def mean_probabilities(views: Sequence[View], size: tuple[int, int], output_stride: int) -> Tensor:
     """Mean over the views of the softmax of their logits, resized to `size`: B,K,H,W float32 (float64 for float64).
 
-    Equals ``resize(upsample(view.logits, view.size, output_stride), size).softmax(1)``, mirrored back, averaged.
+    Equals ``resize(upsample(view.logits, view.size, output_stride, view.upsampling), size).softmax(1)``, mirrored back,
+    averaged.
 
     Raises:
         ValueError: if there is no view, or logits are not on the grid of their size.
@@ -62,20 +65,18 @@ def mean_probabilities(views: Sequence[View], size: tuple[int, int], output_stri
 
 
 def mean_argmax(views: Sequence[View], size: tuple[int, int], output_stride: int) -> Tensor:
-    """The class with the largest `mean_probabilities` of every pixel, B,H,W uint8; the first of equal ones.
+    """The class with the largest `mean_probabilities` of every pixel, B,H,W; the first of equal ones.
 
-    NaN counts as the largest, as for `torch.argmax`.
+    NaN counts as the largest, as for `torch.argmax`. The dtype is `class_dtype`.
 
     Raises:
-        ValueError: as there, or if there are more classes than a byte can tell.
+        ValueError: as there.
     """
     _check(views, output_stride)
     batch, classes = views[0].logits.shape[:2]
-    if classes > 256:
-        raise ValueError(f"at most 256 classes fit in a byte, not {classes}")
     if _must_be_plain(views):
-        return _plain_mean(views, size, output_stride).argmax(1).to(torch.uint8)
-    result = torch.empty(batch, *size, dtype=torch.uint8, device=views[0].logits.device)
+        return _plain_mean(views, size, output_stride).argmax(1).to(class_dtype(classes))
+    result = torch.empty(batch, *size, dtype=class_dtype(classes), device=views[0].logits.device)
     for rows, tile in _tiles(views, size, output_stride):
         result[:, rows] = first_maximum(tile).transpose(0, 1)
     return result
@@ -109,7 +110,7 @@ def _check(views: Sequence[View], stride: int) -> None:
     if not views:
         raise ValueError("there is no view to average")
     for view in views:
-        expected = tuple((grid_size(length, stride) - 1) // stride + 1 for length in view.size)
+        expected = tuple(feature_count(length, stride, view.upsampling) for length in view.size)
         if view.logits.ndim != 4 or view.logits.shape[:2] != views[0].logits.shape[:2]:
             raise ValueError(f"logits have the shapes {[tuple(v.logits.shape) for v in views]}, expected B,K,h,w each")
         if tuple(view.logits.shape[-2:]) != expected:
@@ -127,7 +128,8 @@ def _must_be_plain(views: Sequence[View]) -> bool:
 def _plain_mean(views: Sequence[View], size: tuple[int, int], stride: int) -> Tensor:
     total = torch.zeros((), dtype=compute_dtype(views[0].logits), device=views[0].logits.device)
     for view in views:
-        probabilities = resize(upsample(view.logits.to(total.dtype), view.size, stride), size).softmax(1)
+        logits = upsample(view.logits.to(total.dtype), view.size, stride, view.upsampling)
+        probabilities = resize(logits, size).softmax(1)
         total = total + (probabilities.flip(-1) if view.flipped else probabilities)
     return total / len(views)
 
@@ -165,8 +167,8 @@ class _Enlarged:
         small = view.logits.permute(2, 0, 1, 3).to(dtype, copy=True, memory_format=torch.contiguous_format)
         self.small = small.mul_(LOG2E).view(h, batch * classes, w)
         device = view.logits.device
-        self.down = _interpolation(size[0], view.size[0], h, stride).to(device, dtype)
-        across = _interpolation(size[1], view.size[1], w, stride)
+        self.down = _interpolation(size[0], view.size[0], h, stride, view.upsampling).to(device, dtype)
+        across = _interpolation(size[1], view.size[1], w, stride, view.upsampling)
         self.across = (across.flip(0) if view.flipped else across).t().to(device, dtype).contiguous()
 
     def rows(self, pixels: slice, out: Tensor) -> Tensor:
@@ -188,15 +190,25 @@ class _Enlarged:
         return slice(low, high + 1)
 
 
-def _interpolation(pixels: int, between: int, features: int, stride: int) -> Tensor:
+def _interpolation(pixels: int, between: int, features: int, stride: int, upsampling: Upsampling = "grid") -> Tensor:
     """Weights, pixels by features, float64: from features to `between` pixels, and from these to `pixels`."""
     step = (between - 1) / (pixels - 1) if pixels > 1 else 0.0
     position = torch.arange(pixels, dtype=torch.float64) * step
     lower = position.floor().clamp(max=max(between - 2, 0))
     matrix = torch.zeros(pixels, features, dtype=torch.float64)
     for pixel, share in ((lower, 1 - (position - lower)), (lower + 1, position - lower)):
-        cell = (pixel / stride).floor().clamp(max=max(features - 2, 0))
-        for feature, weight in ((cell, 1 - (pixel / stride - cell)), (cell + 1, pixel / stride - cell)):
+        place = _feature_coordinate(pixel, between, features, stride, upsampling)
+        cell = place.floor().clamp(max=max(features - 2, 0))
+        for feature, weight in ((cell, 1 - (place - cell)), (cell + 1, place - cell)):
             index = feature.long().clamp(max=features - 1)[:, None]
             matrix.scatter_add_(1, index, (share * weight)[:, None])
     return matrix
+
+
+def _feature_coordinate(pixel: Tensor, pixels: int, features: int, stride: int, upsampling: Upsampling) -> Tensor:
+    """Where pixels lie between the features of a row, as `atrous.ops.resize.upsample` has it."""
+    if upsampling == "grid":
+        return pixel / stride
+    if upsampling == "corners":
+        return pixel * ((features - 1) / max(1, padded_size(pixels, stride, upsampling) - 1))
+    return ((pixel + 0.5) * (features / pixels) - 0.5).clamp(0, features - 1)

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atrous.ops.resize import IGNORE, grid_size, upsample
-from atrous.ops.tiled_upsample import Upsampler, compute_dtype, first_maximum, parts
+from atrous.ops.tiled_upsample import Upsampler, class_dtype, compute_dtype, first_maximum, parts
 from atrous.ops.trusted import Draw, library_only, trusted
 
 SMALLEST_SUM = 2.0**-90
@@ -90,19 +90,17 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int], output_stride: int) 
     the smaller class. NaN counts as the largest, as for `torch.argmax`.
 
     Args:
-        logits: B,K,h,w float, h = ceil((H - 1) / output_stride) + 1 and w alike; K at most 256.
+        logits: B,K,h,w float, h = ceil((H - 1) / output_stride) + 1 and w alike.
         size: H, W of the pixels.
         output_stride: pixels from one feature to the next.
 
     Returns:
-        B,H,W uint8.
+        B,H,W uint8, or int32 for more than 256 classes.
 
     Raises:
-        ValueError: shapes do not fit, or there are more classes than a byte can tell.
+        ValueError: shapes do not fit.
     """
     _check_grid(logits, size, output_stride)
-    if logits.shape[1] > 256:
-        raise ValueError(f"at most 256 classes fit in a byte, not {logits.shape[1]}")
     classes: Tensor = _argmax(logits, size[0], size[1], output_stride)
     return classes
 
@@ -330,8 +328,8 @@ _cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 def _argmax(logits: Tensor, height: int, width: int, output_stride: int) -> Tensor:
     # The matrices multiply far features by 0, so that one NaN would reach pixels that are not beside it.
     if library_only() or not bool(logits.isfinite().all()):
-        return upsample(logits, (height, width), output_stride).argmax(1).to(torch.uint8)
-    classes = torch.empty(len(logits), height, width, dtype=torch.uint8, device=logits.device)
+        return upsample(logits, (height, width), output_stride).argmax(1).to(class_dtype(logits.shape[1]))
+    classes = torch.empty(len(logits), height, width, dtype=class_dtype(logits.shape[1]), device=logits.device)
     with torch.autocast(logits.device.type, enabled=False):
         for images, small, rows in parts(logits, (height, width), output_stride):
             for pixels, tile in Upsampler(small, (height, width), output_stride, rows).tiles():
@@ -341,4 +339,4 @@ def _argmax(logits: Tensor, height: int, width: int, output_stride: int) -> Tens
 
 @_argmax.register_fake
 def _(logits: Tensor, height: int, width: int, output_stride: int) -> Tensor:
-    return logits.new_empty((logits.shape[0], height, width), dtype=torch.uint8)
+    return logits.new_empty((logits.shape[0], height, width), dtype=class_dtype(logits.shape[1]))

@@ -20,9 +20,11 @@ import numpy as np
 from PIL import Image
 
 from atrous.atomic import sweep
+from atrous.data.convert import CLASSES
 from atrous.data.datasets.base import is_clutter
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels, read_note, read_size, write_image, write_mask
+from atrous.data.labels import write_labels
 from atrous.data.overlay import overlay
 from atrous.data.row_io import Strips, open_strips, write_mask_strips
 from atrous.prediction.predictor import Predictor
@@ -73,7 +75,7 @@ def predict_files(
     resume: bool = False,
     progress: Callable[[Path, float], None] = lambda path, share: None,
 ) -> FilesResult:
-    """Segment files, folders and globs into ``out/masks`` and ``out/overlays``.
+    """Segment files, folders and globs into ``out/masks`` and ``out/overlays``; the classes are in ``classes.yaml``.
 
     A mask is a palette PNG of class ids at the size of its source. An overlay has that size, too, or `OVERLAY_SIDE`. A
     file that fails is noted, and the others are segmented. Each output is written whole or not at all.
@@ -107,6 +109,8 @@ def predict_files(
             else:
                 result.areas[path] = _segment_by_rows(predictor, path, outputs, functools.partial(progress, path))
         progress(path, 1.0)
+    if result.areas:
+        write_labels(out / CLASSES, predictor.labels)
     return result
 
 
@@ -163,14 +167,14 @@ def _segment_by_rows(
     predictor: Predictor, path: Path, outputs: _Outputs, progress: Callable[[float], None]
 ) -> dict[str, float]:
     """The same, for a photograph that is never in memory as a whole."""
-    picture, labels = open_strips(path, max_pixels=predictor.max_pixels), predictor.labels
+    picture, labels = open_strips(path, max_pixels=predictor.max_pixels, rule=predictor.rule), predictor.labels
     smaller = -(-max(picture.size) // OVERLAY_SIDE)
-    counts, kept, top = np.zeros(256, dtype=np.int64), [], 0
+    counts, kept, top = np.zeros(labels.largest_id + 1, dtype=np.int64), [], 0
 
     def observed_rows() -> Iterator[Pixels]:
         nonlocal top
         for rows in predictor.sliding_window().classes(picture, progress):
-            counts[:] += pixel_counts(rows)
+            counts[:] += pixel_counts(rows, labels)
             kept.append(rows[-top % smaller :: smaller, ::smaller].copy())
             top += len(rows)
             yield rows

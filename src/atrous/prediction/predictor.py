@@ -27,6 +27,7 @@ import torch
 from atrous.data.image_io import MAX_PIXELS, Pixels, Source, read_image, to_tensor
 from atrous.data.labels import Labels
 from atrous.data.row_io import is_installed, strips_of
+from atrous.data.samples import AS_IT_IS, ImageRule
 from atrous.evaluation.distributed import pick_device
 from atrous.evaluation.evaluate import (
     check_scales,
@@ -69,6 +70,8 @@ class Predictor:
             size. None for one of 1,601, and only where the model would see more than
             `atrous.prediction.sliding_window.WHOLE_PIXELS`.
         max_pixels: refuse larger photographs.
+        value_range: of images of more than 8 bits, the values that are black and white (`ImageRule`).
+        bands: of images of several bands, the three that are red, green and blue, or the one that is gray, from 1.
 
     Attributes:
         name: what it was loaded from, or the name of the backbone.
@@ -94,6 +97,8 @@ class Predictor:
         pad_to: int | None = None,
         window: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        value_range: tuple[float, float] | None = None,
+        bands: Sequence[int] = (),
     ) -> None:
         if len(labels) != model.num_classes:
             raise ValueError(f"there are {len(labels)} labels, the model has {model.num_classes} classes")
@@ -109,6 +114,7 @@ class Predictor:
             self.model.longest_side = checked_longest_side(longest_side)
         self.labels, self.scales, self.flip, self.max_pixels = labels, tuple(scales), flip, max_pixels
         self.window, self.pad_to, self.name = window, pad_to, model.backbone.name
+        self.rule = ImageRule(value_range, tuple(bands))
         Preprocessor(self.model, pad_to=pad_to)  # refuses one that is out of range
         # Models that run, by output stride and longest side. They share the parameters of `_fastest`.
         self._forms: dict[tuple[int, int | None], DeepLabV3] = {}
@@ -118,10 +124,14 @@ class Predictor:
     def load(cls, source: str | Path = DEFAULT_MODEL, **options: Any) -> Predictor:
         """From a name (`atrous models` lists them), a weight file or a run folder; `options` are the constructor's.
 
+        Images are read as in the model's training, unless `value_range` or `bands` say otherwise.
+
         Raises:
             ValueError: if there is no such model; names the nearest.
         """
         model, card = load(source)
+        options.setdefault("value_range", card.value_range)
+        options.setdefault("bands", card.bands)
         predictor = cls(model, Labels(card.names, card.palette, card.ignore), **options)
         predictor.name = str(source)
         return predictor
@@ -150,7 +160,7 @@ class Predictor:
             FileNotFoundError: if there is no such file.
         """
         scales, flip = self.scales if scales is None else scales, self.flip if flip is None else flip
-        image = read_image(source, max_pixels=self.max_pixels)
+        image = read_image(source, max_pixels=self.max_pixels, rule=self.rule)
         mask, sure = self._segment(image, output_stride, scales, flip, confidence)
         return Segmentation(mask, image, self.labels, sure, name_of(source))
 
@@ -180,7 +190,7 @@ class Predictor:
 
         The photograph is segmented in one pass, however large it is.
         """
-        image = to_tensor(read_image(source, max_pixels=self.max_pixels))[None]
+        image = to_tensor(read_image(source, max_pixels=self.max_pixels, rule=self.rule))[None]
         probabilities = predict_probabilities(
             self._form(), image, scales=self.scales, flip=self.flip, pad_to=self.pad_to
         )
@@ -213,7 +223,8 @@ class Predictor:
     def settings(self) -> str:
         """A digest of all that decides a mask, 16 hexadecimal digits: weights, stride, scales, flip, window, labels."""
         model = (self.model.arguments, self.model.output_stride, self.model.longest_side, digest(self._fastest))
-        options = (self.labels, self.scales, self.flip, self.window, self.pad_to)
+        options: tuple[Any, ...] = (self.labels, self.scales, self.flip, self.window, self.pad_to)
+        options += () if self.rule == AS_IT_IS else (self.rule,)
         return hashlib.sha256(repr((model, options)).encode()).hexdigest()[:16]
 
     def _form(self, output_stride: int | None = None) -> DeepLabV3:

@@ -18,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from atrous.atomic import written_whole
+from atrous.data.datasets.folding import load_labels
+from atrous.data.datasets.options import read_options
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import read_image, write_image, write_mask
-from atrous.data.labels import Labels, load_description, write_labels
+from atrous.data.labels import Labels, write_labels
 from atrous.evaluation.evaluate import class_difference
 from atrous.prediction.files import errors_noted, find_photographs, output_names
 from atrous.prediction.segmentation import pixel_counts
@@ -63,14 +65,20 @@ class LabelResult:
 
 
 def classes_of(data: Path) -> Labels | None:
-    """The classes of a data set, or None if it has none yet; errors as `load_labels`, and ValueError for a `map`."""
+    """The classes of a data set, or None if it has none yet; errors as `read_options`.
+
+    Raises:
+        ValueError: also where its masks do not hold class ids, as a teacher's do.
+    """
     path = data / "dataset.yaml"
     if not path.exists():
         return None
-    labels, remap = load_description(path)
-    if remap is not None:
-        raise ValueError(f"{path}: it maps stored ids, but a teacher's masks hold class ids; expected no key map")
-    return labels
+    options, _ = read_options(path)
+    for key in ("ids", "map", "classes"):
+        if getattr(options, key):
+            what = "names by id" if key == "ids" else f"key {key}"
+            raise ValueError(f"{path}: it maps stored ids, but a teacher's masks hold class ids; expected no {what}")
+    return load_labels(path)
 
 
 def label(
@@ -113,7 +121,7 @@ def label(
     (masks / MARK).touch()
     if not known:
         write_labels(data / "dataset.yaml", teacher.labels)
-    result, counts = LabelResult(masks), np.zeros(256, dtype=np.int64)
+    result, counts = LabelResult(masks), np.zeros(teacher.labels.largest_id + 1, dtype=np.int64)
     for path, name in names.items():
         if (masks / name).exists():
             result.already += 1
@@ -123,15 +131,15 @@ def label(
             mask = _confident_mask(teacher, path, confidence)
             _add_image(path, images, Path(name).stem)
             write_mask(masks / name, mask, teacher.labels)
-            counts += pixel_counts(mask)
+            counts += pixel_counts(mask, teacher.labels)
             result.written += 1
     result.count(counts, teacher.labels)
     return result
 
 
-def _confident_mask(teacher: Teacher, path: Path, confidence: float) -> npt.NDArray[np.uint8]:
+def _confident_mask(teacher: Teacher, path: Path, confidence: float) -> npt.NDArray[Any]:
     probabilities = teacher.probabilities(path)
-    mask: npt.NDArray[np.uint8] = probabilities.argmax(0).astype(np.uint8)
+    mask: npt.NDArray[Any] = probabilities.argmax(0).astype(np.uint8 if teacher.labels.largest_id < 256 else np.uint16)
     mask[probabilities.max(0) < confidence] = teacher.labels.ignore
     return mask
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from atrous.atomic import write_text
-from atrous.data.image_io import Pixels, write_image, write_mask
+from atrous.data.image_io import write_image, write_mask
 from atrous.data.labels import Labels
 from atrous.data.overlay import overlay
 from atrous.data.polygons import Polygon, polygons, run_lengths
@@ -37,7 +37,8 @@ class Segmentation:
     """The classes of one photograph's pixels.
 
     Attributes:
-        mask: uint8 H,W, a class id for every pixel, at the size of the photograph as a person sees it.
+        mask: uint8 H,W (int32 for more than 256 classes), a class id for every pixel, at the size of the photograph as
+            a person sees it.
         image: uint8 H,W,3, that photograph.
         labels: names and colours of all classes.
         confidence: float32 H,W, the probability of the class that the mask has, 0 to 1; None unless it was asked for:
@@ -54,7 +55,7 @@ class Segmentation:
     @cached_property
     def shares(self) -> dict[int, float]:
         """Share of the pixels, 0 to 1, of each class in the mask, by id; the largest first."""
-        return {i: share for i, share in areas_of(pixel_counts(self.mask)).items() if i < len(self.labels)}
+        return {i: share for i, share in areas_of(pixel_counts(self.mask, self.labels)).items() if i < len(self.labels)}
 
     @property
     def areas(self) -> dict[str, float]:
@@ -258,9 +259,9 @@ def box_of(region: npt.NDArray[np.bool_]) -> list[int]:
     return [left, top, right - left, bottom - top]
 
 
-def pixel_counts(mask: Pixels) -> npt.NDArray[np.int64]:
-    """Number of pixels of each id, at least 256; row by row, since counting takes eight bytes a pixel."""
-    counts = np.zeros(max(256, int(mask.max(initial=0)) + 1), dtype=np.int64)
+def pixel_counts(mask: npt.NDArray[Any], labels: Labels | None = None) -> npt.NDArray[np.int64]:
+    """Number of pixels of each id, 256, or 65,536 for more classes; row by row, as counting takes 8 bytes a pixel."""
+    counts = np.zeros(labels.largest_id + 1 if labels else 256, dtype=np.int64)
     for row in mask:
         counts += np.bincount(row, minlength=len(counts))
     return counts

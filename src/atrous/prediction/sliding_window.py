@@ -137,8 +137,11 @@ class SlidingWindow:
         if window < 8 * stride:
             raise ValueError(f"window is {window}, expected at least {8 * stride} at output stride {stride}")
         self.model, self.scales, self.flip = model, tuple(scales), flip
-        self.averaged = self.scales != (1.0,) or flip
-        self.side = (window - 1) // stride * stride + 1
+        ours = (
+            model.upsampling == "grid"
+        )  # other conventions have no grid that windows could share: blend probabilities
+        self.averaged = self.scales != (1.0,) or flip or not ours
+        self.side = (window - 1) // stride * stride + 1 if ours else window // stride * stride
         context = round(CONTEXT / min(1.0, *self.scales))  # at half the size the network sees twice as far
         self.overlap = min(2 * context + BLEND, self.side // 2)
         self.step = min(SAMPLE, stride) if self.averaged else stride

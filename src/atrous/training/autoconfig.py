@@ -17,14 +17,21 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from atrous.data.datasets.dataset import splits
+from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
+from atrous.data.datasets.parts import PARTS, is_undivided
+from atrous.data.datasets.split import SHARE
 from atrous.data.image_io import read_size
 from atrous.data.sampling import open_splits, pixel_counts
+from atrous.evaluation.distributed import pick_device
 from atrous.messages import listed
+from atrous.models.inference import native_dtype
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import read_card, resolve
 from atrous.training.config import Recipe, override
+from atrous.training.pace import with_iterations
 from atrous.training.recipes import RECIPES
 
 BASE, BASE_IMAGENET = "camvid-mobilenetv2", "camvid-efficientnet_lite0"
@@ -47,8 +54,13 @@ _LARGE, _REDUCED = 2000, 1280
 """Pictures whose longer side is more than the first are made smaller: a crop of one shows too little of it."""
 _LEAST = 257
 """Pixels that the shorter side must keep for that."""
+_UNBALANCED = 10
 _RARE = 0.1
+_ENOUGH_TO_DIVIDE = 10
+"""Images to train on from which some are held back where there is no split to validate on."""
 _LARGEST_CROP = 513
+_TUNED_SCALES, _TUNED_SHARE = (0.43, 1.14), 0.56
+"""On CamVid: about the size that is seen, and the crop's share of the shorter side at that size."""
 _SMALLEST_CROP = 65
 
 
@@ -71,27 +83,40 @@ class Survey:
     splits: tuple[str, ...]
 
 
-def finetune(data: str | Path, weights: str | None = None) -> tuple[Recipe, list[str]]:
+def finetune(
+    data: str | Path,
+    weights: str | None = None,
+    options: DatasetOptions = NO_OPTIONS,
+    device: str | None = None,
+) -> tuple[Recipe, list[str]]:
     """The recipe for a data set, and a line for each choice: what was chosen, and from what.
 
     Args:
         data: as for `open_dataset`.
         weights: to start from: ``imagenet``, ``none``, or as for `atrous.models.weights.load`; None for those that the
             package carries and that suit the classes.
+        options: how the data is to be read; they are in the recipe.
+        device: that it is going to run on; None for a GPU where there is one.
 
     Raises:
         ValueError: if there is no split to train on; and as `open_dataset`, `pixel_counts` and `resolve`.
         FileNotFoundError: likewise.
     """
     there = tuple(splits(data))
+    if is_undivided(there):
+        there = PARTS  # which `open_splits` divides it into, and says so
     split = next((name for name in ("trainaug", "train") if name in there), there[0] if len(there) == 1 else None)
     if split is None:
         raise ValueError(f"{data} has the splits {', '.join(there)}; expected one named train")
-    dataset = open_splits(data, split)
+    dataset = open_splits(data, split, options)
     sizes = np.sort([read_size(item.image) for item in dataset.items])
     short, long = (int(side) for side in np.median(sizes, axis=0))
     survey = Survey(dataset.labels.names, pixel_counts(dataset), short, long, there)
-    return choose(survey, split, weights)
+    recipe, reasons = choose(survey, split, weights)
+    if native_dtype(pick_device(device)) == torch.bfloat16:
+        recipe = override(recipe, {"amp": "bf16"})
+        reasons.append("bfloat16: this processor computes it faster than float32 (--amp off for float32)")
+    return override(recipe, {"options": options}), reasons
 
 
 def choose(survey: Survey, train_split: str = "train", weights: str | None = None) -> tuple[Recipe, list[str]]:
@@ -99,42 +124,34 @@ def choose(survey: Survey, train_split: str = "train", weights: str | None = Non
     base, why = _start(survey, weights)
     images = len(survey.pixels)
     longest, scales = _seen(survey)
-    enlarged = longest is not None and longest > survey.long_side
-    seen = f", {survey.short_side * longest // survey.long_side} as seen" if longest else ""
-    crop = _crop(survey.short_side if enlarged or longest is None else survey.short_side * longest / survey.long_side)
+    crop, why_crop = _crop_of(survey, longest)
     least = 200 if base.model.from_model else 400
-    iterations = int(np.clip(round(base.schedule.iterations * (images / _TUNED) ** 0.5, -2), least, 30_000))
+    more = (_LARGEST_CROP / crop) ** 2 if _is_cut(survey, longest) else 1.0
+    iterations = int(np.clip(round(base.schedule.iterations * more * (images / _TUNED) ** 0.5, -2), least, 30_000))
     weighted = class_weights(survey.pixels.sum(axis=0))
     rare = _rare(survey)
-    schedule, optim = base.schedule, base.optim
+    val = "val" if "val" in survey.splits and train_split != "val" else None
+    held_back = not val and images >= _ENOUGH_TO_DIVIDE
     recipe = override(
         base,
         {
             "train_split": train_split,
-            "val_split": "val" if "val" in survey.splits and train_split != "val" else None,
+            "val_split": val,
+            "val_share": SHARE if held_back else 0.0,
             "crop": (crop, crop),
             "scales": scales,
             "longest_side": longest,
-            "iterations": iterations,
-            "warmup": min(schedule.warmup, iterations // 20),
-            "lr": optim.lr if images >= 100 else 0.6 * optim.lr,
-            "ema_decay": round(1 - (1 - optim.ema_decay) * schedule.iterations / iterations, 4),
+            "lr": base.optim.lr if images >= 100 else 0.6 * base.optim.lr,
             "class_weights": weighted,
             "repeat_factor_threshold": _RARE if rare else 0.0,
-            "val_every": max(1, iterations // 12),
         },
     )
+    recipe = with_iterations(recipe, iterations)
     optim = recipe.optim
     reasons = [
         why,
         _reason_for_size(survey, longest),
-        f"crop {crop}, scales {scales[0]} to {scales[1]}: "
-        + (
-            f"as for the pictures of {survey.long_side} pixels, so that a step costs no more"
-            if enlarged
-            else f"the shorter side of the pictures is {survey.short_side} (median{seen}), and a crop larger than the "
-            "picture would be padding"
-        ),
+        f"crop {crop}, scales {scales[0]} to {scales[1]}: {why_crop}",
         f"{iterations} steps of {optim.batch_size}: {images} images, "
         f"{iterations * optim.batch_size / images:.0f} epochs",
         f"lr {optim.lr:g} with {optim.optimizer}, {optim.head_lr_factor:g} times that for the new layers"
@@ -143,9 +160,7 @@ def choose(survey: Survey, train_split: str = "train", weights: str | None = Non
         f"images of {listed(rare, 5)} come more often: each is in fewer than {_RARE:.0%} of the images"
         if rare
         else f"no image comes more often than another: every class is in at least {_RARE:.0%} of the images",
-        f"validation on val every {recipe.run.val_every} steps; the best weights are kept"
-        if recipe.data.val_split
-        else "no split named val, so nothing is validated and the last weights are kept",
+        _reason_for_validation(recipe),
     ]
     return recipe, reasons
 
@@ -180,6 +195,16 @@ def _start(survey: Survey, weights: str | None) -> tuple[Recipe, str]:
     return override(RECIPES[BASE], {**kept, "weights": weights}), why
 
 
+def _reason_for_validation(recipe: Recipe) -> str:
+    every = f"every {recipe.run.val_every} steps; the best weights are kept"
+    if recipe.data.val_split:
+        return f"validation on val {every}"
+    if recipe.data.val_share:
+        share = f"{recipe.data.val_share:.0%} of {recipe.data.train_split} are held back for it"
+        return f"no split named val: {share}, named in split.json of the run (--set val_share=0 trains on all); {every}"
+    return "no split named val, so nothing is validated and the last weights are kept"
+
+
 def _words(name: str) -> set[str]:
     """Of a class's name, in lower case, plurals as singulars: ``TrafficSigns`` is traffic and sign."""
     parts = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
@@ -190,14 +215,15 @@ def class_weights(pixels: Sequence[int] | npt.NDArray[np.int64]) -> tuple[float,
     """Weights of the loss by the square root of median-frequency balancing (Eigen and Fergus 2015), or None.
 
     The square root, because the whole of it costs more on the common classes than the rare ones gain. None where no
-    class has four times the pixels of another.
+    class has `_UNBALANCED` times the pixels of another: of a class that is found well, weights then cost more pixels
+    that are taken for it than they gain (LOG.md, cats).
 
     Args:
         pixels: of each class, K. A class without any has weight 1.
     """
     counts = np.asarray(pixels, dtype=np.float64)
     present = counts[counts > 0]
-    if len(present) < 2 or present.max() < 4 * present.min():
+    if len(present) < 2 or present.max() < _UNBALANCED * present.min():
         return None
     weights = np.sqrt(np.median(present) / np.where(counts > 0, counts, np.median(present))).clip(0.3, 4.0)
     return tuple(round(float(weight), 2) for weight in weights)
@@ -206,10 +232,35 @@ def class_weights(pixels: Sequence[int] | npt.NDArray[np.int64]) -> tuple[float,
 def _seen(survey: Survey) -> tuple[int | None, tuple[float, float]]:
     """The longest side that the network sees pictures at, None for as they are, and the range of scales about it."""
     if survey.long_side < _SMALL:
-        return min(_ENLARGED, round(_ENLARGEMENT * survey.long_side)), (0.43, 1.14)
+        return min(_ENLARGED, round(_ENLARGEMENT * survey.long_side)), _TUNED_SCALES
     if survey.long_side > _LARGE and survey.short_side * _REDUCED > _LEAST * survey.long_side:
         return _REDUCED, (0.75, 2.0)
+    if _is_cut(survey, None):
+        return None, _TUNED_SCALES
     return None, (0.5, 2.0) if survey.short_side >= 1.5 * _crop(survey.short_side) else (0.75, 2.0)
+
+
+def _is_cut(survey: Survey, longest: int | None) -> bool:
+    """Whether pictures are seen as they are, and are somewhat larger than the largest crop, so that it would cut them.
+
+    Smaller crops show as much of them where they are made smaller as well, and cost half as much. So there are more.
+    """
+    return longest is None and _LARGEST_CROP < survey.short_side <= _LARGEST_CROP / _TUNED_SHARE
+
+
+def _crop_of(survey: Survey, longest: int | None) -> tuple[int, str]:
+    """The side of the crops, and why."""
+    if longest is not None and longest > survey.long_side:
+        why = f"as for the pictures of {survey.long_side} pixels, so that a step costs no more"
+        return _crop(survey.short_side), why
+    if _is_cut(survey, longest):
+        share = f"{_TUNED_SHARE:.0%} of the shorter side, {survey.short_side} (median)"
+        why = f"{share}: smaller crops cost less, so there are more"
+        return _crop(_TUNED_SHARE * survey.short_side), why
+    seen = f", {survey.short_side * longest // survey.long_side} as seen" if longest else ""
+    why = f"the shorter side of the pictures is {survey.short_side} (median{seen}), and a crop larger than the picture "
+    shrunk = longest / survey.long_side if longest else 1.0
+    return _crop(survey.short_side * shrunk), why + "would be padding"
 
 
 def _crop(short_side: float) -> int:
@@ -231,7 +282,7 @@ def _rare(survey: Survey) -> list[str]:
 
 def _reason_for_weights(survey: Survey, weights: tuple[float, ...] | None) -> str:
     if weights is None:
-        return "no weights of classes: none has four times the pixels of another"
+        return f"no weights of classes: none has {_UNBALANCED} times the pixels of another"
     total = survey.pixels.sum(axis=0)
     order = [int(i) for i in np.argsort(total) if total[i]]
     least, most = order[0], order[-1]

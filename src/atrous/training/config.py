@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
+from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.messages import did_you_mean
 from atrous.models.output_stride import LONGEST_SIDE
 from atrous.training.lr_schedule import poly
@@ -81,6 +82,9 @@ class DataConfig:
     Attributes:
         train_split: ``train+val`` joins two splits, ``train*2+pseudo`` has the images of one twice.
         val_split: None for no validation.
+        val_share: share of the images of `train_split` that are held back to validate on where `val_split` is None, the
+            same for every seed and stratified by class; 0 for none.
+        options: how the data is to be read, over what its `dataset.yaml` says: classes to keep, value range, ...
         allow_empty_classes: train although a class has no pixel, or there is one class alone.
         bootstrap: classes whose images are duplicated (section 4.3); ``auto``: the five of lowest IoU of `weights`.
         bootstrap_times: how often such an image is in an epoch.
@@ -95,6 +99,8 @@ class DataConfig:
 
     train_split: str = "trainaug"
     val_split: str | None = "val"
+    val_share: float = 0.0
+    options: DatasetOptions = NO_OPTIONS
     allow_empty_classes: bool = False
     bootstrap: tuple[str, ...] | Literal["auto"] = ()
     bootstrap_times: int = 2
@@ -108,7 +114,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_range(self, 1, None, "bootstrap_times")
-        _check_range(self, 0, 1, "flip", "color_jitter", "repeat_factor_threshold", "class_mix")
+        _check_range(self, 0, 1, "flip", "color_jitter", "repeat_factor_threshold", "class_mix", "val_share")
         if self.longest_side is not None and not 1 <= self.longest_side <= LONGEST_SIDE:
             raise ValueError(f"longest_side is {self.longest_side}, expected 1 to {LONGEST_SIDE} pixels, or null")
 
@@ -264,6 +270,7 @@ class Recipe:
     def to_yaml(self) -> str:
         """As a file that `load_recipe` reads."""
         plain = json.loads(json.dumps(asdict(self)))  # tuples as lists
+        plain["data"]["options"] = self.data.options.as_dict()
         return yaml.safe_dump(plain, sort_keys=False)
 
 
@@ -339,6 +346,8 @@ def _leaf(name: Any, part: str) -> str:
 def _checked(key: str, value: Any) -> Any:
     from pydantic import ValidationError
 
+    if key == "options":
+        return _options(value)
     value = tuple(value) if isinstance(value, list) else value
     value = "off" if key == "amp" and value is False else value  # YAML reads a bare off as false
     kind = typing.get_type_hints(PARTS[PART_OF[key]])[key]
@@ -346,6 +355,17 @@ def _checked(key: str, value: Any) -> Any:
         return _adapter(kind).validate_python(value)
     except ValidationError:
         raise ValueError(f"{key} is {value!r}, expected {_described(kind)}") from None
+
+
+def _options(value: Any) -> DatasetOptions:
+    if isinstance(value, DatasetOptions):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"options is {value!r}, expected keys of dataset.yaml, such as {{classes: [leaf, stem]}}")
+    try:
+        return DatasetOptions.parse(value)
+    except ValueError as error:
+        raise ValueError(f"options: {error}") from None
 
 
 @lru_cache(maxsize=64)

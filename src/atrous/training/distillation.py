@@ -29,6 +29,11 @@ class Distillation:
             raise ValueError(f"teacher {config.teacher} has {teacher.num_classes} classes, not {student.num_classes}")
         if (card.mean, card.std) != (tuple(student.mean), tuple(student.std)):
             raise ValueError(f"teacher {config.teacher} normalises images in another way than the student")
+        if teacher.upsampling != student.upsampling:
+            raise ValueError(
+                f"teacher {config.teacher} has its features on other pixels than the student: its upsampling is "
+                f"{teacher.upsampling}, expected {student.upsampling}"
+            )
         self.model: DeepLabV3 | None = teacher
         self.ready: DeepLabV3 | None = None
         self.share, self.temperature = config.teacher_weight, config.teacher_temperature

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from atrous.data.datasets.dataset import Sample, SegmentationDataset
+from atrous.data.datasets.dataset import Sample, SegmentationDataset, splits
 from atrous.data.datasets.mask_values import Drawn, class_counts, class_problems
+from atrous.data.datasets.split import divide
 from atrous.data.sampling import Presence, bootstrap_factors, id_histograms, open_splits, repeat_factors, repeated
 from atrous.data.transforms import Augment, class_mix
+from atrous.data.value_range import decided
 from atrous.evaluation.distributed import DistributedContext, EpochIndex, ResumableBatchSampler, generator
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite
@@ -70,16 +73,45 @@ def open_data(
     Raises:
         ValueError: if a split is not there, or the classes do not go with the recipe or with each other.
     """
-    dataset = open_splits(data, config.train_split)
+    dataset, said = decided(open_splits(data, config.train_split, config.options))
+    if said:
+        warnings.warn(f"{data}: {said}", stacklevel=2)
     classes = len(dataset.labels)
     if loss.class_weights and len(loss.class_weights) != classes:
         raise ValueError(f"class_weights has {len(loss.class_weights)} values, the data {classes} classes")
     if loss.teacher and (taught := read_card(resolve(loss.teacher)).names) != dataset.labels.names:
         raise ValueError(f"teacher {loss.teacher} knows the classes {', '.join(taught)}; the data has others")
-    held_out = open_splits(data, config.val_split) if config.val_split else None
+    held_out = open_splits(data, config.val_split, config.options) if config.val_split else None
+    if config.val_share and not config.val_split:
+        dataset, held_out = divided(dataset, config.val_share)
     if held_out and held_out.labels != dataset.labels:
         raise ValueError(f"the splits {config.train_split} and {config.val_split} of {data} have different classes")
-    return dataset, held_out
+    return dataset, held_out.with_rule(dataset.rule) if held_out else None
+
+
+def own_split(data: str | Path, config: DataConfig) -> bool:
+    """Whether the data comes without the splits that a run has."""
+    return not config.val_split or config.val_split not in splits(data)
+
+
+def divided(dataset: SegmentationDataset, share: float) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """The images to train on, and a share of them to validate on: the same whenever it is called.
+
+    Args:
+        dataset: in which an image may occur several times; all of them go to the same side.
+        share: to validate on, 0 to 1.
+
+    Raises:
+        ValueError: if there are fewer than two images, or a mask cannot be read.
+    """
+    once = dataset.with_items(list(dict.fromkeys(dataset.items)))
+    presence = id_histograms(once)[:, : len(dataset.labels)] > 0
+    _, chosen = divide(once.names, [np.flatnonzero(row).tolist() for row in presence], share)
+    val = {once.items[index] for index in chosen}
+    return (
+        dataset.with_items([item for item in dataset.items if item not in val]),
+        once.with_items([item for item in once.items if item in val]),
+    )
 
 
 def sampled(

@@ -8,22 +8,20 @@ saved, so a run that was stopped and resumed ends with the bytes of one that nev
 
 from __future__ import annotations
 
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from atrous.data.datasets.mask_values import Drawn
 from atrous.evaluation.distributed import distributed_context
 from atrous.evaluation.evaluate import evaluate
-from atrous.models.output_stride import check_reachable
 from atrous.ops.malloc import memory_kept
-from atrous.training import checkpoint
 from atrous.training.config import Recipe
 from atrous.training.interrupts import Signals, explained
-from atrous.training.loader import check_masks, crops_of, loader, next_part, open_data, sampled
+from atrous.training.loader import crops_of, loader, next_part
 from atrous.training.logger import RunLogger
-from atrous.training.run_folder import card_of, claim, describe, headline_of, saved_state
-from atrous.training.state import State
+from atrous.training.run_folder import card_of, describe
+from atrous.training.run_page import SHOWN
+from atrous.training.start import start
 
 
 def train(
@@ -34,6 +32,7 @@ def train(
     resume: bool = False,
     workers: int = 1,
     device: str | None = None,
+    seconds: float | None = None,
 ) -> float | None:
     """Train a model, validate and save it along the way.
 
@@ -44,6 +43,8 @@ def train(
         resume: go on from the newest whole checkpoint in `run`; without one, start.
         workers: processes that load data, for each training process.
         device: None for a GPU where there is one.
+        seconds: that it may take: the steps of `recipe` are then as many as fit, measured first (`pace.py`). A run that
+            is resumed keeps its steps.
 
     Returns:
         The best mIoU in validation, or None without a validation split. The weights are in ``run/best``.
@@ -55,36 +56,26 @@ def train(
         FloatingPointError: if loss or gradients are not finite; the step is not taken.
         MemoryError: if a step needs more memory than there is.
     """
-    iterations = recipe.schedule.iterations
     with distributed_context(device) as ctx, Signals() as signals, ExitStack() as claimed:
         claimed.enter_context(memory_kept(ctx.device))
         with signals.starting():
-            dataset, held_out = open_data(data, recipe.data, recipe.loss)
-            drawn: list[Drawn] = []
-            presence = check_masks(
-                dataset,
-                split=recipe.data.train_split,
-                allow_empty_classes=recipe.data.allow_empty_classes,
-                drawn=drawn,
-            )
-            dataset = sampled(dataset, presence, recipe.data, recipe.model.weights, recipe.run.seed)
-            claimed.enter_context(checkpoint.lock(run) if ctx.first else nullcontext())
-            changed = claim(run, recipe, resume, ctx)
-            saved = saved_state(run, dataset) if resume else None
-            state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
-            if saved:
-                state.take_best(run, held_out)
+            begun = start(recipe, data, run, ctx, claimed, resume=resume, workers=workers, seconds=seconds)
+            recipe, state, dataset, held_out = begun.recipe, begun.state, begun.dataset, begun.held_out
+            iterations = recipe.schedule.iterations
             ctx.agree(state.step, f"the processes find {run} at different steps; all must see the same folder")
-            if held_out:
-                check_masks(held_out, to_train=False, drawn=drawn)
-                check_reachable(recipe.val_output_stride, state.model.backbone.reachable, "val")
             crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
             batches = iter(loader(crops, recipe.optim, range(state.step, iterations), workers, ctx))
-        logger = RunLogger(
-            run, iterations=iterations, start=state.step, batch_size=recipe.optim.batch_size, silent=not ctx.first
-        )
         alone, save = ctx.size == 1, partial(state.save, run, ctx, describe(dataset))
-        headline = headline_of(recipe, data, run, state, dataset, held_out) + changed
+        headline = begun.headline
+        logger = RunLogger(
+            run,
+            iterations=iterations,
+            start=state.step,
+            batch_size=recipe.optim.batch_size,
+            silent=not ctx.first,
+            page=begun.page(headline),
+            pace=begun.pace,
+        )
         with explained(recipe, run, lambda: state.step), logger.running(headline):
             # A run that was stopped while it validated begins with that.
             while state.step < iterations or state.must_validate(held_out):
@@ -95,6 +86,7 @@ def train(
                             held_out,
                             output_stride=recipe.run.val_output_stride,
                             pad_to=recipe.run.val_pad_to,
+                            worst=SHOWN,
                             ctx=ctx,
                             progress=lambda _: signals.leave(state.step),
                         )
@@ -102,7 +94,6 @@ def train(
                     if better:
                         state.keep(run, card_of(recipe, state, dataset, data, evaluation), ctx)
                     logger.validated(state.step, evaluation, better)
-                    logger.picture(state.step, state.evaluated, held_out)
                     continue
                 lr = recipe.lr_at(state.step)
                 parts = [
@@ -114,8 +105,10 @@ def train(
                 stop, last = ctx.any(signals.received), state.step == iterations
                 if stop or last or state.step % recipe.run.save_every == 0 or state.must_validate(held_out):
                     save()
+                    logger.saved()
                 if stop and (not last or held_out):
                     signals.leave(state.step, stop)
             if not held_out:
                 state.keep(run, card_of(recipe, state, dataset, data, None), ctx)
+            logger.finished()
         return state.best

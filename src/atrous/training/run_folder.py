@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from atrous.training.recipes import load_recipe
 from atrous.training.state import State, loses_scale
 
 FINISHED = "finished.json"
+SPLIT = "split.json"
 
 
 def describe(dataset: SegmentationDataset) -> dict[str, Any]:
@@ -47,19 +49,27 @@ def claim(run: Path, recipe: Recipe, resume: bool, ctx: DistributedContext) -> s
         For the first line of output, the settings that change on the way.
     """
     written, note = run / "recipe.yaml", ""
-    check_no_result(run)
-    if checkpoint.steps(run):
-        if not resume:
-            raise ValueError(
-                f"{run} holds a run at step {checkpoint.steps(run)[-1]}; add --resume, or name another --out"
-            )
-        if written.exists():
-            changed = check_resumable(run, load_recipe(written), recipe)
-            note = f"; changed (before, now): {'; '.join(changed)}" if changed else ""
+    refuse_taken(run, resume)
+    if checkpoint.steps(run) and written.exists():
+        changed = check_resumable(run, load_recipe(written), recipe)
+        note = f"; changed (before, now): {'; '.join(changed)}" if changed else ""
     if ctx.first:
         run.mkdir(parents=True, exist_ok=True)
         write_text(written, recipe.to_yaml())
     return note
+
+
+def refuse_taken(run: Path, resume: bool) -> None:
+    """Raise ValueError for a folder with another run, or with its result."""
+    check_no_result(run)
+    if checkpoint.steps(run) and not resume:
+        raise ValueError(f"{run} holds a run at step {checkpoint.steps(run)[-1]}; add --resume, or name another --out")
+
+
+def write_split(run: Path, dataset: SegmentationDataset, held_out: SegmentationDataset) -> None:
+    """Write down which images a run trains on and which it validates on, where it divided them itself."""
+    names = {"train": list(dict.fromkeys(dataset.names)), "val": held_out.names}
+    write_text(run / SPLIT, json.dumps(names, indent=1, ensure_ascii=False) + "\n")
 
 
 def check_no_result(run: Path) -> None:
@@ -168,7 +178,9 @@ def card_of(
         output_stride=recipe.model.output_stride,
         longest_side=recipe.data.longest_side,
         ignore=labels.ignore,
+        value_range=dataset.rule.value_range,
+        bands=dataset.rule.bands,
         metrics=metrics,
         data=f"{Path(str(data)).name}, split {recipe.data.train_split}, {len(dataset)} images",
-        recipe=settings_of(recipe),
+        recipe=settings_of(recipe) | {"options": recipe.data.options.as_dict()},
     )

@@ -117,7 +117,7 @@ def check_stages(stages: Sequence[Stage], resume: bool) -> None:
         if not (resume and finished(stage.run, stage.recipe, extend=stage is stages[-1])):
             check_no_result(stage.run)
         splits = [split for split in (stage.recipe.data.train_split, stage.recipe.data.val_split) if split]
-        classes = [len(open_splits(stage.data, split).labels) for split in splits][0]
+        classes = [len(open_splits(stage.data, split, stage.recipe.data.options).labels) for split in splits][0]
         if before and classes != before and not stage.recipe.model.reset_head:
             raise ValueError(
                 f"{stage.run}: {stage.data} has {classes} classes, the stage before {before}; "

@@ -41,6 +41,11 @@ def test_names_in_the_order_of_ids(tmp_path: Path, text: str) -> None:
     assert not by_colour and labels.names == ("_background_", "yes", "1e3") and labels.palette == voc_palette(3)
 
 
+def test_a_label_map_without_colours_has_those_of_voc(tmp_path: Path) -> None:
+    labels, by_colour = read_classes(written(tmp_path / "labelmap.txt", "# label:color\nbackground:::\na b, é:::\n"))
+    assert by_colour and labels.names == ("background", "a b, é") and labels.palette == voc_palette(2)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -196,17 +196,18 @@ def test_remap_is_checked() -> None:
         ("coco:{root}/nowhere", FileNotFoundError, "no such folder; .*COCO is published at https://cocodataset.org/"),
         ("{root}/CamVid", FileNotFoundError, "no such folder; .*CamVid is published at http://mi.eng.cam.ac.uk/"),
         ("cityscapes:{root}", ValueError, "expected leftImg8bit/.*; .*plain has the layout of folder$"),
-        ("{root}/plain/dataset.yaml", ValueError, "a file; expected the folder"),
-        ("{root}", ValueError, "layout not recognised; .*/plain has the layout of folder$"),
+        ("{root}/plain/masks/val/d.png", ValueError, "a file; expected the folder of a data set, its archive"),
+        ("{root}/plain/dataset.yaml", ValueError, "plain: no split 'dev'; the splits there are train, val"),
+        ("{root}", ValueError, "plain: no split 'dev'; the splits there are train, val"),
         (
             "{root}/plain/images/val",
             ValueError,
             "not recognised; photographs, but no masks; expected a mask beside each, .*docs/training.md.*$",
         ),
         (
-            "ade:{root}",
+            "nope:{root}",
             ValueError,
-            "unknown kind of data set 'ade'; expected yolo, folder, voc, cityscapes, .*coco, or a path",
+            "unknown kind of data set 'nope'; expected yolo, folder, voc, cityscapes, .*pairs, or a path",
         ),
         ("vco:ph", ValueError, r"vco:ph: unknown kind of data set 'vco'; did you mean voc\?$"),
         ("folders:{root}", ValueError, r"unknown kind of data set 'folders'; did you mean folder\?$"),
@@ -290,14 +291,12 @@ def test_sizes_that_differ_are_named_before_the_first_step(folder: Path, tmp_pat
     record("picture and mask that differ in size", f"{len(sizes)} of {len(sizes)}: both files, both sizes")
 
 
-@pytest.mark.parametrize(
-    "names", [[], ["notes.txt"], ["a.jpg", "a_mask.png"], ["a.jpg", "a.geojson"], ["a.jpg", "a.txt"]]
-)
-def test_what_no_layout_explains_lists_the_names_of_the_layouts(tmp_path: Path, names: list[str]) -> None:
+@pytest.mark.parametrize("names", [[], ["notes.txt"], ["a.jpg", "a.geojson"], ["a.jpg", "a.txt"]])
+def test_what_no_layout_explains_is_answered_by_the_most_usual_ones(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(
-        ValueError, match="layout not recognised; expected one of yolo, folder, voc, .*, coco"
+        ValueError, match="layout not recognised; expected images/ and masks/, X.jpg with X_mask.png, or the export"
     ) as caught:
         open_dataset(tmp_path, "train")
     assert "docs/training.md" in str(caught.value) and len(str(caught.value)) < 250 + len(str(tmp_path))
@@ -313,5 +312,5 @@ def test_notes_beside_photographs_are_no_masks(tmp_path: Path) -> None:
 
 def test_masks_alone_are_no_photographs(tmp_path: Path) -> None:
     put_mask(tmp_path / "a.png", value=1)
-    with pytest.raises(ValueError, match="layout not recognised; expected one of yolo"):
+    with pytest.raises(ValueError, match="layout not recognised; expected images/ and masks/"):
         open_dataset(tmp_path, "train")

@@ -51,8 +51,9 @@ def test_wrong_classes_are_named(tmp_path: Path, classes: str, message: str) -> 
 
 
 def test_a_classification_is_no_segmentation(tmp_path: Path) -> None:
+    root = put(tmp_path, "filename, leaf\nx.jpg, 1\n")
     with pytest.raises(ValueError, match="layout not recognised"):
-        open_dataset(put(tmp_path, "filename, leaf\nx.jpg, 1\n"), "train")
+        open_dataset(root, "train")
 
 
 @pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")

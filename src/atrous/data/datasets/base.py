@@ -5,15 +5,26 @@ Each layout has a file of its own here (`folder.py`, `voc.py`, `cityscapes.py`, 
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import itertools
+import operator
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+import re
+import warnings
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
-from atrous.data.image_file import IMAGE_SUFFIXES
-from atrous.data.image_io import Pixels
-from atrous.data.labels import Labels
+import numpy.typing as npt
+
+from atrous.data.datasets.options import DatasetOptions
+from atrous.data.image_file import IMAGE_SUFFIXES, SAID
+from atrous.data.labels import Colour, Labels
+from atrous.data.samples import AS_IT_IS, ImageRule
 from atrous.messages import listed
 
 T = TypeVar("T")
@@ -22,8 +33,8 @@ T = TypeVar("T")
 class MaskSource(Protocol):
     """A mask that is not an image file of ids: `str()` names it in messages; it pickles, for loader workers."""
 
-    def read(self) -> Pixels:
-        """The ids as stored, uint8 H,W; ValueError or FileNotFoundError naming the file."""
+    def read(self) -> npt.NDArray[Any]:
+        """The ids as stored, uint8 or uint16 H,W; ValueError or FileNotFoundError naming the file."""
 
 
 class Item(NamedTuple):
@@ -34,6 +45,54 @@ class Item(NamedTuple):
     mask: Path | MaskSource | None
 
 
+class Items(Sequence[Item]):
+    """Items that are built when they are asked for: 100,000 take 10 MB, of which their paths would take 200.
+
+    `Items([("a", "a.jpg", "a_L.png")], build)[0]` is `build("a", "a.jpg", "a_L.png")`.
+    """
+
+    def __init__(self, rows: Iterable[Sequence[str]], build: Callable[..., Item]) -> None:
+        """Store the text of each row; `build`, which pickles, makes an item of it."""
+        lines = ["\0".join(row).encode("utf-8", "surrogateescape") for row in rows]
+        self._text, self._build = b"".join(lines), build
+        self._ends = array("Q", itertools.accumulate(map(len, lines), initial=0))
+        self._order: Sequence[int] = range(len(lines))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Items: ...
+    def __getitem__(self, index: int | slice) -> Item | Items:
+        """One item, or some of them without building any."""
+        if isinstance(index, slice):
+            return self.take(range(len(self))[index])
+        row = self._order[index]
+        text = self._text[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogateescape")
+        return self._build(*text.split("\0"))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    def __mul__(self, times: int) -> Items:
+        return self.take([*range(len(self))] * times)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def take(self, indices: Iterable[int]) -> Items:
+        """Those of some indices, in their order, which share this one's memory; an index may occur several times."""
+        other = copy.copy(self)
+        other._order = array("Q", (self._order[index] for index in indices))
+        return other
+
+
+def selected(items: Sequence[Item], indices: Iterable[int]) -> Sequence[Item]:
+    """The items of some indices."""
+    return items.take(indices) if isinstance(items, Items) else tuple(items[index] for index in indices)
+
+
 @dataclass(frozen=True)
 class Listing:
     """The files and classes of one split, before any pixel is read.
@@ -42,16 +101,19 @@ class Listing:
         place: where the split is, for messages.
         items: the images that have a mask.
         labels: the classes.
-        remap: class id by stored id, 256 entries, -1 for an id that must not occur; None: stored ids are class ids.
+        remap: class id by stored id, 256 or 65,536 entries, -1 for one that must not occur; None: they are class ids.
         problems: one line each; any of them makes the split unfit.
         warnings: one line each, for what looks like a mistake.
         unlabelled: why there are no masks, or "". A split without masks can be predicted, not trained on or scored.
         left_out: by reason, how many images the layout's rule leaves out.
         read_as: what the data was taken for, for `atrous data check`.
+        colours: by stored id, for masks of colours; None: the classes' colours, if stored ids are class ids.
+        ignored: more colours of masks, that are ignored.
+        rule: how the samples of images become colours.
     """
 
     place: str
-    items: tuple[Item, ...]
+    items: Sequence[Item]
     labels: Labels
     remap: tuple[int, ...] | None = None
     problems: tuple[str, ...] = ()
@@ -59,6 +121,9 @@ class Listing:
     unlabelled: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
     read_as: str = ""
+    colours: tuple[Colour, ...] | None = None
+    ignored: tuple[Colour, ...] = ()
+    rule: ImageRule = AS_IT_IS
 
 
 @dataclass(frozen=True)
@@ -70,17 +135,31 @@ class Layout:
         published: where such data can be downloaded, a sentence for messages, or "".
         recognise: the data set's folder, given the one that the user names; None if it is of another layout.
         splits: names of the splits that are there.
-        read: the classes and samples of one split.
+        read: the classes and samples of one split, by the options that are the layout's own, such as `images`; names
+            and classes are folded afterwards.
     """
 
     expected: str
     published: str
     recognise: Callable[[Path], Path | None]
     splits: Callable[[Path], list[str]]
-    read: Callable[[Path, str], Listing]
+    read: Callable[[Path, str, DatasetOptions], Listing]
 
 
+def say_once(text: str) -> None:
+    """Warn of what was decided about a person's data, once a process."""
+    if text not in SAID:
+        SAID.add(text)
+        warnings.warn(text, stacklevel=3)
+
+
+_NOTES = re.compile(r"(?i)(readme|licen[cs]e|notes?|citation|changelog)\b.*|.*\.(md|pdf|html|rst)")
 _CLUTTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "__macosx"})
+
+
+def is_note(name: str) -> bool:
+    """Whether a file of this name lies beside data for people to read."""
+    return _NOTES.fullmatch(name) is not None
 
 
 def is_clutter(name: str) -> bool:
@@ -100,9 +179,48 @@ def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> t
     return files, [f"{folder}: {listed(duplicates)} have the same stem; expected one file a name"]
 
 
+_SCANS: ContextVar[dict[str, tuple[list[str], list[str]]] | None] = ContextVar("scans", default=None)
+"""Names of the files and of the folders in each folder, while `scanned_once`."""
+
+
+@contextlib.contextmanager
+def scanned_once() -> Iterator[None]:
+    """Read the list of a folder's names once, while this lasts: every layout looks into the same large folders."""
+    token = _SCANS.set({} if _SCANS.get() is None else _SCANS.get())
+    try:
+        yield
+    finally:
+        _SCANS.reset(token)
+
+
+def files_and_folders(folder: Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the files and of the folders in a folder, without clutter; none if the folder is not there."""
+    scans = _SCANS.get()
+    key = str(folder)
+    if scans is not None and key in scans:
+        return scans[key]
+    files: list[str] = []
+    folders: list[str] = []
+    if folder.is_dir():
+        with os.scandir(folder) as entries:  # which tells a folder from a file without asking the disk for each
+            for entry in entries:
+                if not is_clutter(entry.name):
+                    (folders if entry.is_dir() else files).append(entry.name)
+    result = sorted(files), sorted(folders)
+    if scans is not None:
+        scans[key] = result
+    return result
+
+
 def names_in(folder: Path) -> list[str]:
     """Sorted names of what is in a folder, without clutter; none if the folder is not there."""
-    return sorted(name for name in os.listdir(folder) if not is_clutter(name)) if folder.is_dir() else []
+    files, folders = files_and_folders(folder)
+    return sorted(files + folders) if folders else [*files]
+
+
+def files_with(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder whose names end in a suffix, sorted, without clutter."""
+    return [folder / name for name in files_and_folders(folder)[0] if name.endswith(suffix)]
 
 
 def pair(
@@ -132,14 +250,34 @@ def pair(
     return tuple(Item(name, images[name], None if masks is None else masks[name]) for name in complete), problems
 
 
-_SPLIT_NAMES = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
 WHOLE = "all"
 """The split of a data set that has none."""
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+    "default": WHOLE,
+}
 
 
 def split_name(name: str) -> str:
     """What a folder or file of a split is called here: valid is val, for one."""
     return _SPLIT_NAMES.get(name.lower(), name)
+
+
+def split_or_whole(name: str) -> str:
+    """The split that the name of a file, task or folder says, such as train for Train; `WHOLE` if it says none."""
+    return _SPLIT_NAMES.get(name.lower(), WHOLE)
+
+
+def split_of_file(path: Path, root: Path) -> str:
+    """The split that a file of annotations says by its name, or by that of its folder, if it is in one of `root`."""
+    split = split_or_whole(path.stem)
+    return split_or_whole(path.parent.name) if split == WHOLE and path.parent.parent == root else split
 
 
 def by_split(root: Path, places: Mapping[str, T]) -> dict[str, T]:
@@ -161,4 +299,4 @@ def by_split(root: Path, places: Mapping[str, T]) -> dict[str, T]:
 
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, without clutter; none if it is not there."""
-    return [name for name in names_in(folder) if (folder / name).is_dir()]
+    return [*files_and_folders(folder)[1]]

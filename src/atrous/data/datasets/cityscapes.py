@@ -19,6 +19,7 @@ from pathlib import Path
 
 from atrous.data.datasets.base import Layout, Listing, is_clutter, pair, subfolders
 from atrous.data.datasets.class_files import find_class_file, read_classes
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.labels import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 
 _PUBLISHED = "Cityscapes is published at https://www.cityscapes-dataset.com/downloads/ (leftImg8bit, gtFine, gtCoarse)"
@@ -36,7 +37,7 @@ def _splits(root: Path) -> list[str]:
     return [*fine, *(f"{name}{_COARSE}" for name in coarse)]
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
     class_file = find_class_file((root,))
     if class_file and not {*CITYSCAPES.names} <= {*read_classes(class_file)[0].names}:
         raise ValueError(f"{class_file}: other classes than Cityscapes' 19, which alone are read from this layout")

@@ -5,7 +5,7 @@
 | `labelmap.txt` (CVAT) | `LABEL:RED,GREEN,BLUE:PARTS:ACTIONS` |
 | `class_dict.csv` | `NAME,RED,GREEN,BLUE`, after a line of headings |
 | `label_colors.txt` (CamVid, KITTI) | `RED GREEN BLUE NAME` |
-| `labels.txt`, `class_names.txt` (LabelMe), `classes.txt` | `NAME`, in the order of ids; `__ignore__` has no id |
+| `labels.txt`, `class_names.txt`, `classes.txt`, `codes.txt` | `NAME`, in the order of ids; `__ignore__` has no id |
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import csv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from atrous.data.image_file import decode_file
 from atrous.data.image_io import MAX_PIXELS, Pixels
-from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, ids_of_colours, voc_palette
+from atrous.data.labels import IGNORE_COLOUR, MOST_CLASSES, Colour, Labels, ids_of_colours, ignored_id, voc_palette
 from atrous.messages import listed
 
 _BLACK: Colour = (0, 0, 0)
@@ -48,13 +50,16 @@ class ColourMask:
     def __str__(self) -> str:
         return str(self.path)
 
-    def read(self) -> Pixels:
-        """Class ids, uint8 H,W; ValueError naming the file, its unknown colours and their pixels."""
+    def read(self, ignored: Sequence[Colour] = ()) -> npt.NDArray[Any]:
+        """Class ids, uint8 or uint16 H,W; ValueError naming the file, its unknown colours and their pixels.
+
+        The `ignored` colours are ignored, as VOC's border is.
+        """
         if self.path.suffix.lower() in _LOSSY:
             raise ValueError(f"{self.path}: a mask in a format that changes colours; expected a lossless PNG")
         colours = decode_file(self.path, MAX_PIXELS, _colours)
         try:
-            return ids_of_colours(colours, self.labels.palette, self.labels.ignore)
+            return ids_of_colours(colours, self.labels.palette, self.labels.ignore, ignored)
         except ValueError:
             unknown = self._unknown(colours)
         raise ValueError(
@@ -108,7 +113,11 @@ def read_classes(path: Path) -> tuple[Labels, bool]:
     lines = read_lines(path)
     if not by_colour:
         names = tuple(line for line in lines if line != "__ignore__")
-        return _labels(path, names, voc_palette(min(256, len(names)))), False
+        return _labels(path, names, voc_palette(min(MOST_CLASSES, len(names)))), False
+    if path.name == "labelmap.txt" and all(line.endswith(":::") for line in lines if not line.startswith("#")):
+        # Datumaro writes no colours where it draws in VOC's.
+        plain = [line.removesuffix(":::") for line in lines if not line.startswith("#")]
+        lines = [f"{n}:{','.join(map(str, c))}::" for n, c in zip(plain, voc_palette(len(plain)), strict=True)]
     rows = _rows(path, lines, _COLOUR_FILES[path.name])
     if _BLACK not in (colour for _, colour in rows) and not any(name.lower() in _BACKGROUND for name, _ in rows):
         rows.insert(0, ("background", _BLACK))
@@ -121,7 +130,7 @@ def read_classes(path: Path) -> tuple[Labels, bool]:
 
 def _labels(path: Path, names: tuple[str, ...], palette: tuple[Colour, ...]) -> Labels:
     try:
-        return Labels(names, palette)
+        return Labels(names, palette, ignored_id(len(names)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -168,7 +177,7 @@ _COLOUR_FILES: dict[str, Callable[[str], Row]] = {
     "class_dict.csv": _class_dict_row,
     "label_colors.txt": _label_colors_row,
 }
-_NAME_FILES = ("class_names.txt", "labels.txt", "classes.txt")
+_NAME_FILES = ("class_names.txt", "labels.txt", "classes.txt", "codes.txt")
 
 
 def background_index(names: Sequence[str]) -> int | None:
@@ -189,7 +198,7 @@ def with_background(path: Path, names: Sequence[str]) -> tuple[Labels, list[int]
     others = [index for index in range(len(names)) if index != background]
     ordered = ("background" if background is None else names[background], *(names[index] for index in others))
     ids = {index: place for place, index in enumerate(others, start=1)}
-    labels = _labels(path, ordered, voc_palette(min(256, len(ordered))))
+    labels = _labels(path, ordered, voc_palette(min(MOST_CLASSES, len(ordered))))
     return labels, [ids.get(index, 0) for index in range(len(names))]
 
 

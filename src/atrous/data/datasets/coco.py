@@ -39,10 +39,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, is_clutter, subfolders
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_with, is_clutter, subfolders
 from atrous.data.datasets.class_files import with_background
+from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.json_records import json_records
-from atrous.data.datasets.regions import draw, pycocotools_mask
+from atrous.data.datasets.notes import Notes
+from atrous.data.datasets.options import DatasetOptions
+from atrous.data.datasets.regions import blank_mask, draw, pycocotools_mask
 from atrous.data.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import VOC, Labels, coco_to_voc
 from atrous.messages import listed
@@ -53,6 +56,7 @@ MIN_AREA = 1000
 _PUBLISHED = "COCO is published at https://cocodataset.org/#download (train2017, val2017, annotations_trainval2017)"
 _ROBOFLOW = "_annotations.coco.json"
 _PEEKED = 1 << 16
+_TOO_FEW = "annotations have polygons of fewer than three points, which have no area and are left out"
 _SECTION = re.compile(rb'"(categories|annotations|images)"\s*:\s*\[')
 _YEAR = re.compile(r"20\d\d$")
 
@@ -77,12 +81,14 @@ class _Content:
         regions: by id of the image.
         categories: names by id.
         groups: supercategories by id of the category.
+        notes: what has no area.
     """
 
     images: dict[int, tuple[str, int, int]] = field(default_factory=dict)
     regions: dict[int, list[_Region]] = field(default_factory=lambda: defaultdict(list))
     categories: dict[int, str] = field(default_factory=dict)
     groups: dict[int, str] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +122,10 @@ class CocoMask:
             FileNotFoundError: if the file is gone.
             ValueError: naming file and annotation, if the file has changed since it was listed, or cannot be drawn.
         """
-        mask = np.zeros((self.height, self.width), dtype=np.uint8)
+        regions = np.frombuffer(self.regions, dtype=np.int64).reshape(-1, 3).tolist()
+        mask = blank_mask(self.height, self.width, [value for value, _, _ in regions])
         with self.path.open("rb") as file:
-            for value, start, end in np.frombuffer(self.regions, dtype=np.int64).reshape(-1, 3).tolist():
+            for value, start, end in regions:
                 file.seek(start)
                 mask[self._drawn(file.read(end - start))] = value
         return mask
@@ -143,13 +150,13 @@ def _files(root: Path) -> dict[str, tuple[Path, str]]:
     """JSON file and name of the images' folder by split; the later of two years."""
     files: dict[str, tuple[Path, str]] = {}
     for folder in (root, root / "annotations"):
-        for path in sorted(folder.glob("instances_*.json")):
+        for path in (path for path in files_with(folder, ".json") if path.name.startswith("instances_")):
             full = path.stem.removeprefix("instances_")
             files[_YEAR.sub("", full) or full] = (path, full)
     beside = {name: (root / name / _ROBOFLOW, name) for name in subfolders(root)}
     if found := files or {name: place for name, place in beside.items() if place[0].is_file()}:
         return by_split(root, found)
-    others = [path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json")) if _peek(path)]
+    others = [path for folder in (root, root / "annotations") for path in files_with(folder, ".json") if _peek(path)]
     return by_split(root, {WHOLE if len(others) == 1 else path.stem: (path, path.stem) for path in others})
 
 
@@ -166,7 +173,7 @@ def _recognise(root: Path) -> Path | None:
     return root if _files(root) else None
 
 
-def _read(root: Path, split: str, as_voc: bool = False) -> Listing:
+def _read(root: Path, split: str, options: DatasetOptions, as_voc: bool = False) -> Listing:
     path, name = _files(root)[split]
     try:
         content = _parse(path)
@@ -175,15 +182,17 @@ def _read(root: Path, split: str, as_voc: bool = False) -> Listing:
         wanted = "COCO's instances: images, categories, and annotations with area, iscrowd, segmentation"
         raise ValueError(f"{path}: {' '.join(reason.split())}; expected {wanted}") from None
     folder = _image_folder(root, name, content)
+    search = ImageSearch([options.images, folder, root / "images", root / "data"])
     if as_voc and _is_coco(content):
         pycocotools_mask()
-        return _read_as_voc(path, folder, content)
-    return _read_own(path, folder, content)
+        return _read_as_voc(path, split, search, content)
+    return _read_own(path, split, search, content)
 
 
 def _image_folder(root: Path, split: str, content: _Content) -> Path:
     """The folder that has the first image; if none has, the one that COCO's layout or ours asks for."""
-    usual = next((place for place in (root / split, root / "images" / split) if place.is_dir()), root / split)
+    likely = (root / split, root / "images" / split, root / "images")
+    usual = next((place for place in likely if place.is_dir()), root / split)
     names = [name for name, _, _ in content.images.values()][:1]
     places = (usual, root / "images", root / "data", root)
     return next((place for place in places if names and (place / names[0]).is_file()), usual)
@@ -195,7 +204,7 @@ def _is_coco(content: _Content) -> bool:
     return len(content.categories) == 80 and classes == set(range(len(VOC)))
 
 
-def _read_as_voc(path: Path, folder: Path, content: _Content) -> Listing:
+def _read_as_voc(path: Path, split: str, search: ImageSearch, content: _Content) -> Listing:
     values = {number: coco_to_voc(name) for number, name in content.categories.items()}
     left_out = Counter[str]()
     regions = {}
@@ -205,7 +214,7 @@ def _read_as_voc(path: Path, folder: Path, content: _Content) -> Listing:
             left_out[reason] += 1
         else:
             regions[number] = of_voc
-    listing = _list_items(path, folder, content, VOC, values, regions)
+    listing = _list_items(path, split, search, content, VOC, values, regions)
     return replace(listing, left_out=dict(left_out), read_as="COCO, its 80 categories read as VOC's 21 classes")
 
 
@@ -217,7 +226,7 @@ def _unfit(regions: list[_Region]) -> str:
     return "" if max(areas) > MIN_AREA else f"no region of more than {MIN_AREA} pixels"
 
 
-def _read_own(path: Path, folder: Path, content: _Content) -> Listing:
+def _read_own(path: Path, split: str, search: ImageSearch, content: _Content) -> Listing:
     """With the categories as classes, in the order of their ids, after background."""
     regions = [region for regions in content.regions.values() for region in regions]
     if regions and all(region.form == "box" for region in regions):
@@ -230,8 +239,8 @@ def _read_own(path: Path, folder: Path, content: _Content) -> Listing:
         # CVAT, datumaro and supervision mark all that they write as RLE as a crowd, which only COCO's own crowds are.
         by_image = {n: [r._replace(crowd=r.crowd and r.form != "rle") for r in of] for n, of in by_image.items()}
         warnings = (f"{path}: all {len(marked)} RLE have iscrowd 1, as some tools write it: read as their class",)
-    listing = _list_items(path, folder, content, labels, values, by_image)
-    read_as = f"COCO's format with {len(values)} categories of its own: {listed(labels.names)}"
+    listing = _list_items(path, split, search, content, labels, values, by_image)
+    read_as = f"COCO's format with {len(values)} categories of its own: {listed(labels.names)}; smaller over larger"
     return replace(listing, warnings=(*listing.warnings, *warnings), read_as=read_as)
 
 
@@ -248,7 +257,8 @@ def _own_labels(path: Path, content: _Content) -> tuple[Labels, dict[int, int]]:
 
 def _list_items(
     path: Path,
-    folder: Path,
+    split: str,
+    search: ImageSearch,
     content: _Content,
     labels: Labels,
     values: dict[int, int],
@@ -258,7 +268,7 @@ def _list_items(
     items, absent = [], []
     for number, ours in regions.items():
         name, height, width = content.images[number]
-        if not (folder / name).is_file():
+        if (image := search.find(name, split)) is None:
             absent.append(name)
             continue
         ordered = sorted(ours, key=lambda region: -region.area)
@@ -266,18 +276,26 @@ def _list_items(
         for region in ordered:
             flat.extend((labels.ignore if region.crowd else values[region.category], region.start, region.end))
         mask = CocoMask(path, number, height, width, flat.tobytes(), border=labels is not VOC)
-        items.append(Item(str(Path(name).with_suffix("")), folder / name, mask))
-    published = f"; {_PUBLISHED}" if _is_coco(content) else ""
-    problems = [f"{folder}: {len(absent)} images of {path.name} are not there: {listed(absent)}{published}"]
+        items.append(Item(stem_of(name), image, mask))
+    advice = _PUBLISHED if _is_coco(content) else f"put them there, {SAY_WHERE}"
+    problems = [f"{search}: {len(absent)} images of {path.name} are not there: {listed(absent)}; {advice}"]
     lost = [number for number in content.regions if number not in content.images]
     count = sum(len(content.regions[number]) for number in lost)
-    warnings = [f"{path}: {count} annotations are of {len(lost)} images that it does not list"]
+    warnings = content.notes.lines(path)
+    if lost:
+        warnings.append(f"{path}: {count} annotations are of {len(lost)} images that it does not list")
+    if len({item.name for item in items}) < len(items):
+        twice = [name for name, number in Counter(item.name for item in items).items() if number > 1]
+        warnings.append(
+            f"{path}: {len(twice)} images are listed more than once, each with its own annotations: "
+            f"{listed(twice)}; expected one entry an image: merge them in the tool"
+        )
     return Listing(
         str(path),
         tuple(sorted(items, key=lambda item: item.name)),
         labels,
         problems=tuple(problems) if absent else (),
-        warnings=tuple(warnings) if lost else (),
+        warnings=tuple(warnings),
     )
 
 
@@ -294,6 +312,8 @@ def _parse(path: Path) -> _Content:
         elif section == "annotations":
             segmentation = record.get("segmentation")
             form = "box" if not segmentation else "rle" if isinstance(segmentation, dict) else "polygon"
+            if isinstance(segmentation, list) and any(len(part) < 6 for part in segmentation):
+                content.notes.add(_TOO_FEW, f"annotation {record.get('id')}")
             crowd = bool(record.get("iscrowd", 0))
             region = _Region(_area(record), int(record["category_id"]), crowd, form, start, end)
             content.regions[int(record["image_id"])].append(region)

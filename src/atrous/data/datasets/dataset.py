@@ -9,19 +9,22 @@ Data sets come in the layouts of `layouts.py`. Section 4 of the paper says which
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from atrous.data.datasets.base import Item, Listing, MaskSource
-from atrous.data.datasets.class_files import read_palette
+from atrous.data.datasets.base import Item, Items, Listing, MaskSource
+from atrous.data.datasets.class_files import ColourMask, read_palette
 from atrous.data.datasets.layouts import kind_of, list_split, splits
 from atrous.data.datasets.mask_values import Drawn, UnknownIdError, described, likely_fix
-from atrous.data.image_io import MAX_PIXELS, Pixels, mask_palette, read_image, read_mask
-from atrous.data.labels import Labels, voc_palette
+from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
+from atrous.data.image_io import MAX_PIXELS, mask_palette, read_image, read_mask
+from atrous.data.labels import Colour, Labels, voc_palette
+from atrous.data.samples import AS_IT_IS, ImageRule
 from atrous.messages import counted
 
 __all__ = [
@@ -39,7 +42,10 @@ __all__ = [
 
 
 class Sample(NamedTuple):
-    """One image, uint8 3,H,W, and its mask, uint8 H,W: class ids, or the ignored id."""
+    """One image, uint8 3,H,W, and its mask, H,W: class ids, or the ignored id.
+
+    The mask is uint8, or int32 for more than 255 classes.
+    """
 
     name: str
     image: Tensor
@@ -55,6 +61,9 @@ class SegmentationDataset(Dataset[Sample]):
         labels: Labels,
         *,
         remap: Sequence[int] | None = None,
+        colours: Sequence[Colour] | None = None,
+        ignored: Sequence[Colour] = (),
+        rule: ImageRule = AS_IT_IS,
         cache: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -63,19 +72,36 @@ class SegmentationDataset(Dataset[Sample]):
         Args:
             items: images and masks, kept in order as `items`.
             labels: the classes that the masks hold, after `remap`.
-            remap: class id by stored id, 256 entries, -1 for an id that must not occur; None: stored ids are class ids.
+            remap: class id by stored id, 256 or 65,536 entries, -1 for an id that must not occur; None: stored ids are
+                class ids.
+            colours: by stored id, for masks of colours; None: those of `labels`, if there is no `remap`.
+            ignored: more colours, that are ignored.
+            rule: how the samples of images become colours; kept as `rule`.
             cache: keep every decoded sample in the memory of each process that reads; do not write to the tensors then.
             max_pixels: as for `read_image`.
         """
-        if remap is not None and (len(remap) != 256 or not all(-1 <= entry <= 255 for entry in remap)):
-            raise ValueError(f"remap has {len(remap)} entries; expected 256 ids in 0..255, or -1")
-        self.items = tuple(items)
+        most = labels.largest_id
+        if remap is not None and (len(remap) not in (256, 65536) or not all(-1 <= entry <= most for entry in remap)):
+            raise ValueError(f"remap has {len(remap)} entries; expected 256 ids in 0..{most}, or -1")
+        self.items = items if isinstance(items, Items) else tuple(items)
         self.labels = labels
+        self.rule = rule
         known = np.array([*range(len(labels)), labels.ignore])
-        self._unknown = ~np.isin(np.arange(256) if remap is None else np.array(remap), known)
-        self._remap = None if remap is None else np.maximum(remap, 0).astype(np.uint8)
+        self._unknown = ~np.isin(np.arange(most + 1) if remap is None else np.array(remap), known)
+        self._dtype = np.uint8 if most < 256 else np.uint16
+        self._remap = None if remap is None else np.maximum(remap, 0).astype(self._dtype)
+        self._colours = labels.palette if colours is None and remap is None else colours
+        self._ignored = tuple(ignored)
         self._max_pixels = max_pixels
         self._cache: dict[int, Sample] | None = {} if cache else None
+
+    @classmethod
+    def of(cls, listing: Listing, *, cache: bool = False) -> "SegmentationDataset":
+        """The images and masks of a listing, whatever its problems are."""
+        return cls(
+            listing.items, listing.labels, remap=listing.remap, colours=listing.colours, ignored=listing.ignored,
+            rule=listing.rule, cache=cache,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.items)
@@ -88,8 +114,14 @@ class SegmentationDataset(Dataset[Sample]):
     def with_items(self, items: Sequence[Item]) -> "SegmentationDataset":
         """A copy with other items; an item may be given several times."""
         other = copy.copy(self)
-        other.items = tuple(items)
+        other.items = items if isinstance(items, Items) else tuple(items)
         other._cache = None if self._cache is None else {}
+        return other
+
+    def with_rule(self, rule: ImageRule) -> "SegmentationDataset":
+        """A copy whose images are read by another rule."""
+        other = self.with_items(self.items)
+        other.rule = rule
         return other
 
     def __getitem__(self, index: int) -> Sample:
@@ -102,16 +134,17 @@ class SegmentationDataset(Dataset[Sample]):
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         item = self.items[index]
-        image = read_image(item.image, max_pixels=self._max_pixels)
+        image = read_image(item.image, max_pixels=self._max_pixels, rule=self.rule)
         mask = self.read_ids(item, image.shape[:2])
         # A view of the decoder's H,W,3: no copy, and the layout in which resampling is fastest.
+        mask = mask if mask.dtype == np.uint8 else mask.astype(np.int32)  # PyTorch does little with uint16
         sample = Sample(item.name, torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask))
         if self._cache is not None:
             self._cache[index] = sample
         return sample
 
-    def read_ids(self, item: Item, size: tuple[int, ...]) -> Pixels:
-        """The mask of an item, remapped, uint8 H,W.
+    def read_ids(self, item: Item, size: tuple[int, ...]) -> npt.NDArray[Any]:
+        """The mask of an item, remapped, uint8 H,W, or uint16 for more than 255 classes.
 
         Args:
             item: of this data set.
@@ -122,7 +155,7 @@ class SegmentationDataset(Dataset[Sample]):
         """
         return self._remapped(self._stored(item, size), item)
 
-    def read_checked(self, item: Item, size: tuple[int, ...]) -> tuple[Pixels, Drawn | None]:
+    def read_checked(self, item: Item, size: tuple[int, ...]) -> tuple[npt.NDArray[Any], Drawn | None]:
         """As `read_ids`, and the colours of its ids if the mask is a palette image, for `palette_conflicts`.
 
         Raises:
@@ -134,16 +167,22 @@ class SegmentationDataset(Dataset[Sample]):
             self._check_palette(drawn)
         return self._remapped(mask, item), drawn
 
-    def _remapped(self, mask: Pixels, item: Item) -> Pixels:
-        return mask if self._remap is None or item.mask is None else self._remap[mask]
+    def _remapped(self, mask: npt.NDArray[Any], item: Item) -> npt.NDArray[Any]:
+        if self._remap is None or item.mask is None:
+            return mask.astype(self._dtype, copy=False)
+        classes: npt.NDArray[Any] = self._remap[mask]
+        return classes
 
-    def _stored(self, item: Item, size: tuple[int, ...]) -> Pixels:
+    def _stored(self, item: Item, size: tuple[int, ...]) -> npt.NDArray[Any]:
         if item.mask is None:
-            return np.full(size, self.labels.ignore, dtype=np.uint8)
+            return np.full(size, self.labels.ignore, dtype=self._dtype)
         if isinstance(item.mask, Path):
-            # Colours stand for the classes themselves, not for stored ids that `remap` maps.
-            palette = self.labels.palette if self._remap is None else None
-            mask = read_mask(item.mask, palette=palette, ignore=self.labels.ignore)
+            mask = read_mask(
+                item.mask, palette=self._colours, ignore=self.labels.ignore, ignored=self._ignored,
+                largest=len(self._unknown) - 1,
+            )  # fmt: skip
+        elif isinstance(item.mask, ColourMask):
+            mask = item.mask.read(self._ignored)
         else:
             mask = item.mask.read()
         if mask.shape != size:
@@ -152,20 +191,20 @@ class SegmentationDataset(Dataset[Sample]):
         self._check_ids(item.mask, mask)
         return mask
 
-    def _check_ids(self, source: Path | MaskSource, mask: Pixels) -> None:
+    def _check_ids(self, source: Path | MaskSource, mask: npt.NDArray[Any]) -> None:
         """Raise ValueError for stored ids that no class has."""
         if not self._unknown[mask].any():
             return
-        histogram = np.bincount(mask.ravel(), minlength=256)
+        histogram = np.bincount(mask.ravel(), minlength=len(self._unknown))
         unknown = described(np.where(self._unknown, histogram, 0))
         expected = f"0..{len(self.labels) - 1} or {self.labels.ignore}, ignored"
         expected = expected if self._remap is None else self._known_ids()
         advice = likely_fix(histogram, self.labels) if self._remap is None else ""
         raise UnknownIdError(f"{source}: mask has id {unknown}; expected {expected}", advice, histogram)
 
-    def _drawn(self, path: Path, mask: Pixels) -> Drawn | None:
-        palette = read_palette(path)
-        if palette is None:
+    def _drawn(self, path: Path, mask: npt.NDArray[Any]) -> Drawn | None:
+        palette = read_palette(path) if mask.dtype == np.uint8 and path.suffix.lower() != ".npy" else None
+        if palette is None or self.labels.largest_id > 255:
             return None
         used = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
         classes = range(256) if self._remap is None else self._remap
@@ -194,25 +233,28 @@ class SegmentationDataset(Dataset[Sample]):
         return " or ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
 
 
-def open_dataset(data: str | Path, split: str, *, cache: bool = False) -> SegmentationDataset:
+def open_dataset(
+    data: str | Path, split: str, options: DatasetOptions = NO_OPTIONS, *, cache: bool = False
+) -> SegmentationDataset:
     """Open one split of a data set.
 
     Args:
-        data: `NAME:PATH`, NAME one of folder, voc, cityscapes and coco; or a path whose layout is recognised.
+        data: as for `list_split`.
         split: such as train or val.
+        options: overrule those of the data's `dataset.yaml`.
         cache: as for `SegmentationDataset`.
 
     Raises:
         FileNotFoundError: if there is no such path.
         ValueError: if the layout is not recognised, or there is no such split, or it is empty or lacks files or masks.
     """
-    listing = list_split(data, split)
+    listing = list_split(data, split, options)
     if listing.unlabelled:
         raise ValueError(
             f"{listing.place}: no masks, for {listing.unlabelled}; expected a split to train on or to score"
         )
     refuse_problems(listing)
-    return SegmentationDataset(listing.items, listing.labels, remap=listing.remap, cache=cache)
+    return SegmentationDataset.of(listing, cache=cache)
 
 
 def refuse_problems(listing: Listing) -> None:

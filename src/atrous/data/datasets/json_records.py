@@ -1,4 +1,4 @@
-"""Parse the lists of a large JSON object one element at a time, with the byte range of each."""
+"""Parse JSON: a file whole, or the lists of a large object one element at a time with the byte range of each."""
 
 from __future__ import annotations
 
@@ -12,6 +12,25 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _BOM = "\xef\xbb\xbf"
 
 
+def load_json(path: Path, expected: str) -> Any:
+    """The content of a JSON file, UTF-8 with or without BOM.
+
+    Args:
+        path: the file.
+        expected: what it should hold, for messages.
+
+    Raises:
+        ValueError: naming the file, if it is empty, not JSON, or nested too deep.
+    """
+    data = path.read_bytes()
+    if not data.strip():
+        raise ValueError(f"{path}: an empty file; expected {expected}")
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {' '.join(str(error).split())}; expected {expected}") from None
+
+
 def json_records(path: Path) -> Iterator[tuple[str, Any, int, int]]:
     """Key, element, first and last byte of each element of every list in a file's JSON object.
 
@@ -23,6 +42,22 @@ def json_records(path: Path) -> Iterator[tuple[str, Any, int, int]]:
     for key, element, start, end in _records(text, len(_BOM) if text.startswith(_BOM) else 0):
         plain = text[start:end].isascii()
         yield key, element if plain else json.loads(text[start:end].encode("latin-1")), start, end
+
+
+def json_elements(path: Path) -> Iterator[tuple[Any, int, int]]:
+    """Element, first and last byte of each element of a file's JSON list.
+
+    Raises:
+        ValueError: if it is not JSON of a list; RecursionError, if it is nested too deep.
+    """
+    text = path.read_bytes().decode("latin-1")
+    place = _after(text, len(_BOM) if text.startswith(_BOM) else 0, "[")
+    decode = json.JSONDecoder().raw_decode
+    while text[place : place + 1] != "]":
+        element, end = decode(text, place)
+        plain = text[place:end].isascii()
+        yield element if plain else json.loads(text[place:end].encode("latin-1")), place, end
+        place = _next(text, end, "]")
 
 
 def _records(text: str, place: int) -> Iterator[tuple[str, Any, int, int]]:

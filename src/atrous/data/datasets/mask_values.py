@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 
+from atrous.data.datasets.class_files import background_index
 from atrous.data.labels import Colour, Labels
 from atrous.messages import listed
 
@@ -57,10 +58,22 @@ class Counts:
         return self.ignored / max(1, int(self.pixels.sum()) + self.ignored)
 
 
+def histogram_of(mask: npt.NDArray[Any], labels: Labels) -> npt.NDArray[np.int64]:
+    """Pixels of each id in a mask, int64 256; for more than 255 classes K + 1, the last of the ignored id."""
+    if labels.largest_id < 256:
+        return np.bincount(mask.ravel(), minlength=256)
+    return np.bincount(np.minimum(mask.ravel().astype(np.int64), len(labels)), minlength=len(labels) + 1)
+
+
+def ignored_place(labels: Labels) -> int:
+    """Of the ignored id in the histograms of `histogram_of`."""
+    return labels.ignore if labels.largest_id < 256 else len(labels)
+
+
 def class_counts(histograms: npt.NDArray[np.int64], labels: Labels) -> Counts:
-    """Counts from histograms of ids, int64 N,256, one row an image; N may be 0."""
+    """Counts from histograms of ids, those of `histogram_of`, one row an image; N may be 0."""
     classes = histograms[:, : len(labels)]
-    return Counts(classes.sum(axis=0), (classes > 0).sum(axis=0), int(histograms[:, labels.ignore].sum()))
+    return Counts(classes.sum(axis=0), (classes > 0).sum(axis=0), int(histograms[:, ignored_place(labels)].sum()))
 
 
 def class_problems(counts: Counts, labels: Labels) -> list[str]:
@@ -69,7 +82,7 @@ def class_problems(counts: Counts, labels: Labels) -> list[str]:
     Each line says what to do, and names the options that accept it.
     """
     absent = [labels.names[index] for index in np.flatnonzero(counts.pixels == 0)]
-    histogram = np.zeros(256, dtype=np.int64)
+    histogram = np.zeros(labels.largest_id + 1, dtype=np.int64)
     histogram[: len(labels)], histogram[labels.ignore] = counts.pixels, counts.ignored
     if len(labels) == 1:
         reason = f"{labels.names[0]} is the only class, so that there is nothing to tell it from"
@@ -143,13 +156,18 @@ def likely_fix(histogram: npt.NDArray[np.int64], labels: Labels) -> str:
     if classes == [0] and labels.ignore in values:
         which = f"{labels.ignore} is {names[1] if count == 2 else 'one of the classes'}"
         return _advice(which, None, {labels.ignore: 1 if count == 2 else "ID"})
-    if classes == list(range(1, count + 1)):
-        return _advice(f"the first class, {names[0]}, is id 1", None, {value: value - 1 for value in classes})
-    if classes == list(range(count + 1)):
-        return _advice("0 is background", ("background", *names), {})
+    if classes and classes[-1] == count:  # of one mask, which need not have every class
+        if classes[0] > 0:
+            first = f"the first class, {names[0]}, is id 1"
+            return _advice(first, None, {value: value - 1 for value in range(1, count + 1)})
+        if background_index(names) is None:
+            return _advice("0 is background", ("background", *names), {})
     for ids in (values, classes):
         if len(ids) == count and classes and classes[-1] >= count:
             return _advice("ids are in the order of the names", None, {value: i for i, value in enumerate(ids)})
+    spread = {round(index * 255 / (count - 1)): index for index in range(count)} if 2 < count < 18 else {}
+    if {*values} <= {*spread}:
+        return _advice("ids are spread over 0..255, to be seen", None, spread)
     return ""
 
 

@@ -1,83 +1,241 @@
-"""Folders of images and folders of masks, with a file of `class_files.py` that names the classes by colour or id.
+"""Folders of images and of masks, arranged as in `arrangement.py`, with or without a file that names the classes.
 
-| images | masks | |
-| --- | --- | --- |
-| `SPLIT/` | `SPLIT_labels/`, `SPLITannot/`, `SPLIT_masks/` | CamVid |
-| `SPLIT/image_2/` | `SPLIT/semantic_rgb/` | KITTI |
-| `images/SPLIT/` or `images/` | `labels/`, `masks/`, `annotations/` or `gt/` likewise | |
-| `SPLIT/images/` | `SPLIT/labels/`, ... | |
-
-A mask has its image's stem, or that and `_L`, `_mask`, `_label`, `_labels`, `_gt`. Without splits, all is one: `all`.
+With a file of `class_files.py`, the classes are those that it names by colour or by id; without one, they come from the
+values that the masks store (`found_classes.py`). Lists of names, `train.txt`, `val.txt` and `test.txt` as of CamVid,
+say which images are of which split.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
 
-from atrous.data.datasets.base import WHOLE, Layout, Listing, MaskSource, by_split, files_by_stem, pair, subfolders
-from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes
+from atrous.data.datasets.arrangement import Place, places_of, unread_masks
+from atrous.data.datasets.array_mask import ArrayMask
+from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, MaskSource, say_once, split_name, subfolders
+from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines
+from atrous.data.datasets.folding import own_labels
+from atrous.data.datasets.found_classes import find_classes, step_of
+from atrous.data.datasets.options import FILE, DatasetOptions
+from atrous.data.datasets.pairing import (
+    ARRAY_SUFFIXES,
+    MASK_SUFFIXES,
+    Pairing,
+    files_below,
+    is_mask_name,
+    paired,
+    stem,
+    suffixed,
+)
+from atrous.data.image_file import IMAGE_SUFFIXES
+from atrous.data.labels import Labels
 from atrous.messages import counted, listed
 
-_IMAGES = ("images", "imgs", "image", "img", "JPEGImages", "image_2")
-_MASKS = ("semantic_rgb", "labels", "masks", "mask", "annotations", "label", "gt", "SegmentationClass")
-_BESIDE = ("_labels", "annot", "_masks", "_mask", "_label")
-_ENDS = ("", "_L", "_mask", "_label", "_labels", "_gt")
+_LISTS = ("train", "val", "valid", "validation", "test", "trainval")
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one split.
+
+    Attributes:
+        place: their folders.
+        pairing: of images and masks.
+        others: files that are neither.
+        left_out: images by the reason for which they are left out.
+    """
+
+    place: Place
+    pairing: Pairing
+    others: tuple[str, ...]
+    left_out: Mapping[str, int]
+
+    def masks(self, step: int = 1) -> list[Path]:
+        """The masks that have an image, or each of some steps."""
+        return [self.place.masks / mask for _, _, mask in self.pairing.pairs[::step]] if self.place.masks else []
+
+    def items(self, source: Callable[[Path], Path | MaskSource]) -> Items:
+        """Images with masks, each mask as `source`, which pickles, makes it of its path."""
+        images, masks = str(self.place.images), str(self.place.masks)
+        if self.place.masks is None:
+            return Items(((stem(name), name) for name in self.pairing.unmasked), partial(_unmasked, images))
+        return Items(self.pairing.pairs, partial(_item, images, masks, source))
+
+    def problems(self, where: str = "", advice: str = "expected its name, or that with _mask") -> list[str]:
+        """A line for each kind of file that has no partner; `where` says where masks are sought."""
+        if self.place.masks is None:
+            return []
+        unmasked, count = self.pairing.unmasked, len(self.pairing.pairs) + len(self.pairing.unmasked)
+        lines = [f"{self.place.images}: {listed(self.pairing.ambiguous)}; expected one file a name"]
+        lines = lines if self.pairing.ambiguous else []
+        if unmasked:
+            names = listed([stem(name) for name in unmasked[:4]] + unmasked[4:])
+            where = where or str(self.place.masks)
+            advice = f"; {advice}" if advice else ""
+            lines.append(
+                f"{self.place.images}: {len(unmasked)} of {count} images have no mask in {where}: {names}{advice}"
+            )
+        return lines
+
+    def warnings(self) -> tuple[str, ...]:
+        """A line for each kind of file that is not read."""
+        orphans = self.pairing.orphans
+        lines = [f"{self.place.masks}: {len(orphans)} masks have no image: {listed(orphans)}"] if orphans else []
+        if self.others:
+            lines.append(f"{self.place.images}: {len(self.others)} files are no images: {listed(self.others)}")
+        return tuple(lines)
+
+
+def files_of(root: Path) -> dict[str, Files]:
+    """The files by split, divided by lists of names where there are some."""
+    places = places_of(root)
+    lists = _lists(root)
+    if lists and (whole := places.get(WHOLE)):
+        return _by_lists(whole, lists)
+    return {split: files_in(place, lists.get(split)) for split, place in places.items()}
+
+
+def splits_of(root: Path) -> list[str]:
+    """The splits, without listing their files."""
+    places = places_of(root)
+    if WHOLE in places and (lists := _lists(root)):
+        return [*lists] if "train" in lists or "val" not in lists else ["train", *lists]
+    return [*places]
+
+
+def files_in(place: Place, names: set[str] | None = None) -> Files:
+    """The files of a place, paired; of the images in `names`, stems, if it lists any of them."""
+    left_out: dict[str, int] = {}
+    inside = files_below(place.images, place.deep)
+    images = suffixed(inside, IMAGE_SUFFIXES)
+    if place.masks == place.images:
+        masks = [name for name in suffixed(inside, MASK_SUFFIXES) if is_mask_name(name)]
+        images = sorted({*images} - {*masks})
+    else:
+        masks = [] if place.masks is None else suffixed(files_below(place.masks, place.deep), MASK_SUFFIXES)
+    known = {*images, *masks}
+    others = tuple(name for name in inside if name not in known)
+    if names is not None and names & {stem(name.rpartition("/")[2]) for name in images}:
+        kept = [name for name in images if stem(name.rpartition("/")[2]) in names]
+        if len(kept) < len(images):
+            left_out["not in the list of the split"] = len(images) - len(kept)
+        images = kept
+        masks = _without_left_out(images, masks) if left_out else masks
+    if place.masks is None:
+        return Files(place, Pairing(unmasked=images), others, left_out)
+    return Files(place, paired(images, masks), others, left_out)
+
+
+def _without_left_out(images: Sequence[str], masks: list[str]) -> list[str]:
+    """The masks of some images: the others have no orphans."""
+    return [mask for _, _, mask in paired(images, masks).pairs]
+
+
+def _by_lists(place: Place, lists: Mapping[str, set[str]]) -> dict[str, Files]:
+    """The files of folders that hold all splits; where only val is listed, as by fast.ai, the others train."""
+    if "train" not in lists and "val" in lists:
+        everywhere = {stem(name.rpartition("/")[2]) for name in files_below(place.images, place.deep)}
+        lists = {"train": everywhere - set().union(*lists.values()), **lists}
+    return {split: files_in(place, names) for split, names in lists.items()}
+
+
+def _lists(root: Path) -> dict[str, set[str]]:
+    """Stems of images by split, of files such as train.txt: a name or the path of an image a line, perhaps its mask."""
+    found: dict[str, set[str]] = {}
+    for folder in (root, root / "splits", root / "lists"):
+        for name in _LISTS:
+            if (path := folder / f"{name}.txt").is_file():
+                found.setdefault(split_name(name), {_stem_in(line) for line in read_lines(path)})
+    return found
+
+
+def _stem_in(line: str) -> str:
+    """The stem of the image that a line of a list names, whose path may have spaces; its mask may follow it."""
+    lower = line.lower()
+    ends = [lower.find(suffix) + len(suffix) for suffix in IMAGE_SUFFIXES if suffix in lower]
+    first = line[: min(ends)] if ends else line
+    first = first.strip('"').replace("\\", "/")
+    return stem(PurePosixPath(first).name) if ends else PurePosixPath(first).name
+
+
+def _unmasked(images: str, own: str, image: str) -> Item:
+    return Item(own, Path(images, image), None)
+
+
+def _item(
+    images: str, masks: str, source: Callable[[Path], Path | MaskSource], own: str, image: str, mask: str
+) -> Item:
+    return Item(own, Path(images, image), source(Path(masks, mask)))
+
+
+def colour_mask(labels: Labels, class_file: Path, path: Path) -> MaskSource:
+    """A mask whose colours are classes."""
+    return ColourMask(path, labels, class_file)
+
+
+def plain_mask(path: Path) -> Path | MaskSource:
+    """A mask of ids as they are stored: an image that is read as such, or what `array_mask.py` reads."""
+    return ArrayMask(path) if path.suffix.lower() in (*ARRAY_SUFFIXES, ".gif") else path
 
 
 def _recognise(root: Path) -> Path | None:
-    return root if find_class_file((root,)) and _folders(root) else None
+    # Whose names are in a file that Roboflow's layout did not understand.
+    if any((root / name / "_classes.csv").is_file() for name in (".", *subfolders(root))):
+        return None
+    return root if places_of(root) else None
 
 
-def _folders(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Folders of images and of masks by split."""
-    names = subfolders(root)
-    beside = {
-        name: (root / name, root / f"{name}{end}") for name in names for end in _BESIDE if f"{name}{end}" in names
-    }
-    inside = {name: pairs for name in names if (pairs := _of_kinds(root / name))}
-    if beside or inside:
-        return by_split(root, beside | inside)
-    kinds = _of_kinds(root)
-    if kinds is None:
-        return {}
-    images, masks = kinds
-    splits = {name: (images / name, masks / name) for name in subfolders(images) if (masks / name).is_dir()}
-    return by_split(images, splits) or {WHOLE: kinds}
+def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
+    every = files_of(root)
+    listing, place = listing_by(root, every, split, options), every[split].place
+    spare = unread_masks(place)
+    line = f"{place.masks} has the masks that are read; not {listed(spare)} beside it"
+    return replace(listing, warnings=(*listing.warnings, line)) if spare else listing
 
 
-def _of_kinds(root: Path) -> tuple[Path, Path] | None:
-    pairs = ((root / image, root / mask) for image in _IMAGES for mask in _MASKS)
-    return next(((image, mask) for image, mask in pairs if image.is_dir() and _holds_masks(mask)), None)
+def listing_by(root: Path, every: Mapping[str, Files], split: str, options: DatasetOptions) -> Listing:
+    """A listing with the classes that the options name, or a file of classes, or that the masks of all splits have."""
+    files = every[split]
+    if options.names:
+        try:
+            labels, remap = own_labels(options)
+        except ValueError as error:
+            raise ValueError(f"{root / FILE}: {error}") from None
+        return replace(listing_of(files, plain_mask, labels, f"with the classes of {FILE}"), remap=remap)
+    if class_file := find_class_file((root,)):
+        labels, by_colour = read_classes(class_file)
+        source = partial(colour_mask, labels, class_file) if by_colour else plain_mask
+        names = counted(len(labels), "class", "classes")
+        return listing_of(files, source, labels, f"images with masks, with the {names} of {class_file.name}")
+    count = sum(len(each.pairing.pairs) for each in every.values())
+    masks = [mask for each in every.values() for mask in each.masks(step_of(count))]
+    if not masks:
+        return listing_of(files, plain_mask, Labels(("background",), ((0, 0, 0),)), "images with masks")
+    classes = find_classes(root, masks, count, options.binary)
+    say_once(f"{root}: {classes.said}")
+    return listing_of(files, classes.mask, classes.labels, f"images with masks; {classes.said}")
 
 
-def _holds_masks(folder: Path) -> bool:
-    """Whether images are in a folder or in one of its folders: YOLO's labels/ has text."""
-    return any(files_by_stem(place)[0] for place in (folder, *(folder / name for name in subfolders(folder))))
-
-
-def _read(root: Path, split: str) -> Listing:
-    class_file = find_class_file((root,))
-    assert class_file is not None
-    labels, by_colour = read_classes(class_file)
-    image_folder, mask_folder = _folders(root)[split]
-    images, duplicates = files_by_stem(image_folder)
-    files, mask_duplicates = files_by_stem(mask_folder)
-    named = {stem: path for stem in images for end in _ENDS if (path := files.get(f"{stem}{end}"))}
-    masks: dict[str, Path | MaskSource] = {
-        stem: ColourMask(path, labels, class_file) if by_colour else path for stem, path in named.items()
-    }
-    items, problems = pair(image_folder, images, images, masks, str(mask_folder))
-    orphans = sorted(path.name for path in {*files.values()} - {*named.values()})
-    warnings = (f"{mask_folder}: {len(orphans)} masks have no image: {listed(orphans)}",) if orphans else ()
-    read_as = f"images with masks, with the {counted(len(labels), 'class', 'classes')} of {class_file.name}"
-    problems = [*duplicates, *mask_duplicates, *problems]
-    return Listing(str(image_folder), items, labels, problems=tuple(problems), warnings=warnings, read_as=read_as)
+def listing_of(files: Files, source: Callable[[Path], Path | MaskSource], labels: Labels, read_as: str) -> Listing:
+    """A listing of the files of a split."""
+    return Listing(
+        str(files.place.images),
+        files.items(source),
+        labels,
+        problems=tuple(files.problems()),
+        warnings=files.warnings(),
+        unlabelled="" if files.place.masks else "there is no folder of masks for it",
+        left_out=files.left_out,
+        read_as=read_as,
+    )
 
 
 LAYOUT = Layout(
-    "class_dict.csv, label_colors.txt, labelmap.txt or labels.txt beside folders of images and of masks",
+    "folders of images and of masks, such as images/ and masks/; or X.jpg with X_mask.png",
     "",
     _recognise,
-    lambda root: list(_folders(root)),
+    splits_of,
     _read,
 )

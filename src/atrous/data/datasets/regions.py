@@ -1,4 +1,4 @@
-"""Rasterise the regions of annotations: polygons, and COCO's run lengths.
+"""Rasterise the regions of annotations: polygons, boxes, ellipses, small masks, and COCO's run lengths.
 
 COCO's own polygons are drawn as COCO's API draws them, which leaves out half a pixel along two sides. Those that tools
 derive from masks run through the centres of border pixels: Pillow, as in LabelMe's converter, fills their border, too.
@@ -7,12 +7,16 @@ derive from masks run through the centres of border pixels: Pillow, as in LabelM
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from typing import Any
+import io
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+
+from atrous.data.image_io import Pixels
 
 Region = npt.NDArray[np.bool_]
 
@@ -34,7 +38,10 @@ def draw(segmentation: Any, height: int, width: int, *, border: bool = False) ->
         return _unpacked(segmentation, height, width)
     polygons = _checked(segmentation, height, width)
     if border:
-        return fill_polygons([np.reshape(polygon, (-1, 2)).tolist() for polygon in polygons], height, width)
+        pairs = [np.reshape(polygon, (-1, 2)).tolist() for polygon in polygons]
+        for points in pairs:
+            check_points(points, height, width)
+        return fill_polygons(pairs, height, width)
     coder = pycocotools_mask()
     # Without any polygon, one without area: pycocotools draws it as nothing, and would fail on an empty list.
     encoded = coder.merge(coder.frPyObjects(polygons or [[0, 0, 0, 0, 0, 0]], height, width))
@@ -47,6 +54,83 @@ def fill_polygons(polygons: Sequence[Sequence[Sequence[float]]], height: int, wi
     for polygon in polygons:
         ImageDraw.Draw(image).polygon([(float(x), float(y)) for x, y in polygon], fill=1)
     return np.array(image)
+
+
+def blank_mask(height: int, width: int, ids: Iterable[int]) -> Pixels:
+    """A mask of zeros to draw these class ids in, H,W: uint8, or uint16 if one of them needs it."""
+    wide = max(ids, default=0) > 255
+    return cast(Pixels, np.zeros((height, width), dtype=np.uint16 if wide else np.uint8))
+
+
+def check_points(points: Sequence[Sequence[float]], height: int, width: int) -> None:
+    """Raise ValueError for coordinates, x, y in pixels, that are no numbers, far from the image, or all outside it."""
+    array = np.asarray(points, dtype=np.float64)
+    if not (np.abs(array) <= 2 * max(height, width) + 1).all():
+        raise ValueError("points far outside the image; expected pixels")
+    if len(array) and ((array < 0).all(0).any() or (array > (width, height)).all(0).any()):
+        raise ValueError(f"all of it is outside the image; expected pixels, 0..{width} and 0..{height}")
+
+
+def fill_oriented(
+    centre: tuple[float, float], half: tuple[float, float], degrees: float, height: int, width: int, *, ellipse: bool
+) -> Region:
+    """The pixels whose centres are in a rectangle or ellipse, bool H,W.
+
+    Args:
+        centre: x, y in pixels.
+        half: half its width and height, or its radii.
+        degrees: by which it is turned, clockwise.
+        height: of the image.
+        width: likewise.
+        ellipse: not a rectangle.
+
+    Raises:
+        ValueError: if it has no area, or is outside the image.
+    """
+    (x, y), (a, b), angle = centre, half, math.radians(degrees)
+    if not (a > 0 and b > 0):
+        raise ValueError(f"a shape of {2 * a:g} by {2 * b:g} pixels; expected some width and height")
+    reach = math.hypot(a, b)
+    check_points([(x - reach, y - reach), (x + reach, y + reach)], height, width)
+    region = np.zeros((height, width), dtype=bool)
+    top, left = max(0, math.floor(y - reach)), max(0, math.floor(x - reach))
+    rows = np.arange(top, min(height, math.ceil(y + reach)))[:, None] + 0.5 - y
+    columns = np.arange(left, min(width, math.ceil(x + reach)))[None] + 0.5 - x
+    along = np.abs(columns * math.cos(angle) + rows * math.sin(angle)) / a
+    across = np.abs(rows * math.cos(angle) - columns * math.sin(angle)) / b
+    inside = along**2 + across**2 <= 1 if ellipse else (along <= 1) & (across <= 1)
+    region[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return region
+
+
+def png_region(data: bytes, height: int, width: int) -> Region:
+    """The pixels of a PNG that are neither zero nor transparent, bool h,w, at most H,W.
+
+    Raises:
+        ValueError: if it is no PNG, or larger than the image; OSError, if it is damaged.
+    """
+    image = Image.open(io.BytesIO(data), formats=("PNG",))
+    if image.width > width or image.height > height:
+        raise ValueError(f"a mask of {image.width}x{image.height} in an image of {width}x{height}")
+    if image.has_transparency_data:
+        return np.asarray(image.convert("RGBA").getchannel("A")) > 0
+    pixels = np.asarray(image)
+    return np.asarray(pixels > 0 if pixels.ndim == 2 else (pixels > 0).any(2))
+
+
+def paste(inner: Region, left: int, top: int, height: int, width: int) -> Region:
+    """A small mask with its corner at left, top, bool H,W; what is outside the image is cut.
+
+    Raises:
+        ValueError: if all of it is outside.
+    """
+    rows, columns = inner.shape
+    if not (-rows < top < height and -columns < left < width):
+        raise ValueError(f"a mask at {left}, {top}, outside the image of {width}x{height}")
+    region = np.zeros((height, width), dtype=bool)
+    part = inner[max(0, -top) : height - top, max(0, -left) : width - left]
+    region[max(0, top) :, max(0, left) :][: part.shape[0], : part.shape[1]] = part
+    return region
 
 
 def pycocotools_mask() -> Any:

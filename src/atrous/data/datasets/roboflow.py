@@ -7,8 +7,9 @@ from pathlib import Path
 
 from atrous.data.datasets.base import WHOLE, Layout, Listing, by_split, files_by_stem, pair, subfolders
 from atrous.data.datasets.class_files import read_lines
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.labels import Labels, voc_palette
-from atrous.messages import counted
+from atrous.messages import counted, listed
 
 _CLASSES = "_classes.csv"
 _END = "_mask"
@@ -29,15 +30,17 @@ def _recognise(root: Path) -> Path | None:
         return root if b"pixel" in file.readline(1000).lower() else None
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     folder = _folders(root)[split]
     labels, remap = _read_classes(folder / _CLASSES)
     files, duplicates = files_by_stem(folder)
     images = {stem: path for stem, path in files.items() if not stem.endswith(_END)}
     masks = {stem.removesuffix(_END): path for stem, path in files.items() if stem.endswith(_END)}
     items, problems = pair(folder, images, images, masks, f"{folder.name}, as NAME{_END}.png")
+    orphans = sorted(files[f"{stem}{_END}"].name for stem in masks.keys() - images.keys())
+    warnings = (f"{folder}: {len(orphans)} masks have no image: {listed(orphans)}",) if orphans else ()
     read_as = f"Roboflow's semantic masks, with the {counted(len(labels), 'class', 'classes')} of {_CLASSES}"
-    return Listing(str(folder), items, labels, remap, (*duplicates, *problems), read_as=read_as)
+    return Listing(str(folder), items, labels, remap, (*duplicates, *problems), warnings, read_as=read_as)
 
 
 def _read_classes(path: Path) -> tuple[Labels, tuple[int, ...]]:

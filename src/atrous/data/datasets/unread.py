@@ -17,16 +17,24 @@ from atrous.data.image_io import MAX_PIXELS
 from atrous.messages import listed
 
 _MOST_NAMES = 5000
+_MOST_OPENED = 20
 _MOST_BYTES = 1 << 18
 
 _MASKS = r"\.(png|tiff?|gif|bmp|npy)"
-_CVAT = "export it as 'Segmentation mask 1.1' or as COCO 1.0"
-_LABEL_STUDIO = "export it as COCO, or brush masks as PNG"
-_SUPERVISELY = "export it as COCO or Pascal VOC, with the export apps"
-_BRUSHES = "each has one class of one image; join those of an image"
+_BOXES = (
+    "boxes are no masks: draw polygons or masks; the polygons that supervision adds to them are read from the COCO or "
+    "YOLO that it writes"
+)
 _NOT_ONLY_PHOTOGRAPHS = re.compile(r"(?i)mask|label|annot|seg|(^|[/_-])gt")
 _NOTES = (".txt", ".md", ".pdf", ".html")
 _PAIRS = "name the classes beside it in labels.txt, one a line in the order of ids, or in label_colors.txt, R G B NAME"
+_COCO = "expected COCO's JSON: export it as that, or convert it with datumaro"
+_AS_COCO = f"not read; {_COCO}"
+_TASKS = "expected the export of the project, a list of tasks: Export, JSON"
+_ANN = "expected the project as Supervisely downloads it, with annotations"
+_STARTS = {".xml": (b"<",), ".json": (b"{", b"["), ".yaml": (b"",), ".yml": (b"",), ".csv": (b"",)}
+"""How files of annotations start, behind blanks."""
+_PAGE = re.compile(rb"(?i)<!doctype html|<html")
 _PLAIN = "write masks of ids as PNG into masks/SPLIT/, images into images/SPLIT/, and the names into dataset.yaml"
 
 
@@ -41,16 +49,16 @@ class _Sign:
 
 
 _SIGNS = (
-    _Sign("a CVAT export ('CVAT for images')", f"not read; {_CVAT}", r"\.xml$", rb"<annotations>"),
-    _Sign("boxes in VOC's XML", "boxes are no masks: draw polygons or masks", r"\.xml$", rb"<bndbox>"),
-    _Sign("a LabelMe 3.0 export", "not read; convert it to COCO with datumaro", r"\.xml$", rb"<annotation>"),
-    _Sign("a COCO panoptic export", "not read; export its instances as COCO", r"\.json$", rb'"segments_info"|panoptic'),
-    _Sign("a Label Studio export", f"not read; {_LABEL_STUDIO}", r"\.json$", rb'"(from_name|file_upload)"\s*:'),
-    _Sign("a Supervisely project", f"not read; {_SUPERVISELY}", r"(^|/)meta\.json$", rb'"classes"\s*:'),
+    _Sign("boxes in VOC's XML", _BOXES, r"\.xml$", rb"<bndbox>"),
+    _Sign("LabelMe's or VOC's XML", "no object has a polygon or a mask: draw them", r"\.xml$", rb"<annotation[\s>]"),
+    _Sign("Label Studio's JSON", f"one task alone; {_TASKS}", r"\.json$", rb'"(from_name|file_upload)"\s*:'),
+    _Sign("a Supervisely project", f"no DATASET/ann beside; {_ANN}", r"(^|/)meta\.json$", rb'"classes"\s*:'),
+    _Sign("a project of VGG's Image Annotator", _AS_COCO, r"\.json$", rb'"_via_|"region_attributes"'),
+    _Sign("a Labelbox export", f"not read; {_COCO}", r"\.(nd)?json$", rb'"(data_row|DataRow ID|Labeled Data)"'),
+    _Sign("V7's Darwin JSON", _AS_COCO, r"\.json$", rb'darwin_json|"darwin_version"|v7labs'),
+    _Sign("Datumaro's own JSON", _AS_COCO, r"\.json$", rb'"dm_format_version"|"media_type"'),
+    _Sign("a Roboflow export", "_classes.csv starts otherwise; expected Pixel Value, Class", r"_classes\.csv$"),
     _Sign("a COCO JSON", "give its folder", r"\.json$", rb'"(categories|image_id|segmentation)"\s*:'),
-    _Sign("a Label Studio export of brush masks", f"{_BRUSHES}; {_PLAIN}", r"task-\d+-annotation-\d+-.*\.png$"),
-    _Sign("ADE20K", f"not read; {_PLAIN}", r"(^|/)objectInfo150\.txt$|annotations/training/"),
-    _Sign("a parquet data set", f"not read; {_PLAIN}", r"\.parquet$"),
     _Sign(
         "a folder of images with masks",
         f"{_PAIRS}; or {_PLAIN}",
@@ -95,11 +103,34 @@ def _is_of_ids(path: Path) -> bool:
 
 
 def _clause(names: list[str], open_name: Callable[[str], IO[bytes]]) -> str:
+    if damaged := _damaged([name for name in names if Path(name).suffix.lower() in _STARTS][:_MOST_OPENED], open_name):
+        return damaged
     for sign in _SIGNS:
         matching = [name for name in names if re.search(sign.name, name)]
         if matching and _holds(matching[0], sign.content, open_name):
             return f"it looks like {sign.what} ({listed(matching, 1)}): {sign.advice}"
     return ""
+
+
+def _damaged(names: list[str], open_name: Callable[[str], IO[bytes]]) -> str:
+    """A clause about annotation files that are empty, or not what their names say."""
+    for name in names:
+        start, kind = _start_of(name, open_name), Path(name).suffix.lower()
+        if start == b"":
+            return f"{name} is empty; expected annotations: export anew"
+        if start is not None and _PAGE.match(start):
+            return f"it looks like a web page ({name}): download the export anew, signed in"
+        if start is not None and not start.startswith(_STARTS[kind]):
+            return f"{name} starts with {start[:20].decode('latin-1')!r}, and is no {kind[1:].upper()}: export anew"
+    return ""
+
+
+def _start_of(name: str, open_name: Callable[[str], IO[bytes]]) -> bytes | None:
+    try:
+        with open_name(name) as file:
+            return file.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except Exception:  # as for `_holds`
+        return None
 
 
 def _holds(name: str, content: bytes, open_name: Callable[[str], IO[bytes]]) -> bool:

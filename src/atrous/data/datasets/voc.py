@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from atrous.data.datasets.base import Layout, Listing, MaskSource, files_by_stem, pair
+from atrous.data.datasets.base import Layout, Listing, MaskSource, by_split, files_by_stem, pair
 from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines, read_palette
+from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.image_file import IMAGE_SUFFIXES, decode_file
 from atrous.data.image_io import MAX_PIXELS, Pixels, read_mask
 from atrous.data.labels import VOC
@@ -65,6 +68,7 @@ class SbdMask:
         return mask
 
 
+_SETS = Path("ImageSets", "Segmentation")
 _VOC_NAME = re.compile(r"20\d\d_\d{6}")
 _OWN_CLASSES = (
     "if these are other classes than VOC's, name them beside ImageSets in labels.txt, one a line in the order of ids, "
@@ -109,7 +113,7 @@ class VocMask:
 
 def _recognise(root: Path) -> Path | None:
     homes = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
-    return next((home for home in homes if (home / "ImageSets" / "Segmentation").is_dir()), None)
+    return next((home for home in homes if (home / _SETS).is_dir()), None)
 
 
 def _find_sbd(home: Path) -> Path | None:
@@ -125,9 +129,9 @@ def _class_file(home: Path) -> Path | None:
 
 
 def _splits(home: Path) -> list[str]:
-    splits = {*files_by_stem(home / "ImageSets" / "Segmentation", (".txt",))[0]}
     if _class_file(home):
-        return sorted(splits)
+        return sorted(_lists(home))
+    splits = {*files_by_stem(home / _SETS, (".txt",))[0]}
     if {"train", "val"} <= splits and _find_sbd(home):
         splits.add("trainaug")
     if "test" in splits and not _any_image(home, "test"):  # people copy test.txt without its images
@@ -149,18 +153,18 @@ def _read_names(path: Path) -> list[str]:
 
 
 def _names(home: Path, split: str) -> list[str]:
-    sets, sbd = home / "ImageSets" / "Segmentation", _find_sbd(home)
+    sets, sbd = home / _SETS, _find_sbd(home)
     if split != "trainaug" or (sets / "trainaug.txt").is_file() or sbd is None:
         return _read_names(sets / f"{split}.txt")
     names = {*_read_names(sbd / "train.txt"), *_read_names(sbd / "val.txt"), *_read_names(sets / "train.txt")}
     return sorted(names - set(_read_names(sets / "val.txt")))
 
 
-def _read(home: Path, split: str) -> Listing:
-    place = home / "ImageSets" / "Segmentation" / f"{split}.txt"
-    images, duplicates = files_by_stem(home / "JPEGImages")
+def _read(home: Path, split: str, options: DatasetOptions) -> Listing:
+    place = home / _SETS / f"{split}.txt"
     if class_file := _class_file(home):
-        return _read_own(home, place, class_file, images, duplicates)
+        return _read_own(home, _lists(home)[split], class_file, options)
+    images, duplicates = files_by_stem(home / "JPEGImages")
     names = _names(home, split)
     if split == "test":
         items, problems = pair(place, names, images, None, "", _PUBLISHED)
@@ -171,16 +175,40 @@ def _read(home: Path, split: str) -> Listing:
     return Listing(str(place), items, VOC, problems=(*duplicates, *problems), read_as="PASCAL VOC, with its 21 classes")
 
 
-def _read_own(home: Path, place: Path, class_file: Path, images: dict[str, Path], duplicates: list[str]) -> Listing:
+def _lists(home: Path) -> dict[str, Path]:
+    """The lists of a data set with classes of its own, by split: CVAT calls the split of an export default.txt."""
+    return by_split(home, files_by_stem(home / _SETS, (".txt",))[0])
+
+
+def _read_own(home: Path, place: Path, class_file: Path, options: DatasetOptions) -> Listing:
     """A split of a data set in this layout with classes of its own, as CVAT, LabelMe and others export."""
     labels, by_colour = read_classes(class_file)
-    files, more_duplicates = files_by_stem(home / "SegmentationClass")
-    masks = {name: ColourMask(path, labels, class_file) if by_colour else path for name, path in files.items()}
-    images_missing = "" if images else "JPEGImages is empty: export with images, or put them there"
-    items, problems = pair(place, _read_names(place), images, masks, "SegmentationClass", images_missing)
+    search = ImageSearch([home / "JPEGImages", options.images, home / "images"])
+    files, duplicates = files_by_stem(home / "SegmentationClass")
+    images, masks, names = {}, dict[str, Path | MaskSource](), []
+    for line in read_lines(place):
+        name, mask = _own_mask(home, files, line)
+        names.append(name)
+        if (image := search.find(name)) is not None:
+            images[name] = image
+        if mask is not None:
+            masks[name] = ColourMask(mask, labels, class_file) if by_colour else mask
+    images_missing = "" if images else f"JPEGImages is empty: export with images, or put them there, {SAY_WHERE}"
+    items, problems = pair(place, names, images, masks, "SegmentationClass", images_missing)
     read_as = f"VOC's layout with the {counted(len(labels), 'class', 'classes')} of {class_file.name}"
-    problems = [*duplicates, *more_duplicates, *problems]
-    return Listing(str(place), items, labels, problems=tuple(problems), read_as=read_as)
+    return Listing(str(place), items, labels, problems=(*duplicates, *problems), read_as=read_as)
+
+
+def _own_mask(home: Path, files: Mapping[str, Path], line: str) -> tuple[str, Path | None]:
+    """The name in a line of a list, which may have folders and spaces, and the mask of that name."""
+    match = _NAME_AND_MORE.fullmatch(line)
+    names = [stem_of(text) for text in (line, match[1] if match else line)]
+    for name in names:
+        place = home / "SegmentationClass" / f"{name}.png"
+        if ".." not in place.parts and place.is_file():
+            return name, place
+    name = PurePosixPath(names[-1]).name
+    return name, files.get(name)
 
 
 def _masks(home: Path, split: str) -> tuple[dict[str, Path | MaskSource], dict[str, Path], str]:

@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_by_stem, subfolders
 from atrous.data.datasets.class_files import read_lines, with_background
-from atrous.data.datasets.regions import fill_polygons
+from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch
+from atrous.data.datasets.options import DatasetOptions
+from atrous.data.datasets.regions import blank_mask, check_points, fill_polygons
 from atrous.data.image_io import Pixels, read_size
-from atrous.messages import counted
+from atrous.messages import counted, listed
 from atrous.yaml_io import parse_yaml
 
 _KEYS = {"nc", "train", "val", "test", "path"}
 _PEEKED = 50
+_NO_LABELS = {"classes", "labels"}
+"""Stems of text files beside the labels that have none."""
 _MOST_BYTES = 1 << 20
 
 
@@ -48,7 +50,7 @@ class YoloMask:
     def read(self) -> Pixels:
         """Class ids, uint8 H,W; ValueError naming file and line, for one that is no polygon."""
         height, width = read_size(self.image)
-        mask = np.zeros((height, width), dtype=np.uint8)
+        mask = blank_mask(height, width, self.ids)
         lines = read_lines(self.path) if self.path.is_file() else []
         polygons = [self._polygon(number, line, height, width) for number, line in enumerate(lines, start=1)]
         for value, points in sorted(polygons, key=lambda polygon: -_area(polygon[1])):
@@ -69,6 +71,10 @@ class YoloMask:
             raise ValueError(f"{self}: line {number} has class {value:g}; expected 0..{len(self.ids) - 1} of data.yaml")
         # Of shares with five decimals, which tools write, whole pixels become 42.998.
         points = [(round(x * width, 2), round(y * height, 2)) for x, y in zip(shares[::2], shares[1::2], strict=True)]
+        try:
+            check_points(points, height, width)
+        except ValueError as error:
+            raise ValueError(f"{self}: line {number}: {error}") from None
         return self.ids[int(value)], points
 
 
@@ -80,7 +86,10 @@ def _area(points: list[tuple[float, float]]) -> float:
 
 def _file(root: Path) -> Path | None:
     files = [root / name for name in ("data.yaml", "data.yml", "dataset.yaml") if (root / name).is_file()]
-    return next((path for path in files if path.stem == "data" or _KEYS & _document(path).keys()), None)
+    described = next((path for path in files if path.stem == "data" or _KEYS & _document(path).keys()), None)
+    # Label Studio writes no YAML, but classes.txt.
+    plain = root / "classes.txt"
+    return described or (plain if plain.is_file() and any((root / "labels").glob("*.txt")) else None)
 
 
 def _document(path: Path) -> Mapping[str, Any]:
@@ -92,6 +101,8 @@ def _document(path: Path) -> Mapping[str, Any]:
 
 
 def _load(path: Path) -> Mapping[str, Any]:
+    if path.suffix == ".txt":
+        return {"names": read_lines(path)}
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size} bytes; expected the names of classes and folders")
     try:
@@ -118,10 +129,13 @@ def _folders(root: Path) -> dict[str, list[Path]]:
             folders[split] = there
     if folders:
         return folders
-    inside = {name: root / "images" / name for name in subfolders(root / "images")}
-    beside = {name: root / name / "images" for name in subfolders(root) if (root / name / "images").is_dir()}
-    whole = {WHOLE: root / "images"} if (root / "images").is_dir() else {}
-    return {split: [place] for split, place in by_split(root, inside or beside or whole).items()}
+    for kind in ("images", "labels"):  # labels alone, where the images were not exported
+        inside = {name: root / kind / name for name in subfolders(root / kind)}
+        beside = {name: root / name / kind for name in subfolders(root) if (root / name / kind).is_dir()}
+        whole = {WHOLE: root / kind} if (root / kind).is_dir() else {}
+        if inside or beside or whole:
+            return {split: [place] for split, place in by_split(root, inside or beside or whole).items()}
+    return {}
 
 
 def _find(root: Path, name: str, base: str) -> Path | None:
@@ -133,12 +147,15 @@ def _find(root: Path, name: str, base: str) -> Path | None:
 
 
 def _labels_of(images: Path) -> Path:
+    """The folder of the text files that belong to one of images; itself, if it is one of text files."""
     parts = list(images.parts)
+    if "labels" in parts and "images" not in parts[parts.index("labels") :]:
+        return images
     last = max((index for index, part in enumerate(parts) if part == "images"), default=len(parts) - 1)
     return Path(*parts[:last], "labels", *parts[last + 1 :])
 
 
-def _read(root: Path, split: str) -> Listing:
+def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
     path = _file(root)
     assert path is not None
     names = _load(path).get("names")
@@ -147,18 +164,35 @@ def _read(root: Path, split: str) -> Listing:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: names is {reprlib.repr(names)}; expected a list of class names, or 0: NAME, ...")
     labels, ids = with_background(path, names)
-    items, problems = [], []
-    for folder in _folders(root)[split]:
+    items: list[Item] = []
+    problems, warnings = _counted(path, names), []
+    folders = _folders(root)[split]
+    for folder in folders:
         images, duplicates = files_by_stem(folder)
+        texts, _ = files_by_stem(_labels_of(folder), (".txt",))
         problems += duplicates
-        texts = {stem: _labels_of(folder) / f"{stem}.txt" for stem in images}
-        items += [Item(stem, image, YoloMask(texts[stem], image, tuple(ids))) for stem, image in images.items()]
+        search = ImageSearch([options.images, root / "images"])
+        images |= {stem: found for stem in texts.keys() - images.keys() if (found := search.find(stem, split))}
+        if absent := sorted(texts.keys() - images.keys() - _NO_LABELS):
+            advice = f"put them into {folder}, {SAY_WHERE}"
+            problems.append(f"{root}: {len(absent)} text files have no image: {listed(absent)}; {advice}")
+        for stem, image in sorted(images.items()):
+            items.append(Item(stem, image, YoloMask(_labels_of(folder) / f"{stem}.txt", image, tuple(ids))))
+        if without := sum(stem not in texts for stem in images):
+            warnings.append(f"{folder}: {without} images have no text file, and so no object")
     _refuse_boxes(items)
-    without = sum(not item.mask.path.is_file() for item in items if isinstance(item.mask, YoloMask))
-    warnings = (f"{root}: {without} images have no text file, and so no object",) if without else ()
-    read_as = f"YOLO's polygons, with the {counted(len(names), 'class', 'classes')} of {path.name} and background"
-    place = ", ".join(str(folder) for folder in _folders(root)[split])
-    return Listing(place, tuple(items), labels, None, tuple(problems), warnings, read_as=read_as)
+    classes = f"the {counted(len(names), 'class', 'classes')} of {path.name}"
+    read_as = f"YOLO's polygons, with {classes}; smaller polygons over larger"
+    place = ", ".join(map(str, folders))
+    return Listing(place, tuple(items), labels, None, tuple(problems), tuple(warnings), read_as=read_as)
+
+
+def _counted(path: Path, names: list[str]) -> list[str]:
+    """A problem, if the number of classes that the file says is another than that of its names."""
+    said = _document(path).get("nc", "")
+    if said == "" or str(said) == str(len(names)):
+        return []
+    return [f"{path}: nc is {str(said)[:20]}, and there are {len(names)} names; expected as many: correct either"]
 
 
 def _refuse_boxes(items: list[Item]) -> None:

@@ -33,6 +33,7 @@ from atrous.evaluation.evaluate import Evaluation, evaluate
 from atrous.models.deeplab import DeepLabV3
 from atrous.training.config import Recipe
 from atrous.training.loader import Crops, Part, collate
+from atrous.training.run_page import SHOWN
 from atrous.training.state import Objective, State
 
 Weights = dict[str, NDArray[Any]]
@@ -168,7 +169,13 @@ class Replica:
         assert self.held_out is not None
         self._load(weights)
         run = self.recipe.run
-        return evaluate(self.state.model, self.held_out, output_stride=run.val_output_stride, pad_to=run.val_pad_to)
+        return evaluate(
+            self.state.model,
+            self.held_out,
+            output_stride=run.val_output_stride,
+            pad_to=run.val_pad_to,
+            worst=SHOWN,
+        )
 
     def _load(self, weights: Weights) -> None:
         # Ray's arrays are read-only, which PyTorch warns of.

@@ -28,18 +28,17 @@ from torch import Tensor
 
 from atrous.atomic import write_text
 from atrous.data.datasets.dataset import SegmentationDataset
-from atrous.data.datasets.mask_values import Drawn
 from atrous.evaluation.distributed import DistributedContext, pick_device
 from atrous.evaluation.evaluate import Evaluation
-from atrous.models.output_stride import check_reachable
 from atrous.training import checkpoint
 from atrous.training.asynchronous.replica import Death, Fleet, Push, Weights, as_arrays
 from atrous.training.asynchronous.staleness import PushLog, Staleness
 from atrous.training.config import Recipe
 from atrous.training.interrupts import Signals, Stopped, explained
-from atrous.training.loader import check_masks, crops_of, open_data, sampled
+from atrous.training.loader import crops_of
 from atrous.training.logger import RunLogger
-from atrous.training.run_folder import card_of, claim, describe, headline_of, saved_state
+from atrous.training.run_folder import card_of, describe
+from atrous.training.start import start
 from atrous.training.state import State
 
 DEATHS = 3
@@ -80,33 +79,19 @@ def train_asynchronously(
     ctx = DistributedContext(0, 1, torch.device("cpu"))
     with Signals() as signals, ExitStack() as stack:
         with signals.starting():
-            dataset, held_out = open_data(data, recipe.data, recipe.loss)
-            drawn: list[Drawn] = []
-            presence = check_masks(
-                dataset,
-                split=recipe.data.train_split,
-                allow_empty_classes=recipe.data.allow_empty_classes,
-                drawn=drawn,
-            )
-            dataset = sampled(dataset, presence, recipe.data, recipe.model.weights, recipe.run.seed)
-            stack.enter_context(checkpoint.lock(run))
-            changed = claim(run, recipe, resume, ctx)
-            saved = saved_state(run, dataset) if resume else None
-            state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
-            if saved:
-                state.take_best(run, held_out)
-            if held_out:
-                check_masks(held_out, to_train=False, drawn=drawn)
-                check_reachable(recipe.val_output_stride, state.model.backbone.reachable, "val")
-            server = Server(state, (saved or {}).get("asynchronous"))
+            begun = start(recipe, data, run, ctx, stack, resume=resume, workers=workers)
+            recipe, state, dataset, held_out = begun.recipe, begun.state, begun.dataset, begun.held_out
+            server = Server(state, (begun.saved or {}).get("asynchronous"))
             crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
             given = {"recipe": recipe, "crops": crops, "held_out": held_out, "workers": workers}
             fleet = stack.enter_context(Fleet(replicas, state.model, given, chosen))
+        headline = f"{begun.headline}; {replicas} asynchronous replicas"
         logger = RunLogger(
-            run, iterations=recipe.schedule.iterations, start=state.step, batch_size=recipe.optim.batch_size
-        )
-        headline = (
-            f"{headline_of(recipe, data, run, state, dataset, held_out)}; {replicas} asynchronous replicas{changed}"
+            run,
+            iterations=recipe.schedule.iterations,
+            start=state.step,
+            batch_size=recipe.optim.batch_size,
+            page=begun.page(headline),
         )
         stack.enter_context(explained(recipe, run, lambda: state.step))
         stack.enter_context(logger.running(headline))
@@ -126,6 +111,7 @@ def train_asynchronously(
         logger.console.print(server.staleness.render())
         if not held_out:
             state.keep(run, card_of(recipe, state, dataset, data, None), ctx)
+        logger.finished()
         return Outcome(state.best, server.staleness)
 
 
@@ -316,7 +302,6 @@ class Coordinator:
             card = card_of(snapshot.recipe, snapshot, self.dataset, self.data, evaluation)
             snapshot.keep(self.run, card, DistributedContext(0, 1, torch.device("cpu")))
         self.logger.validated(snapshot.step, evaluation, better)
-        self.logger.picture(snapshot.step, snapshot.evaluated, self.held_out)
 
     def _died(self, replica: int, job: Batch | State, death: Death) -> None:
         """Give the work of a replica that died out again, and have another take its place."""

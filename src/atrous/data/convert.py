@@ -1,0 +1,458 @@
+"""Write a data set in the plain layout, or in the format of a labelling tool: `atrous data convert SRC OUT`.
+
+The plain layout has `dataset.yaml`, `images/SPLIT/`, `masks/SPLIT/`. Images are hard links where that can be, else
+copies. A data set without a split to validate on is divided, seeded. A call that was interrupted can be repeated: it
+goes on, and what it writes is the same.
+
+    convert(source_of("cvat-export"), Path("my-data"))
+    convert(predicted(Path("atrous-out"), ["photos"]), Path("for-cvat"), to="cvat")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from atrous.atomic import sweep, write_text, written_whole
+from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, refuse_problems, splits
+from atrous.data.datasets.split import SHARE, divide
+from atrous.data.image_file import IMAGE_SUFFIXES
+from atrous.data.image_io import Pixels, read_image, read_note, read_size, write_image, write_mask
+from atrous.data.labels import Labels
+from atrous.data.palette import drawn_palette, has_own_colours
+from atrous.data.writers import coco, cvat, labelme, voc, yolo
+from atrous.data.writers.base import Shapes, Writer
+from atrous.messages import counted, did_you_mean, listed
+from atrous.yaml_io import parse_yaml
+
+WRITERS: dict[str, Writer] = {
+    "coco": coco.WRITER,
+    "yolo": yolo.WRITER,
+    "voc": voc.WRITER,
+    "labelme": labelme.WRITER,
+    "cvat": cvat.WRITER,
+}
+"""Formats other than the plain layout, by the word that asks for them."""
+
+CLASSES = "classes.yaml"
+"""In a folder of predictions: the classes of its masks, in the form of `dataset.yaml`."""
+
+_NOTE = "converted.txt"
+_MASKS = Shapes()
+_LONGEST = 200
+"""Bytes of a file name without its suffix."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is converted.
+
+    Attributes:
+        name: for the note of where it came from.
+        read_as: what it was taken for.
+        labels: its classes.
+        splits: images and masks.
+        said: one line each, for what is not converted.
+        whole: whether it stays undivided.
+    """
+
+    name: str
+    read_as: str
+    labels: Labels
+    splits: Mapping[str, Listing]
+    said: tuple[str, ...] = ()
+    whole: bool = False
+
+
+@dataclass
+class Converted:
+    """The result of `convert`.
+
+    Attributes:
+        out: the folder.
+        splits: number of images by split.
+        written: number of images whose mask was written by this call.
+        already: number of those that were there.
+        failures: the reason for each image that could not be converted.
+        said: one line each, for what else the user should know.
+    """
+
+    out: Path
+    splits: dict[str, int] = field(default_factory=dict)
+    written: int = 0
+    already: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "out": str(self.out)}
+
+
+def source_of(data: str | Path) -> Source:
+    """A data set in any layout that is read.
+
+    Raises:
+        FileNotFoundError: if there is no such path.
+        ValueError: if it is no data set, a split lacks files, the splits have different classes, or none has masks.
+    """
+    listings = {name: list_split(data, name) for name in splits(data) if name != "trainval"}
+    masked = {name: listing for name, listing in listings.items() if not listing.unlabelled}
+    said = [
+        f"{name}: {counted(len(listing.items), 'image')} without masks left out: {listing.unlabelled}"
+        for name, listing in listings.items()
+        if listing.unlabelled
+    ]
+    if not masked:
+        raise ValueError(f"{data}: no split with masks; expected one or more{'; ' + said[0] if said else ''}")
+    first = next(iter(masked))
+    for name, listing in masked.items():
+        refuse_problems(listing)
+        if listing.labels != masked[first].labels:
+            theirs, ours = listed(listing.labels.names, 5), listed(masked[first].labels.names, 5)
+            raise ValueError(f"{data}: {name} has the classes {theirs}; expected those of {first}: {ours}")
+        said += [*listing.warnings, *(f"{name}: {n} images left out: {why}" for why, n in listing.left_out.items())]
+    listing = masked[first]
+    name = Path(str(data).rpartition(":")[2] or str(data)).resolve().name
+    return Source(name, listing.read_as, listing.labels, masked, tuple(said))
+
+
+def _opened(listing: Listing) -> SegmentationDataset:
+    return SegmentationDataset(listing.items, listing.labels, remap=listing.remap)
+
+
+def predicted(folder: Path, photographs: Mapping[Path, str]) -> Source:
+    """The output folder of `atrous predict`.
+
+    Args:
+        folder: with `masks/` and `classes.yaml`.
+        photographs: the name of its mask for each photograph.
+
+    Raises:
+        FileNotFoundError, ValueError: if a file is missing there.
+    """
+    labels = _written_labels(folder / CLASSES)
+    items = [Item(Path(name).stem, path, folder / "masks" / name) for path, name in photographs.items()]
+    without = [str(item.image) for item in items if isinstance(item.mask, Path) and not item.mask.is_file()]
+    if len(without) == len(items):
+        raise ValueError(
+            f"{folder / 'masks'}: no mask of {listed(without)}; expected the photographs that were segmented"
+        )
+    said = (f"{counted(len(without), 'photograph')} without a mask left out: {listed(without)}",) if without else ()
+    return source_of_masks(folder, labels, [item for item in items if str(item.image) not in without], said)
+
+
+def _written_labels(path: Path) -> Labels:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected the output folder of atrous predict, which writes it")
+    try:
+        document = parse_yaml(path.read_text("utf-8"))
+        return Labels(tuple(document["names"]), tuple(map(tuple, document["palette"])), document["ignore"])
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}; expected it as atrous predict wrote it") from None
+
+
+def source_of_masks(place: Path, labels: Labels, items: Sequence[Item], said: Sequence[str] = ()) -> Source:
+    """Images with masks that a model makes or has made, as one split, which is not divided."""
+    listing = Listing(str(place), tuple(items), labels, read_as="a model's masks")
+    return Source(place.resolve().name, listing.read_as, labels, {"train": listing}, tuple(said), whole=True)
+
+
+def check_shapes(to: str, shapes: Shapes) -> None:
+    """Raise ValueError if a format has no such shapes."""
+    if shapes.polygons and WRITERS[to].regions == "masks":
+        raise ValueError(f"{to} has masks and no polygons; expected coco, yolo, labelme or cvat with polygons")
+    if not 0 <= shapes.tolerance < 1000:
+        raise ValueError(f"tolerance is {shapes.tolerance}; expected 0 or more pixels")
+
+
+def convert(
+    source: Source,
+    out: Path,
+    *,
+    to: str = "plain",
+    copy: bool = False,
+    val: float = SHARE,
+    seed: int = 0,
+    resplit: bool = False,
+    shapes: Shapes = _MASKS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Converted:
+    """Write a data set in another layout.
+
+    Args:
+        source: see `source_of` and `predicted`.
+        out: folder to write; made if there is none. It must be empty, or of an earlier call with the same arguments.
+        to: plain, or one of `WRITERS`.
+        copy: copy images, rather than to make hard links.
+        val: the share of images that validate where there is but one split; 0 leaves it as it is.
+        seed: of that division.
+        resplit: put all splits together and divide anew.
+        shapes: how formats of tools have regions.
+        progress: called with the images done and their number.
+
+    Raises:
+        ValueError: if an argument is out of range, or `out` holds something else.
+    """
+    if to != "plain" and to not in WRITERS:
+        raise ValueError(f"there is no format {to!r}{did_you_mean(to, ('plain', *WRITERS))}")
+    if to != "plain":
+        check_shapes(to, shapes)
+    if not 0 <= val < 1:
+        raise ValueError(f"val is {val}; expected a share of the images from 0 to below 1, such as {SHARE}")
+    result = Converted(out, said=list(source.said))
+    source = replace(source, labels=_with_colours(source.labels))
+    images = WRITERS[to].images if to != "plain" else "images/{split}"
+    divided = _divided(source, val, seed, resplit, result)
+    named = _named(divided, flat="{split}" not in images)
+    _claim(out, source, named, to, shapes, images, _how(source, divided, val, seed, result))
+    write = functools.partial(_write_plain, out, source, named, copy, result, progress)
+    if to != "plain":
+        write = functools.partial(_write_format, out, source, named, copy, result, progress, WRITERS[to], shapes)
+    write()
+    result.splits = {split: sum(stem not in result.failures for stem in items) for split, items in named.items()}
+    return result
+
+
+def _with_colours(labels: Labels) -> Labels:
+    """With colours that can be told apart, unless the data has its own."""
+    return labels if has_own_colours(labels) else replace(labels, palette=drawn_palette(labels))
+
+
+Divided = dict[str, list[tuple[SegmentationDataset, Item]]]
+
+
+def _divided(source: Source, val: float, seed: int, resplit: bool, result: Converted) -> Divided:
+    """The items of each split; those of the only split divided into train and val."""
+    opened = {split: _opened(listing) for split, listing in source.splits.items()}
+    everything = {split: [(dataset, item) for item in dataset.items] for split, dataset in opened.items()}
+    if not val or source.whole or (len(everything) > 1 and not resplit):
+        return everything
+    together = [pair for pairs in everything.values() for pair in pairs]
+    if len(together) < 2:
+        return {"train": together}
+    with ThreadPoolExecutor() as pool:
+        classes = list(pool.map(lambda pair: _classes_of(*pair), together))
+    train, held = divide([item.name for _, item in together], classes, val, seed)
+    chosen = {"train": [together[index] for index in train], "val": [together[index] for index in held]}
+    what = f"divided {counted(len(together), 'image')} into {len(train)} train, {len(held)} val, with seed {seed}"
+    result.said.append(f"{what}; classes are on both sides where they can be")
+    return chosen
+
+
+def _classes_of(dataset: SegmentationDataset, item: Item) -> list[int]:
+    try:
+        ids = dataset.read_ids(item, read_size(item.image))
+    except (ValueError, OSError):
+        return []  # named when it is to be written
+    return [
+        int(value)
+        for value in np.flatnonzero(np.bincount(ids.ravel(), minlength=256))
+        if value != dataset.labels.ignore
+    ]
+
+
+Named = dict[str, dict[str, tuple[SegmentationDataset, Item]]]
+
+
+def _named(divided: Divided, flat: bool) -> Named:
+    """The items of each split by the stem of their files: the last part of their names, or all where two collide."""
+    named: Named = {}
+    taken: dict[str, set[str]] = {}
+    pairs = [(split, pair) for split, items in divided.items() for pair in items]
+    scopes = {split: "" if flat else split for split in divided}
+    last = [(scopes[split], Path(item.name).name.casefold()) for split, (_, item) in pairs]
+    often = {key for key in last if last.count(key) > 1} if len(set(last)) < len(last) else set()
+    for (split, (dataset, item)), key in zip(pairs, last, strict=True):
+        stem = item.name.strip("/").replace("\\", "/").replace("/", "__") if key in often else Path(item.name).name
+        stem = _shortened(stem.lstrip(".") or "image")
+        used = taken.setdefault(scopes[split], set())
+        number = 1
+        while (candidate := stem if number == 1 else f"{stem}-{number}").casefold() in used:
+            number += 1
+        used.add(candidate.casefold())
+        named.setdefault(split, {})[candidate] = (dataset, item)
+    return named
+
+
+def _shortened(stem: str) -> str:
+    raw = os.fsencode(stem)
+    if len(raw) <= _LONGEST:
+        return stem
+    return f"{raw[: _LONGEST - 9].decode('utf-8', 'ignore')}-{hashlib.sha256(raw).hexdigest()[:8]}"
+
+
+def _how(source: Source, divided: Divided, val: float, seed: int, result: Converted) -> list[str]:
+    """Where the data came from, as lines of a note."""
+    counts = ", ".join(f"{split} {len(items)}" for split, items in divided.items())
+    how = [f"Converted by `atrous data convert` from {source.name}: {source.read_as}", f"Images: {counts}"]
+    if divided.keys() != source.splits.keys() or any(line.startswith("divided ") for line in result.said):
+        how[-1] += f"; divided with --val {val} --seed {seed}"
+    remap = next((listing.remap for listing in source.splits.values() if listing.remap), ())
+    for index, name in enumerate(source.labels.names):
+        stored = [value for value, mapped in enumerate(remap) if mapped == index]
+        how.append(f"id {index}: {name}" + (f", there {listed([*map(str, stored)], 10)}" if stored else ""))
+    return how
+
+
+def _claim(out: Path, source: Source, named: Named, to: str, shapes: Shapes, images: str, how: Sequence[str]) -> None:
+    """Write the note of where it came from; refuse a folder that holds anything else.
+
+    Raises:
+        ValueError: naming what is there.
+    """
+    places = {
+        path.resolve()
+        for listing in source.splits.values()
+        for item in listing.items[:1]
+        for path in item.image.parents
+    }
+    if out.resolve() in places:
+        raise ValueError(f"{out} holds what is to be converted; expected another folder to write")
+    note = out / ("dataset.yaml" if to == "plain" else _NOTE)
+    text = "".join(f"# {' '.join(line.split())}\n" for line in how)
+    if to == "plain":
+        labels = source.labels
+        document = {"names": list(labels.names), "palette": [list(c) for c in labels.palette], "ignore": labels.ignore}
+        text += yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1 << 16)
+    else:
+        text += f"# Written as {to}, {shapes}\n"
+    if note.is_file():
+        if note.read_bytes() != text.encode("utf-8", "surrogateescape"):
+            raise ValueError(
+                f"{note} is of another data set or other settings; expected an empty folder: give another OUT"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        there = listed(sorted(path.name for path in out.iterdir())) if out.is_dir() else "a file"
+        raise ValueError(f"{out} holds something else ({there}); expected an empty folder, or none")
+    for split, items in named.items():
+        folder = out / images.format(split=split)
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        known = {*items} if "{split}" in images else {stem for stems in named.values() for stem in stems}
+        others = [p.name for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.stem not in known]
+        if others:
+            raise ValueError(
+                f"{folder} has {listed(sorted(others))}, which {source.name} has not; expected none: give another OUT"
+            )
+    write_text(note, text)
+
+
+def _write_plain(
+    out: Path, source: Source, named: Named, copy: bool, result: Converted, progress: Callable[[int, int], None]
+) -> None:
+    todo = [(split, stem, *pair) for split, items in named.items() for stem, pair in items.items()]
+    for split in named:
+        (out / "masks" / split).mkdir(parents=True, exist_ok=True)
+        sweep(out / "masks" / split)
+
+    meaning = (source.labels, [listing.remap for listing in source.splits.values()])
+    note = hashlib.sha256(repr(meaning).encode()).hexdigest()[:16]
+
+    def one(what: tuple[str, str, SegmentationDataset, Item]) -> bool | None:
+        split, stem, dataset, item = what
+        target = out / "masks" / split / f"{stem}.png"
+        with _noted(stem, result.failures):
+            if _is_newer(target, item) and read_note(target) == note:
+                _place(item, out / "images" / split, stem, copy)
+                return False
+            mask = dataset.read_ids(item, read_size(item.image))
+            _place(item, out / "images" / split, stem, copy)
+            write_mask(target, mask, source.labels, note)
+            return True
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        for done, written in enumerate(pool.map(one, todo), start=1):
+            progress(done, len(todo))
+            result.written += written is True
+            result.already += written is False
+
+
+def _write_format(
+    out: Path, source: Source, named: Named, copy: bool, result: Converted, progress: Callable[[int, int], None],
+    writer: Writer, shapes: Shapes,
+) -> None:  # fmt: skip
+    total, ignored, pixels = sum(map(len, named.values())), 0, 0
+
+    def samples(split: str) -> Iterator[tuple[str, Pixels]]:
+        nonlocal ignored, pixels
+        folder = out / writer.images.format(split=split)
+        for stem, (dataset, item) in named[split].items():
+            with _noted(stem, result.failures):
+                mask = dataset.read_ids(item, read_size(item.image))
+                name = _place(item, folder, stem, copy).name
+                ignored, pixels = ignored + int((mask == source.labels.ignore).sum()), pixels + mask.size
+                result.written += 1
+                yield name, mask
+            progress(result.written + len(result.failures), total)
+
+    writer.write(out, source.labels, {split: samples(split) for split in named}, shapes)
+    if ignored and not writer.ignores:
+        result.said.append(
+            f"{ignored / pixels:.1%} of the pixels are ignored, for which this format has no word: now background"
+        )
+    if writer.regions == "polygons" or shapes.polygons:
+        result.said.append(f"polygons leave the outlines by up to {shapes.tolerance:g} px (--tolerance)")
+
+
+@contextlib.contextmanager
+def _noted(stem: str, failures: dict[str, str]) -> Iterator[None]:
+    """Note why an image or mask cannot be read, so that the others can be converted."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        failures[stem] = " ".join(str(error).split())
+
+
+def _is_newer(target: Path, item: Item) -> bool:
+    """Whether a file was written after the annotation that it is made from."""
+    path = item.mask if isinstance(item.mask, Path) else getattr(item.mask, "path", None)
+    try:
+        return path is not None and target.stat().st_mtime_ns > Path(path).stat().st_mtime_ns
+    except OSError:
+        return False
+
+
+def _place(item: Item, folder: Path, stem: str, copy: bool) -> Path:
+    """The image in the folder, linked, copied, or as PNG if data sets do not read its format."""
+    suffix = item.image.suffix.lower()
+    if suffix not in IMAGE_SUFFIXES:
+        target = folder / f"{stem}.png"
+        if not target.is_file():
+            write_image(target, read_image(item.image))
+        return target
+    target = folder / f"{stem}{suffix}"
+    if target.exists() and (os.path.samefile(target, item.image) or _same_content(target, item.image)):
+        return target
+    if not copy and _linked(item.image, target):
+        return target
+    with item.image.open("rb") as original, written_whole(target) as file:
+        shutil.copyfileobj(original, file)
+    shutil.copystat(item.image, target)
+    return target
+
+
+def _same_content(first: Path, second: Path) -> bool:
+    ours, theirs = first.stat(), second.stat()
+    return (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
+
+
+def _linked(original: Path, target: Path) -> bool:
+    """Make a hard link; False where that cannot be, as between disks."""
+    with contextlib.suppress(OSError):
+        target.unlink(missing_ok=True)
+        os.link(original.resolve(), target)
+        return True
+    return False

@@ -1,0 +1,443 @@
+"""Label Studio's JSON or JSON-MIN, with the images of `images/`: brushes, polygons, boxes, ellipses, bitmasks.
+
+Regions are drawn in the order of the file, later over earlier; boxes are filled. Of several annotations of an image the
+one marked as ground truth counts, else the newest; cancelled ones, predictions and drafts never do. What is left out
+is counted. The classes are those of the labelling configuration, if it is beside (`label_config.xml`), in its order;
+else all labels of the annotations that count, sorted. Background comes first.
+
+Exports have no images unless they were asked for, and name them by address: `/data/upload/1/0a1b2c3d-cat.jpg` is found
+as `0a1b2c3d-cat.jpg` or `cat.jpg`, `/data/local-files/?d=photos/cat.jpg` as `photos/cat.jpg` or `cat.jpg`.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, files_with, is_clutter, split_of_file, subfolders
+from atrous.data.datasets.class_files import with_background
+from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
+from atrous.data.datasets.json_records import json_elements
+from atrous.data.datasets.label_studio_png import BrushFiles, BrushFilesMask, brush_files, class_of, merged
+from atrous.data.datasets.label_studio_regions import draw_region, region_kind
+from atrous.data.datasets.notes import Notes
+from atrous.data.datasets.options import DatasetOptions
+from atrous.data.datasets.regions import blank_mask
+from atrous.data.datasets.xml_records import parse_xml
+from atrous.data.image_file import IMAGE_SUFFIXES
+from atrous.data.image_io import MAX_PIXELS, Pixels, read_size
+from atrous.data.labels import Labels
+from atrous.messages import counted, did_you_mean, listed
+
+_PEEKED = 1 << 16
+_OF_TASKS = re.compile(rb'"(annotations|completions|predictions|file_upload|annotation_id)"\s*:')
+_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
+_CONTROLS = ("BrushLabels", "BitmaskLabels", "PolygonLabels", "RectangleLabels", "EllipseLabels", "Labels")
+_EXPECTED = "Label Studio's JSON, a list of tasks"
+_NO_IMAGES = f"exports have none unless asked for: put them into images/, {SAY_WHERE}"
+_NO_JSON = (
+    "Label Studio's brush masks name a task by its number, and only the project's JSON says which image that is: "
+    "export it as JSON, too, and put it beside them, with the images in images/"
+)
+
+
+class _Entry(NamedTuple):
+    """One annotation that is not cancelled.
+
+    Attributes:
+        task: its number, -1 without one.
+        number: of the annotation, likewise.
+        images: names that the image may have.
+        rank: greater for the one that counts.
+        place: of the annotation among those of its task that are not cancelled.
+        labels: of its regions.
+        notes: what is left out of it.
+        people: what its annotator is called: a number, an e-mail address.
+        start: first byte of the task.
+        end: behind its last byte.
+    """
+
+    task: int
+    number: int
+    images: tuple[str, ...]
+    rank: tuple[bool, str, int]
+    place: int
+    labels: tuple[str, ...]
+    notes: Notes
+    people: tuple[str, ...]
+    start: int
+    end: int
+
+
+@dataclass
+class _Content:
+    """What one JSON has: annotations, names of the images that have none, and remarks."""
+
+    entries: list[_Entry] = field(default_factory=list)
+    bare: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelStudioMask:
+    """The regions of one annotation.
+
+    Attributes:
+        path: the JSON.
+        image: for its size, where there is no region.
+        start: first byte of the task.
+        end: behind its last byte.
+        index: of the annotation in the task.
+        task: its number, for messages.
+        ids: label and class id, pairs, so that items can be hashed.
+    """
+
+    path: Path
+    image: Path
+    start: int
+    end: int
+    index: int
+    task: int
+    ids: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        return f"{self.path}, task {self.task}" if self.task >= 0 else f"{self.path}, {self.image.name}"
+
+    def read(self) -> Pixels:
+        """Class ids, uint8 H,W; ValueError naming file, task and region; FileNotFoundError, if the file is gone."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            data = file.read(self.end - self.start)
+        try:
+            regions = list(_regions(_annotations(json.loads(data))[self.index]))
+        except (ValueError, IndexError, RecursionError, AttributeError, TypeError):
+            raise ValueError(f"{self}: the file has changed since it was listed; expected it as it was") from None
+        ids = dict(self.ids)
+        height, width = _size(self, regions) or read_size(self.image)
+        mask = blank_mask(height, width, ids.values())
+        for place, (label, value) in enumerate(regions):
+            if label not in ids:
+                raise ValueError(f"{self}: region {place} is {label!r}, no class{did_you_mean(label, ids)}")
+            try:
+                mask[draw_region(value, height, width)] = ids[label]
+            except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
+                reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+                raise ValueError(f"{self}: region {place}, {label}: {' '.join(reason.split())}") from None
+        return mask
+
+
+def _size(mask: LabelStudioMask, regions: list[tuple[str, dict[str, Any]]]) -> tuple[int, int] | None:
+    """The size that all regions are of; None without a region."""
+    sizes = {(value.get("original_height"), value.get("original_width")) for _, value in regions}
+    if not sizes:
+        return None
+    height, width = next(iter(sizes))
+    if len(sizes) > 1:
+        raise ValueError(f"{mask}: regions in images of {len(sizes)} sizes; expected one image")
+    if not (isinstance(height, int) and isinstance(width, int) and 0 < height * width <= MAX_PIXELS and height > 0):
+        raise ValueError(f"{mask}: original_width {width!r}, original_height {height!r}; expected pixels")
+    return height, width
+
+
+def _annotations(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """The annotations of a task that are not cancelled; of JSON-MIN, where a task has one, itself."""
+    if "annotation_id" in task or ("annotator" in task and "data" not in task):
+        return [task]
+    entries = task.get("annotations") or task.get("completions") or []
+    return [entry for entry in entries if not (entry.get("was_cancelled") or entry.get("skipped"))]
+
+
+def _regions(
+    annotation: dict[str, Any], notes: Notes | None = None, place: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Label and value, with the size of the image, of each region that has an area; others are noted."""
+    notes = notes or Notes()
+    results = [value for value in _values(annotation) if isinstance(value, dict)]
+    labelled = {value["id"] for value in results if value.get("id") and _labels_of(value)}
+    for value in results:
+        labels, kind = _labels_of(value), region_kind(value)
+        if not labels:
+            if kind and value.get("id") not in labelled:
+                notes.add("regions have no label, and are left out", place)
+            elif not kind and value.get("type"):
+                notes.add(f"results of the type {value['type']!s:.40} are no regions, and are left out", place)
+        elif not kind:
+            notes.add(f"regions of {listed(labels)} have no area that is read, such as points, and are left out", place)
+        elif value.get("item_index"):
+            notes.add("regions are of further images of a task, and are left out", place)
+        else:
+            if len(labels) > 1:
+                notes.add("regions have several labels: the first counts", place)
+            if kind == "rectangle":
+                notes.add("regions are boxes, and are filled", place)
+            if value.get("image_rotation"):
+                notes.add("regions are of an image that was turned in Label Studio: look at their place", place)
+            yield labels[0], value
+
+
+def _values(annotation: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The regions of an annotation, each with its value and the size of the image in one object, as in JSON-MIN."""
+    if "annotation_id" in annotation or "result" not in annotation:
+        for part in annotation.values():
+            if isinstance(part, list):
+                yield from (entry for entry in part if isinstance(entry, dict) and "original_width" in entry)
+        return
+    for entry in annotation["result"]:
+        yield {**entry, **value} if isinstance(value := entry.get("value"), dict) else dict(entry)
+
+
+def _labels_of(value: dict[str, Any]) -> list[str]:
+    for key, labels in value.items():
+        if key.endswith("labels") and isinstance(labels, list) and labels:
+            return [str(label).strip() for label in labels]
+    return []
+
+
+def _addresses(task: dict[str, Any]) -> tuple[str, ...]:
+    """The names that a task's image may have, most telling first."""
+    data = task["data"] if isinstance(task.get("data"), dict) else task
+    texts = [value for value in data.values() if isinstance(value, str)]
+    pictures = [text for text in texts if PurePosixPath(_path_of(text)).suffix.lower() in IMAGE_SUFFIXES]
+    first = data.get("image") if isinstance(data.get("image"), str) else None
+    paths = [_path_of(text) for text in [first, *pictures[:1], task.get("file_upload")] if isinstance(text, str)]
+    names = []
+    for path in paths:
+        names += (
+            [path, str(PurePosixPath(path).with_name(_PREFIX.sub("", PurePosixPath(path).name, count=1)))]
+            if path
+            else []
+        )
+    return (*dict.fromkeys(names),)
+
+
+def _path_of(address: str) -> str:
+    """The path in an address: of uploads, local files, clouds, the web."""
+    try:
+        parts = urlsplit(address)
+        query = parse_qs(parts.query)
+        if "fileuri" in query:
+            return _path_of(base64.b64decode(query["fileuri"][0] + "==").decode())
+    except ValueError:
+        return ""
+    path = query["d"][0] if parts.path.endswith("/local-files/") and "d" in query else unquote(parts.path)
+    path = re.sub(r"^/?data/upload/(\d+/)?", "", path).strip("/\0")
+    return path if PurePosixPath(path).name else ""
+
+
+def _files(root: Path) -> list[Path]:
+    """The JSON files in a folder, or in those in it; or one such file."""
+    if root.is_file():
+        return [root] if root.suffix.lower() == ".json" and _peek(root) else []
+    for folders in ([root], [root / name for name in subfolders(root)]):
+        if files := [path for folder in folders for path in files_with(folder, ".json") if _peek(path)]:
+            return files
+    return []
+
+
+def _peek(path: Path) -> bool:
+    if is_clutter(path.name) or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(_PEEKED).lstrip(b"\xef\xbb\xbf \t\r\n")
+        if not re.match(rb"\[\s*\{", head):
+            return False
+        # The first task's annotations may be long and come first.
+        return bool(_OF_TASKS.search(head)) or bool(_OF_TASKS.search(file.read(_PEEKED * 64)))
+
+
+def _contents(root: Path) -> dict[Path, _Content]:
+    contents = {}
+    for path in _files(root):
+        stat = path.stat()
+        contents[path] = _scanned(path, stat.st_mtime_ns, stat.st_size)
+    return contents
+
+
+@functools.lru_cache(maxsize=16)
+def _scanned(path: Path, _changed: int, _length: int) -> _Content:
+    """What a file has; kept, for each split asks again."""
+    content = _Content()
+    try:
+        for task, start, end in json_elements(path):
+            if not isinstance(task, dict):
+                raise ValueError(f"an element that is {str(task)[:40]!r}, no task")
+            _note(content, task, start, end)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+        raise ValueError(f"{path}: {' '.join(reason.split())}; expected {_EXPECTED}") from None
+    return content
+
+
+def _note(content: _Content, task: dict[str, Any], start: int, end: int) -> None:
+    images, number, annotations = _addresses(task), _number(task.get("id")), _annotations(task)
+    place = f"task {number}" if number >= 0 else "".join(images[:1])
+    for _ in range(len(task.get("annotations") or task.get("completions") or annotations) - len(annotations)):
+        content.notes.add("annotations were cancelled (skipped), and are left out", place)
+    if not annotations:
+        content.bare.append((number, images))
+        if task.get("predictions"):
+            content.notes.add("tasks have predictions only, which are no annotations", place)
+    for index, annotation in enumerate(annotations):
+        notes = Notes()
+        labels = tuple(dict.fromkeys(label for label, _ in _regions(annotation, notes, place)))
+        when = str(annotation.get("updated_at") or annotation.get("created_at") or "")
+        own = _number(annotation.get("annotation_id", annotation.get("id")))
+        rank = (bool(annotation.get("ground_truth")), when, own)
+        content.entries.append(_Entry(number, own, images, rank, index, labels, notes, _people(annotation), start, end))
+
+
+def _people(annotation: dict[str, Any]) -> tuple[str, ...]:
+    who = annotation.get("completed_by", annotation.get("annotator"))
+    return tuple(str(part) for part in (who.values() if isinstance(who, dict) else (who,)) if part not in (None, ""))
+
+
+def _number(value: object) -> int:
+    text = str(value)
+    return int(text) if text.isdecimal() and len(text) < 19 else -1
+
+
+def _splits(root: Path) -> list[str]:
+    return [*{split_of_file(path, root) for path in _files(root)}] or [WHOLE]
+
+
+def _recognise(root: Path) -> Path | None:
+    return root if _files(root) or brush_files(root) else None
+
+
+def _folder(root: Path) -> Path:
+    return root.parent if root.is_file() else root
+
+
+def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
+    contents, brushes, folder = _contents(root), brush_files(_folder(root)), _folder(root)
+    if not contents:
+        return _without_json(root, brushes)
+    labels, ids = _labels(root, contents, brushes)
+    here = {path: content for path, content in contents.items() if split_of_file(path, root) == split}
+    notes, search = Notes(), ImageSearch([options.images, folder / "images", folder])
+    for content in here.values():
+        notes.update(content.notes)
+    entries = [(path, entry) for path, content in here.items() for entry in _entries(content, brushes)]
+    if options.annotator:
+        entries = _of_annotator(root, options.annotator, entries)
+    by_image: dict[Path, list[tuple[Path, _Entry]]] = defaultdict(list)
+    absent = []
+    for path, entry in entries:
+        if (image := next((place for name in entry.images if (place := search.find(name, split))), None)) is None:
+            absent.append(entry.images[0] if entry.images else f"task {entry.task}")
+        else:
+            by_image[image].append((path, entry))
+    items: dict[str, Item] = {}
+    problems = []
+    for image, rivals in by_image.items():
+        path, entry = _chosen(rivals, notes)
+        name = stem_of(PurePosixPath(entry.images[-1]).name)
+        name = f"{name}-task-{entry.task}" if name in items else name
+        items[name] = Item(name, image, _mask(path, image, entry, brushes, ids, notes))
+        if unknown := [label for label in entry.labels if label not in ids]:
+            hint = did_you_mean(unknown[0], ids)
+            problems.append(f"{path}, task {entry.task}: {listed(unknown)}, no label of the configuration{hint}")
+    if absent:
+        count = f"{len({*absent})} of {len({*absent}) + len(items)}"
+        problems.append(f"{root}: {count} images are not there: {listed([*dict.fromkeys(absent)])}; {_NO_IMAGES}")
+    bare = sum(number not in brushes for content in here.values() for number, _ in content.bare)
+    left_out = {"no annotation, or cancelled ones only": bare} if bare else {}
+    read_as = f"Label Studio's JSON, with {counted(len(labels), 'class', 'classes')}; later regions over earlier"
+    warnings = tuple(notes.lines(root))
+    return Listing(str(root), (*items.values(),), labels, None, tuple(problems), warnings, "", left_out, read_as)
+
+
+def _entries(content: _Content, brushes: BrushFiles) -> Iterator[_Entry]:
+    """The annotations of a file, and those that brush masks alone have, of tasks that it lists."""
+    yield from content.entries
+    for number, images in content.bare:
+        for own in brushes.get(number, {}):
+            yield _Entry(number, own, images, (False, "", own), 0, (), Notes(), (), 0, 0)
+
+
+def _of_annotator(root: Path, annotator: str, entries: list[tuple[Path, _Entry]]) -> list[tuple[Path, _Entry]]:
+    theirs = [(path, entry) for path, entry in entries if annotator in entry.people]
+    if entries and not theirs:
+        known = sorted({person for _, entry in entries for person in entry.people})
+        raise ValueError(f"{root}: no annotation of {annotator!r}{did_you_mean(annotator, known)}")
+    return theirs
+
+
+def _chosen(rivals: list[tuple[Path, _Entry]], notes: Notes) -> tuple[Path, _Entry]:
+    """Of the annotations of an image the one that counts."""
+    path, entry = max(rivals, key=lambda rival: rival[1].rank)
+    if len(rivals) > 1:
+        others = f"annotation {entry.number} of {len(rivals)}"
+        kind = "images have several annotations: the one marked as ground truth, else the newest, counts"
+        notes.add(kind, f"task {entry.task} ({others})")
+    notes.update(entry.notes)
+    return path, entry
+
+
+def _mask(
+    path: Path, image: Path, entry: _Entry, brushes: BrushFiles, ids: dict[str, int], notes: Notes
+) -> LabelStudioMask | BrushFilesMask:
+    """The mask of an annotation: of its regions in the JSON, or of brush masks where it has none."""
+    files = () if entry.labels else brushes.get(entry.task, {}).get(entry.number, ())
+    if not files:
+        pairs = tuple(ids.items())
+        return LabelStudioMask(path, image, entry.start, entry.end, entry.place, entry.task, pairs)
+    mask = BrushFilesMask(tuple((file.path, ids[class_of(file, ids)]) for file in files))
+    if shared := merged(mask.files)[1]:
+        notes.add("tasks have brush masks that overlap: the smaller is on top", f"task {entry.task}, {shared} pixels")
+    return mask
+
+
+def _labels(root: Path, contents: dict[Path, _Content], brushes: BrushFiles) -> tuple[Labels, dict[str, int]]:
+    """The classes, and class id by label: of the configuration, or of all annotations."""
+    names = _configured(root)
+    if not names:
+        found = {label for content in contents.values() for entry in content.entries for label in entry.labels}
+        of_brushes = [file for annotations in brushes.values() for files in annotations.values() for file in files]
+        names = sorted(found | {class_of(file, found) for file in of_brushes})
+    labels, ids = with_background(root, names)
+    return labels, dict(zip(names, ids, strict=True))
+
+
+def _configured(root: Path) -> list[str]:
+    """The labels of the labelling configuration, if there is one: an XML file with `<View>`."""
+    for path in sorted(_folder(root).glob("*.xml")):
+        if is_clutter(path.name) or not path.is_file() or b"<View" not in path.read_bytes()[:_PEEKED]:
+            continue
+        try:
+            view = parse_xml(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; expected a labelling configuration") from None
+        names: list[str] = []
+        for control in (element for element in view.iter() if element.tag in _CONTROLS):
+            own = [(label.get("alias") or label.get("value") or "").strip() for label in control.iter("Label")]
+            if len({*own}) < len(own):
+                with_background(path, own)  # which names the label that is there twice
+            names += [name for name in own if name not in names]
+        return names
+    return []
+
+
+def _without_json(root: Path, brushes: BrushFiles) -> Listing:
+    files = [file for annotations in brushes.values() for files in annotations.values() for file in files]
+    labels, _ = with_background(root, sorted({class_of(file, ()) for file in files}))
+    tasks, classes = counted(len(brushes), "task"), counted(len(labels), "class", "classes")
+    read_as = f"{len(files)} brush masks of Label Studio, of {tasks} and {classes}, without images"
+    return Listing(str(root), (), labels, problems=(f"{root}: {_NO_JSON}, {SAY_WHERE}",), read_as=read_as)
+
+
+LAYOUT = Layout(
+    "a JSON of Label Studio, with the images in images/",
+    "",
+    _recognise,
+    _splits,
+    _read,
+)

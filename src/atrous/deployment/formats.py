@@ -1,0 +1,177 @@
+"""One class for each form of an exported file: how it is made, written, opened, and looked into."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from atrous.deployment import onnx as onnx_file
+from atrous.deployment import openvino as openvino_file
+from atrous.deployment import torch_export
+from atrous.deployment.network import Interface
+from atrous.models.deeplab import DeepLabV3
+from atrous.models.exported import IMAGES, NETWORK_INPUT, NetworkAlone, cut_onnx, cut_openvino, requirement
+from atrous.models.weights import ModelCard
+
+
+class Onnx:
+    """An ONNX file."""
+
+    suffix, extra, packages = ".onnx", "onnx", ("torch", "onnx", "onnxscript", "onnxruntime")
+    quantiser = "onnxruntime"
+
+    def __init__(self, model: DeepLabV3, interface: Interface) -> None:
+        self.model, self.interface = model, interface
+        self.network = onnx_file.network_to_onnx(model, interface)
+
+    @property
+    def source(self) -> str:
+        """The value at which the network begins."""
+        return IMAGES if self.interface.raw_input else NETWORK_INPUT
+
+    def save(self, path: Path, card: ModelCard, info: dict[str, Any], about: str) -> None:
+        """Write the file with its metadata."""
+        whole = onnx_file.wrapped(self.network, self.model, self.interface)
+        onnx_file.describe(whole, card.to_json(), info, about)
+        requirement("onnx", "onnx").save(whole, str(path))
+
+    def layers(self) -> dict[str, str]:
+        """The convolutions by the paths of their modules: the names of their outputs."""
+        return self.layers_of(self.network)
+
+    @staticmethod
+    def layers_of(network: Any) -> dict[str, str]:
+        """As `layers`, of an ONNX model."""
+        nodes = [node for node in network.graph.node if node.op_type == "Conv"]
+        return {path: node.output[0] for node in nodes if (path := onnx_file.module_of_node(node))}
+
+    def taps(self, path: Path, layers: Sequence[str], images: Tensor) -> Mapping[str, Tensor]:
+        """Outputs of layers in the written file; `layers` are paths of modules."""
+        onnx, runtime = requirement("onnx", "onnx"), requirement("onnxruntime", "onnx")
+        names = [self.layers()[layer] for layer in layers]
+        cut = cut_onnx(onnx.load(str(path)), self.source, names)
+        session = runtime.InferenceSession(cut.SerializeToString(), providers=["CPUExecutionProvider"])
+        outputs = session.run(names, {session.get_inputs()[0].name: images.numpy()})
+        return dict(zip(layers, map(torch.from_numpy, outputs), strict=True))
+
+
+class OpenVino(Onnx):
+    """An OpenVINO file, converted from ONNX."""
+
+    suffix, extra, packages = ".xml", "openvino", ("torch", "openvino", "onnx", "onnxscript")
+    quantiser = "nncf"
+
+    def __init__(self, model: DeepLabV3, interface: Interface) -> None:
+        self.model, self.interface = model, interface
+        self.network = onnx_file.network_to_onnx(model, interface)
+        self.quantised: Any = None
+        """An OpenVINO model of the network alone, in place of `network`."""
+
+    def float_model(self) -> Any:
+        """The OpenVINO model in float32."""
+        whole = onnx_file.wrapped(self.network, self.model, self.interface)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            requirement("onnx", "openvino").save(whole, str(path))
+            return openvino_file.from_onnx(path)
+
+    def save(self, path: Path, card: ModelCard, info: dict[str, Any], about: str) -> None:
+        """Write the two files with their metadata."""
+        del about
+        model = self.float_model()
+        if self.quantised is not None:
+            model = openvino_file.with_network(model, self.quantised, self.source)
+        openvino_file.save(model, path, card, info)
+
+    def taps(self, path: Path, layers: Sequence[str], images: Tensor) -> Mapping[str, Tensor]:
+        """Outputs of layers in the written file; `layers` are paths of modules."""
+        openvino = requirement("openvino", "openvino")
+        model, names = openvino.Core().read_model(str(path)), [self.layers()[layer] for layer in layers]
+        cut = cut_openvino(model, self.source, names)
+        compiled = openvino.compile_model(cut, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        results = compiled(images.numpy())
+        return {layer: torch.from_numpy(results[i].copy()) for i, layer in enumerate(layers)}
+
+
+class Torch:
+    """A ``torch.export`` program."""
+
+    suffix, extra, packages = ".pt2", "", ("torch",)
+
+    def __init__(self, model: DeepLabV3, interface: Interface) -> None:
+        self.program = torch_export.program_of(model, interface)
+
+    def save(self, path: Path, card: ModelCard, info: dict[str, Any], about: str) -> None:
+        """Write the file with its metadata."""
+        del about
+        torch_export.save(self.program, path, card.to_json(), info)
+
+    def layers(self) -> dict[str, str]:
+        """The convolutions by the paths of their modules: the names of their nodes."""
+        return _convolutions(self.program.module().graph)
+
+    def taps(self, path: Path, layers: Sequence[str], images: Tensor) -> Mapping[str, Tensor]:
+        """Outputs of layers in the written file; `layers` are paths of modules."""
+        program, found = torch.export.load(path), dict[str, Tensor]()
+        module = program.module()
+        paths = {name: layer for layer, name in _convolutions(module.graph).items()}
+
+        class Noting(NetworkAlone):
+            def run_node(self, n: fx.Node) -> Any:
+                result = super().run_node(n)
+                if n.name in paths:
+                    found[paths[n.name]] = result.clone()
+                return result
+
+        b, c, height, width = images.shape
+        placeholder = next(node for node in module.graph.nodes if node.op == "placeholder")
+        raw = placeholder.meta["val"].dtype != torch.uint8
+        example = torch.zeros(b, c, height, width) if raw else torch.zeros(b, height, width, c, dtype=torch.uint8)
+        Noting(module, images).logits(example)
+        return {layer: found[layer] for layer in layers if layer in found}
+
+
+class AheadOfTime(Torch):
+    """A library compiled by AOTInductor."""
+
+    packages = ("torch",)
+
+    def __init__(self, model: DeepLabV3, interface: Interface) -> None:
+        self.program = torch_export.program_of(model, interface, limited=True)
+
+    def save(self, path: Path, card: ModelCard, info: dict[str, Any], about: str) -> None:
+        """Write the file with its metadata."""
+        del about
+        torch_export.compile_ahead(self.program, path, card.to_json(), info)
+
+
+class Library:
+    """An opened library of AOTInductor: it runs whole, so that it is no model for prediction."""
+
+    name = "AOTInductor"
+
+    def __init__(self, path: Path, info: dict[str, Any]) -> None:
+        self.path, self.info = path, info
+        self._run = torch._inductor.aoti_load_package(str(path))
+
+    def run(self, images: Tensor) -> Tensor:
+        """Run it: images as it takes them, to classes or logits."""
+        output: Tensor = self._run(images)
+        return output
+
+
+def _convolutions(graph: fx.Graph) -> dict[str, str]:
+    """Names of the convolutions' nodes by the paths of their modules."""
+    found = {}
+    for node in graph.nodes:
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        if str(node.target).startswith(("aten.conv2d", "aten.convolution")) and stack:
+            path = str(stack[-1][0])
+            marker = "network.model."
+            found[path[path.index(marker) + len(marker) :] if marker in path else path] = node.name
+    return found

@@ -1,0 +1,105 @@
+"""From a checkpoint of another library to a `DeepLabV3` and what a model card says.
+
+    model, converted = convert("deeplabv3_resnet50_coco.pth")
+
+`READERS` lists the libraries; each has a file of its own in this folder. Nothing in a file is run
+(`atrous.models.interchange.files`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from atrous.models.backbone import mismatch
+from atrous.models.batch_norm import batch_norms_of
+from atrous.models.deeplab import DeepLabV3
+from atrous.models.interchange import detectron2, huggingface, mmsegmentation, smp, torchvision, vainf
+from atrous.models.interchange.base import Choices, Converted, Reader
+from atrous.models.interchange.files import read_file
+
+READERS: dict[str, Reader] = {
+    "torchvision": torchvision.read,
+    "segmentation_models_pytorch": smp.read,
+    "mmsegmentation": mmsegmentation.read,
+    "VainF": vainf.read,
+    "detectron2": detectron2.read,
+    "Hugging Face": huggingface.read,
+}
+"""By the name of the library."""
+
+NO_CHOICES = Choices()
+
+
+def convert(path: str | Path, choices: Choices = NO_CHOICES) -> tuple[DeepLabV3, Converted]:
+    """Read a checkpoint of another library.
+
+    Args:
+        path: of the file, or of a folder with ``config.json``.
+        choices: what the checkpoint does not say.
+
+    Returns:
+        The network with its weights, in float32 and ``eval()``; and what the checkpoint said, with the names of the
+        classes completed.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read as data alone, is of no library that is known, of another network, or does not
+            fit the network that it says it is; all differences in one line.
+    """
+    checkpoint = read_file(Path(path))
+    for read in READERS.values():
+        try:
+            converted = read(checkpoint, choices)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        except (KeyError, IndexError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path}: it lacks a tensor or setting that its network has: {error}") from error
+        if converted is not None:
+            return _built(Path(path), converted, choices)
+    first = ", ".join(list(checkpoint.tensors)[:3])
+    raise ValueError(
+        f"{path}: without atrous's model card, and a DeepLabv3 of none of {', '.join(READERS)}; it has "
+        f"{len(checkpoint.tensors)} tensors, the first {first}"
+    )
+
+
+def _built(path: Path, converted: Converted, choices: Choices) -> tuple[DeepLabV3, Converted]:
+    tensors = {key: value.float() if value.is_floating_point() else value for key, value in converted.tensors.items()}
+    classifier = tensors.get("classifier.weight")
+    if classifier is None or classifier.ndim != 4:
+        raise ValueError(f"{path}: it has no classifier")
+    count = len(classifier)
+    names = choices.names or converted.names or tuple(f"class {i}" for i in range(count))
+    if len(names) != count or len(set(names)) != count:
+        raise ValueError(f"{path} has {count} classes; expected as many different names, found {len(names)}")
+    try:
+        with torch.device("meta"):  # no random weights are drawn that would be replaced at once
+            model = DeepLabV3(**converted.arguments, num_classes=count, output_stride=converted.output_stride)
+        tensors = {**_counters(model), **tensors}
+        mismatch(model.state_dict(), tensors, f"the weights in {path}, read as {converted.library}'s,")
+        model.load_state_dict(tensors, assign=True)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    bad = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise ValueError(f"{path} holds NaN or infinity in {', '.join(bad[:3])}")
+    _keep_epsilon(model, converted.epsilon)
+    model.backbone.mean, model.backbone.std = converted.mean, converted.std
+    return model.eval(), replace(converted, names=names)
+
+
+def _counters(model: DeepLabV3) -> dict[str, torch.Tensor]:
+    """Batch norm's counters of steps, which older checkpoints lack."""
+    return {key: torch.tensor(0) for key in model.state_dict() if key.endswith("num_batches_tracked")}
+
+
+@torch.no_grad()
+def _keep_epsilon(model: DeepLabV3, epsilon: tuple[float | None, float | None]) -> None:
+    """Move what their batch norm adds to the variance, beyond what ours adds, into the variance."""
+    for part, theirs in zip(((model.backbone,), (model.head, model.head_conv)), epsilon, strict=True):
+        for norm in (norm for module in part for norm in batch_norms_of(module)):
+            assert norm.running_var is not None
+            norm.running_var += (norm.eps if theirs is None else theirs) - norm.eps

@@ -1,0 +1,135 @@
+"""Read checkpoint files without running anything in them: safetensors, PyTorch's pickles by ``weights_only`` alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from atrous.messages import listed
+from atrous.models.interchange.base import Checkpoint
+
+PICKLES = frozenset({".pth", ".pt", ".ckpt", ".bin", ".tar", ".pkl"})
+"""Suffixes of what PyTorch's and other libraries' training programs write."""
+_STATES = ("state_dict", "model_state", "model_state_dict", "model", "net", "weights", "ema_state_dict")
+"""Where training programs put the tensors, beside an optimizer's."""
+_WRAPPERS = ("module.", "_orig_mod.", "model.module.", "model._orig_mod.")
+_MOST_CONFIG_BYTES = 1 << 20
+
+
+def read_file(path: Path) -> Checkpoint:
+    """The tensors of a file, or of a folder with ``config.json`` and a weight file (``save_pretrained``).
+
+    Raises:
+        FileNotFoundError: if there is no such file, or no weight file in the folder.
+        ValueError: if it cannot be read as data alone, or holds no tensors.
+    """
+    folder = path if path.is_dir() else path.parent
+    file = _weight_file(path) if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; expected a checkpoint")
+    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+    state, meta = _state_of(file, content)
+    if file.name.partition(".")[0] in ("model", "pytorch_model"):
+        for key, name in {"config": "config.json", "preprocessor": "preprocessor_config.json"}.items():
+            if (folder / name).is_file():
+                meta[key] = _read_json(folder / name)
+    return Checkpoint(path, state, meta)
+
+
+def _weight_file(folder: Path) -> Path:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MOST_CONFIG_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, expected a configuration of at most a megabyte")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return config
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    _check_archive(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a forged pickle can raise anything
+        said = str(error)
+        asked = said.partition("GLOBAL ")[2].split(" ")[0]
+        if asked:
+            raise ValueError(
+                f"{path} holds more than tensors: it asks for {asked}, which is not run here; where you trust it, save "
+                "its tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
+            ) from None
+        why = (said.splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"{path} cannot be read as a checkpoint of PyTorch: {why}") from None
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it is."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError) as error:
+        raise ValueError(f"{path} is not a whole checkpoint: {error}") from error
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError(f"{path} is a compressed archive; expected a checkpoint as torch.save writes it")
+    if sum(entry.file_size for entry in entries) > os.path.getsize(path):
+        raise ValueError(f"{path} says that it unpacks to more than it holds")
+
+
+def _state_of(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors in what a file holds, and all else."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
+    meta: dict[str, Any] = {}
+    state: Mapping[Any, Any] = content
+    place = next((key for key in _STATES if isinstance(content.get(key), Mapping) and _tensors(content[key])), "")
+    if place and len(_tensors(content)) < len(_tensors(content[place])):
+        state = content[place]
+        for key in ("meta", "hyper_parameters", "config", "cfg"):
+            if isinstance(content.get(key), Mapping):
+                meta |= {str(name): value for name, value in content[key].items()}
+    tensors = {_unwrapped(str(key)): value for key, value in _tensors(state).items()}
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors; found {listed([str(key) for key in content]) or 'nothing'}")
+    for key, value in tensors.items():
+        if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(
+                f"{path}: {key} says that it has the shape {tuple(value.shape)}, which the file does not hold"
+            )
+    return tensors, meta
+
+
+def _tensors(state: Mapping[Any, Any]) -> dict[Any, Tensor]:
+    return {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def _unwrapped(key: str) -> str:
+    while wrapper := next((prefix for prefix in _WRAPPERS if key.startswith(prefix)), ""):
+        key = key.removeprefix(wrapper)
+    return key

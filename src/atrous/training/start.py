@@ -1,0 +1,112 @@
+"""What every training does before its first step: open and check the data, claim the run folder, build the state."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atrous.data.datasets.dataset import SegmentationDataset
+from atrous.data.datasets.mask_values import Drawn
+from atrous.data.sampling import Presence
+from atrous.evaluation.distributed import DistributedContext
+from atrous.models.output_stride import check_reachable
+from atrous.training import checkpoint
+from atrous.training.config import Recipe
+from atrous.training.loader import check_masks, open_data, own_split, sampled
+from atrous.training.pace import Pace, planned
+from atrous.training.run_folder import claim, headline_of, refuse_taken, saved_state, write_split
+from atrous.training.run_page import RunPage
+from atrous.training.state import State
+
+
+@dataclass
+class Start:
+    """A run that is about to begin, or to go on.
+
+    Attributes:
+        recipe: as it is run.
+        data: as the user named it.
+        run: the run's folder, which is claimed.
+        dataset: to train on, with images repeated as the recipe says.
+        held_out: to validate on, or None.
+        presence: which image to train on has which class, N,K.
+        state: to begin with.
+        saved: the checkpoint that it is from, or None.
+        pace: that was measured, or None.
+        changed: for the headline, the settings that change on the way.
+    """
+
+    recipe: Recipe
+    data: str | Path
+    run: Path
+    dataset: SegmentationDataset
+    held_out: SegmentationDataset | None
+    presence: Presence
+    state: State
+    saved: dict[str, Any] | None
+    pace: Pace | None
+    changed: str
+
+    @property
+    def headline(self) -> str:
+        """Warnings, and a line about network, data and steps."""
+        line = headline_of(self.recipe, self.data, self.run, self.state, self.dataset, self.held_out)
+        return line + self.changed
+
+    def page(self, headline: str) -> RunPage:
+        """What shows the run."""
+        return RunPage.of(self.run, self.recipe, self.data, self.dataset.labels, self.presence, self.held_out, headline)
+
+
+def start(
+    recipe: Recipe,
+    data: str | Path,
+    run: Path,
+    ctx: DistributedContext,
+    claimed: ExitStack,
+    *,
+    resume: bool,
+    workers: int,
+    seconds: float | None = None,
+) -> Start:
+    """Begin a run, or go on with it.
+
+    Args:
+        recipe: as asked for.
+        data: as for `open_dataset`.
+        run: the run's folder.
+        ctx: of the run.
+        claimed: holds the lock on the folder until the run ends.
+        resume: as for `train`, and so are the rest.
+        workers: processes that load data.
+        seconds: that the run may take.
+
+    Raises:
+        ValueError: as of `train`.
+    """
+    since, drawn = time.perf_counter(), list[Drawn]()
+    dataset, held_out = open_data(data, recipe.data, recipe.loss)
+    empty, split = recipe.data.allow_empty_classes, recipe.data.train_split
+    presence = check_masks(dataset, split=split, allow_empty_classes=empty, drawn=drawn)
+    if held_out:
+        check_masks(held_out, to_train=False, drawn=drawn)
+    dataset = sampled(dataset, presence, recipe.data, recipe.model.weights, recipe.run.seed)
+    if ctx.first:
+        claimed.enter_context(checkpoint.lock(run))
+    refuse_taken(run, resume)
+    pace = None
+    if not checkpoint.steps(run):
+        recipe, pace = planned(recipe, dataset, held_out, ctx, workers=workers, seconds=seconds, since=since)
+    changed = claim(run, recipe, resume, ctx)
+    if held_out and ctx.first and own_split(data, recipe.data):
+        write_split(run, dataset, held_out)
+    saved = saved_state(run, dataset) if resume else None
+    state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx, saved)
+    if saved:
+        state.take_best(run, held_out)
+    if held_out:
+        check_reachable(recipe.val_output_stride, state.model.backbone.reachable, "val")
+    return Start(recipe, data, run, dataset, held_out, presence, state, saved, pace, changed)

@@ -1,0 +1,120 @@
+"""The code of docs/deploy.md, run as it stands on exported files: every runtime gives the model's classes.
+
+``ATROUS_NODE_MODULES`` names a folder that holds onnxruntime-web (``npm install onnxruntime-web``), and
+``ATROUS_ONNXRUNTIME_INCLUDE`` one that holds ``onnxruntime_cxx_api.h``; without them those two are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atrous.data.image_io import read_image
+from atrous.deployment.export import export
+from atrous.deployment.network import Interface, WholeNetwork
+from atrous.models.weights import load
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+DOCS = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+MODEL = "objects-mobilenetv2"
+
+
+def code_of(title: str) -> str:
+    """The first block of code below a heading."""
+    section = DOCS.split(f"\n## {title}\n")[1]
+    match = re.search(r"```\w+\n(.*?)```", section, re.DOTALL)
+    assert match is not None
+    return match[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photograph, and the files of all formats."""
+    folder = tmp_path_factory.mktemp("deploy")
+    shutil.copy(ROOT / "src/atrous/prediction/assets/cow.jpg", folder / "photo.jpg")
+    for format, name in (("onnx", "mine.onnx"), ("openvino", "mine.xml"), ("torch", "mine.pt2")):
+        export(MODEL, folder / name, format=format)
+    return folder
+
+
+def expected(pixels: np.ndarray) -> np.ndarray:
+    """The model's classes."""
+    model, _ = load(MODEL)
+    with torch.inference_mode():
+        return WholeNetwork(model, Interface())(torch.from_numpy(pixels)[None])[0].numpy()
+
+
+@pytest.mark.parametrize("title", ["ONNX Runtime, Python", "OpenVINO, Python", "PyTorch without this package"])
+def test_python(title: str, folder: Path) -> None:
+    (folder / "mask.png").unlink(missing_ok=True)
+    code = f"import sys; sys.modules['atrous'] = None\n{code_of(title)}"
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=folder, check=True)
+    found = np.array(Image.open(folder / "mask.png"))
+    photo = Image.open(folder / "photo.jpg").convert("RGB")
+    photo.thumbnail((640, 640))
+    assert (found == expected(np.array(photo))).mean() >= 0.999
+
+
+def test_cpp(folder: Path, tmp_path: Path) -> None:
+    include = os.environ.get("ATROUS_ONNXRUNTIME_INCLUDE")
+    if not include or shutil.which("g++") is None:
+        pytest.skip("ATROUS_ONNXRUNTIME_INCLUDE names no folder with onnxruntime_cxx_api.h, or there is no g++")
+    import onnxruntime
+
+    [library] = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (tmp_path / name).symlink_to(library)
+    main = """
+#include <fstream>
+#include <iterator>
+#include <string>
+int main(int, char** argv) {
+    Ort::Env env; Ort::Session session(env, "mine.onnx", Ort::SessionOptions{});
+    std::ifstream in("photo.bin", std::ios::binary);
+    std::vector<uint8_t> rgb((std::istreambuf_iterator<char>(in)), {});
+    auto ids = segment(session, rgb, std::stoi(argv[1]), std::stoi(argv[2]));
+    std::ofstream("classes.bin", std::ios::binary).write(reinterpret_cast<char*>(ids.data()), ids.size());
+}
+"""
+    (tmp_path / "main.cpp").write_text(code_of("ONNX Runtime, C++") + main, encoding="utf-8")
+    command = ["g++", "-std=c++17", f"-I{include}", "main.cpp", "-L.", "-lonnxruntime", f"-Wl,-rpath,{tmp_path}"]
+    subprocess.run([*command, "-o", "main"], cwd=tmp_path, check=True)
+    pixels = read_image(folder / "photo.jpg")
+    pixels.tofile(folder / "photo.bin")
+    subprocess.run([tmp_path / "main", *map(str, pixels.shape[:2])], cwd=folder, check=True)
+    found = np.fromfile(folder / "classes.bin", np.uint8).reshape(pixels.shape[:2])
+    assert (found == expected(pixels)).mean() >= 0.999
+
+
+def test_javascript(folder: Path, tmp_path: Path) -> None:
+    modules = os.environ.get("ATROUS_NODE_MODULES")
+    if not modules or shutil.which("node") is None:
+        pytest.skip("ATROUS_NODE_MODULES names no folder with onnxruntime-web, or there is no node")
+    (tmp_path / "node_modules").symlink_to(Path(modules).resolve())
+    (tmp_path / "segment.mjs").write_text(code_of("onnxruntime-web, JavaScript"), encoding="utf-8")
+    main = """
+import { readFileSync, writeFileSync } from "node:fs";
+import { open, segment } from "./segment.mjs";
+const [file, height, width] = [process.argv[2], Number(process.argv[3]), Number(process.argv[4])];
+const session = await open(readFileSync(file));
+writeFileSync("classes.bin", await segment(session, new Uint8Array(readFileSync("photo.bin")), height, width));
+process.exit(0);
+"""
+    (tmp_path / "main.mjs").write_text(main, encoding="utf-8")
+    pixels = read_image(folder / "photo.jpg")[::2, ::2]
+    np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], 2).tofile(tmp_path / "photo.bin")
+    words = [str(folder / "mine.onnx"), *map(str, pixels.shape[:2])]
+    subprocess.run(["node", "main.mjs", *words], cwd=tmp_path, check=True)
+    found = np.fromfile(tmp_path / "classes.bin", np.uint8).reshape(pixels.shape[:2])
+    assert (found == expected(np.ascontiguousarray(pixels))).mean() >= 0.999

@@ -1,0 +1,199 @@
+"""Networks of other libraries, rebuilt from their published description, for tests of conversion."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def shaken(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights and statistics of batch norm that show where each of them goes."""
+    torch.manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.8, 1.2)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return net.eval()
+
+
+class Units(nn.Module):
+    """A bottleneck whose layers have the names that a library gives them."""
+
+    def __init__(self, channels: int, width: int, stride: int, rate: int, shortcut: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, rate, rate, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)
+        if shortcut is not None:
+            self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(y)))))
+        return F.relu(y + (self.downsample(x) if hasattr(self, "downsample") else x))
+
+
+def mmseg_stage(channels: int, width: int, count: int, stride: int, rate: int, average: bool) -> nn.Sequential:
+    """mmsegmentation's: the first unit at half the rate, as ``contract_dilation`` has it."""
+    layers: list[nn.Module] = []
+    if average and stride != 1:
+        layers.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
+    conv = nn.Conv2d(channels, 4 * width, 1, 1 if average else stride, bias=False)
+    shortcut = nn.Sequential(*layers, conv, nn.BatchNorm2d(4 * width))
+    units = [Units(channels, width, stride, max(1, rate // 2), shortcut)]
+    units += [Units(4 * width, width, 1, rate, None) for _ in range(count - 1)]
+    return nn.Sequential(*units)
+
+
+class ConvModule(nn.Module):
+    """mmcv's: convolution, batch norm, rectifier."""
+
+    def __init__(self, channels: int, filters: int, side: int, rate: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, filters, side, padding=rate * (side // 2), dilation=rate, bias=False)
+        self.bn = nn.BatchNorm2d(filters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class MMSegBackbone(nn.Module):
+    def __init__(self, kind: str, strides: tuple[int, ...], rates: tuple[int, ...]) -> None:
+        super().__init__()
+        if kind == "plain":
+            self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        else:
+            layers: list[nn.Module] = []
+            for channels, filters, stride in ((3, 32, 2), (32, 32, 1), (32, 64, 1)):
+                layers += [nn.Conv2d(channels, filters, 3, stride, 1, bias=False), nn.BatchNorm2d(filters), nn.ReLU()]
+            self.stem = nn.Sequential(*layers)
+        channels = 64
+        for i, (width, count) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
+            stage = mmseg_stage(channels, width, count, strides[i], rates[i], kind == "v1d")
+            setattr(self, f"layer{i + 1}", stage)
+            channels = 4 * width
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x) if hasattr(self, "stem") else F.relu(self.bn1(self.conv1(x)))
+        x = F.max_pool2d(x, 3, 2, 1)
+        for number in range(1, 5):
+            x = getattr(self, f"layer{number}")(x)
+        return x
+
+
+class MMSegHead(nn.Module):
+    def __init__(self, classes: int, channels: int, rates: tuple[int, ...]) -> None:
+        super().__init__()
+        self.conv_seg = nn.Conv2d(channels, classes, 1)
+        self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvModule(2048, channels, 1))
+        self.aspp_modules = nn.ModuleList(ConvModule(2048, channels, 1 if rate == 1 else 3, rate) for rate in rates)
+        self.bottleneck = ConvModule((len(rates) + 1) * channels, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [F.interpolate(self.image_pool(x), x.shape[-2:], mode="bilinear")]
+        maps += [module(x) for module in self.aspp_modules]
+        return self.conv_seg(self.bottleneck(torch.cat(maps, 1)))
+
+
+class MMSegmentation(nn.Module):
+    """mmsegmentation's encoder and decoder with a ResNet-50, and its auxiliary head."""
+
+    def __init__(self, kind: str = "v1c", classes: int = 5, channels: int = 512, output_stride: int = 8) -> None:
+        super().__init__()
+        strides, rates = ((1, 2, 1, 1), (1, 1, 2, 4)) if output_stride == 8 else ((1, 2, 2, 1), (1, 1, 1, 2))
+        aspp = (1, 12, 24, 36) if output_stride == 8 else (1, 6, 12, 18)
+        self.backbone = MMSegBackbone(kind, strides, rates)
+        self.decode_head = MMSegHead(classes, channels, aspp)
+        self.auxiliary_head = nn.Module()
+        self.auxiliary_head.convs = nn.Sequential(ConvModule(1024, 256, 3))
+        self.auxiliary_head.conv_seg = nn.Conv2d(256, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.decode_head(self.backbone(x)), x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class D2Conv(nn.Conv2d):
+    """detectron2's convolution, which holds its batch norm."""
+
+    def __init__(
+        self, channels: int, filters: int, side: int, stride: int = 1, rate: int = 1, norm: bool = True
+    ) -> None:
+        super().__init__(channels, filters, side, stride, rate * (side // 2), rate, bias=not norm)
+        if norm:
+            self.norm = nn.BatchNorm2d(filters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return self.norm(y) if hasattr(self, "norm") else y
+
+
+class D2Block(nn.Module):
+    def __init__(self, channels: int, width: int, stride: int, rate: int) -> None:
+        super().__init__()
+        if channels != 4 * width:
+            self.shortcut = D2Conv(channels, 4 * width, 1, stride)
+        self.conv1 = D2Conv(channels, width, 1)
+        self.conv2 = D2Conv(width, width, 3, stride, rate)
+        self.conv3 = D2Conv(width, 4 * width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
+        return F.relu(y + (self.shortcut(x) if hasattr(self, "shortcut") else x))
+
+
+class D2Backbone(nn.Module):
+    def __init__(self, deep: bool) -> None:
+        super().__init__()
+        self.stem = nn.Module()
+        channels = 128 if deep else 64
+        if deep:
+            self.stem.conv1, self.stem.conv2 = D2Conv(3, 64, 3, 2), D2Conv(64, 64, 3)
+            self.stem.conv3 = D2Conv(64, 128, 3)
+        else:
+            self.stem.conv1 = D2Conv(3, 64, 7, 2)
+        rates = ((1,) * 3, (1,) * 4, (1,) * 6, (2, 4, 8))
+        for i, (width, stride) in enumerate(((64, 1), (128, 2), (256, 2), (512, 1))):
+            inputs = [channels, *[4 * width] * (len(rates[i]) - 1)]
+            blocks = [
+                D2Block(before, width, stride if j == 0 else 1, rate)
+                for j, (before, rate) in enumerate(zip(inputs, rates[i], strict=True))
+            ]
+            setattr(self, f"res{i + 2}", nn.Sequential(*blocks))
+            channels = 4 * width
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.stem.children():
+            x = F.relu(conv(x))
+        x = F.max_pool2d(x, 3, 2, 1)
+        for number in range(2, 6):
+            x = getattr(self, f"res{number}")(x)
+        return x
+
+
+class Detectron2(nn.Module):
+    """detectron2's DeepLabV3 with a ResNet-50, output stride 16 and multi-grid 1, 2, 4."""
+
+    def __init__(self, deep: bool = True, classes: int = 5) -> None:
+        super().__init__()
+        self.backbone = D2Backbone(deep)
+        head = self.sem_seg_head = nn.Module()
+        head.aspp = nn.Module()
+        convs = [D2Conv(2048, 256, 1), *(D2Conv(2048, 256, 3, 1, rate) for rate in (6, 12, 18))]
+        pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), D2Conv(2048, 256, 1, norm=False))
+        head.aspp.convs = nn.ModuleList([*convs, pooling])
+        head.aspp.project = D2Conv(5 * 256, 256, 1)
+        head.predictor = nn.Conv2d(256, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features, aspp = self.backbone(x), self.sem_seg_head.aspp
+        maps = [F.relu(conv(features)) for conv in aspp.convs]
+        maps[-1] = F.interpolate(maps[-1], features.shape[-2:], mode="bilinear", align_corners=False)
+        y = self.sem_seg_head.predictor(F.relu(aspp.project(torch.cat(maps, 1))))
+        return F.interpolate(y, scale_factor=16, mode="bilinear", align_corners=False)

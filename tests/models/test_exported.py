@@ -1,0 +1,55 @@
+"""Files that are none of ours, and what is said of them; files of ours are in tests/deployment/test_export.py."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from atrous.models.exported import SUFFIXES, Runtime, is_exported, open_file, requirement
+from atrous.models.weights import load
+
+
+def test_an_exported_file_is_known_by_its_ending() -> None:
+    assert all(is_exported(f"a/model{suffix}") for suffix in SUFFIXES) and is_exported("MODEL.ONNX")
+    assert not is_exported("model.safetensors") and not is_exported("runs/mine")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"onnxruntime is not installed: pip install 'atrous\[onnx\]'"):
+        requirement("onnxruntime", "onnx")
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    with pytest.raises(ValueError, match="onnxruntime is not installed"):
+        load(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x0a" * 50])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_garbage(suffix: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"model{suffix} is not a whole {SUFFIXES[suffix]} file") as error:
+        load(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_zip_file_that_is_none_of_ours(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
+        archive.writestr("model/extra/atrous", "{}")
+    with pytest.raises(ValueError, match="has no model card of atrous in it"):
+        load(tmp_path / "model.pt2")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        open_file(tmp_path / "other.pt2")
+
+
+@pytest.mark.parametrize(
+    "info", ["", "[]", "{}", '{"output_stride": 0, "raw_input": 0, "logits": 0, "size": null}',
+             '{"output_stride": 16, "raw_input": 0, "logits": 0, "size": 3}', "[" * 100000]
+)  # fmt: skip
+def test_metadata_that_is_not_well_formed(info: str) -> None:
+    with pytest.raises(ValueError, match="is not well formed"):
+        Runtime(Path("model.onnx"), {"atrous": "{}", "atrous_export": info}, "00")

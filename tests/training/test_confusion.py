@@ -1,0 +1,37 @@
+"""confusion.png: rows in percent of the true class, readable for two classes and for 150."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from atrous.training.confusion import draw_confusion, mistakes, shares_of
+
+
+def test_rows_are_shares_of_the_true_class() -> None:
+    shares = shares_of(np.array([[3, 1], [0, 0]]))
+    assert shares[0].tolist() == [0.75, 0.25] and np.isnan(shares[1]).all()
+
+
+def test_mistakes_are_the_largest_of_each_class() -> None:
+    counts = np.array([[90, 8, 2], [50, 40, 10], [0, 1, 99]])
+    found = mistakes(counts)
+    assert [(one.true, one.taken_for, one.share) for one in found] == [(1, 0, 0.5), (0, 1, 0.08)]
+    assert mistakes(np.zeros((2, 2), dtype=np.int64)) == []
+
+
+@pytest.mark.parametrize("classes", [1, 2, 11, 40, 150])
+def test_every_cell_has_its_colour(classes: int) -> None:
+    counts = np.diag(np.arange(1, classes + 1))
+    names = [f"{i} a long name of a class, with accents: é" for i in range(classes)]
+    picture = np.asarray(draw_confusion(counts, names))
+    assert picture.shape[2] == 3 and picture.shape[0] >= 17 * classes
+    dark = (picture == (16, 66, 140)).all(axis=2)
+    rows, columns = np.flatnonzero(dark.any(axis=1)), np.flatnonzero(dark.any(axis=0))
+    assert len(rows) >= 15 * classes and len(columns) >= 15 * classes  # the whole diagonal is on the picture
+    assert dark[rows[0] + 1, columns[0] + 1] and dark[rows[-1] - 1, columns[-1] - 1]
+
+
+def test_a_class_without_a_pixel_is_gray() -> None:
+    picture = np.asarray(draw_confusion(np.array([[1, 0], [0, 0]]), ["a", "b"]))
+    assert ((picture == (243, 244, 246)).all(axis=2)).sum() > 90 * 2 * 90
