@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,12 +17,22 @@ def test_all_is_sorted_and_every_name_is_there() -> None:
     assert atrous.__all__ == sorted(atrous.__all__)
     for name in atrous.__all__:
         value = getattr(atrous, name)
-        assert value.__name__ == name and value.__doc__
+        assert value.__name__ in (name, f"atrous.{name}") and value.__doc__
     assert set(atrous.__all__) <= set(dir(atrous))
 
 
 def test_the_names_of_the_plan_are_public() -> None:
     assert {"DeepLabV3", "Predictor", "Segmentation", "load", "evaluate", "train"} <= set(atrous.__all__)
+
+
+def test_models_lists_the_named_weights_however_it_is_imported() -> None:
+    listing = atrous.models()
+    assert sorted(listing) == sorted(
+        path.stem for path in Path(atrous.__file__).parent.glob("models/zoo/*.safetensors")
+    )
+    assert all(card.names and card.licence for card in listing.values())
+    for code in ("import atrous", "import atrous.models.weights, atrous", "from atrous import models as m, Predictor"):
+        loaded_by(f"{code}\nimport atrous\nassert 'objects-mobilenetv2' in atrous.models()")
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atrous import models
     from atrous.data.datasets.dataset import open_dataset
     from atrous.data.labels import Labels
     from atrous.data.transforms import Augment
@@ -38,6 +39,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "load": "models.weights",
     "load_recipe": "training.recipes",
+    "models": "models",
     "open_dataset": "data.datasets.dataset",
     "save": "models.weights",
     "train": "training.loop",
@@ -57,6 +59,7 @@ __all__ = [
     "evaluate",
     "load",
     "load_recipe",
+    "models",
     "open_dataset",
     "save",
     "train",
@@ -66,7 +69,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'atrous' has no attribute {name!r}")
-    value = getattr(import_module(f"atrous.{_HOMES[name]}"), name)
+    home = import_module(f"atrous.{_HOMES[name]}")
+    value = home if name == "models" else getattr(home, name)  # a folder that is called
     globals()[name] = value
     return value
 

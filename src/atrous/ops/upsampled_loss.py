@@ -32,7 +32,7 @@ from torch import Tensor
 
 from atrous.ops.resize import IGNORE, grid_size, upsample
 from atrous.ops.tiled_upsample import Upsampler, class_dtype, compute_dtype, first_maximum, parts
-from atrous.ops.trusted import Draw, library_only, trusted
+from atrous.ops.trusted import Draw, constant_when_compiled, library_only, trusted
 
 SMALLEST_SUM = 2.0**-90
 """A sum of exponentials below this may lack small terms; its tile is done again with each pixel's own maximum."""
@@ -125,7 +125,7 @@ def _check_grid(logits: Tensor, size: tuple[int, int], stride: int) -> None:
 # Cross-entropy ------------------------------------------------------------------------------------------------------
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the loss is ours on a device: tiles on a CPU, Triton on CUDA; both have to pass a trial."""
     if device.type == "meta":

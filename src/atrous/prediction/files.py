@@ -27,6 +27,7 @@ from atrous.data.image_io import Pixels, read_note, read_size, write_image, writ
 from atrous.data.labels import write_labels
 from atrous.data.overlay import overlay
 from atrous.data.row_io import Strips, open_strips, write_mask_strips
+from atrous.prediction.parallel import in_order
 from atrous.prediction.predictor import Predictor
 from atrous.prediction.segmentation import areas_of, pixel_counts
 from atrous.prediction.sliding_window import STRIP
@@ -57,6 +58,14 @@ class FilesResult:
     skipped: list[Path] = field(default_factory=list)
     shortened: dict[Path, str] = field(default_factory=dict)
 
+    def add(self, outcome: _Outcome) -> None:
+        """Count one file in."""
+        self.failures |= outcome.failures
+        if outcome.skipped:
+            self.skipped.append(outcome.path)
+        elif not outcome.failures:
+            self.areas[outcome.path] = outcome.areas
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -74,6 +83,7 @@ def predict_files(
     *,
     resume: bool = False,
     progress: Callable[[Path, float], None] = lambda path, share: None,
+    workers: int | None = None,
 ) -> FilesResult:
     """Segment files, folders and globs into ``out/masks`` and ``out/overlays``; the classes are in ``classes.yaml``.
 
@@ -85,7 +95,8 @@ def predict_files(
         sources: files, folders, globs.
         out: folder to write.
         resume: skip a file whose mask and overlay are newer and were made with these settings from a file of its size.
-        progress: called with each file and the share of it, 0 to 1, that is done.
+        progress: called with each file and the share of it, 0 to 1, that is done, in the order of the files.
+        workers: photographs that are segmented at once, as long as they are small; None for `Predictor.workers`.
 
     Raises:
         ValueError: if a source has no photograph, or two files would be written to one name.
@@ -96,22 +107,49 @@ def predict_files(
     _check_outputs(out, names)
     sweep(out / "masks")
     sweep(out / "overlays")
-    settings = predictor.settings()
-    for path, name in names.items():
-        progress(path, 0.0)
-        with errors_noted(path, result.failures):
-            size = read_size(path, max_pixels=predictor.max_pixels)
+    settings, here = predictor.settings(), set[Path]()
+
+    def segment(path: Path) -> _Outcome:
+        outcome, tell = _Outcome(path), functools.partial(progress, path)
+        if path in here:
+            progress(path, 0.0)
+        with errors_noted(path, outcome.failures):
+            size, name = read_size(path, max_pixels=predictor.max_pixels), names[path]
             outputs = _Outputs(out / "masks" / name, out / "overlays" / name, f"{settings} {path.stat().st_size}")
             if resume and outputs.are_done(path):
-                result.skipped.append(path)
+                outcome.skipped = True
             elif predictor.takes_whole(size):
-                result.areas[path] = _segment(predictor, path, outputs)
+                outcome.areas = _segment(predictor, path, outputs)
             else:
-                result.areas[path] = _segment_by_rows(predictor, path, outputs, functools.partial(progress, path))
-        progress(path, 1.0)
+                outcome.areas = _segment_by_rows(predictor, path, outputs, tell)
+        return outcome
+
+    workers = predictor.workers if workers is None else workers
+
+    def runs_alone(path: Path) -> bool:
+        alone = workers <= 1 or predictor.is_large(path)
+        if alone:
+            here.add(path)
+        return alone
+
+    for outcome in in_order(segment, names, workers, runs_alone):
+        if outcome.path not in here:
+            progress(outcome.path, 0.0)
+        result.add(outcome)
+        progress(outcome.path, 1.0)
     if result.areas:
         write_labels(out / CLASSES, predictor.labels)
     return result
+
+
+@dataclass
+class _Outcome:
+    """What has come of one file; see `FilesResult`."""
+
+    path: Path
+    areas: dict[str, float] = field(default_factory=dict)
+    failures: dict[Path, str] = field(default_factory=dict)
+    skipped: bool = False
 
 
 @contextlib.contextmanager

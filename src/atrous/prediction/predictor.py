@@ -11,6 +11,7 @@ Imports no training code. A picture too large for one pass is segmented by a sli
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import math
@@ -23,8 +24,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
-from atrous.data.image_io import MAX_PIXELS, Pixels, Source, read_image, to_tensor
+from atrous.data.image_io import MAX_PIXELS, Pixels, Source, read_image, read_size, to_tensor
 from atrous.data.labels import Labels
 from atrous.data.row_io import is_installed, strips_of
 from atrous.data.samples import AS_IT_IS, ImageRule
@@ -49,7 +51,13 @@ DEFAULT_MODEL = "objects-mobilenetv2"
 """Everyday objects: the weights that predict where no model is named."""
 
 
+LARGE_SEEN, LARGE = 1 << 20, 1 << 24
+"""Pixels that the network sees, and pixels, of the largest photographs of which several are segmented at once."""
+
+MOST_WORKERS = 8
+
 _FORMS_LOCK = threading.Lock()
+_DEVICE_LOCK = threading.Lock()  # but for a CPU: so that its memory holds the maps of one photograph at a time
 
 
 class Predictor:
@@ -174,10 +182,12 @@ class Predictor:
             masks, sure = zip(*window.classes_with_confidence(strips_of(image)), strict=True)
             return np.concatenate(masks), np.concatenate(sure)
         form, pixels = self._form(output_stride), to_tensor(image)[None]
-        if not confidence:
-            return predict_classes(form, pixels, scales=scales, flip=flip, pad_to=self.pad_to)[0].cpu().numpy(), None
-        ids, probability = predict_with_confidence(form, pixels, scales=scales, flip=flip, pad_to=self.pad_to)
-        return ids[0].cpu().numpy(), probability[0].float().cpu().numpy()
+        with contextlib.nullcontext() if self.device.type == "cpu" else _DEVICE_LOCK:
+            if not confidence:
+                ids = predict_classes(form, pixels, scales=scales, flip=flip, pad_to=self.pad_to)
+                return ids[0].cpu().numpy(), None
+            ids, probability = predict_with_confidence(form, pixels, scales=scales, flip=flip, pad_to=self.pad_to)
+            return ids[0].cpu().numpy(), probability[0].float().cpu().numpy()
 
     def __repr__(self) -> str:
         return (
@@ -196,6 +206,20 @@ class Predictor:
         )
         array: npt.NDArray[np.float32] = probabilities[0].float().cpu().numpy()
         return array
+
+    @property
+    def workers(self) -> int:
+        """How many small photographs are segmented at once where there are many."""
+        return min(MOST_WORKERS, torch.get_num_threads() if self.device.type == "cpu" else 4)
+
+    def is_large(self, source: object) -> bool:
+        """Whether a photograph is segmented while no other is, for the memory that it takes."""
+        try:
+            size = _size_of(source, self.max_pixels)
+        except (ValueError, OSError):  # of which reading it will speak
+            return False
+        seen = math.prod(Preprocessor(self.model).seen_size(size))
+        return not self.fits(*size) or seen > LARGE_SEEN or math.prod(size) > LARGE
 
     def fits(self, height: int, width: int) -> bool:
         """Whether a photograph of that size is segmented in one pass."""
@@ -245,3 +269,14 @@ def name_of(source: Source) -> str:
         source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", getattr(source, "name", ""))
     )
     return os.path.basename(os.fspath(name)) if isinstance(name, (str, os.PathLike)) else ""
+
+
+def _size_of(source: Any, max_pixels: int) -> tuple[int, int]:
+    """Height and width of a photograph, from its header if it is a file."""
+    if isinstance(source, Image.Image):
+        return source.height, source.width
+    if isinstance(source, torch.Tensor):
+        return int(source.shape[-2]), int(source.shape[-1])
+    if isinstance(source, np.ndarray):
+        return (int(source.shape[0]), int(source.shape[1])) if source.ndim > 1 else (1, 1)
+    return read_size(source, max_pixels=max_pixels)

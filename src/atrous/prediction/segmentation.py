@@ -23,13 +23,12 @@ from atrous.atomic import write_text
 from atrous.data.image_io import write_image, write_mask
 from atrous.data.labels import Labels
 from atrous.data.overlay import overlay
+from atrous.data.palette import drawn_palette, is_background
 from atrous.data.polygons import Polygon, polygons, run_lengths
 from atrous.messages import did_you_mean, listed
 
 SHOWN_SIDE = 1024
 """Longest side, in pixels, of the picture that a notebook shows."""
-
-BACKGROUND = "background"
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,7 +120,9 @@ class Segmentation:
         Raises:
             ValueError: if there is no such class.
         """
-        kept = self.ids(classes) if classes else [i for i, name in enumerate(self.labels.names) if name != BACKGROUND]
+        kept = (
+            self.ids(classes) if classes else [i for i, name in enumerate(self.labels.names) if not is_background(name)]
+        )
         opaque = np.zeros(max(256, int(self.mask.max()) + 1), dtype=np.uint8)
         opaque[kept] = 255
         picture = Image.fromarray(self.image)
@@ -178,7 +179,7 @@ class Segmentation:
         return {
             "id": i,
             "label": name,
-            "color": list(self.labels.palette[i]),
+            "color": list(drawn_palette(self.labels)[i]),
             "area": self.shares[i],
             "pixels": int(region.sum()),
             "box": box_of(region),

@@ -41,7 +41,7 @@ from atrous.ops.conv_kernels.tap_gemm import (
     order,
     valid_share,
 )
-from atrous.ops.trusted import Draw, library_only, trusted
+from atrous.ops.trusted import Draw, constant_when_compiled, library_only, trusted
 
 FORMS: dict[str, dict[str, Pass]] = {
     "library": RIGHT_LIBRARY,
@@ -153,7 +153,7 @@ def _rule(task: str, x: Tensor, weights: list[Tensor], rates: list[int]) -> str:
     return "tap_gemm" if task == "forward" and _mean_share(x, weights, rates) > 0.6 else "window"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _has_kernels() -> bool:
     return has_onednn() and not library_only()
 
