@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from atrous.data.image_io import read_image, to_tensor
+from atrous.data.palette import is_background
 from atrous.evaluation.evaluate import predict_classes
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.messages import did_you_mean
@@ -95,7 +96,7 @@ class ServedModel:
         """For JSON."""
         labels, model = self.predictor.labels, self.predictor.model
         classes = [
-            {"id": i, "name": name, "color": list(colour)}
+            {"id": i, "name": name, "color": list(colour), "background": is_background(name)}
             for i, (name, colour) in enumerate(zip(labels.names, labels.palette, strict=True))
         ]
         return {
