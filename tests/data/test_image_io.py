@@ -178,7 +178,7 @@ def test_what_a_person_may_give_by_mistake_is_told(tmp_path: Path) -> None:
         (np.full((2, 2), 255.0), "floats from 255"),
         (np.zeros((3, 5, 7), np.uint8), r"shape \(3, 5, 7\); .*: its channels come first, array.transpose\(1, 2, 0\)"),
         (np.zeros((2, 5, 7, 3), np.uint8), "expected H,W .*: a batch, of which one image is taken at a time"),
-        (np.zeros((2, 2, 3), np.uint16), "array of uint16; expected uint8, or float in 0 to 1"),
+        (np.zeros((2, 2, 3), np.uint32), "array of uint32; expected uint8, or float in 0 to 1"),
         (torch.zeros(2, 2), "3,H,W"),
         (torch.zeros(5, 7, 3), r"shape \(5, 7, 3\); .*: its channels come last, tensor.permute\(2, 0, 1\)"),
         (torch.zeros(1, 3, 2, 2), "expected 3,H,W: a batch, of which one image is taken at a time"),

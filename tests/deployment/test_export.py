@@ -267,6 +267,7 @@ def test_the_first_layer_that_differs_is_named(format: str, weights: Weights, tm
     assert "the first layer that differs is backbone.layer2.0.conv2 (" in culprit()
 
 
+@pytest.mark.integration
 def test_a_file_that_differs_is_not_put_in_place(
     weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,6 +354,7 @@ def test_a_missing_runtime_is_named_with_its_install_line(
     assert os.listdir(tmp_path) == ["small.safetensors"]
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are Unix's")
 def test_a_full_disk_leaves_nothing(weights: Weights, tmp_path: Path) -> None:
     source = weights("timm/lcnet_050")

@@ -40,6 +40,7 @@ def test_garbage(suffix: str, content: bytes, tmp_path: Path) -> None:
 def test_a_zip_file_that_is_none_of_ours(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
         archive.writestr("model/extra/atrous", "{}")
+        archive.writestr("model/models/model.json", "{}")
     with pytest.raises(ValueError, match="has no model card of atrous in it"):
         load(tmp_path / "model.pt2")
     with pytest.raises(FileNotFoundError, match="no such file"):

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atrous.cli.arguments import Parser, add_command, add_device, add_json
+from atrous.cli.arguments import Parser, add_command, add_data, add_device, add_json, dataset_options
 from atrous.cli.commands import complain, print_json, stderr_console
 
 if TYPE_CHECKING:
-    from atrous.data.convert import Converted, Source
+    from atrous.data.convert import Converted
     from atrous.data.datasets.dataset import Item
     from atrous.data.image_io import Pixels
     from atrous.data.sheet import Predict
+    from atrous.data.source import Source
 
 FORMATS = ("plain", "coco", "yolo", "voc", "labelme", "cvat")
 """What `convert --to` takes; the keys of `atrous.data.convert.WRITERS`, which `--help` is too quick to import."""
@@ -36,7 +37,7 @@ def _add_check(inner: Any) -> None:
     check.add_argument("--allow-empty-classes", action="store_true", help=text)
     text = "write a page (.html) or picture (.png) with the classes and an example of each problem"
     check.add_argument("--report", type=Path, metavar="FILE", help=text)
-    _add_source(check)
+    add_data(check, positional=True)
     add_json(check)
 
 
@@ -45,7 +46,7 @@ def _add_show(inner: Any) -> None:
     show = add_command(
         inner, "show", run_show, "a sheet of photographs with their masks, rarest classes first", example
     )
-    _add_source(show)
+    add_data(show, positional=True)
     show.add_argument("--out", type=Path, default=Path("sheet.png"), help="picture to write (default: %(default)s)")
     show.add_argument(
         "--split", action="append", default=[], help="take pictures from this split alone; can be repeated"
@@ -63,30 +64,21 @@ def _add_show(inner: Any) -> None:
 def _add_convert(inner: Any) -> None:
     text = "write the plain layout, or the format of a labelling tool"
     convert = add_command(inner, "convert", run_convert, text, "atrous data convert cvat-export my-data")
-    text = "a data set; the output folder of atrous predict; or with --model, photographs"
-    _add_source(convert, text)
+    add_data(convert, positional=True)
     convert.add_argument("out", metavar="OUT", type=Path, help="folder to write; an interrupted call can be repeated")
     text = "plain, or for correction in a tool: coco, yolo, voc, labelme, cvat (default: %(default)s)"
     convert.add_argument("--to", default="plain", choices=FORMATS, metavar="FORMAT", help=text)
     convert.add_argument("--copy", action="store_true", help="copy images (default: hard links where that can be)")
-    text = "share of the images that validate, if the data has one split (default: 0.2; 0 for none)"
+    text = "share of the images that validate, where plain data has one split (default: 0.2; 0 for none)"
     convert.add_argument("--val", type=float, default=0.2, metavar="SHARE", help=text)
     convert.add_argument("--seed", type=int, default=0, help="of that division (default: %(default)s)")
     convert.add_argument("--resplit", action="store_true", help="put all splits together and divide them anew")
     convert.add_argument("--polygons", action="store_true", help="polygons rather than masks, for coco and cvat")
     text = "how far polygons may be from the outline, 0 for every corner (default: %(default)s)"
     convert.add_argument("--tolerance", type=float, default=1.0, metavar="PIXELS", help=text)
-    text = "photographs that atrous predict segmented, if they are not where they were"
-    convert.add_argument("--photographs", action="append", default=[], metavar="PATH", help=text)
     convert.add_argument("--model", help="masks by this model, for SRC of photographs")
     add_device(convert)
     add_json(convert)
-
-
-def _add_source(parser: Parser, text: str = "") -> None:
-    name = "SRC" if text else "DATA"
-    text = text or "a folder, or voc:PATH, cityscapes:PATH, coco:PATH, folder:PATH"
-    parser.add_argument("data", metavar=name, help=text)
 
 
 @contextlib.contextmanager
@@ -102,12 +94,18 @@ def _bar(text: str) -> Iterator[Callable[[int, int], None]]:
 
 def run_check(args: argparse.Namespace) -> int:
     """Look at a data set."""
+    from atrous.data.check_page import check_suffix, write_page
     from atrous.data.validate import check, render
 
+    if args.report:
+        check_suffix(args.report)
     with _bar("check") as tell:
         report = check(
-            args.data, allow_empty_classes=args.allow_empty_classes, progress=lambda _, done, total: tell(done, total)
-        )
+            args.data, dataset_options(args), allow_empty_classes=args.allow_empty_classes,
+            progress=lambda _, done, total: tell(done, total),
+        )  # fmt: skip
+    if args.report:
+        write_page(report, args.report)
     if args.json:
         print_json(report.as_dict())
     else:
@@ -123,7 +121,9 @@ def run_show(args: argparse.Namespace) -> int:
         raise ValueError("--predictions and --model are both given; expected one of them")
     predict = _predicted_in(args.predictions) if args.predictions else _predicted_by(args) if args.model else None
     with _bar("masks") as tell:
-        drawn = sheet(args.data, only=args.split, count=args.count, predict=predict, progress=tell)
+        drawn = sheet(
+            args.data, dataset_options(args), only=args.split, count=args.count, predict=predict, progress=tell
+        )
     drawn.save(args.out)
     for line in drawn.unreadable[:3]:
         complain(line, 2)
@@ -164,7 +164,7 @@ def _predicted_by(args: argparse.Namespace) -> Predict:
     from atrous.prediction.predictor import Predictor
 
     predictor = Predictor.load(args.model, device=args.device)
-    names = list_split(args.data, next(iter(args.split or splits(args.data)))).labels.names
+    names = list_split(args.data, next(iter(args.split or splits(args.data))), dataset_options(args)).labels.names
     if difference := class_difference(predictor.labels.names, names):
         raise ValueError(f"{args.model} and {args.data}: {difference}; expected a model of the same classes")
     return lambda item: predictor(item.image).mask
@@ -186,7 +186,7 @@ def run_convert(args: argparse.Namespace) -> int:
 
 def _source(args: argparse.Namespace) -> Source:
     """The data set, predictions or photographs to convert."""
-    from atrous.data.convert import CLASSES, predicted, source_of
+    from atrous.data.source import CLASSES, predicted, source_of
 
     folder = Path(args.data)
     if args.model:
@@ -194,18 +194,16 @@ def _source(args: argparse.Namespace) -> Source:
     if (folder / CLASSES).is_file() and (folder / "masks").is_dir():
         from atrous.prediction.files import find_photographs, output_names
 
-        if not args.photographs:
-            raise ValueError(f"{folder} holds masks without their photographs; expected --photographs PATH, too")
-        return predicted(folder, output_names(find_photographs(args.photographs)))
-    if args.photographs:
-        raise ValueError(f"{folder}: no {CLASSES} and masks/; expected the output of atrous predict, for --photographs")
-    return source_of(args.data)
+        if not args.images:
+            raise ValueError(f"{folder} holds masks without their photographs; expected --images FOLDER, too")
+        return predicted(folder, output_names(find_photographs([args.images])))
+    return source_of(args.data, dataset_options(args))
 
 
 def _segmented(args: argparse.Namespace) -> Source:
     """Photographs, whose masks a model makes when they are asked for."""
-    from atrous.data.convert import source_of_masks
     from atrous.data.datasets.dataset import Item
+    from atrous.data.source import source_of_masks
     from atrous.prediction.files import find_photographs, output_names
     from atrous.prediction.predictor import Predictor
 

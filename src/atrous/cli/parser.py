@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atrous.cli import bench, export, serve, train
+from atrous.cli import bench, convert, export, serve, train
 from atrous.cli.arguments import (
     Parser,
     add_command,
@@ -118,6 +118,7 @@ def _parser() -> Parser:
         export.add,
         serve.add,
         bench.add,
+        convert.add,
         _add_models,
         add_data_commands,
         _add_label,

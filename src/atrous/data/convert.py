@@ -5,7 +5,7 @@ copies. A data set without a split to validate on is divided, seeded. A call tha
 goes on, and what it writes is the same.
 
     convert(source_of("cvat-export"), Path("my-data"))
-    convert(predicted(Path("atrous-out"), ["photos"]), Path("for-cvat"), to="cvat")
+    convert(source_of("my-data"), Path("for-cvat"), to="cvat")
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,16 +25,16 @@ import numpy as np
 import yaml
 
 from atrous.atomic import sweep, write_text, written_whole
-from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, refuse_problems, splits
+from atrous.data.datasets.dataset import Item, SegmentationDataset
 from atrous.data.datasets.split import SHARE, divide
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels, read_image, read_note, read_size, write_image, write_mask
 from atrous.data.labels import Labels
 from atrous.data.palette import drawn_palette, has_own_colours
+from atrous.data.source import Source
 from atrous.data.writers import coco, cvat, labelme, voc, yolo
 from atrous.data.writers.base import Shapes, Writer
 from atrous.messages import counted, did_you_mean, listed
-from atrous.yaml_io import parse_yaml
 
 WRITERS: dict[str, Writer] = {
     "coco": coco.WRITER,
@@ -45,34 +45,10 @@ WRITERS: dict[str, Writer] = {
 }
 """Formats other than the plain layout, by the word that asks for them."""
 
-CLASSES = "classes.yaml"
-"""In a folder of predictions: the classes of its masks, in the form of `dataset.yaml`."""
-
 _NOTE = "converted.txt"
 _MASKS = Shapes()
 _LONGEST = 200
 """Bytes of a file name without its suffix."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is converted.
-
-    Attributes:
-        name: for the note of where it came from.
-        read_as: what it was taken for.
-        labels: its classes.
-        splits: images and masks.
-        said: one line each, for what is not converted.
-        whole: whether it stays undivided.
-    """
-
-    name: str
-    read_as: str
-    labels: Labels
-    splits: Mapping[str, Listing]
-    said: tuple[str, ...] = ()
-    whole: bool = False
 
 
 @dataclass
@@ -98,75 +74,6 @@ class Converted:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**vars(self), "out": str(self.out)}
-
-
-def source_of(data: str | Path) -> Source:
-    """A data set in any layout that is read.
-
-    Raises:
-        FileNotFoundError: if there is no such path.
-        ValueError: if it is no data set, a split lacks files, the splits have different classes, or none has masks.
-    """
-    listings = {name: list_split(data, name) for name in splits(data) if name != "trainval"}
-    masked = {name: listing for name, listing in listings.items() if not listing.unlabelled}
-    said = [
-        f"{name}: {counted(len(listing.items), 'image')} without masks left out: {listing.unlabelled}"
-        for name, listing in listings.items()
-        if listing.unlabelled
-    ]
-    if not masked:
-        raise ValueError(f"{data}: no split with masks; expected one or more{'; ' + said[0] if said else ''}")
-    first = next(iter(masked))
-    for name, listing in masked.items():
-        refuse_problems(listing)
-        if listing.labels != masked[first].labels:
-            theirs, ours = listed(listing.labels.names, 5), listed(masked[first].labels.names, 5)
-            raise ValueError(f"{data}: {name} has the classes {theirs}; expected those of {first}: {ours}")
-        said += [*listing.warnings, *(f"{name}: {n} images left out: {why}" for why, n in listing.left_out.items())]
-    listing = masked[first]
-    name = Path(str(data).rpartition(":")[2] or str(data)).resolve().name
-    return Source(name, listing.read_as, listing.labels, masked, tuple(said))
-
-
-def _opened(listing: Listing) -> SegmentationDataset:
-    return SegmentationDataset(listing.items, listing.labels, remap=listing.remap)
-
-
-def predicted(folder: Path, photographs: Mapping[Path, str]) -> Source:
-    """The output folder of `atrous predict`.
-
-    Args:
-        folder: with `masks/` and `classes.yaml`.
-        photographs: the name of its mask for each photograph.
-
-    Raises:
-        FileNotFoundError, ValueError: if a file is missing there.
-    """
-    labels = _written_labels(folder / CLASSES)
-    items = [Item(Path(name).stem, path, folder / "masks" / name) for path, name in photographs.items()]
-    without = [str(item.image) for item in items if isinstance(item.mask, Path) and not item.mask.is_file()]
-    if len(without) == len(items):
-        raise ValueError(
-            f"{folder / 'masks'}: no mask of {listed(without)}; expected the photographs that were segmented"
-        )
-    said = (f"{counted(len(without), 'photograph')} without a mask left out: {listed(without)}",) if without else ()
-    return source_of_masks(folder, labels, [item for item in items if str(item.image) not in without], said)
-
-
-def _written_labels(path: Path) -> Labels:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected the output folder of atrous predict, which writes it")
-    try:
-        document = parse_yaml(path.read_text("utf-8"))
-        return Labels(tuple(document["names"]), tuple(map(tuple, document["palette"])), document["ignore"])
-    except (ValueError, TypeError, LookupError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}; expected it as atrous predict wrote it") from None
-
-
-def source_of_masks(place: Path, labels: Labels, items: Sequence[Item], said: Sequence[str] = ()) -> Source:
-    """Images with masks that a model makes or has made, as one split, which is not divided."""
-    listing = Listing(str(place), tuple(items), labels, read_as="a model's masks")
-    return Source(place.resolve().name, listing.read_as, labels, {"train": listing}, tuple(said), whole=True)
 
 
 def check_shapes(to: str, shapes: Shapes) -> None:
@@ -196,7 +103,7 @@ def convert(
         out: folder to write; made if there is none. It must be empty, or of an earlier call with the same arguments.
         to: plain, or one of `WRITERS`.
         copy: copy images, rather than to make hard links.
-        val: the share of images that validate where there is but one split; 0 leaves it as it is.
+        val: the share of images that validate where the plain layout would have one split; 0 leaves it as it is.
         seed: of that division.
         resplit: put all splits together and divide anew.
         shapes: how formats of tools have regions.
@@ -214,7 +121,8 @@ def convert(
     result = Converted(out, said=list(source.said))
     source = replace(source, labels=_with_colours(source.labels))
     images = WRITERS[to].images if to != "plain" else "images/{split}"
-    divided = _divided(source, val, seed, resplit, result)
+    divided = _divided(source, val if to == "plain" or resplit else 0.0, seed, resplit, result)
+    divided = _as_before(divided, out, images) if divided.keys() != source.splits.keys() or resplit else divided
     named = _named(divided, flat="{split}" not in images)
     _claim(out, source, named, to, shapes, images, _how(source, divided, val, seed, result))
     write = functools.partial(_write_plain, out, source, named, copy, result, progress)
@@ -235,7 +143,7 @@ Divided = dict[str, list[tuple[SegmentationDataset, Item]]]
 
 def _divided(source: Source, val: float, seed: int, resplit: bool, result: Converted) -> Divided:
     """The items of each split; those of the only split divided into train and val."""
-    opened = {split: _opened(listing) for split, listing in source.splits.items()}
+    opened = {split: SegmentationDataset.of(listing) for split, listing in source.splits.items()}
     everything = {split: [(dataset, item) for item in dataset.items] for split, dataset in opened.items()}
     if not val or source.whole or (len(everything) > 1 and not resplit):
         return everything
@@ -249,6 +157,20 @@ def _divided(source: Source, val: float, seed: int, resplit: bool, result: Conve
     what = f"divided {counted(len(together), 'image')} into {len(train)} train, {len(held)} val, with seed {seed}"
     result.said.append(f"{what}; classes are on both sides where they can be")
     return chosen
+
+
+def _as_before(divided: Divided, out: Path, images: str) -> Divided:
+    """The division of an earlier call, whose images are all there: corrected annotations would give another one."""
+    stems = {split: _stems(out / images.format(split=split)) for split in divided}
+    together = _named({"": [pair for pairs in divided.values() for pair in pairs]}, flat=True)[""]
+    before = {stem: split for split, there in stems.items() for stem in there}
+    if before.keys() != together.keys() or sum(map(len, stems.values())) != len(together):
+        return divided
+    return {split: [pair for stem, pair in together.items() if before[stem] == split] for split in divided}
+
+
+def _stems(folder: Path) -> set[str]:
+    return {path.stem for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def _classes_of(dataset: SegmentationDataset, item: Item) -> list[int]:
@@ -324,7 +246,11 @@ def _claim(out: Path, source: Source, named: Named, to: str, shapes: Shapes, ima
     text = "".join(f"# {' '.join(line.split())}\n" for line in how)
     if to == "plain":
         labels = source.labels
-        document = {"names": list(labels.names), "palette": [list(c) for c in labels.palette], "ignore": labels.ignore}
+        palette = [list(colour) for colour in labels.palette]
+        document: dict[str, Any] = {"names": list(labels.names), "palette": palette, "ignore": labels.ignore}
+        rule = next(iter(source.splits.values())).rule
+        document |= {"value_range": list(rule.value_range)} if rule.value_range else {}
+        document |= {"bands": list(rule.bands)} if rule.bands else {}
         text += yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1 << 16)
     else:
         text += f"# Written as {to}, {shapes}\n"
@@ -365,10 +291,10 @@ def _write_plain(
         target = out / "masks" / split / f"{stem}.png"
         with _noted(stem, result.failures):
             if _is_newer(target, item) and read_note(target) == note:
-                _place(item, out / "images" / split, stem, copy)
+                _place(dataset, item, out / "images" / split, stem, copy)
                 return False
             mask = dataset.read_ids(item, read_size(item.image))
-            _place(item, out / "images" / split, stem, copy)
+            _place(dataset, item, out / "images" / split, stem, copy)
             write_mask(target, mask, source.labels, note)
             return True
         return None
@@ -392,7 +318,7 @@ def _write_format(
         for stem, (dataset, item) in named[split].items():
             with _noted(stem, result.failures):
                 mask = dataset.read_ids(item, read_size(item.image))
-                name = _place(item, folder, stem, copy).name
+                name = _place(dataset, item, folder, stem, copy).name
                 ignored, pixels = ignored + int((mask == source.labels.ignore).sum()), pixels + mask.size
                 result.written += 1
                 yield name, mask
@@ -425,13 +351,13 @@ def _is_newer(target: Path, item: Item) -> bool:
         return False
 
 
-def _place(item: Item, folder: Path, stem: str, copy: bool) -> Path:
+def _place(dataset: SegmentationDataset, item: Item, folder: Path, stem: str, copy: bool) -> Path:
     """The image in the folder, linked, copied, or as PNG if data sets do not read its format."""
     suffix = item.image.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         target = folder / f"{stem}.png"
         if not target.is_file():
-            write_image(target, read_image(item.image))
+            write_image(target, read_image(item.image, rule=dataset.rule))
         return target
     target = folder / f"{stem}{suffix}"
     if target.exists() and (os.path.samefile(target, item.image) or _same_content(target, item.image)):

@@ -299,6 +299,9 @@ def rgb_of_array(array: npt.NDArray[Any], rule: ImageRule = AS_IT_IS) -> npt.NDA
     if rule.bands:
         check_bands(rule.bands, planes.shape[2])
         planes = planes[:, :, [band - 1 for band in rule.bands]]
+    if array.dtype == np.uint16 and not rule.value_range:  # as a file of 16 bits
+        samples = Samples({1: "I", 3: "RGB", 4: "RGBA"}[planes.shape[2]], "array", wide=True)
+        return wide_to_rgb(planes, samples, tops_of([planes], samples))
     if array.dtype.kind not in "fiu" or (array.dtype.kind != "f" and array.dtype != np.uint8 and not rule.value_range):
         raise ValueError(f"array of {array.dtype}; expected uint8, or float in 0 to 1, or {_SAY}")
     if planes.shape[2] != 4:

@@ -18,7 +18,9 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, splits
-from atrous.data.image_io import Pixels, read_image, read_size
+from atrous.data.datasets.mask_values import histogram_of
+from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
+from atrous.data.image_io import Pixels, read_size, write_image
 from atrous.data.labels import Labels
 from atrous.data.overlay import overlay
 from atrous.data.palette import drawn_palette
@@ -41,7 +43,7 @@ Predict = Callable[[Item], Pixels]
 class _Candidate:
     split: str
     item: Item
-    counts: npt.NDArray[np.int64]  # pixels of each id, 256
+    counts: npt.NDArray[np.int64]  # of `histogram_of`
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,12 @@ class Sheet:
 
     def save(self, path: str | Path) -> None:
         """Write it in the format that the suffix names."""
-        from atrous.data.image_io import write_image
-
         write_image(path, self.image)
 
 
 def sheet(
     data: str | Path,
+    options: DatasetOptions = NO_OPTIONS,
     *,
     only: Sequence[str] = (),
     count: int | None = None,
@@ -79,6 +80,7 @@ def sheet(
 
     Args:
         data: as for `open_dataset`.
+        options: likewise.
         only: splits to take pictures from; all by default.
         count: pictures; by default as many as it takes to see every class, `FEWEST` to `MOST`.
         predict: the predicted ids of an item, uint8 H,W, to be drawn beside the truth; errors as of a mask.
@@ -90,7 +92,7 @@ def sheet(
     """
     if count is not None and count < 1:
         raise ValueError(f"{count} pictures; expected 1 or more")
-    listings = _listings(data, only)
+    listings = _listings(data, options, only)
     labels = next(iter(listings.values())).labels
     candidates, unreadable, total = _examined(listings, progress)
     if not candidates:
@@ -105,7 +107,7 @@ def sheet(
         except (ValueError, OSError) as error:
             unreadable.append(" ".join(str(error).split()))
     if not tiles:
-        raise ValueError(f"{data}: no photograph can be read, so that there is nothing to show: {unreadable[0]}")
+        raise ValueError(f"{data}: no photograph can be shown: {unreadable[-1]}")
     said = counted(len(tiles), "picture")
     said += f" of {total}, rarest classes first"
     said += f"; classes counted in {len(candidates)} masks" if len(candidates) < total else ""
@@ -143,10 +145,10 @@ def choose(counts: npt.NDArray[np.int64], count: int | None = None) -> list[int]
     return chosen
 
 
-def _listings(data: str | Path, only: Sequence[str]) -> dict[str, Listing]:
+def _listings(data: str | Path, options: DatasetOptions, only: Sequence[str]) -> dict[str, Listing]:
     """The splits that have masks, and the classes of the first of them."""
     names = [*only] or [name for name in splits(data) if name != "trainval"]
-    listings = {name: list_split(data, name) for name in names}
+    listings = {name: list_split(data, name, options) for name in names}
     masked = {name: listing for name, listing in listings.items() if listing.items and not listing.unlabelled}
     if not masked:
         problems = [line for listing in listings.values() for line in (*listing.problems, listing.unlabelled) if line]
@@ -164,13 +166,13 @@ def _examined(
         for split, listing in listings.items()
         for place in np.unique(np.linspace(0, len(listing.items) - 1, MOST_EXAMINED, dtype=int))
     ]
-    datasets = {split: _dataset(listing) for split, listing in listings.items()}
+    datasets = {split: SegmentationDataset.of(listing) for split, listing in listings.items()}
 
     def examine(one: tuple[str, Item]) -> _Candidate | str:
         split, item = one
         try:
             ids = datasets[split].read_ids(item, read_size(item.image))
-            return _Candidate(split, item, np.bincount(ids.ravel(), minlength=256))
+            return _Candidate(split, item, histogram_of(ids, listings[split].labels))
         except (ValueError, OSError) as error:
             return " ".join(str(error).split())
 
@@ -185,14 +187,10 @@ def _examined(
     return candidates, unreadable, sum(len(listing.items) for listing in listings.values())
 
 
-def _dataset(listing: Listing) -> SegmentationDataset:
-    return SegmentationDataset(listing.items, listing.labels, remap=listing.remap)
-
-
 def _tile(one: _Candidate, listing: Listing, labels: Labels, predict: Predict | None) -> Image.Image:
     """Photograph, truth and, where it is predicted, prediction side by side, over a line that says what they hold."""
-    image = read_image(one.item.image)
-    masks = [_dataset(listing).read_ids(one.item, image.shape[:2])]
+    sample = SegmentationDataset.of(listing).with_items([one.item])[0]
+    image, masks = sample.image.permute(1, 2, 0).numpy(), [sample.mask.numpy()]
     ious = ""
     if predict:
         masks.append(predict(one.item))

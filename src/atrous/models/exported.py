@@ -312,6 +312,9 @@ def _metadata_of_archive(path: Path) -> dict[str, str]:
                     f"{path} was compiled by AOTInductor, which runs as a whole (torch._inductor.aoti_load_package); "
                     "expected a file that was exported without --aot"
                 )
+            # Of a file that was cut short, the archive of the example inside it can be what is found.
+            if not any(name.endswith("models/model.json") for name in archive.namelist()):
+                raise zipfile.BadZipFile("there is no models/model.json in it")
             found = {}
             for entry in archive.infolist():
                 key = Path(entry.filename).name

@@ -15,18 +15,16 @@ import contextlib
 import copy
 import hashlib
 import math
-import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
-from atrous.data.image_io import MAX_PIXELS, Pixels, Source, read_image, read_size, to_tensor
+from atrous.data.image_io import MAX_PIXELS, Pixels, Source, read_image, to_tensor
 from atrous.data.labels import Labels
 from atrous.data.row_io import is_installed, strips_of
 from atrous.data.samples import AS_IT_IS, ImageRule
@@ -44,6 +42,8 @@ from atrous.messages import counted, listed
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import native_dtype, with_output_stride
 from atrous.models.weights import digest, load
+from atrous.prediction.inputs import from_bgr, many, name_of, size_of
+from atrous.prediction.parallel import in_order
 from atrous.prediction.segmentation import Segmentation
 from atrous.prediction.sliding_window import WHOLE_PIXELS, WINDOW, SlidingWindow
 
@@ -144,6 +144,7 @@ class Predictor:
         predictor.name = str(source)
         return predictor
 
+    @overload
     def __call__(
         self,
         source: Source,
@@ -152,25 +153,70 @@ class Predictor:
         scales: Sequence[float] | None = None,
         flip: bool | None = None,
         confidence: bool = False,
-    ) -> Segmentation:
-        """Segment one photograph.
+        bgr: bool = False,
+    ) -> Segmentation: ...
+    @overload
+    def __call__(
+        self,
+        source: list[Any] | tuple[Any, ...],
+        *,
+        output_stride: int | None = None,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+        confidence: bool = False,
+        bgr: bool = False,
+    ) -> list[Segmentation]: ...
+    @overload
+    def __call__(
+        self,
+        source: Iterator[Any],
+        *,
+        output_stride: int | None = None,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+        confidence: bool = False,
+        bgr: bool = False,
+    ) -> Iterator[Segmentation]: ...
+    def __call__(
+        self,
+        source: Any,
+        *,
+        output_stride: int | None = None,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+        confidence: bool = False,
+        bgr: bool = False,
+    ) -> Segmentation | list[Segmentation] | Iterator[Segmentation]:
+        """Segment a photograph, or several of them at once.
 
         Args:
-            source: a path; a PIL image; an array H,W, H,W,3 or H,W,4, uint8 or float from 0 to 1; a tensor 3,H,W
-                likewise.
+            source: a path; the content of a file as bytes; a file object; a PIL image; an array H,W, H,W,3 or H,W,4 of
+                red, green, blue, uint8, or float from 0 to 1, or uint16, which is scaled as a file of 16 bits is; a
+                tensor 3,H,W likewise. A list, a tuple or a batch (N,H,W,3, as a tensor N,3,H,W) gives a list of
+                results; an iterator gives an iterator, which holds a few of them at a time.
             output_stride: of this call, and so are `scales` and `flip`; None for those of the predictor.
             scales: average the probabilities over these scales.
             flip: average over left-right flipped inputs, too.
             confidence: give `Segmentation.confidence`, too; it takes a little longer.
+            bgr: arrays and tensors have blue, green, red, as OpenCV's.
 
         Raises:
             ValueError: if it cannot be read as a photograph; names the file and why; or if an option is out of range.
             FileNotFoundError: if there is no such file.
         """
         scales, flip = self.scales if scales is None else scales, self.flip if flip is None else flip
-        image = read_image(source, max_pixels=self.max_pixels, rule=self.rule)
-        mask, sure = self._segment(image, output_stride, scales, flip, confidence)
-        return Segmentation(mask, image, self.labels, sure, name_of(source))
+
+        def segment(one: Source) -> Segmentation:
+            image = read_image(from_bgr(one) if bgr else one, max_pixels=self.max_pixels, rule=self.rule)
+            mask, sure = self._segment(image, output_stride, scales, flip, confidence)
+            return Segmentation(mask, image, self.labels, sure, name_of(one))
+
+        several = many(source)
+        if several is None:
+            return segment(source)
+        workers = self.workers
+        results = in_order(segment, several, workers, lambda one: workers <= 1 or self.is_large(one))
+        return results if isinstance(several, Iterator) else list(results)
 
     def _segment(
         self, image: Pixels, output_stride: int | None, scales: Sequence[float], flip: bool, confidence: bool
@@ -212,10 +258,10 @@ class Predictor:
         """How many small photographs are segmented at once where there are many."""
         return min(MOST_WORKERS, torch.get_num_threads() if self.device.type == "cpu" else 4)
 
-    def is_large(self, source: object) -> bool:
+    def is_large(self, source: Any) -> bool:
         """Whether a photograph is segmented while no other is, for the memory that it takes."""
         try:
-            size = _size_of(source, self.max_pixels)
+            size = size_of(source, self.max_pixels)
         except (ValueError, OSError):  # of which reading it will speak
             return False
         seen = math.prod(Preprocessor(self.model).seen_size(size))
@@ -259,24 +305,3 @@ class Predictor:
                 self._forms[key] = with_output_stride(self._fastest, key[0])
                 self._forms[key].longest_side = key[1]
             return self._forms[key]
-
-
-def name_of(source: Source) -> str:
-    """The name of the file that a photograph comes from, without its folder; empty if it comes from none."""
-    if isinstance(source, (bytes, bytearray, memoryview, np.ndarray, torch.Tensor)):
-        return ""
-    name = (
-        source if isinstance(source, (str, os.PathLike)) else getattr(source, "filename", getattr(source, "name", ""))
-    )
-    return os.path.basename(os.fspath(name)) if isinstance(name, (str, os.PathLike)) else ""
-
-
-def _size_of(source: Any, max_pixels: int) -> tuple[int, int]:
-    """Height and width of a photograph, from its header if it is a file."""
-    if isinstance(source, Image.Image):
-        return source.height, source.width
-    if isinstance(source, torch.Tensor):
-        return int(source.shape[-2]), int(source.shape[-1])
-    if isinstance(source, np.ndarray):
-        return (int(source.shape[0]), int(source.shape[1])) if source.ndim > 1 else (1, 1)
-    return read_size(source, max_pixels=max_pixels)

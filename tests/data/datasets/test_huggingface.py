@@ -48,6 +48,13 @@ def test_metadata_as_csv_without_names(tmp_path: Path) -> None:
     assert open_dataset(tmp_path, "val").labels.names == ("background", "class 1", "class 2")
 
 
+def test_a_dataset_yaml_names_the_classes(tmp_path: Path) -> None:
+    metadata(tmp_path, [{"file_name": "é.jpg", "label": "masks/é.png"}], names=False)
+    text(tmp_path / "dataset.yaml", "names: [soil, leaf, stem]\nmap: {stem: leaf}\n")
+    dataset = open_dataset(tmp_path, "train")
+    assert dataset.labels.names == ("soil", "leaf") and np.array_equal(dataset[0].mask, ids(3).clip(max=1))
+
+
 def test_what_metadata_name_and_is_not_there_is_a_problem(tmp_path: Path) -> None:
     lines = [{"file_name": "a b.jpg", "label": "masks/a b.png"}, {"file_name": "q.jpg", "label": "masks/q.png"}]
     metadata(tmp_path, [*lines, {"file_name": "é.jpg", "label": None}, {"file_name": "é.jpg", "label": "/etc/x.png"}])

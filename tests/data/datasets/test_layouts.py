@@ -153,3 +153,34 @@ def test_two_folders_of_one_split_are_refused(tmp_path: Path, put: Put, kind: st
         splits(tmp_path)
     with pytest.raises(ValueError, match="are both the split val; expected one"):
         open_dataset(f"{kind}:{tmp_path}", "val")
+
+
+def test_a_json_that_is_named_is_all_of_the_data(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        instances(tmp_path, split)
+    path = tmp_path / "annotations" / "instances_val.json"
+    assert kind_of(path) == "instances" and splits(path) == splits(f"instances:{path}") == ["all"]
+    assert open_dataset(path, "all").names == ["x"]
+
+
+def test_the_file_beside_the_data_stands_for_its_folder(tmp_path: Path) -> None:
+    yolo(tmp_path, "train")
+    assert kind_of(tmp_path / "data.yaml") == "yolo"
+    roboflow(tmp_path / "masks", "train")
+    with pytest.warns(UserWarning, match=r"_classes\.csv: read with the folder around it"):
+        assert kind_of(tmp_path / "masks" / "train" / "_classes.csv") == "roboflow"
+
+
+@pytest.mark.parametrize("inner", ["export", "export/export/job_1 (2)"])
+def test_a_folder_that_holds_one_folder_stands_for_it(tmp_path: Path, inner: str) -> None:
+    roboflow(tmp_path / inner, "train")
+    text(tmp_path / "README.roboflow.txt", "exported")
+    (tmp_path / "__MACOSX").mkdir()
+    assert kind_of(tmp_path) == "roboflow" and len(open_dataset(f"roboflow:{tmp_path}", "train")) == 1
+
+
+def test_archives_in_a_folder_are_named(tmp_path: Path) -> None:
+    for name in ("images.tar.gz", "annotations.tar.gz"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"it holds the archives annotations\.tar\.gz, images\.tar\.gz: give one"):
+        kind_of(tmp_path)

@@ -183,3 +183,13 @@ def test_camvid_as_it_was_published(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path, "all")
     assert dataset.labels.names == ("Animal", "Archway", "Void")
     assert np.array_equal(dataset[0].mask, np.array([2, 0, 1])[ids(3)])
+
+
+def test_arrays_may_have_more_than_255_classes(tmp_path: Path) -> None:
+    truth = np.arange(300).reshape(15, 20)
+    photo(tmp_path / "images" / "x.jpg", size=truth.shape)
+    text(tmp_path / "labels.txt", "\n".join(f"class {number}" for number in range(300)))
+    for suffix, values in ((".npz", truth), (".npy", truth.astype(np.float64)), (".png", truth.astype(np.uint16))):
+        path = stored(tmp_path / "masks" / f"x{suffix}", values)
+        assert np.array_equal(open_dataset(tmp_path, "all")[0].mask, truth)
+        path.unlink()

@@ -15,7 +15,7 @@ from PIL import Image
 
 from atrous.data.datasets.pairing import ARRAY_SUFFIXES
 from atrous.data.image_file import decode_file
-from atrous.data.image_io import MAX_PIXELS, Pixels, read_mask
+from atrous.data.image_io import MAX_PIXELS, read_mask
 from atrous.messages import listed
 
 Values = npt.NDArray[Any]
@@ -27,21 +27,27 @@ _THRESHOLD = "Image.open(PATH).convert('L').point(lambda v: 255 * (v > 127)).sav
 
 @dataclass(frozen=True, slots=True)
 class ArrayMask:
-    """Ids of 0..255 in a file that is no plain image of ids: an array, a GIF, gray as RGB."""
+    """Ids in a file that is no plain image of ids: an array, or a GIF.
+
+    Attributes:
+        path: of the file.
+        largest: id that is allowed, up to 65,535.
+    """
 
     path: Path
+    largest: int = 255
 
     def __str__(self) -> str:
         return str(self.path)
 
-    def read(self) -> Pixels:
-        """The ids as stored, uint8 H,W; ValueError naming the file."""
+    def read(self) -> npt.NDArray[Any]:
+        """The ids as stored, uint8 or uint16 H,W; ValueError naming the file."""
         values = _indices(self.path) if self.path.suffix.lower() == ".gif" else read_values(self.path)
         if values.ndim == 3:
             raise ValueError(f"{self}: a mask in colours; expected ids, or `palette` in dataset.yaml and a PNG")
-        if values.size and not 0 <= (low := values.min()) <= (high := values.max()) <= 255:
-            raise ValueError(f"{self}: ids {low} to {high}; expected 0..255")
-        return values.astype(np.uint8)
+        if not 0 <= (low := values.min()) <= (high := values.max()) <= self.largest:
+            raise ValueError(f"{self}: ids {low} to {high}; expected 0..{self.largest}")
+        return values.astype(np.uint8 if self.largest < 256 else np.uint16)
 
 
 def read_values(path: Path) -> Values:

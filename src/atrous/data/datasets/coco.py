@@ -147,7 +147,9 @@ class CocoMask:
 
 
 def _files(root: Path) -> dict[str, tuple[Path, str]]:
-    """JSON file and name of the images' folder by split; the later of two years."""
+    """JSON file and name of the images' folder by split; the later of two years. A file that is given is all."""
+    if root.is_file():
+        return {WHOLE: (root, root.stem.removeprefix("instances_"))} if _peek(root) else {}
     files: dict[str, tuple[Path, str]] = {}
     for folder in (root, root / "annotations"):
         for path in (path for path in files_with(folder, ".json") if path.name.startswith("instances_")):
@@ -162,7 +164,7 @@ def _files(root: Path) -> dict[str, tuple[Path, str]]:
 
 def _peek(path: Path) -> bool:
     """Whether a JSON file looks like COCO's instances."""
-    if is_clutter(path.name) or not path.is_file() or path.stem.startswith("panoptic"):
+    if is_clutter(path.name) or not path.is_file() or path.stem.startswith("panoptic") or path.suffix != ".json":
         return False
     with path.open("rb") as file:
         head = file.read(_PEEKED).lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -181,6 +183,8 @@ def _read(root: Path, split: str, options: DatasetOptions, as_voc: bool = False)
         reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
         wanted = "COCO's instances: images, categories, and annotations with area, iscrowd, segmentation"
         raise ValueError(f"{path}: {' '.join(reason.split())}; expected {wanted}") from None
+    if root.is_file():
+        root = root.parent.parent if root.parent.name == "annotations" else root.parent
     folder = _image_folder(root, name, content)
     search = ImageSearch([options.images, folder, root / "images", root / "data"])
     if as_voc and _is_coco(content):

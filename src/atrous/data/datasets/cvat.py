@@ -42,6 +42,8 @@ from atrous.data.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import Labels
 from atrous.messages import counted, did_you_mean, listed
 
+IGNORE = "__ignore__"
+"""The label, as in LabelMe, of what neither trains nor counts."""
 _PEEKED = 1 << 16
 _AREAS = ("polygon", "mask", "box", "ellipse")
 _NO_AREA = ("polyline", "points", "skeleton", "cuboid", "tag")
@@ -261,8 +263,9 @@ def _labels(root: Path, contents: dict[Path, _Content]) -> tuple[Labels, dict[st
         names += [name for name in content.labels if name not in names]
     if not names:
         names = sorted({label for content in contents.values() for label in content.used})
+    names = [name for name in names if name != IGNORE]
     labels, ids = with_background(root, names)
-    return labels, dict(zip(names, ids, strict=True))
+    return labels, {**dict(zip(names, ids, strict=True)), IGNORE: labels.ignore}
 
 
 def _read(root: Path, split: str, options: DatasetOptions) -> Listing:

@@ -40,8 +40,9 @@ from atrous.data.datasets.base import (
     subfolders,
 )
 from atrous.data.datasets.class_files import find_class_file, read_classes, read_lines
+from atrous.data.datasets.folding import own_labels
 from atrous.data.datasets.found_classes import find_classes, step_of
-from atrous.data.datasets.options import DatasetOptions
+from atrous.data.datasets.options import FILE, DatasetOptions
 from atrous.data.datasets.pairing import MASK_SUFFIXES, stem, suffixed
 from atrous.data.datasets.pairs import colour_mask, plain_mask
 from atrous.data.labels import Labels, voc_palette
@@ -226,11 +227,11 @@ def _rows(root: Path, split: str) -> _Rows:
     return _rows_of_metadata(metadata[split]) if metadata else _rows_of_parquet(root, _parquets(root)[split])
 
 
-def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
+def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
     rows = {name: _rows(root, name) for name in _splits(root)}
     own = rows[split]
     base = root if root.is_dir() else root.parent
-    labels, source, how = _classes(base, list(rows.values()))
+    labels, source, how = _classes(base, list(rows.values()), options)
     items = Items(
         ((stem(image.removeprefix("images/")), image, mask) for image, mask in own.pairs),
         partial(_item, str(own.folder), source),
@@ -242,8 +243,12 @@ def _item(folder: str, source: Callable[[Path], Path | MaskSource], name: str, i
     return Item(name, Path(folder, image), source(Path(folder, mask)))
 
 
-def _classes(base: Path, rows: Sequence[_Rows]) -> tuple[Labels, Callable[[Path], Path | MaskSource], str]:
+def _classes(
+    base: Path, rows: Sequence[_Rows], options: DatasetOptions
+) -> tuple[Labels, Callable[[Path], Path | MaskSource], str]:
     """The classes, what makes a mask of a path, and a clause that says where the classes come from."""
+    if options.names and not options.ids:
+        return own_labels(options)[0], plain_mask, f"with the classes of {FILE}"
     if (path := base / "id2label.json").is_file():
         labels = _of_ids(path)
         return labels, plain_mask, f"{counted(len(labels), 'class', 'classes')} of {path.name}"
@@ -255,7 +260,7 @@ def _classes(base: Path, rows: Sequence[_Rows]) -> tuple[Labels, Callable[[Path]
     masks = [one.folder / mask for one in rows for _, mask in one.pairs[:: step_of(count)]]
     if not masks:
         return Labels(("background",), ((0, 0, 0),)), plain_mask, "without masks"
-    found = find_classes(base, masks, count)
+    found = find_classes(base, masks, count, options.binary)
     say_once(f"{base}: {found.said}")
     return found.labels, found.mask, found.said
 

@@ -40,6 +40,7 @@ from atrous.data.datasets.base import (
     Listing,
     files_and_folders,
     is_note,
+    names_in,
     say_once,
     scanned_once,
     split_name,
@@ -50,7 +51,7 @@ from atrous.data.datasets.options import FILE, NO_OPTIONS, DatasetOptions, read_
 from atrous.data.datasets.parts import PARTS, is_undivided, part_of
 from atrous.data.datasets.unread import holds_photographs_only, looks_like
 from atrous.data.samples import ImageRule
-from atrous.messages import did_you_mean
+from atrous.messages import did_you_mean, listed
 
 LAYOUTS: dict[str, Layout] = {
     "yolo": yolo.LAYOUT,
@@ -126,8 +127,8 @@ def list_split(data: str | Path, split: str, options: DatasetOptions = NO_OPTION
     there = _splits(layout, root)
     divided = split in PARTS and is_undivided(there)
     if split not in there and not divided:
-        listed = ", ".join(there) or f"none in {layout.expected}"
-        raise ValueError(f"{root}: no split {split!r}; the splits there are {listed}{_published(kind)}")
+        known = ", ".join(there) or f"none in {layout.expected}"
+        raise ValueError(f"{root}: no split {split!r}; the splits there are {known}{_published(kind)}")
     listing = layout.read(root, WHOLE if divided else split, options)
     if not listing.items and not listing.problems:
         raise ValueError(f"{listing.place}: no images; expected {layout.expected}{_published(kind)}")
@@ -236,6 +237,8 @@ def _expected(root: Path) -> str:
             "; photographs, but no masks; expected a mask beside each, such as images/train/NAME.jpg with "
             "masks/train/NAME.png; docs/training.md lists the layouts"
         )
+    if archives := [name for name in names_in(root) if is_archive(root / name)]:
+        return f"; it holds the archives {listed(archives)}: give one of them, or unpack them there"
     expected = "images/ and masks/, X.jpg with X_mask.png, or the export of a tool"
     return f"; expected {expected}; docs/training.md lists the layouts{_published(root.name)}"
 

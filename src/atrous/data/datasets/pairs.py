@@ -175,9 +175,9 @@ def colour_mask(labels: Labels, class_file: Path, path: Path) -> MaskSource:
     return ColourMask(path, labels, class_file)
 
 
-def plain_mask(path: Path) -> Path | MaskSource:
+def plain_mask(path: Path, largest: int = 255) -> Path | MaskSource:
     """A mask of ids as they are stored: an image that is read as such, or what `array_mask.py` reads."""
-    return ArrayMask(path) if path.suffix.lower() in (*ARRAY_SUFFIXES, ".gif") else path
+    return ArrayMask(path, largest) if path.suffix.lower() in (*ARRAY_SUFFIXES, ".gif") else path
 
 
 def _recognise(root: Path) -> Path | None:
@@ -203,10 +203,13 @@ def listing_by(root: Path, every: Mapping[str, Files], split: str, options: Data
             labels, remap = own_labels(options)
         except ValueError as error:
             raise ValueError(f"{root / FILE}: {error}") from None
-        return replace(listing_of(files, plain_mask, labels, f"with the classes of {FILE}"), remap=remap)
+        ids = partial(plain_mask, largest=max(labels.largest_id, len(remap or ()) - 1))
+        return replace(listing_of(files, ids, labels, f"with the classes of {FILE}"), remap=remap)
     if class_file := find_class_file((root,)):
         labels, by_colour = read_classes(class_file)
-        source = partial(colour_mask, labels, class_file) if by_colour else plain_mask
+        source = (
+            partial(colour_mask, labels, class_file) if by_colour else partial(plain_mask, largest=labels.largest_id)
+        )
         names = counted(len(labels), "class", "classes")
         return listing_of(files, source, labels, f"images with masks, with the {names} of {class_file.name}")
     count = sum(len(each.pairing.pairs) for each in every.values())

@@ -54,17 +54,21 @@ class Writer:
     ignores: bool
 
 
+Points = npt.NDArray[np.float64]
+"""x, y, N,2."""
+
+
 class Outline(NamedTuple):
-    """A closed line through the centres of border pixels, as tools draw it: with its border.
+    """A closed line around the pixels of a region.
 
     Attributes:
         value: the id.
-        points: x, y, int N,2; pixels.
+        points: x, y, float N,2; pixels, see `within`.
         area: within the outer line, for the order of drawing: what is inside another is smaller.
     """
 
     value: int
-    points: Ring
+    points: Points
     area: float
 
 
@@ -73,45 +77,68 @@ def objects(labels: Labels) -> list[int]:
     return [index for index, name in enumerate(labels.names) if not is_background(name)]
 
 
-def outlines(mask: Pixels, labels: Labels, tolerance: float, *, layered: bool) -> list[Outline]:
+def outlines(
+    mask: Pixels,
+    labels: Labels,
+    tolerance: float,
+    ends: tuple[float, float],
+    *,
+    layered: bool,
+    ignored: bool = True,
+) -> list[Outline]:
     """The regions of a mask as polygons, larger ones first.
 
     Args:
         mask: ids, uint8 H,W.
         labels: their classes; those named background are not drawn.
         tolerance: as of `Shapes`.
+        ends: `AREA`, `INDEX` or `NEAR_INDEX`.
         layered: whether later polygons are drawn over earlier ones. Then holes are not cut out: what is in them is
-            drawn over, background and ignored pixels, too. Else, holes are cut out along a line from the outside.
+            drawn over, background, too. Else, holes are cut out along a line from the outside.
+        ignored: whether ignored pixels have polygons.
     """
-    drawn = {*objects(labels)}
+    drawn = {*objects(labels), *([labels.ignore] if ignored else [])}
     found = []
     for value, shapes in polygons(mask, tolerance).items():
         for shape in shapes:
             height, width = mask.shape
             inside = shape.outer.min() > 0 and (shape.outer.max(axis=0) < (width, height)).all()
-            if value not in drawn and not (layered and (inside or value == labels.ignore)):
+            if value not in drawn and not (layered and inside and value != labels.ignore):
                 continue
-            points = centred(shape.outer, mask == value)
+            points = within(shape.outer, mask == value, ends)
             if not layered:
                 for hole in shape.holes:
-                    points = _bridged(points, centred(hole, mask == value))
+                    points = _bridged(points, within(hole, mask == value, ends))
             found.append(Outline(value, points, _area(shape.outer)))
     return sorted(found, key=lambda outline: -outline.area)
 
 
-def centred(ring: Ring, region: npt.NDArray[np.bool_]) -> Ring:
-    """A line along the edges of pixels, N,2, moved to the centres of the pixels of a region, bool H,W, beside it."""
+AREA = (0.0, 0.99)
+"""For tools that count the area of pixels, as COCO's API and CVAT: the line runs along the edges."""
+INDEX = (0.0, 0.0)
+"""For tools that count the pixels on the line, as OpenCV and Pillow: it runs through the first and the last of them."""
+NEAR_INDEX = (0.1, 0.1)
+"""Likewise, where coordinates are rounded shares of the size: some tools cut off what is behind the point."""
+
+
+def within(ring: Ring, region: npt.NDArray[np.bool_], ends: tuple[float, float]) -> Points:
+    """A line along the edges of pixels, moved into the pixels of a region, bool H,W, that are beside it.
+
+    Args:
+        ring: from `polygons`.
+        region: of which it is an outline.
+        ends: where in the first and in the last pixel of a row or column it runs, 0 to 1.
+    """
     padded = np.pad(region, 1).astype(np.int64)
     x, y = ring[:, 0], ring[:, 1]
     left_top, right_top = padded[y, x], padded[y, x + 1]
     left_bottom, right_bottom = padded[y + 1, x], padded[y + 1, x + 1]
-    to_right = right_top + right_bottom >= left_top + left_bottom
-    to_bottom = left_bottom + right_bottom >= left_top + right_top
-    moved: Ring = np.stack([x - 1 + to_right, y - 1 + to_bottom], axis=1)
+    lasts = right_top + right_bottom < left_top + left_bottom, left_bottom + right_bottom < left_top + right_top
+    moved: Points = ring.astype(np.float64) + np.where(np.stack(lasts, axis=1), ends[1] - 1, ends[0])
     return moved
 
 
-def _bridged(outer: Ring, hole: Ring) -> Ring:
+def _bridged(outer: Points, hole: Points) -> Points:
     """One line around both: from the outer one to the hole, where they are nearest, around it and back."""
     distances = ((outer[:, None] - hole[None]) ** 2).sum(-1)
     there, here = divmod(int(distances.argmin()), len(hole))

@@ -18,7 +18,7 @@ from atrous.atomic import write_text
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
 from atrous.data.polygons import run_lengths
-from atrous.data.writers.base import Shapes, Splits, Writer, objects, outlines, present
+from atrous.data.writers.base import AREA, Outline, Shapes, Splits, Writer, objects, outlines, present
 
 
 def _write(out: Path, labels: Labels, splits: Splits, shapes: Shapes) -> None:
@@ -38,20 +38,26 @@ def _write(out: Path, labels: Labels, splits: Splits, shapes: Shapes) -> None:
 
 
 def _regions(mask: Pixels, labels: Labels, ids: dict[int, int], shapes: Shapes) -> Iterator[dict[str, Any]]:
+    # A crowd needs a category, and which does not matter.
+    ids = ids | {labels.ignore: next(iter(ids.values()))} if ids else {}
     if shapes.polygons:
-        for outline in outlines(mask, labels, shapes.tolerance, layered=False):
-            x, y = outline.points.T
-            box = [int(x.min()), int(y.min()), int(np.ptp(x)) + 1, int(np.ptp(y)) + 1]
-            # COCO wants three points or more.
-            points = np.resize(outline.points, (max(3, len(outline.points)), 2))
-            yield _region(ids[outline.value], 0, outline.area, box, [points.ravel().tolist()])
-    else:
-        for value, region in present(mask, labels):
-            yield _region(ids[value], 0, int(region.sum()), _box(region), run_lengths(region))
+        for outline in outlines(mask, labels, shapes.tolerance, AREA, layered=False):
+            if outline.value in ids:
+                yield _polygon(outline, ids[outline.value], crowd=outline.value == labels.ignore)
+        return
+    for value, region in present(mask, labels):
+        yield _region(ids[value], 0, int(region.sum()), _box(region), run_lengths(region))
     ignored = mask == labels.ignore
     if ids and ignored.any():
-        first = next(iter(ids.values()))
-        yield _region(first, 1, int(ignored.sum()), _box(ignored), run_lengths(ignored, compressed=False))
+        yield _region(ids[labels.ignore], 1, int(ignored.sum()), _box(ignored), run_lengths(ignored, compressed=False))
+
+
+def _polygon(outline: Outline, category: int, crowd: bool) -> dict[str, Any]:
+    x, y = outline.points.T
+    left, top, right, bottom = (int(value) for value in (x.min(), y.min(), x.max(), y.max()))
+    # COCO wants three points or more.
+    points = np.resize(outline.points, (max(3, len(outline.points)), 2)).ravel().round(2).tolist()
+    return _region(category, int(crowd), outline.area, [left, top, right - left + 1, bottom - top + 1], [points])
 
 
 def _region(category: int, crowd: int, area: float, box: list[int], segmentation: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from atrous.atomic import written_whole
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
 from atrous.data.palette import drawn_palette
-from atrous.data.writers.base import IGNORE, Shapes, Splits, Writer, outlines, present
+from atrous.data.writers.base import AREA, IGNORE, Shapes, Splits, Writer, outlines, present
 
 
 def _write(out: Path, labels: Labels, splits: Splits, shapes: Shapes) -> None:
@@ -65,7 +65,7 @@ def _runs(region: npt.NDArray[np.bool_]) -> list[int]:
 
 
 def _polygons(mask: Pixels, labels: Labels, shapes: Shapes) -> Iterator[ElementTree.Element]:
-    for order, outline in enumerate(outlines(mask, labels, shapes.tolerance, layered=True)):
+    for order, outline in enumerate(outlines(mask, labels, shapes.tolerance, AREA, layered=True)):
         points = outline.points.tolist()
         points = (points * 3)[: max(3, len(points))]  # CVAT wants three or more
         text = ";".join(f"{x:.2f},{y:.2f}" for x, y in points)

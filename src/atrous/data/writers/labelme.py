@@ -13,7 +13,7 @@ from typing import Any
 from atrous.atomic import write_text
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
-from atrous.data.writers.base import IGNORE, Outline, Shapes, Splits, Writer, outlines
+from atrous.data.writers.base import IGNORE, INDEX, Outline, Shapes, Splits, Writer, outlines
 
 
 def _write(out: Path, labels: Labels, splits: Splits, shapes: Shapes) -> None:
@@ -29,7 +29,7 @@ def _document(name: str, mask: Pixels, labels: Labels, tolerance: float) -> dict
     return {
         "version": "5.5.0",
         "flags": {},
-        "shapes": [_shape(outline, labels) for outline in outlines(mask, labels, tolerance, layered=True)],
+        "shapes": [_shape(outline, labels) for outline in outlines(mask, labels, tolerance, INDEX, layered=True)],
         "imagePath": name,
         "imageData": None,
         "imageHeight": height,
@@ -38,7 +38,7 @@ def _document(name: str, mask: Pixels, labels: Labels, tolerance: float) -> dict
 
 
 def _shape(outline: Outline, labels: Labels) -> dict[str, Any]:
-    points = outline.points.astype(float).tolist()
+    points = outline.points.round(2).tolist()
     return {
         "label": IGNORE if outline.value == labels.ignore else labels.names[outline.value],
         "points": (points * 3)[: max(3, len(points))],  # LabelMe wants three or more

@@ -12,7 +12,7 @@ import yaml
 from atrous.atomic import write_text
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
-from atrous.data.writers.base import Shapes, Splits, Writer, objects, outlines
+from atrous.data.writers.base import NEAR_INDEX, Shapes, Splits, Writer, objects, outlines
 
 
 def _write(out: Path, labels: Labels, splits: Splits, shapes: Shapes) -> None:
@@ -30,7 +30,7 @@ def _write(out: Path, labels: Labels, splits: Splits, shapes: Shapes) -> None:
 def _lines(mask: Pixels, labels: Labels, numbers: dict[int, int], tolerance: float) -> str:
     height, width = mask.shape
     lines = []
-    for outline in outlines(mask, labels, tolerance, layered=False):
+    for outline in outlines(mask, labels, tolerance, NEAR_INDEX, layered=False, ignored=False):
         points = outline.points.tolist()
         points = (points * 3)[: max(3, len(points))]  # YOLO wants three or more
         shares = (f"{x / width:.6f} {y / height:.6f}" for x, y in points)

@@ -28,6 +28,12 @@ _READS = {"torchvision": "torchvision", "smp": "segmentation_models_pytorch", "h
 _INSTALL = {"smp": "segmentation-models-pytorch", "huggingface": "transformers"}
 
 
+def library_word(name: str) -> str | None:
+    """The key of `PACKAGES` for a key of `READERS`, if that library is installed."""
+    word = next((word for word, reader in _READS.items() if reader == name), None)
+    return word if word and importlib.util.find_spec(PACKAGES[word]) else None
+
+
 def build(library: str, model: DeepLabV3) -> nn.Module:
     """The network of a library that has the layers of a model, with random weights, in ``eval()``.
 
@@ -70,7 +76,8 @@ def _torchvision(model: DeepLabV3, different: list[str]) -> nn.Module:
     if backbone not in names:
         raise _NoSuchNetwork(f"the backbone {backbone}, not one of {', '.join(names)}")
     mobile = "mobile" in backbone
-    layout = {"multi_grid": [1, 1, 1]} if mobile else {"multi_grid": None, "consistent_rates": True, "stem": []}
+    layout: dict[str, Any] = {"multi_grid": None, "consistent_rates": True, "stem": []}
+    layout = {"multi_grid": [1, 1, 1]} if mobile else layout
     rates = [12, 24, 36] if mobile else [6, 12, 18]
     _require(different, arguments, head_conv=True, aspp_filters=FILTERS, aspp_rates=rates, **layout)
     net: nn.Module = getattr(segmentation, names[backbone])(
@@ -151,7 +158,7 @@ def put_back(model: DeepLabV3, net: nn.Module, library: str) -> None:
 
 
 def _read(read: Reader, tensors: dict[str, Tensor], net: nn.Module, model: DeepLabV3) -> Converted:
-    config = getattr(net, "config", None)
+    config: Any = getattr(net, "config", None)
     meta = {"config": config.to_dict()} if hasattr(config, "to_dict") else {}
     choices = Choices(backbone=str(model.arguments["backbone"]), output_stride=model.output_stride)
     converted = read(Checkpoint(Path("the network"), tensors, meta), choices)

@@ -1,0 +1,203 @@
+"""What `atrous data check` found as a page without other files, or as a picture, with an example of each problem.
+
+write_page(check("my-data"), Path("check.html"))
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from atrous.atomic import write_text
+from atrous.data.datasets.dataset import Item, SegmentationDataset
+from atrous.data.image_io import read_image, write_image
+from atrous.data.labels import Colour
+from atrous.data.overlay import overlay
+from atrous.data.report import DataReport
+from atrous.messages import counted
+
+_SIDE = 240
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .8em; text-align: right }
+td:first-child, th:first-child { text-align: left } tr:nth-child(even) { background: #f4f4f4 }
+.colour { display: inline-block; width: 1em; height: 1em; border: 1px solid #222; vertical-align: -.15em }
+.bar { display: inline-block; height: .8em; background: #48c; vertical-align: -.1em }
+.problem { border-left: 5px solid #c22 } .warning { border-left: 5px solid #da3 }
+.problem, .warning { padding: .3em 1em; margin: 1em 0; background: #fafafa; overflow-wrap: anywhere }
+.fix { color: #060 } figure { display: inline-block; margin: .5em 1em .5em 0; font-size: 12px; max-width: 250px }
+figure img { display: block } .zero { color: #c22 }
+"""
+
+
+def write_page(report: DataReport, path: Path) -> None:
+    """Write a report as .html or .png, atomically.
+
+    Raises:
+        ValueError: for another suffix.
+    """
+    check_suffix(path)
+    if path.suffix.lower() == ".png":
+        write_image(path, _picture(report))
+    else:
+        write_text(path, _page(report))
+
+
+def check_suffix(path: Path) -> None:
+    """Raise ValueError for a suffix that no report has."""
+    if path.suffix.lower() not in (".html", ".htm", ".png"):
+        raise ValueError(f"{path}: a report of suffix {path.suffix!r}; expected .html or .png")
+
+
+def _page(report: DataReport) -> str:
+    title = html.escape(f"Check of {report.data}")
+    verdict = counted(len(report.problems), "problem") + ", " + counted(len(report.warnings), "warning")
+    parts = [f"<h1>{title}</h1><p><b>{html.escape(report.saw)}</b><br>{verdict}</p>", _findings(report)]
+    parts += [_splits(report), _classes(report)]
+    head = f"<meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def _findings(report: DataReport) -> str:
+    blocks = []
+    for finding in sorted(report.findings, key=lambda finding: not finding.fatal):
+        kind = "problem" if finding.fatal else "warning"
+        fix = f"<div class=fix>&rarr; {html.escape(finding.fix)}</div>" if finding.fix else ""
+        figures = "".join(
+            f"<figure><img alt='' src='data:image/jpeg;base64,{_jpeg(picture)}'>{html.escape(caption)}</figure>"
+            for picture, caption in _thumbnails(report, finding.items, finding.split)
+        )
+        blocks.append(f"<div class={kind}><b>{kind}</b> {html.escape(finding.text)}{fix}<div>{figures}</div></div>")
+    return f"<h2>What is wrong</h2>{''.join(blocks) or '<p>Nothing.</p>'}"
+
+
+def _splits(report: DataReport) -> str:
+    rows = []
+    for name, split in report.splits.items():
+        sizes = [f"{width}×{height}" for width, height in split.sizes.values()] or ["-"] * 3
+        ignored = "no masks" if split.unlabelled else f"{split.counts.ignored_share:.1%}"
+        rows.append((name, split.images, split.sound, ignored, *sizes))
+    heads = ("split", "images", "readable", "ignored", "smallest", "median", "largest")
+    return f"<h2>Splits</h2>{_table(heads, [[html.escape(str(cell)) for cell in row] for row in rows])}"
+
+
+def _classes(report: DataReport) -> str:
+    labelled = {name: split.counts for name, split in report.splits.items() if not split.unlabelled}
+    most = max((float(counts.shares.max(initial=0)) for counts in labelled.values()), default=0) or 1
+    rows = []
+    for index, name in enumerate(report.names):
+        colour = "#{:02x}{:02x}{:02x}".format(*report.palette[index])
+        cells = [f"<span class=colour style='background:{colour}'></span> {index} {html.escape(name)}"]
+        for counts in labelled.values():
+            share, images = float(counts.shares[index]), int(counts.images[index])
+            bar = f"<span class=bar style='width:{max(1, round(120 * share / most))}px'></span>" if share else ""
+            cells += [f"{bar} {share:.2%}", f"<span class={'some' if images else 'zero'}>{images}</span>"]
+        rows.append(cells)
+    heads = ["class", *(head for name in labelled for head in (f"{html.escape(name)}: pixels", "images"))]
+    return f"<h2>Classes</h2>{_table(heads, rows)}"
+
+
+def _table(heads: tuple[str, ...] | list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{cell}</th>" for cell in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _thumbnails(report: DataReport, items: tuple[Item, ...], split: str) -> Iterator[tuple[Image.Image, str]]:
+    """Each image, with its mask drawn over it where it can be read, and a line on it."""
+    listing = report.listings.get(split)
+    for item in items if listing is not None else ():
+        assert listing is not None
+        dataset = SegmentationDataset.of(listing)
+        try:
+            image = read_image(item.image, rule=listing.rule)
+        except (ValueError, OSError):
+            yield Image.new("RGB", (_SIDE, _SIDE // 2), (200, 200, 200)), f"{item.name}: the image cannot be read"
+            continue
+        try:
+            mask, caption = dataset.read_ids(item, image.shape[:2]), item.name
+        except (ValueError, OSError):
+            mask, caption = None, f"{item.name}: without its mask, which does not fit"
+        small = Image.fromarray(image)
+        small.thumbnail((_SIDE, _SIDE))
+        if mask is not None:
+            ids = np.asarray(Image.fromarray(mask).resize(small.size, Image.Resampling.NEAREST))
+            small = overlay(np.asarray(small), ids, listing.labels, legend=False, names=True)
+        yield small, caption
+
+
+def _jpeg(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _picture(report: DataReport) -> Image.Image:
+    """The same as a picture: lines, bars of the classes, and thumbnails."""
+    page = _Page(1100)
+    page.text(f"Check of {report.data}", size=24)
+    page.text(report.saw)
+    for finding in sorted(report.findings, key=lambda finding: not finding.fatal):
+        page.text(f"{'problem' if finding.fatal else 'warning'}: {finding.text}", "#b00" if finding.fatal else "#a60")
+        if finding.fix:
+            page.text(f"-> {finding.fix}", "#060", indent=30)
+        page.pictures(list(_thumbnails(report, finding.items, finding.split)))
+    if not report.findings:
+        page.text("nothing is wrong", "#060")
+    for name, split in report.splits.items():
+        page.text(f"{name}: {counted(split.images, 'image')}, {split.sound} readable", size=18)
+        for index, label in enumerate(report.names if not split.unlabelled else ()):
+            share, images = float(split.counts.shares[index]), int(split.counts.images[index])
+            page.bar(f"{index} {label}: {share:.2%}, {counted(images, 'image')}", share, report.palette[index])
+    return page.image()
+
+
+class _Page:
+    """Rows from the top of a picture down."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._rows: list[Image.Image] = []
+
+    def text(self, text: str, fill: str = "black", *, size: int = 15, indent: int = 0) -> None:
+        font = ImageFont.load_default(size=size)
+        each = max(20, int((self._width - 40 - indent) / (0.55 * size)))
+        lines = textwrap.wrap(text, each, break_long_words=True) or [""]
+        row = Image.new("RGB", (self._width, round(1.4 * size) * len(lines) + 6), "white")
+        draw = ImageDraw.Draw(row)
+        for number, line in enumerate(lines):
+            draw.text((20 + indent, 3 + number * round(1.4 * size)), line, fill=fill, font=font)
+        self._rows.append(row)
+
+    def bar(self, text: str, share: float, colour: Colour) -> None:
+        row = Image.new("RGB", (self._width, 22), "white")
+        draw = ImageDraw.Draw(row)
+        draw.rectangle((20, 3, 20 + max(2, round(500 * share)), 18), fill=colour, outline="black")
+        fill = "black" if share else "#b00"
+        draw.text((540, 2), text, fill=fill, font=ImageFont.load_default(size=14))
+        self._rows.append(row)
+
+    def pictures(self, pictures: list[tuple[Image.Image, str]]) -> None:
+        if not pictures:
+            return
+        row = Image.new("RGB", (self._width, max(picture.height for picture, _ in pictures) + 24), "white")
+        draw, font = ImageDraw.Draw(row), ImageFont.load_default(size=12)
+        for place, (picture, caption) in enumerate(pictures):
+            row.paste(picture, (50 + place * (_SIDE + 200), 0))
+            draw.text((50 + place * (_SIDE + 200), row.height - 20), caption[:60], fill="black", font=font)
+        self._rows.append(row)
+
+    def image(self) -> Image.Image:
+        page = Image.new("RGB", (self._width, 20 + sum(row.height for row in self._rows)), "white")
+        top = 10
+        for row in self._rows:
+            page.paste(row, (0, top))
+            top += row.height
+        return page
