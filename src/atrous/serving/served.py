@@ -110,7 +110,7 @@ class ServedModel:
         }
 
     def _together(self, images: Sequence[bytes], output_stride: int | None) -> list[Segmentation]:
-        pixels = [read_image(image, max_pixels=self.predictor.max_pixels) for image in images]
+        pixels = [read_image(image, max_pixels=self.predictor.max_pixels, rule=self.predictor.rule) for image in images]
         masks = _masks(self.predictor, pixels, output_stride)
         return [Segmentation(mask, image, self.predictor.labels) for mask, image in zip(masks, pixels, strict=True)]
 
@@ -132,7 +132,7 @@ def find(models: Mapping[str, ServedModel], name: str | None) -> ServedModel:
 
 def batches_agree(predictor: Predictor) -> bool:
     """Whether small photographs have the same masks, bit for bit, together as alone, by a trial."""
-    if predictor.scales != (1.0,) or predictor.flip:
+    if predictor.scales != (1.0,) or predictor.flip or predictor.device.type != "cpu":
         return False
     for size in ((96, 64), (160, 120)):
         pixels = [_reduced(name, size) for name in ("cow.jpg", "aeroplane.jpg", "terrace.jpg", "pavilion.jpg")]
