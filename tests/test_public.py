@@ -91,7 +91,19 @@ FLAGS = {
     ],
     "models": ["--help", "--json", "-h"],
     "data": ["--help", "-h"],
-    "data check": ["--allow-empty-classes", "--help", "--json", "-h"],
+    "data check": [
+        "--allow-empty-classes", "--annotator", "--bands", "--binary", "--classes", "--help", "--ignore", "--images",
+        "--json", "--map", "--names", "--report", "--rest", "--value-range", "-h",
+    ],
+    "data show": [
+        "--annotator", "--bands", "--binary", "--classes", "--count", "--device", "--help", "--ignore", "--images",
+        "--json", "--map", "--model", "--names", "--out", "--predictions", "--rest", "--split", "--value-range", "-h",
+    ],
+    "data convert": [
+        "--annotator", "--bands", "--binary", "--classes", "--copy", "--device", "--help", "--ignore", "--images",
+        "--json", "--map", "--model", "--names", "--polygons", "--resplit", "--rest", "--seed", "--to", "--tolerance",
+        "--val", "--value-range", "-h",
+    ],
     "label": [
         "--confidence", "--data", "--device", "--flip", "--help", "--json", "--output-stride", "--scales", "--split",
         "-h",
