@@ -67,8 +67,9 @@ FLAGS = {
     "": ["--help", "--version", "-h"],
     "demo": ["--device", "--help", "--json", "--out", "-h"],
     "predict": [
-        "--device", "--flip", "--help", "--json", "--longest-side", "--max-pixels", "--out", "--output-stride",
-        "--resume", "--scales", "--window", "-h",
+        "--allow-urls", "--bands", "--device", "--every", "--flip", "--help", "--json", "--longest-side",
+        "--max-pixels", "--out", "--output-stride", "--resume", "--scales", "--value-range", "--watch", "--window",
+        "-h",
     ],
     "train": [
         "--amp", "--asynchronous", "--batch-size", "--data", "--device", "--ema-decay", "--grad-accum-steps", "--help",
