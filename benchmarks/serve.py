@@ -48,7 +48,11 @@ class Case:
 
 @dataclass
 class Load:
-    """What was measured with a number of clients; seconds, and requests or images a second."""
+    """What was measured with a number of clients: seconds, requests or images a second, milliseconds of processor time.
+
+    `ratio` compares requests a second with images of the network alone, by the wall's clock. Processor time, which other
+    programs disturb less, is that of a request in the server, and that of an image in the network.
+    """
 
     clients: int
     requests: int = 0
@@ -58,6 +62,8 @@ class Load:
     per_second: float = 0.0
     network_per_second: float = 0.0
     ratio: float = 0.0
+    network_cpu_ms: float = 0.0
+    server_cpu_ms: float = 0.0
     ratios: list[float] = field(default_factory=list)
     memory_mb: list[float] = field(default_factory=list)
     memory_growth: float = 0.0
@@ -145,8 +151,12 @@ def measured(
     result, seconds, each = Load(clients), list[float](), max(1, requests // rounds)
     rates, networks = [], []
     for i in range(rounds):
-        networks.append(alone(max(20, each // 4)))
+        images, began = max(20, each // 4), time.process_time()
+        networks.append(alone(images))
+        result.network_cpu_ms += 1e3 * (time.process_time() - began) / images / rounds
+        before = sum(server.cpu_times()[:2])
         took, wrong, whole = asyncio.run(load(port, made, each, clients))
+        result.server_cpu_ms += 1e3 * (sum(server.cpu_times()[:2]) - before) / each / rounds
         rates.append(each / whole)
         seconds += took
         result.wrong += wrong
