@@ -74,7 +74,7 @@ FLAGS = {
     "train": [
         "--amp", "--asynchronous", "--batch-size", "--data", "--device", "--ema-decay", "--grad-accum-steps", "--help",
         "--iterations", "--json", "--list", "--lr", "--out", "--output-stride", "--reset-head", "--resume", "--seed",
-        "--set", "--weights", "--workers", "-b", "-h", "-j",
+        "--set", "--time", "--weights", "--workers", "-b", "-h", "-j",
     ],
     "eval": [
         "--data", "--device", "--flip", "--help", "--ignore-class-names", "--json", "--ladder", "--longest-side",

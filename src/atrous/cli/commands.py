@@ -20,9 +20,6 @@ from atrous.messages import did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from atrous.data.datasets.dataset import SegmentationDataset
-    from atrous.models.weights import ModelCard
-
 
 def complain(message: str, status: int) -> int:
     """Print one line on standard error; return the status. 0 is a remark, a signal's status no error either."""
@@ -49,12 +46,15 @@ def run_eval(args: argparse.Namespace) -> int:
     """Score a model."""
     from rich.progress import Progress
 
+    from atrous.evaluation.as_trained import open_as_trained
     from atrous.evaluation.distributed import pick_device
     from atrous.evaluation.evaluate import check_class_names, checked_longest_side, evaluate
     from atrous.models.weights import load
 
     model, card = load(args.model, output_stride=args.output_stride)
-    dataset = _opened_as_trained(args, card)
+    dataset, said = open_as_trained(args.data, args.split, card, dataset_options(args))
+    if said:
+        complain(said, 0)
     names = None if args.ignore_class_names else card.names
     check_class_names(names, dataset.labels.names, model.num_classes, "--ignore-class-names")
     if args.longest_side is not None:
@@ -73,20 +73,6 @@ def run_eval(args: argparse.Namespace) -> int:
         return print_json(result.as_dict())
     console.print(scores_table(result))
     return 0
-
-
-def _opened_as_trained(args: argparse.Namespace, card: ModelCard) -> SegmentationDataset:
-    """The data as the flags say; without any, as the model's training read its own, if it has other classes else."""
-    from atrous.data.datasets.dataset import list_split, open_dataset
-    from atrous.data.datasets.options import DatasetOptions
-
-    given = dataset_options(args)
-    trained = DatasetOptions.parse(card.recipe.get("options") or {})
-    as_trained = DatasetOptions(value_range=card.value_range, bands=card.bands)
-    if given or not trained or list_split(args.data, args.split).labels.names == card.names:
-        return open_dataset(args.data, args.split, given.over(as_trained))
-    complain(f"{args.data} is read as in the training of {args.model}: {trained}", 0)
-    return open_dataset(args.data, args.split, trained.over(as_trained))
 
 
 def _eval_ladder(args: argparse.Namespace, model: Any, dataset: Any, progress: Any) -> int:

@@ -35,6 +35,13 @@ def own_labels(options: DatasetOptions) -> tuple[Labels, tuple[int, ...] | None]
     if not options.names:
         raise ValueError("no key 'names'; expected the class names, such as names: [background, leaf]")
     count = len(options.names)
+    if options.binary == "object" and not options.ids:
+        if count != 2:
+            names = listed(options.names)
+            raise ValueError(
+                f"binary is object, but the classes are {names}; expected two, such as background and leaf"
+            )
+        options = replace(options, ids=(0, 255))
     numbers = [int(entry) for entry in options.ignore if isinstance(entry, str) and entry.isdecimal()]
     # A name that is a number is a class, not an id.
     numbers = [number for number in numbers if str(number) not in options.names]
