@@ -59,7 +59,7 @@ def overlay(
     weights, picture = np.rint(255 * strength).astype(np.uint8), Image.fromarray(image)
     for top in range(0, len(ids), _STRIP):  # the colours of all pixels would take more memory than the photograph
         part = ids[top : top + _STRIP]
-        picture.paste(Image.fromarray(colours.take(part, axis=0)), (0, top), Image.fromarray(weights.take(part)))
+        picture.paste(Image.fromarray(colours[part]), (0, top), Image.fromarray(weights[part]))
     picture.paste((255, 255, 255), mask=Image.fromarray(_outline(ids)))
     if names:
         _write_names(picture, ids, labels)
