@@ -294,7 +294,11 @@ def _expected(root: Path) -> str:
             "masks/train/NAME.png; docs/data.md lists the layouts"
         )
     if archives := [name for name in names_in(root) if is_archive(root / name)]:
-        return f"; it holds the archives {listed([str(root / name) for name in archives])}: give one of them, or unpack it there"
+        return (
+            f"; it holds the archives {listed([str(root / name) for name in archives])}: give one of them, or unpack it"
+        )
+    if not any(path.is_file() for path in root.rglob("*")):
+        return "; there is no file in it"
     expected = "images/ and masks/, X.jpg with X_mask.png, or the export of a tool"
     return f"; expected {expected}; docs/data.md lists the layouts{_published(root.name)}"
 
