@@ -16,6 +16,7 @@ from atrous.data.image_io import write_mask
 from atrous.data.labels import VOC
 from atrous.data.sampling import id_histograms
 from atrous.data.validate import check
+from formats import FORMATS
 
 NAMES = "background\nleaf\n"
 POLYGON = [1, 1, 5, 1, 5, 4, 1, 4]
@@ -259,3 +260,36 @@ def test_commands_that_are_advised_quote_the_path(tmp_path: Path) -> None:
     plain(tmp_path / "my data", "train")
     fixes = [finding.fix for finding in check(tmp_path / "my data").findings]
     assert any(f"atrous data convert '{tmp_path}/my data' OUT" in fix for fix in fixes)
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "said"),
+    [
+        ("cvat", "train.xml", "no <image>; expected CVAT for images"),
+        ("cvat-polygons", "val.xml", "no <image>; expected CVAT for images"),
+        ("labelstudio-json", "more.json", "expected Label Studio's JSON"),
+        ("coco_panoptic", "annotations/panoptic_train.json", "expected COCO's panoptic JSON"),
+        ("coco_instances", "annotations/instances_train.json", "expected COCO's instances"),
+        ("camvid", "train.txt", "an empty list; expected names of images, or no such file"),
+    ],
+)
+def test_an_empty_file_beside_sound_ones_is_named(tmp_path: Path, layout: str, file: str, said: str) -> None:
+    if not (FORMATS / layout).is_dir():
+        pytest.skip("no shared/formats beside the repository")
+    data = Path(shutil.copytree(FORMATS / layout, tmp_path / "data"))
+    (data / file).write_bytes(b"")
+    try:
+        problems = " ".join(check(data).problems)
+    except ValueError as error:
+        problems = str(error)
+    assert str(data / file) in problems and said in problems
+
+
+def test_an_empty_file_of_annotations_beside_sound_ones_is_named(tmp_path: Path) -> None:
+    export = '<annotations><image id="0" name="x.png" width="8" height="6"><polygon label="leaf" points="1,1;5,1;5,4"/>'
+    image(tmp_path / "images" / "x.png")
+    text(tmp_path / "annotations.xml", f"{export}</image></annotations>")
+    assert len(list_split(tmp_path, "all").items) == 1
+    text(tmp_path / "more.xml", "")
+    with pytest.raises(ValueError, match=r"more\.xml: no <image>; expected CVAT for images"):
+        list_split(tmp_path, "all")

@@ -212,6 +212,11 @@ def files_and_folders(folder: Path) -> tuple[list[str], list[str]]:
     return result
 
 
+def is_empty(path: Path) -> bool:
+    """Whether a path is a file without a byte."""
+    return path.is_file() and path.stat().st_size == 0
+
+
 def names_in(folder: Path) -> list[str]:
     """Sorted names of what is in a folder, without clutter; none if the folder is not there."""
     files, folders = files_and_folders(folder)

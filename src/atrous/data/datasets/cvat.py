@@ -27,6 +27,7 @@ from atrous.data.datasets.base import (
     Listing,
     files_with,
     is_clutter,
+    is_empty,
     split_name,
     split_of_file,
     split_or_whole,
@@ -180,8 +181,9 @@ def _files(root: Path) -> list[Path]:
     if root.is_file():
         return [root] if root.suffix.lower() == ".xml" and _peek(root) else []
     for folders in ([root, root / "annotations"], [root / name for name in subfolders(root)]):
-        if files := [path for folder in folders for path in files_with(folder, ".xml") if _peek(path)]:
-            return files
+        paths = [path for folder in folders for path in files_with(folder, ".xml")]
+        if any(map(_peek, paths)):
+            return [path for path in paths if _peek(path) or is_empty(path)]  # an empty one is refused by its reader
     return []
 
 

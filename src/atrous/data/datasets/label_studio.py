@@ -20,7 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, files_with, is_clutter, split_of_file, subfolders
+from atrous.data.datasets.base import (
+    WHOLE,
+    Item,
+    Layout,
+    Listing,
+    files_with,
+    is_clutter,
+    is_empty,
+    split_of_file,
+    subfolders,
+)
 from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.json_records import json_elements
@@ -150,8 +160,9 @@ def _files(root: Path) -> list[Path]:
     if root.is_file():
         return [root] if root.suffix.lower() == ".json" and _peek(root) else []
     for folders in ([root], [root / name for name in subfolders(root)]):
-        if files := [path for folder in folders for path in files_with(folder, ".json") if _peek(path)]:
-            return files
+        paths = [path for folder in folders for path in files_with(folder, ".json")]
+        if any(map(_peek, paths)):
+            return [path for path in paths if _peek(path) or is_empty(path)]  # an empty one is refused by its reader
     return []
 
 

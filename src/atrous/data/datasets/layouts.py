@@ -86,7 +86,7 @@ _TAKEN_BY = {
 }
 """The layouts that options are for, which are not for all."""
 
-_OF_ANY_TOOL = ("folder", "pairs", "camvid", "coco")
+_OF_ANY_TOOL = ("folder", "pairs", "camvid", "coco", "panoptic")
 """Layouts whose folders also occur in the exports of tools, or beside their annotations."""
 _IN_SUBFOLDERS = ("labelme", "cvat", "label_studio")
 """Layouts that are looked for in the folders of a folder, too."""

@@ -163,6 +163,8 @@ def _lists(root: Path) -> dict[str, set[str]]:
         for name in _LISTS:
             if (path := folder / f"{name}.txt").is_file():
                 lists.setdefault(split_name(name), {_stem_in(line) for line in read_lines(path)})
+                if not lists[split_name(name)] and split_name(name) in ("train", "val"):
+                    raise ValueError(f"{path}: an empty list; expected names of images, or no such file")
     return lists
 
 

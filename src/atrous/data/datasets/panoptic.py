@@ -99,7 +99,8 @@ def _files(root: Path) -> dict[str, Path]:
 def _peek(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(_PEEKED).lstrip(b"\xef\xbb\xbf \t\r\n")
-        return head.startswith(b"{") and (b'"segments_info"' in head or path.stem.startswith("panoptic"))
+        ours = b'"segments_info"' in head or path.stem.startswith("panoptic")
+        return ours and (head.startswith(b"{") or not head)  # an empty one is refused by its reader
 
 
 def _recognise(root: Path) -> Path | None:
