@@ -57,6 +57,9 @@ def test_all_is_divided_beside_a_test_split_as_training_divides_it(tmp_path: Pat
     assert result.splits == {"train": 8, "val": 2, "test": 2}
     for split in ("train", "val", "test"):
         assert open_dataset(tmp_path / "out", split).names == open_dataset(data, split).names
+    some = DatasetOptions.parse({"classes": ["blue"]})
+    convert(source_of(data, some), tmp_path / "some")
+    assert open_dataset(tmp_path / "some", "val").names == open_dataset(data, "val", some).names
     assert convert(source_of(data), tmp_path / "anew", resplit=True).splits == {"train": 10, "val": 2}
     assert convert(source_of(data), tmp_path / "kept", val=0).splits == {"all": 10, "test": 2}
 

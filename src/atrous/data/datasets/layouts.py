@@ -147,11 +147,11 @@ def list_split(data: str | Path, split: str, options: DatasetOptions = NO_OPTION
     if not listing.items and not listing.problems:
         raise ValueError(f"{listing.place}: no images; expected {layout.expected}{_published(kind)}")
     listing = replace(listing, rule=ImageRule(options.value_range, options.bands))
-    listing = part_of(listing, split) if divided else listing
     try:
-        return folded(listing, options)
+        listing = folded(listing, options)
     except ValueError as error:
         raise ValueError(f"{root}: {error}") from None
+    return part_of(listing, split) if divided else listing  # by the classes that are left
 
 
 def takes(kind: str, option: str) -> bool:

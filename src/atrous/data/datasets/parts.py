@@ -56,7 +56,7 @@ def _classes(item: Item, listing: Listing) -> frozenset[int]:
         if item.mask is None:
             return frozenset()
         # As a path has no `read` of masks, and a source of masks is no path.
-        palette = listing.labels.palette if listing.remap is None else None
+        palette = listing.colours or (listing.labels.palette if listing.remap is None else None)
         mask = item.mask.read() if hasattr(item.mask, "read") else read_mask(item.mask, palette=palette)
         ids = np.unique(mask)
         classes = ids if listing.remap is None else np.array(listing.remap)[ids]
@@ -69,7 +69,9 @@ def _divided(listing: Listing) -> tuple[list[int], list[int]]:
     items = listing.items
     if len(items) < 2:
         raise ValueError(f"{listing.place}: {counted(len(items), 'image')}; expected two or more, to divide them")
-    digest = hashlib.sha256(repr((listing.place, len(items))).encode("utf-8", "surrogateescape"))
+    digest = hashlib.sha256(
+        repr((listing.place, len(items), listing.labels, listing.remap)).encode("utf-8", "surrogateescape")
+    )
     for item in items:
         digest.update(f"{item.name}\0{_stamp(item)}\0".encode("utf-8", "surrogateescape"))
     key = digest.digest()
