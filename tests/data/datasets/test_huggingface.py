@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -151,7 +151,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(ROWS, st.binary(max_size=10))
 def test_no_metadata_are_more_than_a_line(tmp_path_factory: pytest.TempPathFactory, rows: list, junk: bytes) -> None:
     root = tmp_path_factory.mktemp("rows")
