@@ -16,7 +16,6 @@ from atrous.serving.metrics import Metrics
 from atrous.serving.served import ServedModel
 from atrous.serving.workers import Job, WorkerPool
 
-
 _LAST_SECONDS = 2.0
 """For workers to end; what they still do is of requests that were given up."""
 
