@@ -67,13 +67,14 @@ FLAGS = {
     "": ["--help", "--version", "-h"],
     "demo": ["--device", "--help", "--json", "--out", "-h"],
     "predict": [
-        "--device", "--flip", "--help", "--json", "--longest-side", "--max-pixels", "--out", "--output-stride",
-        "--resume", "--scales", "--window", "-h",
+        "--allow-urls", "--bands", "--device", "--every", "--flip", "--help", "--json", "--longest-side",
+        "--max-pixels", "--out", "--output-stride", "--resume", "--scales", "--value-range", "--watch", "--window",
+        "-h",
     ],
     "train": [
         "--amp", "--asynchronous", "--batch-size", "--data", "--device", "--ema-decay", "--grad-accum-steps", "--help",
         "--iterations", "--json", "--list", "--lr", "--out", "--output-stride", "--reset-head", "--resume", "--seed",
-        "--set", "--weights", "--workers", "-b", "-h", "-j",
+        "--set", "--time", "--weights", "--workers", "-b", "-h", "-j",
     ],
     "eval": [
         "--data", "--device", "--flip", "--help", "--ignore-class-names", "--json", "--ladder", "--longest-side",
@@ -90,7 +91,19 @@ FLAGS = {
     ],
     "models": ["--help", "--json", "-h"],
     "data": ["--help", "-h"],
-    "data check": ["--allow-empty-classes", "--help", "--json", "-h"],
+    "data check": [
+        "--allow-empty-classes", "--annotator", "--bands", "--binary", "--classes", "--help", "--ignore", "--images",
+        "--json", "--map", "--names", "--report", "--rest", "--value-range", "-h",
+    ],
+    "data show": [
+        "--annotator", "--bands", "--binary", "--classes", "--count", "--device", "--help", "--ignore", "--images",
+        "--json", "--map", "--model", "--names", "--out", "--predictions", "--rest", "--split", "--value-range", "-h",
+    ],
+    "data convert": [
+        "--annotator", "--bands", "--binary", "--classes", "--copy", "--device", "--help", "--ignore", "--images",
+        "--json", "--map", "--model", "--names", "--polygons", "--resplit", "--rest", "--seed", "--to", "--tolerance",
+        "--val", "--value-range", "-h",
+    ],
     "label": [
         "--confidence", "--data", "--device", "--flip", "--help", "--json", "--output-stride", "--scales", "--split",
         "-h",

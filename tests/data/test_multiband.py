@@ -109,8 +109,7 @@ def test_the_bands_that_are_taken_are_said(tmp_path: Path, bands: int, taken: li
     said = [str(one.message) for one in caught]
     assert len(said) == (bands != 3) and all(f"{path}: " in line and str(bands) in line for line in said)
     if bands > 3:
-        assert said[0].endswith("bands 1, 2 and 3 are taken for red, green and blue; --bands takes others, such as "
-                                "--bands 4,3,2")  # fmt: skip
+        assert "bands 1, 2 and 3 are taken for red, green and blue, and so of files like it; --bands takes" in said[0]
     for picture in pictures:
         assert np.array_equal(picture, scaled(values[:, :, taken], 0, 65535))
 
@@ -183,8 +182,8 @@ def test_arrays_are_read_by_the_same_rule(tmp_path: Path) -> None:
     assert np.array_equal(read_image(torch.from_numpy(values.astype(np.int32)).permute(2, 0, 1), rule=rule), expected)
     floats = (values / 4095).astype(np.float32)
     assert np.array_equal(read_image(floats, rule=ImageRule((0, 1), (4, 3, 2))), expected)
-    with pytest.raises(ValueError, match="array of uint16; expected uint8, or float in 0 to 1, or a value range"):
-        read_image(values[:, :, 0])
+    with pytest.raises(ValueError, match="array of int32; expected uint8, or float in 0 to 1, or a value range"):
+        read_image(values[:, :, 0].astype(np.int32))
     np.save(tmp_path / "o.npy", np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="o.npy: an array of object"):
         read_image(tmp_path / "o.npy")

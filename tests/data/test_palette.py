@@ -26,7 +26,7 @@ def test_any_two_classes_can_be_told_apart_with_all_cones_or_two_kinds(labels: L
     assert [name for name, is_dark in zip(labels.names, dark, strict=True) if is_dark] in ([], ["background"])
 
 
-@pytest.mark.parametrize(("count", "neighbours", "any_two"), [(3, 80, 80), (9, 35, 30), (21, 30, 15), (60, 12, 8)])
+@pytest.mark.parametrize(("count", "neighbours", "any_two"), [(3, 80, 80), (9, 35, 25), (21, 20, 13), (60, 8, 5)])
 def test_colours_of_our_own_are_far_apart(count: int, neighbours: float, any_two: float) -> None:
     distances = apart(drawn_palette(named(count)))
     assert distances.min() >= any_two and np.diagonal(distances, 1).min() >= neighbours

@@ -69,7 +69,9 @@ def test_padding_is_the_mean_pixel_and_its_features_are_cut_off(predictor: Predi
         probabilities = predict_probabilities(model, image, scales=scales, flip=flip, pad_to=193)
         views = []
         for scale in scales:  # by hand: resize, flip, pad, run, cut, flip back, resize
-            seen = F.interpolate(IMAGENET(image), (round(69 * scale) + 1, round(99 * scale) + 1), **BILINEAR)
+            size = (round(69 * scale) + 1, round(99 * scale) + 1)
+            # Colour by colour: of three at once, PyTorch rounds otherwise with one thread than with several.
+            seen = F.interpolate(IMAGENET(image).transpose(0, 1), size, **BILINEAR).transpose(0, 1)
             least = round(192 * scale) + 1
             for flips in ([], [3]) if flip else ([],):
                 padded = torch.zeros(1, 3, least, least, dtype=torch.float64)

@@ -35,3 +35,10 @@ def test_every_cell_has_its_colour(classes: int) -> None:
 def test_a_class_without_a_pixel_is_gray() -> None:
     picture = np.asarray(draw_confusion(np.array([[1, 0], [0, 0]]), ["a", "b"]))
     assert ((picture == (243, 244, 246)).all(axis=2)).sum() > 90 * 2 * 90
+
+
+def test_of_very_many_classes_the_worst_are_shown() -> None:
+    counts = np.diag(np.full(300, 10))
+    counts[7, 8] = 90
+    picture = draw_confusion(counts, [f"c{i}" for i in range(300)])
+    assert max(picture.size) < 4000

@@ -102,15 +102,17 @@ def add_json(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line of standard output")
 
 
-def add_data(parser: Parser, *, positional: bool = False, several: bool = False, required: bool = True) -> None:
+def add_data(
+    parser: Parser, *, positional: bool = False, several: bool = False, name: str = "DATA", text: str = DATA
+) -> None:
     """Add `--data`, or DATA, and the flags of how data is read, for `dataset_options`."""
     if positional:
-        parser.add_argument("data", metavar="DATA", help=DATA)
+        parser.add_argument("data", metavar=name, help=text)
     elif several:
-        text = f"{DATA}; for several recipes once, or once each"
-        parser.add_argument("--data", required=required, action="append", help=text)
+        text = f"{text}; for several recipes once, or once each"
+        parser.add_argument("--data", required=True, action="append", help=text)
     else:
-        parser.add_argument("--data", required=required, help=DATA)
+        parser.add_argument("--data", required=True, help=text)
     add_reading(parser)
     group = parser.add_argument_group("classes of the data, over what its dataset.yaml says")
     text = "keep this class, and fold the others into background; repeat it, or NAME,NAME"
@@ -147,6 +149,8 @@ def dataset_options(args: argparse.Namespace) -> DatasetOptions:
     for key in ("classes", "rest", "map", "ignore", "names", "images", "annotator", "binary", "value_range", "bands"):
         if given := getattr(args, key, None):
             values[key] = given
+        if isinstance(given, list) and [] in given:  # what argparse makes of it
+            raise ValueError(f"--{key} is '--'; expected a value")
     if "map" in values:
         values["map"] = _pairs(values["map"])
     if "ignore" in values:

@@ -7,13 +7,9 @@ error; see `atrous.cli` for what goes where.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import glob
 import json
 import os
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +19,6 @@ from atrous.messages import did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from atrous.data.datasets.dataset import SegmentationDataset
-    from atrous.models.weights import ModelCard
 
 
 def complain(message: str, status: int) -> int:
@@ -49,104 +42,19 @@ def run_demo(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_predict(args: argparse.Namespace) -> int:
-    """Segment photographs."""
-    from rich.progress import Progress
-
-    from atrous.data.image_io import MAX_PIXELS
-    from atrous.prediction.files import find_photographs, predict_files
-    from atrous.prediction.predictor import Predictor
-
-    model, sources = _model_and_sources(args.words)
-    files = find_photographs(sources)
-    predictor = Predictor.load(
-        model, device=args.device, output_stride=args.output_stride, scales=args.scales, flip=args.flip,
-        longest_side=args.longest_side, window=args.window,
-        max_pixels=MAX_PIXELS if args.max_pixels is None else args.max_pixels, **_reading(args),
-    )  # fmt: skip
-    if sources is args.words:
-        complain(f"segmenting with {model}; for another model name it first (atrous models)", 0)
-    console = stderr_console()
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        tasks = bar.add_task("", total=len(files)), bar.add_task("", total=1.0)
-
-        places = {path: place for place, path in enumerate(files)}
-
-        def tell(path: Path, share: float) -> None:
-            bar.update(tasks[0], completed=places[path] + (share == 1.0))
-            bar.update(tasks[1], completed=share, description=path.name)
-
-        with _unwound_by_sigterm():
-            batch = predict_files(predictor, files, args.out, resume=args.resume, progress=tell)
-    if batch.areas:
-        console.print(shares_table({str(path): areas for path, areas in batch.areas.items()}))
-        console.print(f"{len(batch.areas)} of {len(files)} segmented into {args.out}", soft_wrap=True, highlight=False)
-    if batch.skipped:
-        console.print(f"{len(batch.skipped)} of {len(files)} were done before", highlight=False)
-    for path, name in batch.shortened.items():
-        console.print(f"{path}: a long name; its outputs are named {name}", soft_wrap=True, highlight=False)
-    for why in batch.failures.values():
-        complain(why, 2)
-    if args.json:
-        print_json(batch.as_dict())
-    return 2 if batch.failures else 0
-
-
-def _reading(args: argparse.Namespace) -> dict[str, Any]:
-    """What `Predictor` takes of `--value-range` and `--bands`; without them it reads as the model's training did."""
-    options = dataset_options(args)
-    values = {"value_range": options.value_range, "bands": options.bands}
-    return {key: value for key, value in values.items() if value}
-
-
-def _model_and_sources(words: list[str]) -> tuple[str, list[str]]:
-    """The model, everyday objects by default, and what it is to segment.
-
-    Raises:
-        ValueError: if the first word is neither a model nor a photograph, or nothing follows a model.
-    """
-    from atrous.models.weights import names, resolve
-    from atrous.prediction.predictor import DEFAULT_MODEL
-
-    first, *rest = words
-    folder = Path(first)
-    is_run = any((folder / name).exists() for name in ("recipe.yaml", "best", "model.safetensors"))
-    if first in names() or first.endswith((".safetensors", ".onnx", ".xml", ".pt2")) or is_run:
-        resolve(first)
-        if not rest:
-            raise ValueError(f"{first} is a model; expected photographs after it: atrous predict {first} photo.jpg")
-        return first, rest
-    if not os.path.lexists(first) and not glob.has_magic(first):
-        beside = [str(path) for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        near = did_you_mean(first, [*names(), *beside], otherwise="")
-        raise ValueError(f"there is no photograph and no model {first!r}{near or '; atrous models lists the models'}")
-    return DEFAULT_MODEL, words
-
-
-@contextlib.contextmanager
-def _unwound_by_sigterm() -> Iterator[None]:
-    """SIGTERM leaves as Ctrl-C does, past whatever removes a file that is half written."""
-
-    def leave(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def run_eval(args: argparse.Namespace) -> int:
     """Score a model."""
     from rich.progress import Progress
 
+    from atrous.evaluation.as_trained import open_as_trained
     from atrous.evaluation.distributed import pick_device
     from atrous.evaluation.evaluate import check_class_names, checked_longest_side, evaluate
     from atrous.models.weights import load
 
     model, card = load(args.model, output_stride=args.output_stride)
-    dataset = _opened_as_trained(args, card)
+    dataset, said = open_as_trained(args.data, args.split, card, dataset_options(args))
+    if said:
+        complain(said, 0)
     names = None if args.ignore_class_names else card.names
     check_class_names(names, dataset.labels.names, model.num_classes, "--ignore-class-names")
     if args.longest_side is not None:
@@ -165,20 +73,6 @@ def run_eval(args: argparse.Namespace) -> int:
         return print_json(result.as_dict())
     console.print(scores_table(result))
     return 0
-
-
-def _opened_as_trained(args: argparse.Namespace, card: ModelCard) -> SegmentationDataset:
-    """The data as the flags say; without any, as the model's training read its own, if it has other classes else."""
-    from atrous.data.datasets.dataset import list_split, open_dataset
-    from atrous.data.datasets.options import DatasetOptions
-
-    given = dataset_options(args)
-    trained = DatasetOptions.parse(card.recipe.get("options") or {})
-    as_trained = DatasetOptions(value_range=card.value_range, bands=card.bands)
-    if given or not trained or list_split(args.data, args.split).labels.names == card.names:
-        return open_dataset(args.data, args.split, given.over(as_trained))
-    complain(f"{args.data} is read as in the training of {args.model}: {trained}", 0)
-    return open_dataset(args.data, args.split, trained.over(as_trained))
 
 
 def _eval_ladder(args: argparse.Namespace, model: Any, dataset: Any, progress: Any) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atrous.cli import bench, convert, export, serve, train
+from atrous.cli import bench, convert, export, predict, serve, train
 from atrous.cli.arguments import (
     Parser,
     add_command,
@@ -24,7 +24,6 @@ from atrous.cli.arguments import (
     add_json,
     add_longest_side,
     add_pad_to,
-    add_reading,
 )
 from atrous.cli.commands import (
     complain,
@@ -32,7 +31,6 @@ from atrous.cli.commands import (
     run_eval,
     run_label,
     run_models,
-    run_predict,
     run_reproduce,
     run_submit_check,
     run_submit_write,
@@ -112,7 +110,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for add in (
         _add_demo,
-        _add_predict,
+        predict.add,
         train.add,
         _add_eval,
         export.add,
@@ -133,29 +131,6 @@ def _add_demo(commands: Any) -> None:
     text = "segment the bundled photographs with the bundled weights, and write the overlays"
     parser = add_command(commands, "demo", run_demo, text, "atrous demo --out demo")
     parser.add_argument("--out", type=Path, default=Path("atrous-demo"), help="folder to write (default: %(default)s)")
-    add_device(parser)
-    add_json(parser)
-
-
-def _add_predict(commands: Any) -> None:
-    text = "segment photographs into masks and overlays"
-    example = "atrous predict objects-mobilenetv2 photos/ --out found"
-    usage = "atrous predict [options] [MODEL] SOURCE ..."
-    parser = add_command(commands, "predict", run_predict, text, example, usage=usage)
-    text = "files, folders, globs; before them, if not everyday objects, the model: a name (atrous models), a run "
-    text += "folder or a weight file"
-    parser.add_argument("words", metavar="[MODEL] SOURCE", nargs="+", help=text)
-    text = "folder for masks/ and overlays/ (default: %(default)s)"
-    parser.add_argument("--out", type=Path, default=Path("atrous-out"), help=text)
-    parser.add_argument(
-        "--resume", action="store_true", help="skip files whose mask and overlay are there, made with the same settings"
-    )
-    text = "side of the tiles of large images (default: 1601, for those seen at above 16.8 megapixels)"
-    parser.add_argument("--window", type=int, metavar="SIDE", help=text)
-    add_longest_side(parser)
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger images (default: 178956970)")
-    add_reading(parser)
-    add_inference(parser)
     add_device(parser)
     add_json(parser)
 

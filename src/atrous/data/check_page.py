@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from atrous.atomic import write_text
 from atrous.data.datasets.dataset import Item, SegmentationDataset
 from atrous.data.image_io import read_image, write_image
 from atrous.data.labels import Colour
+from atrous.data.lettering import lettering
 from atrous.data.overlay import overlay
 from atrous.data.report import DataReport
 from atrous.messages import counted
@@ -167,7 +168,7 @@ class _Page:
         self._rows: list[Image.Image] = []
 
     def text(self, text: str, fill: str = "black", *, size: int = 15, indent: int = 0) -> None:
-        font = ImageFont.load_default(size=size)
+        text, font = lettering(text, size)
         each = max(20, int((self._width - 40 - indent) / (0.55 * size)))
         lines = textwrap.wrap(text, each, break_long_words=True) or [""]
         row = Image.new("RGB", (self._width, round(1.4 * size) * len(lines) + 6), "white")
@@ -181,17 +182,19 @@ class _Page:
         draw = ImageDraw.Draw(row)
         draw.rectangle((20, 3, 20 + max(2, round(500 * share)), 18), fill=colour, outline="black")
         fill = "black" if share else "#b00"
-        draw.text((540, 2), text, fill=fill, font=ImageFont.load_default(size=14))
+        text, font = lettering(text, 14)
+        draw.text((540, 2), text, fill=fill, font=font)
         self._rows.append(row)
 
     def pictures(self, pictures: list[tuple[Image.Image, str]]) -> None:
         if not pictures:
             return
         row = Image.new("RGB", (self._width, max(picture.height for picture, _ in pictures) + 24), "white")
-        draw, font = ImageDraw.Draw(row), ImageFont.load_default(size=12)
+        draw = ImageDraw.Draw(row)
         for place, (picture, caption) in enumerate(pictures):
             row.paste(picture, (50 + place * (_SIDE + 200), 0))
-            draw.text((50 + place * (_SIDE + 200), row.height - 20), caption[:60], fill="black", font=font)
+            text, font = lettering(caption[:60], 12)
+            draw.text((50 + place * (_SIDE + 200), row.height - 20), text, fill="black", font=font)
         self._rows.append(row)
 
     def image(self) -> Image.Image:

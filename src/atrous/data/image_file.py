@@ -173,7 +173,7 @@ def _open_heif(file: IO[bytes]) -> ImageFile.ImageFile | None:
         ) from None
     _check_boxes(file, "HEIC")
     file.seek(0)
-    image: ImageFile.ImageFile = HeifImageFile(file)  # type: ignore[no-untyped-call]
+    image: ImageFile.ImageFile = HeifImageFile(file)
     return image
 
 

@@ -27,7 +27,7 @@ def size_of(tiff: Tiff) -> tuple[int, int]:
 
 
 def taken_bands(tiff: Tiff, rule: ImageRule, name: str) -> tuple[int, ...]:
-    """The bands that are read, counted from 1; said, once a file, where others are left out without being told.
+    """The bands that are read, counted from 1; said, of the first such file, where others are left out untold.
 
     Raises:
         ValueError: if the rule asks for a band that is not there.
@@ -38,10 +38,12 @@ def taken_bands(tiff: Tiff, rule: ImageRule, name: str) -> tuple[int, ...]:
     bands = (1, 2, 3) if tiff.bands >= 3 else (1,)
     if tiff.bands > len(bands):
         taken = "bands 1, 2 and 3 are taken for red, green and blue" if len(bands) == 3 else "band 1 is read as gray"
-        text = f"{name}: of {counted(tiff.bands, 'band')}, {taken}; --bands takes others, such as --bands 4,3,2"
+        text = (
+            f"of {counted(tiff.bands, 'band')}, {taken}, and so of files like it; --bands takes others: --bands 4,3,2"
+        )
         if text not in SAID:
             SAID.add(text)
-            warnings.warn(text, stacklevel=2)
+            warnings.warn(f"{name}: {text}", stacklevel=2)
     return bands
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
+from atrous.data.lettering import lettering
 from atrous.data.palette import drawn_palette, is_background
 
 LEAST_SHARE = 0.001
 """Share of the pixels below which the legend omits a class."""
+
+_STRIP = 256
 
 
 def overlay(
@@ -45,7 +47,7 @@ def overlay(
     """
     if image.shape != (*mask.shape, 3):
         raise ValueError(f"image of shape {image.shape} and mask of shape {mask.shape}; expected H,W,3 and H,W")
-    ids = mask.astype(np.uint8 if labels.largest_id < 256 else np.uint16)
+    ids: npt.NDArray[np.uint8 | np.uint16] = mask.astype(np.uint8 if labels.largest_id < 256 else np.uint16)
     strength = np.zeros(labels.largest_id + 1, dtype=np.float32)
     strength[: len(labels)] = [0.0 if is_background(name) else alpha for name in labels.names]
     strength[labels.ignore] = 0.0
@@ -54,9 +56,10 @@ def overlay(
         strength[list(classes)] = alpha
     colours = np.zeros((labels.largest_id + 1, 3), dtype=np.uint8)
     colours[: len(labels)] = drawn_palette(labels)
-    weights = Image.fromarray(np.rint(255 * strength).astype(np.uint8)[ids])
-    picture = Image.fromarray(image)
-    picture.paste(Image.fromarray(colours[ids]), mask=weights)
+    weights, picture = np.rint(255 * strength).astype(np.uint8), Image.fromarray(image)
+    for top in range(0, len(ids), _STRIP):  # the colours of all pixels would take more memory than the photograph
+        part = ids[top : top + _STRIP]
+        picture.paste(Image.fromarray(colours[part]), (0, top), Image.fromarray(weights[part]))
     picture.paste((255, 255, 255), mask=Image.fromarray(_outline(ids)))
     if names:
         _write_names(picture, ids, labels)
@@ -68,16 +71,17 @@ def overlay(
 def _write_names(picture: Image.Image, ids: npt.NDArray[Any], labels: Labels) -> None:
     """Write each class but background where its region is widest, if it is wider than a few pixels."""
     size = max(9, round(min(picture.size) / 18))
-    font, draw = ImageFont.load_default(size=size), ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(picture)
     for index, name in enumerate(labels.names):
         if is_background(name) or (ids == index).sum() < size * size / 4:
             continue
         row, column = _innermost(ids == index)
-        half = font.getlength(name) / 2
+        text, font = lettering(name, size)
+        half = font.getlength(text) / 2
         x = min(max(column, half + 1), max(half + 1, picture.width - half - 1))
         y = min(max(row, size * 0.6), picture.height - size * 0.6)
         draw.text(
-            (x, y), name, fill="white", font=font, anchor="mm", stroke_width=max(1, size // 9), stroke_fill="black"
+            (x, y), text, fill="white", font=font, anchor="mm", stroke_width=max(1, size // 9), stroke_fill="black"
         )
 
 
@@ -107,11 +111,6 @@ def _outline(ids: npt.NDArray[Any]) -> Pixels:
     return edge.astype(np.uint8) * 150
 
 
-@functools.lru_cache(maxsize=8)
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size=size)
-
-
 def _draw_legend(picture: Image.Image, ids: npt.NDArray[Any], labels: Labels) -> None:
     if ids.dtype == np.uint8:
         counts = np.array(Image.fromarray(ids).histogram())[: len(labels)]  # np.bincount takes eight bytes a pixel
@@ -119,10 +118,10 @@ def _draw_legend(picture: Image.Image, ids: npt.NDArray[Any], labels: Labels) ->
         counts = np.bincount(ids.ravel(), minlength=len(labels))[: len(labels)]
     shown = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index] >= LEAST_SHARE * ids.size]
     size = max(10, round(min(picture.size) / 32))
-    font = _font(size)
+    _, font = lettering("".join(labels.names[index] for index in shown), size)
     row, pad = round(size * 1.35), round(size * 0.5)
     rows = min(len(shown), (round(picture.height * 0.8) - 2 * pad) // row)
-    texts = [(labels.names[i], f"{100 * counts[i] / ids.size:.1f}%") for i in shown[:rows]]
+    texts = [(lettering(labels.names[i], size)[0], f"{100 * counts[i] / ids.size:.1f}%") for i in shown[:rows]]
     name_width = max((font.getlength(name) for name, _ in texts), default=0)
     share_width = max((font.getlength(share) for _, share in texts), default=0)
     width, height = round(2 * pad + size + name_width + share_width + 1.6 * size), 2 * pad + rows * row

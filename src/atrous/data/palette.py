@@ -55,9 +55,15 @@ def as_seen(colours: npt.ArrayLike) -> Lab:
 
 def distance(first: npt.ArrayLike, second: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Distance of each of N colours to each of M, the least over all kinds of vision, float N,M."""
-    differences = as_seen(first)[:, :, None] - as_seen(second)[:, None]
-    least: npt.NDArray[np.float64] = np.sqrt((differences**2).sum(-1)).min(axis=0)
+    least: npt.NDArray[np.float64] = _distances(first, second).min(axis=0)
     return least
+
+
+def _distances(first: npt.ArrayLike, second: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """For each kind of vision, float 3,N,M."""
+    differences = as_seen(first)[:, :, None] - as_seen(second)[:, None]
+    distances: npt.NDArray[np.float64] = np.sqrt((differences**2).sum(-1))
+    return distances
 
 
 def has_own_colours(labels: Labels) -> bool:
@@ -90,11 +96,19 @@ def _farthest(taken: tuple[Colour, ...], count: int) -> list[Colour]:
     levels = (0, 32, 64, 96, 128, 160, 192, 224, 255)
     candidates = np.array([*itertools.product(levels, repeat=3)])
     lightness = as_seen(candidates)[0, :, 0]
-    candidates = candidates[(lightness > 30) & (lightness < 92)]
-    nearest = distance(candidates, taken).min(axis=1)
+    candidates = candidates[(lightness > 32) & (lightness < 90)]
+
+    def apart(colours: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        # Most people have all cones: for them colours are to be twice as far apart.
+        distances = _distances(candidates, colours)
+        distances[0] /= 2
+        least: npt.NDArray[np.float64] = distances.min(axis=(0, 2))
+        return least
+
+    nearest = apart(taken)
     chosen: list[Colour] = []
     for _ in range(count):
         red, green, blue = candidates[int(nearest.argmax())].tolist()
         chosen.append((red, green, blue))
-        nearest = np.minimum(nearest, distance(candidates, [chosen[-1]])[:, 0])
+        nearest = np.minimum(nearest, apart([chosen[-1]]))
     return chosen

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, splits
 from atrous.data.datasets.mask_values import histogram_of
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.image_io import Pixels, read_size, write_image
 from atrous.data.labels import Labels
+from atrous.data.lettering import Font, lettering
 from atrous.data.overlay import overlay
 from atrous.data.palette import drawn_palette
 from atrous.messages import counted
@@ -205,7 +206,7 @@ def _tile(one: _Candidate, listing: Listing, labels: Labels, predict: Predict | 
     shares = one.counts[: len(labels)] / one.counts.sum()
     there = sorted(np.flatnonzero(shares).tolist(), key=lambda index: shares[index])
     text = f"{one.split}/{one.item.name}   " + (ious or ", ".join(f"{labels.names[i]} {shares[i]:.1%}" for i in there))
-    font = ImageFont.load_default(size=12)
+    text, font = lettering(text, 12)
     ImageDraw.Draw(tile).text((0, tile.height - 17), _cut(text, font, tile.width - _GAP), fill="black", font=font)
     return tile
 
@@ -235,11 +236,16 @@ def _drawn(image: Pixels, mask: Pixels, labels: Labels) -> Image.Image:
 
 def _legend(title: str, counts: npt.NDArray[np.int64], labels: Labels, width: int) -> Image.Image:
     """Title, then each class with its colour, its share of the pixels and the images that have it, rarest first."""
-    font, size = ImageFont.load_default(size=15), 15
+    size = 15
+    title, _ = lettering(title, size)
+    _, font = lettering("".join((title, *labels.names)), size)
     pixels, images = counts.sum(axis=0)[: len(labels)], (counts > 0).sum(axis=0)
     order = np.argsort(pixels, kind="stable").tolist()
     total, palette = max(1, int(pixels.sum())), drawn_palette(labels)
-    texts = {i: f"{labels.names[i]}  {pixels[i] / total:.2%}, {counted(int(images[i]), 'image')}" for i in order}
+    texts = {
+        i: f"{lettering(labels.names[i], size)[0]}  {pixels[i] / total:.2%}, {counted(int(images[i]), 'image')}"
+        for i in order
+    }
     column = max(font.getlength(text) for text in texts.values()) + 2.5 * size
     columns = max(1, int((width - 2 * _GAP) // column))
     rows = -(-len(order) // columns)
@@ -253,7 +259,7 @@ def _legend(title: str, counts: npt.NDArray[np.int64], labels: Labels, width: in
     return picture
 
 
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _cut(text: str, font: Font, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text} ...") > width:

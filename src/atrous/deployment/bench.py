@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from atrous.data.datasets.dataset import open_dataset
 from atrous.deployment.export import as_model, export
 from atrous.deployment.network import Interface
 from atrous.deployment.parity import inputs_of, photographs
 from atrous.deployment.torch_export import compiler
+from atrous.evaluation.as_trained import open_as_trained
 from atrous.evaluation.evaluate import check_class_names, evaluate, predict_classes
 from atrous.messages import did_you_mean
 from atrous.models.deeplab import DeepLabV3
@@ -311,7 +311,7 @@ def _peak() -> int | None:
 
 
 def _miou(model: DeepLabV3, card: ModelCard, data: str) -> float:
-    dataset = open_dataset(data, "val")
+    dataset, _ = open_as_trained(data, "val", card)
     check_class_names(card.names, dataset.labels.names, len(card.names), "other data")
     return evaluate(model, dataset).scores.miou
 

@@ -22,12 +22,13 @@ import torch
 
 from atrous import __version__
 from atrous.atomic import put_in_place, sweep, work_folder
-from atrous.data.datasets.dataset import SegmentationDataset, open_dataset
+from atrous.data.datasets.dataset import SegmentationDataset
 from atrous.deployment import formats
 from atrous.deployment.network import Interface, lean
 from atrous.deployment.onnx import OPSET
 from atrous.deployment.parity import Parity, first_difference, measure, require
 from atrous.deployment.quantize import Int8, Loss, quantise
+from atrous.evaluation.as_trained import open_as_trained
 from atrous.evaluation.evaluate import check_class_names, evaluate
 from atrous.messages import did_you_mean
 from atrous.models.deeplab import DeepLabV3
@@ -211,9 +212,9 @@ def _format(name: str, aot: bool, int8: bool, data: str | None) -> type[formats.
 
 
 def _open(data: str, card: ModelCard, int8: bool) -> Scored:
-    val = open_dataset(data, "val")
+    val, _ = open_as_trained(data, "val", card)
     check_class_names(card.names, val.labels.names, len(card.names), "other data")
-    return Scored(val, open_dataset(data, "train") if int8 else None)
+    return Scored(val, open_as_trained(data, "train", card)[0] if int8 else None)
 
 
 def check_size(size: tuple[int, int] | None) -> None:

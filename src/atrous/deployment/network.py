@@ -37,10 +37,7 @@ class Interface:
 
 
 class Network(nn.Module):
-    """Normalised images, B,3,H,W float, to logits, B,K,h,w float, feature ``j`` on pixel ``output_stride * j``.
-
-    The images are on the grid, unless the network `pads` them.
-    """
+    """Normalised images, B,3,H,W float, to small logits, B,K,h,w float; padded images, unless the network `pads`."""
 
     def __init__(self, model: DeepLabV3, *, pads: bool = False) -> None:
         super().__init__()
@@ -111,6 +108,8 @@ def _is_folded(head: ASPP) -> bool:
     """Whether there is something to gain: image-level features beside others, and batch norm folded away."""
     if head.image_pooling is None or (head.pointwise is None and not len(head.atrous)):
         return False
+    if not isinstance(head.project[0], nn.Conv2d) or head.project[0].kernel_size != (1, 1):
+        return False  # a wider filter sees where the map ends
     return all(isinstance(layers[1], nn.Identity) for layers in (head.project, head.image_pooling.project))
 
 

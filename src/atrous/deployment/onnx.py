@@ -3,8 +3,8 @@
 The nodes around the network are written by hand, so that they are few, and so that the network between the values
 `NETWORK_INPUT` and `NETWORK_OUTPUT` can be cut out again (`atrous.models.exported`) or replaced by an int8 one.
 
-Upsampling is two matrix products with weights computed from the size in whole numbers: exact also where a runtime
-computes in bfloat16, and several times as fast as a Resize in ONNX Runtime.
+Upsampling is two matrix products with weights computed from the size in whole numbers: on the grid exact also where a
+runtime computes in bfloat16, and several times as fast as a Resize in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from atrous.deployment.network import Interface, Network, class_map_dtype
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.exported import IMAGES, NETWORK_INPUT, NETWORK_OUTPUT, requirement
-from atrous.ops.resize import grid_size
+from atrous.ops.resize import Upsampling, feature_count
 
 OPSET = 18
 """The ONNX operators that a file uses: ONNX Runtime has them since 1.14, OpenVINO since 2023."""
@@ -41,9 +41,11 @@ def network_to_onnx(model: DeepLabV3, interface: Interface) -> Any:
     requirement("onnxscript", "onnx")
     stride, dynamic = model.output_stride, torch.export.Dim.DYNAMIC
     height, width = interface.size or (4 * stride + 1, 6 * stride + 1)
+    if model.upsampling != "grid" and not interface.size:
+        height, width = 4 * stride, 6 * stride  # as images are there
     example = torch.zeros(2, 3, height, width)
     dims = {0: dynamic} if interface.size else {0: dynamic, 2: dynamic, 3: dynamic}
-    source = IMAGES if interface.raw_input and interface.size else NETWORK_INPUT
+    source = IMAGES if interface.raw_input and _is_unpadded(model, interface) else NETWORK_INPUT
     network = Network(model, pads=interface.size is not None)
     with quiet(), torch.no_grad():
         try:
@@ -134,7 +136,7 @@ def _write_before(to: _Nodes, model: DeepLabV3, interface: Interface) -> tuple[A
     height, width = interface.size or ("height", "width")
     shape: list[Any] = ["batch", 3, height, width] if interface.raw_input else ["batch", height, width, 3]
     kind = onnx.TensorProto.FLOAT if interface.raw_input else onnx.TensorProto.UINT8
-    x, last = IMAGES, NETWORK_INPUT if interface.size else ""
+    x, last = IMAGES, NETWORK_INPUT if _is_unpadded(model, interface) else ""
     if not interface.raw_input:
         x = to.node("Cast", [x], to=onnx.TensorProto.FLOAT)
         x = to.node("Div", [x, to.constant([255 * part for part in model.std], np.float32)])
@@ -145,23 +147,30 @@ def _write_before(to: _Nodes, model: DeepLabV3, interface: Interface) -> tuple[A
         size = to.integers(*interface.size)
     else:
         size = to.node("Shape", [IMAGES], start=shape.index("height"), end=shape.index("width") + 1)
-        to.node("Pad", [x, _pads(to, size, model.output_stride)], NETWORK_INPUT)
+    if not last:
+        to.node("Pad", [x, _pads(to, size, model.output_stride, model.upsampling)], NETWORK_INPUT)
     return helper.make_tensor_value_info(IMAGES, kind, shape), size
 
 
-def _pads(to: _Nodes, size: str, stride: int) -> str:
-    """Name of the padding of B,3,H,W to the grid, by the name of H and W."""
-    cells = to.node("Div", [to.node("Add", [size, to.integers(stride - 2)]), to.integers(stride)])
-    grid = to.node("Add", [to.node("Mul", [cells, to.integers(stride)]), to.integers(1)])
-    return to.node("Concat", [to.integers(0, 0, 0, 0, 0, 0), to.node("Sub", [grid, size])], axis=0)
+def _is_unpadded(model: DeepLabV3, interface: Interface) -> bool:
+    """Whether nothing is padded before the network: it does so itself, or takes images as they are."""
+    return interface.size is not None or model.upsampling == "half_pixel"
+
+
+def _pads(to: _Nodes, size: str, stride: int, upsampling: Upsampling) -> str:
+    """Name of the padding of B,3,H,W, by the name of H and W: see `atrous.ops.resize.padded_size`."""
+    rest = 1 if upsampling == "grid" else 0
+    cells = to.node("Div", [to.node("Add", [size, to.integers(stride - 1 - rest)]), to.integers(stride)])
+    padded = to.node("Add", [to.node("Mul", [cells, to.integers(stride)]), to.integers(rest)])
+    return to.node("Concat", [to.integers(0, 0, 0, 0, 0, 0), to.node("Sub", [padded, size])], axis=0)
 
 
 def _write_after(to: _Nodes, size: str, model: DeepLabV3, interface: Interface) -> Any:
     """From `NETWORK_OUTPUT` to the file's output, which is returned."""
     onnx, helper = requirement("onnx", "onnx"), requirement("onnx.helper", "onnx")
     height, width = interface.size or ("height", "width")
-    down = _interpolation(to, size, 0, model.output_stride, interface)
-    across = to.node("Transpose", [_interpolation(to, size, 1, model.output_stride, interface)], perm=[1, 0])
+    down = _interpolation(to, size, 0, model, interface)
+    across = to.node("Transpose", [_interpolation(to, size, 1, model, interface)], perm=[1, 0])
     wide = to.node("MatMul", [NETWORK_OUTPUT, across])
     if interface.logits:
         to.node("MatMul", [down, wide], "logits")
@@ -175,23 +184,42 @@ def _write_after(to: _Nodes, size: str, model: DeepLabV3, interface: Interface) 
     return helper.make_tensor_value_info("classes", kind, ["batch", height, width])
 
 
-def _interpolation(to: _Nodes, size: str, axis: int, stride: int, interface: Interface) -> str:
-    """Name of the weights, pixels by features, of bilinear interpolation along one axis: feature j on pixel stride*j.
+def _interpolation(to: _Nodes, size: str, axis: int, model: DeepLabV3, interface: Interface) -> str:
+    """Name of the weights, pixels by features, of bilinear interpolation along one axis.
 
-    The distances are whole numbers, and the weights multiples of 1/stride.
+    A pixel and feature ``j`` are ``place - j * step`` apart, in whole numbers: the weight is 1 at 0, and 0 at `step`.
+    On the grid the place is the pixel and the step the output stride (`atrous.ops.resize.Upsampling`).
     """
+    stride = model.output_stride
     if interface.size:
-        side = interface.size[axis]
-        distance = np.abs(np.arange(side)[:, None] - np.arange(0, grid_size(side, stride), stride))
-        return to.constant(np.maximum(stride - distance, 0) / stride, np.float32)
+        return to.constant(_fixed_weights(interface.size[axis], stride, model.upsampling), np.float32)
     onnx = requirement("onnx", "onnx")
-    zero, one, step = (to.constant(value, np.int64) for value in (0, 1, stride))
-    pixels = to.node("Range", [zero, to.node("Gather", [size, to.constant(axis, np.int64)]), one])
+    zero, one, two, step = (to.constant(value, np.int64) for value in (0, 1, 2, stride))
+    side = to.node("Gather", [size, to.constant(axis, np.int64)])
     count = to.node("Squeeze", [to.node("Shape", [NETWORK_OUTPUT], start=2 + axis, end=3 + axis)])
+    place, last = to.node("Range", [zero, side, one]), to.node("Sub", [count, one])
+    if model.upsampling == "corners":
+        place, step = to.node("Mul", [place, last]), to.node("Sub", [to.node("Mul", [count, step]), one])
+    elif model.upsampling == "half_pixel":
+        step = to.node("Mul", [side, two])
+        doubled = to.node("Add", [to.node("Mul", [place, two]), one])
+        place = to.node("Sub", [to.node("Mul", [doubled, count]), side])
+        place = to.node("Min", [to.node("Max", [place, zero]), to.node("Mul", [last, step])])
     features = to.node("Mul", [to.node("Range", [zero, count, one]), step])
-    apart = to.node("Abs", [to.node("Sub", [to.node("Unsqueeze", [pixels, to.integers(1)]), features])])
-    weights = to.node("Cast", [to.node("Sub", [step, to.node("Min", [apart, step])])], to=onnx.TensorProto.FLOAT)
-    return to.node("Mul", [weights, to.constant(1 / stride, np.float32)])
+    apart = to.node("Abs", [to.node("Sub", [to.node("Unsqueeze", [place, to.integers(1)]), features])])
+    near = to.node("Cast", [to.node("Sub", [step, to.node("Min", [apart, step])])], to=onnx.TensorProto.FLOAT)
+    return to.node("Div", [near, to.node("Cast", [step], to=onnx.TensorProto.FLOAT)])
+
+
+def _fixed_weights(side: int, stride: int, upsampling: Upsampling) -> Any:
+    """`_interpolation` of one size."""
+    count = feature_count(side, stride, upsampling)
+    place, step = np.arange(side), stride
+    if upsampling == "corners":
+        place, step = place * (count - 1), count * stride - 1
+    elif upsampling == "half_pixel":
+        place, step = ((2 * place + 1) * count - side).clip(0, 2 * side * (count - 1)), 2 * side
+    return (step - np.abs(place[:, None] - step * np.arange(count)).clip(max=step)) / step
 
 
 def _strip(program: Any) -> None:

@@ -235,7 +235,7 @@ class _Once:
 class OpenVinoInt8:
     """Quantises by NNCF."""
 
-    methods: Sequence[str] = ("mean minmax", "minmax", "histogram")
+    methods: Sequence[str] = ("mean minmax", "minmax", "mean quantile")
 
     def __init__(self, made: OpenVino, images: Sequence[Tensor]) -> None:
         self.made, self.images = made, images

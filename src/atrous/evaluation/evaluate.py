@@ -70,7 +70,7 @@ class Example:
     Attributes:
         index: in the data set.
         iou: see `image_iou`.
-        mask: what was predicted, uint8 H,W.
+        mask: what was predicted, class ids H,W.
     """
 
     index: int
@@ -230,7 +230,7 @@ class Worst:
             return
         iou = image_iou(counts)
         if iou == iou and (len(self.examples) < self.count or iou < self.examples[-1].iou):
-            example = Example(index, iou, mask.to("cpu", torch.uint8))
+            example = Example(index, iou, mask.cpu())
             self.examples = tuple(sorted((*self.examples, example), key=lambda one: (one.iou, one.index)))[: self.count]
 
 

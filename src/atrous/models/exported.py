@@ -18,7 +18,7 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 from atrous.messages import listed
 from atrous.models.backbone import Backbone
 from atrous.models.deeplab import DeepLabV3
+from atrous.ops.resize import Upsampling, feature_count, padded_size
 
 IMAGES, NETWORK_INPUT, NETWORK_OUTPUT = "images", "network_input", "network_output"
 """Names, in ONNX and OpenVINO files: the file's input, what the network in them takes, and what it gives.
@@ -387,6 +388,8 @@ class ExportedDeepLabV3(DeepLabV3):
         longest_side: int | None,
     ) -> None:
         nn.Module.__init__(self)
+        if arguments.get("upsampling", "grid") not in get_args(Upsampling):
+            raise ValueError(f"{runtime.path}: its model card has the upsampling {arguments['upsampling']!r}")
         stride = runtime.info["output_stride"]
         self.runtime, self.arguments, self.longest_side = runtime, {**arguments}, longest_side
         self.num_classes, self._output_stride = arguments["num_classes"], stride
@@ -408,13 +411,14 @@ class ExportedDeepLabV3(DeepLabV3):
         """
         fixed, stride = self.runtime.info.get("size"), self._output_stride
         height, width = images.shape[-2:]
-        if fixed and [-(-(side - 1) // stride) for side in fixed] != [(height - 1) // stride, (width - 1) // stride]:
+        if fixed and [padded_size(side, stride, self.upsampling) for side in fixed] != [height, width]:
             raise ValueError(
                 f"{self.runtime.path} takes images of {fixed[0]}×{fixed[1]} pixels alone, found {height}×{width} with "
-                "the padding to the grid; export it with --size dynamic"
+                "the padding; export it with --size dynamic"
             )
         logits = self.runtime.network(images.float())
-        expected = (len(images), self.num_classes, (height - 1) // stride + 1, (width - 1) // stride + 1)
+        counts = (feature_count(side, stride, self.upsampling) for side in (height, width))
+        expected = (len(images), self.num_classes, *counts)
         if tuple(logits.shape) != expected:
             raise ValueError(f"{self.runtime.path} gave {tuple(logits.shape)}, expected logits of {expected}")
         return logits.to(images.device)

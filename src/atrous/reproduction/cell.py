@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from atrous.atomic import write_text
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.sampling import open_splits
 from atrous.evaluation.distributed import pick_device
 from atrous.evaluation.evaluate import Setting
@@ -84,12 +85,15 @@ def do(job: Job) -> None:
 def _evaluate(training: Training, device: str | None) -> None:
     assert training.data
     split = (training.recipe.data.val_split if training.recipe else None) or "val"
-    model, _ = load(training.model or training.run)
+    model, card = load(training.model or training.run)
     if training.model:
         model.longest_side = None  # the paper evaluates images at their own size
     model = model.to(pick_device(device)).for_inference()
     settings = training.missing
-    for setting, result in zip(settings, ladder(model, open_splits(training.data, split), settings), strict=True):
+    options = DatasetOptions.parse(card.recipe.get("options") or {})
+    options = options.over(DatasetOptions(value_range=card.value_range, bands=card.bands))
+    dataset = open_splits(training.data, split, options)
+    for setting, result in zip(settings, ladder(model, dataset, settings), strict=True):
         path = training.result(setting)
         path.parent.mkdir(exist_ok=True)
         write_text(path, json.dumps({**result.as_dict(), "split": split, "data": training.data}, indent=1) + "\n")

@@ -16,6 +16,8 @@ Counts = npt.NDArray[np.int64]
 
 _NUMBERED = 32
 """Classes up to which each cell has its number."""
+_MOST = 200
+"""Classes that are shown."""
 _LONGEST = 24
 """Letters of a name that are shown."""
 _INK, _SOFT, _EMPTY = (32, 36, 44), (110, 116, 128), (243, 244, 246)
@@ -52,7 +54,12 @@ def draw_confusion(counts: Counts, names: Sequence[str]) -> Image.Image:
         counts: of K classes.
         names: of the K classes.
     """
-    classes, shares = len(names), shares_of(counts)
+    shares, note = shares_of(counts), "percent of the pixels of the true class; a gray row has no pixel"
+    if len(names) > _MOST:
+        worst = np.sort(np.argsort(shares.diagonal(), kind="stable")[:_MOST])  # what is not a number comes last
+        note += f"; of {len(names)} classes the {_MOST} that are found worst"
+        names, shares = [names[i] for i in worst], shares[np.ix_(worst, worst)]
+    classes = len(names)
     cell = 96 if classes <= 4 else 64 if classes <= 12 else 44 if classes <= _NUMBERED else 17
     size = 20 if classes <= 4 else 17 if classes <= 12 else 15 if classes <= _NUMBERED else 13
     shown = [lettering(name if len(name) <= _LONGEST else name[: _LONGEST - 3] + "...", size) for name in names]
@@ -70,7 +77,6 @@ def draw_confusion(counts: Counts, names: Sequence[str]) -> Image.Image:
     small = ImageFont.load_default(size=15)
     draw.text((left, 8), "predicted as", fill=_SOFT, font=small)
     draw.text((12, top - 24), "true class", fill=_SOFT, font=small)
-    note = "percent of the pixels of the true class; a gray row has no pixel"
     draw.text((16, picture.height - 32), note, fill=_SOFT, font=small)
     return picture
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,9 +53,12 @@ def _fitted(photo: Image.Image) -> Image.Image:
     return photo.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST)
 
 
-def _drawn(photo: Image.Image, ids: npt.NDArray[np.uint8], labels: Labels) -> Image.Image:
-    small = Image.fromarray(ids).resize(photo.size, Image.Resampling.NEAREST)
-    return overlay(np.asarray(photo), np.asarray(small), labels, alpha=0.6, legend=False, names=True)
+def _drawn(photo: Image.Image, ids: npt.NDArray[Any], labels: Labels) -> Image.Image:
+    rows, columns = (
+        ((np.arange(side) + 0.5) * whole / side).astype(int)
+        for side, whole in ((photo.height, ids.shape[0]), (photo.width, ids.shape[1]))
+    )
+    return overlay(np.asarray(photo), ids[rows[:, None], columns], labels, alpha=0.6, legend=False, names=True)
 
 
 def _row(pictures: Sequence[Image.Image], caption: str) -> Image.Image:

@@ -27,13 +27,13 @@ FEWEST_STEPS = 50
 VALIDATIONS = 12
 """Over a whole run, unless they would take more than `_VALIDATING` of the time."""
 _VALIDATING, _RESERVE, _ENDING = 0.15, 0.05, 2.0
-_WARM_STEPS, _MOST_STEPS = 1, 8
-_MEASURING = 0.03
-"""Share of a given time that measuring may take, beyond the first two steps."""
+_WARM_STEPS, _MOST_STEPS = 2, 8
+_MEASURING = 0.05
+"""Share of a given time that measuring may take, beyond the first three steps."""
 _TRIAL = 4.0
 """Seconds for the same where no time is given."""
 _WORTH_MEASURING = 200
-"""Steps of a run from which two more do not matter."""
+"""Steps of a run from which a few more do not matter."""
 _FIRST_STEPS = 4
 """Of a run, all but the first of which tell how long it will take."""
 _WRONG = 1.25
@@ -76,7 +76,7 @@ def measure(
         held_out: to validate on.
         ctx: processes that share the work.
         workers: as for `train`.
-        seconds: about as long as this may take; two steps are taken in any case.
+        seconds: about as long as this may take; three steps are taken in any case.
     """
     started = time.perf_counter()
     state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx)
@@ -94,7 +94,7 @@ def measure(
         if ctx.any(number >= _WARM_STEPS and time.perf_counter() - started > seconds):
             break
     validation = _seconds_of_image(state, held_out) * len(held_out) / ctx.size if held_out else 0.0
-    return Pace(statistics.fmean(took[_WARM_STEPS:]), validation, len(took) - _WARM_STEPS)
+    return Pace(statistics.median(took[_WARM_STEPS:]), validation, len(took) - _WARM_STEPS)
 
 
 def _seconds_of_image(state: State, held_out: SegmentationDataset) -> float:

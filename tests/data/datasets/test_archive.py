@@ -65,6 +65,14 @@ def test_an_archive_is_read_as_the_folder_in_it(tmp_path: Path, suffix: str, pre
     assert len(left(tmp_path, path)) == 1  # unpacked once
 
 
+@pytest.mark.parametrize(("raw", "name"), [(b"\xc3\xa9", "é"), (b"\x82x", "éx")], ids=["utf-8", "cp437"])
+def test_names_without_the_flag_of_their_encoding(tmp_path: Path, raw: bytes, name: str) -> None:
+    zipped(tmp_path / "a.zip", {"img 1, xy.txt": b"1"})
+    content = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(content.replace(b"xy", raw))
+    assert [path.name for path in unpacked(tmp_path / "a.zip").iterdir()] == [f"img 1, {name}.txt"]
+
+
 def test_a_changed_archive_is_unpacked_again(tmp_path: Path) -> None:
     path = zipped(tmp_path / "a.zip", {"x": b"1"})
     first = unpacked(path)

@@ -196,3 +196,15 @@ def test_every_layout_is_folded_after_it_has_been_read(layout: str) -> None:
         expected = np.isin(mask.numpy(), [len(whole.labels) - 1, len(whole.labels) - 2]).astype(int)
         expected[mask.numpy() == whole.labels.ignore] = part.labels.ignore
         assert np.array_equal(small.numpy(), expected)
+
+
+def test_255_is_the_second_class_of_two_where_binary_says_so(tmp_path: Path) -> None:
+    mask = np.array([[0, 255, 255]], np.uint8)
+    for kind, pixels in {"images": np.zeros((1, 3, 3), np.uint8), "masks": mask}.items():
+        (tmp_path / kind / "train").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / kind / "train" / "a.png")
+    given = {"names": ["background", "leaf"], "binary": "object"}
+    dataset = open_dataset(tmp_path, "train", options(**given))
+    assert dataset[0].mask.tolist() == [[0, 1, 1]] and dataset.labels.ignore == 255
+    with pytest.raises(ValueError, match="binary is object, but the classes are background, leaf, stem; expected two"):
+        open_dataset(tmp_path, "train", options(**given | {"names": ["background", "leaf", "stem"]}))

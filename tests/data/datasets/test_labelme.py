@@ -186,6 +186,29 @@ def test_any_content_is_read_or_a_value_error(tmp_path: Path, data: st.DataObjec
         assert str(tmp_path) in str(error) and "\n" not in str(error)
 
 
+def test_an_image_that_is_not_there_is_taken_from_the_file(tmp_path: Path) -> None:
+    for name in "ab":
+        put(tmp_path / "photos", SQUARE, name=name)
+    picture = tmp_path / "photos" / "a.jpg"
+    data, pixels = base64.b64encode(picture.read_bytes()).decode(), np.array(Image.open(picture))
+    put(tmp_path / "photos", SQUARE, imageData=data)
+    picture.unlink()
+    for _ in range(2):  # unpacked once
+        dataset = open_dataset(tmp_path / "photos", "all")
+        assert dataset.names == ["a", "b"] and (dataset[0].image.permute(1, 2, 0).numpy() == pixels).all()
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith("photos-images.")]) == 1
+    put(tmp_path / "photos", SQUARE, imageData="bm90IGFuIGltYWdl")
+    picture.unlink()
+    with pytest.raises(ValueError, match=r"a\.json: imageData is no image .*expected PNG or JPEG in base64"):
+        open_dataset(tmp_path / "photos", "all")
+
+
+def test_folders_that_are_no_splits_are_one(tmp_path: Path) -> None:
+    for folder in ("monday", "tuesday"):
+        put(tmp_path / folder, SQUARE)
+    assert splits(tmp_path) == ["all"] and open_dataset(tmp_path, "all").names == ["monday/a", "tuesday/a"]
+
+
 def test_labelmes_own_example_is_what_its_own_converter_makes_of_it() -> None:
     if not (FORMATS / "labelme-json").is_dir():
         pytest.skip("no shared/formats beside the repository")

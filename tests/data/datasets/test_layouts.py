@@ -184,3 +184,9 @@ def test_archives_in_a_folder_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match=r"it holds the archives annotations\.tar\.gz, images\.tar\.gz: give one"):
         kind_of(tmp_path)
+
+
+def test_camvid_may_be_named(tmp_path: Path) -> None:
+    pairs_beside(tmp_path, "train")
+    assert kind_of(f"camvid:{tmp_path}") == "camvid" and kind_of(tmp_path) == "pairs"
+    assert len(open_dataset(f"camvid:{tmp_path}", "train")) == 1

@@ -87,6 +87,14 @@ def test_arrangements_of_folders(tmp_path: Path, image: str, mask: str, split: s
     assert len(dataset) == 1 and dataset[0].mask.unique().tolist() == [0, 1, 2]
 
 
+def test_masks_that_come_after_thousands_of_images_are_found(tmp_path: Path) -> None:
+    for number in range(2100):
+        (tmp_path / f"img_{number:04d}.jpg").touch()
+    photo(tmp_path / "img_2100.jpg")
+    stored(tmp_path / "mask_2100.png", ids(3))
+    assert kind_of(tmp_path) == "pairs" and len(list_split(tmp_path, "all").items) == 1
+
+
 def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
     for name in ("a", "b"):
         photo(tmp_path / "images" / f"{name}.jpg")
@@ -124,6 +132,16 @@ def test_lists_say_which_images_are_of_which_split(tmp_path: Path, lists: dict, 
     assert {split: open_dataset(tmp_path, split).names for split in splits(tmp_path)} == expected
     listing = list_split(tmp_path, next(iter(expected)))
     assert sum(listing.left_out.values()) == 4 - len(listing.items) and not listing.problems + listing.warnings
+
+
+def test_names_in_a_list_that_no_image_has_are_a_problem(tmp_path: Path) -> None:
+    photo(tmp_path / "images" / "a.jpg")
+    stored(tmp_path / "masks" / "a.png", ids(3))
+    text(tmp_path / "train.txt", "a\nlost\ngone\n")
+    (line,) = list_split(tmp_path, "train").problems
+    assert line.endswith("images: 2 names in the list of the split have no image: gone, lost")
+    text(tmp_path / "train.txt", "notes on training\n")  # which lists no image
+    assert splits(tmp_path) == ["all"]
 
 
 @pytest.mark.parametrize("name", ["yes", "on", "1e3", "leaf, wet", "café 北", "null"])

@@ -191,7 +191,7 @@ def test_the_full_ade20k_is_refused_by_name(tmp_path: Path) -> None:
 def test_names_of_a_list_without_an_image_are_a_problem(tmp_path: Path) -> None:
     pets(tmp_path)
     text(tmp_path / "annotations" / "test.txt", "\ufeffpug_3 1 2 1\r\nlost_4 1 2 1\r\n")
-    assert "test.txt: 1 of 2 names have no image with a trimap: lost_4" in list_split(tmp_path, "test").problems[0]
+    assert "1 names in the list of the split have no image: lost_4" in list_split(tmp_path, "test").problems[0]
 
 
 @pytest.mark.parametrize(

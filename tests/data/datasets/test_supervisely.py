@@ -105,8 +105,8 @@ def test_objects_that_cannot_be_drawn_are_named(tmp_path: Path, wrong: dict[str,
 
 
 def test_a_bitmap_that_expands_without_bound_is_refused(tmp_path: Path) -> None:
-    bomb = base64.b64encode(zlib.compress(bytes(300 << 20), 9)).decode()
-    with pytest.raises(ValueError, match="a bitmap of more than 256 MB"):
+    bomb = base64.b64encode(zlib.compress(bytes(1 << 22), 9)).decode()
+    with pytest.raises(ValueError, match="a bitmap of more than 67072 bytes; expected a PNG that fits 24x16 pixels"):
         read(put(tmp_path, thing("bitmap", bitmap={"data": bomb, "origin": [0, 0]})))
 
 

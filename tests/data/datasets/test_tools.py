@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -272,13 +273,45 @@ def test_any_content_is_read_or_a_value_error(tmp_path: Path, tool: str, data: s
     place, length = data.draw(st.integers(0, len(sound))), data.draw(st.integers(0, 20))
     new = data.draw(st.one_of(st.binary(max_size=6), st.sampled_from([b"-1", b"1e9", b"nan", b"[]", b"{}", b"null"])))
     path.write_bytes(sound[:place] + new + sound[place + length :])
+    read_or_refuse(kind, root)
+
+
+def read_or_refuse(kind: str, root: Path) -> None:
     try:
         for split in splits(f"{kind}:{root}"):
             for item in list_split(f"{kind}:{root}", split).items:
-                if not isinstance(item.mask, Path | None):
+                if item.mask is not None and not isinstance(item.mask, Path):
                     item.mask.read()
     except (ValueError, FileNotFoundError) as error:
         assert str(root) in str(error) and "\n" not in str(error)
+
+
+VALUES = [None, True, -1, 0, 1e308, 10**30, "", "x", "9", [], {}, [[]], [None], {"id": 1}, "leaf"]
+
+
+def places(part: object) -> list[tuple[list | dict, object]]:
+    """Every container in a document with each of its keys."""
+    keys = part.keys() if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()
+    found = [(part, key) for key in keys]
+    return found + [place for key in keys for place in places(part[key])]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("tool", ["labelme", "label_studio", "label_studio_min", "supervisely", "coco"])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_json_of_another_form_is_read_or_a_value_error(tmp_path: Path, tool: str, data: st.DataObject) -> None:
+    root = tmp_path / tool
+    kind, write = WRITERS[tool]
+    path = write(root, {"a": [Region("leaf", 0, 0, 9, 9), Region("stem", 0, 12, 9, 20)]}, ("leaf", "stem"))
+    if tool == "supervisely" and data.draw(st.booleans()):
+        path = root / "meta.json"
+    document = json.loads(path.read_text())
+    for _ in range(data.draw(st.integers(1, 2))):
+        if all_places := places(document):
+            container, key = all_places[data.draw(st.integers(0, len(all_places) - 1))]
+            container[key] = copy.deepcopy(data.draw(st.sampled_from(VALUES)))  # type: ignore[index, call-overload]
+    path.write_text(json.dumps(document))
+    read_or_refuse(kind, root)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 from atrous.data.datasets.dataset import list_split, open_dataset, splits
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.image_io import write_mask
 from atrous.data.labels import VOC
 from atrous.data.validate import check
+from exports import Region, cvat_masks
 
 
 def put_image(path: Path, seed: int = 0) -> None:
@@ -217,3 +219,16 @@ def test_cvats_export_is_read_to_the_pixel() -> None:
     for split in splits(FORMATS / "voc_segmentation"):
         for name, _, mask in open_dataset(FORMATS / "voc_segmentation", split):
             assert (mask.numpy() == np.array(Image.open(FORMATS / "truth" / f"{name}.png"))).all(), name
+
+
+def test_lists_of_cvat_with_folders_and_spaces_and_images_elsewhere(tmp_path: Path) -> None:
+    data = {"day 1/photo 1": [Region("leaf", 0, 0, 3, 3)], "photo 0": [Region("stem", 0, 0, 3, 3)]}
+    for stem in data:
+        (tmp_path / "SegmentationClass" / stem).parent.mkdir(parents=True, exist_ok=True)
+    cvat_masks(tmp_path, data, ("leaf", "stem"))
+    (tmp_path / "JPEGImages").rename(tmp_path / "photos")
+    assert splits(tmp_path) == ["all"], "CVAT calls it default"
+    with pytest.raises(ValueError, match=r"2 of 2 names have no image: .*JPEGImages is empty: .*--images FOLDER"):
+        open_dataset(tmp_path, "all")
+    dataset = open_dataset(tmp_path, "all", DatasetOptions(images=str(tmp_path / "photos")))
+    assert {name: int(mask[0, 0]) for name, _, mask in dataset} == {"day 1/photo 1": 1, "photo 0": 2}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from atrous.data.datasets.dataset import kind_of, list_split, open_dataset, splits
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.validate import check
 from formats import worst_iou
 
@@ -17,6 +18,7 @@ SQUARE = "0 0.0 0.0 0.5 0.0 0.5 0.5 0.0 0.5\n"
 
 
 def put(root: Path, *texts: str, yaml: str = "nc: 2\nnames: [leaf, stem]\n", folder: str = "{kind}") -> Path:
+    root.mkdir(exist_ok=True)
     (root / "data.yaml").write_text(yaml, "utf-8")
     for number, text in enumerate(texts):
         images, labels = (root / folder.format(kind=kind) for kind in ("images", "labels"))
@@ -53,6 +55,29 @@ def test_images_without_text_have_no_object(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path, "all")
     assert [bool(sample.mask.any()) for sample in dataset] == [True, False, False]
     assert "1 images have no text file" in check(tmp_path).warnings[0] and check(tmp_path).problems == []
+
+
+def test_labels_without_images_find_them_elsewhere_or_are_named(tmp_path: Path) -> None:
+    root = put(tmp_path / "export", SQUARE, SQUARE, folder="{kind}/train")
+    (root / "images" / "train").rename(tmp_path / "photos")
+    (root / "images").rmdir()
+    assert kind_of(root) == "yolo" and splits(root) == ["train"]
+    with pytest.raises(ValueError, match=r"2 text files have no image: 0, 1; put them into .*or give their folder"):
+        open_dataset(root, "train")
+    dataset = open_dataset(root, "train", DatasetOptions(images=str(tmp_path / "photos")))
+    assert [int(sample.mask[1, 1]) for sample in dataset] == [1, 1]
+
+
+def test_classes_txt_names_the_classes_as_label_studio_exports_them(tmp_path: Path) -> None:
+    (put(tmp_path, SQUARE) / "data.yaml").unlink()
+    (tmp_path / "classes.txt").write_text("été\nyes\n", "utf-8")
+    assert kind_of(tmp_path) == "yolo" and open_dataset(tmp_path, "all").labels.names == ("background", "été", "yes")
+
+
+def test_a_count_that_differs_and_no_polygon_at_all_are_said(tmp_path: Path) -> None:
+    listing = list_split(put(tmp_path, "", yaml="nc: 3\nnames: [leaf, stem]\n"), "all")
+    assert "data.yaml: nc is 3, and there are 2 names; expected as many: correct either" in listing.problems[0]
+    assert "no polygon in the first 1 text file; expected CLASS X Y X Y X Y ..." in str(listing.warnings)
 
 
 def test_names_stay_text_and_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:

@@ -174,12 +174,22 @@ def _of_zip(path: Path, archive: zipfile.ZipFile) -> list[_Member]:
             raise ValueError(f"{path}: {info.filename} is a link; expected files and folders; {_BY_HAND}")
         if info.flag_bits & 1:
             raise ValueError(f"{path}: it is encrypted; unpack it with its password and give the folder")
-        if not info.is_dir() and (place := _inside(path, info.filename)):
+        if not info.is_dir() and (place := _inside(path, _name_of(info))):
             members.append(_Member(place, info.file_size, lambda info=info: archive.open(info)))  # type: ignore[misc]
     packed = path.stat().st_size
     if sum(info.compress_size for info in infos) > packed:
         raise ValueError(f"{path}: its files overlap, as in a decompression bomb; {_BY_HAND}")
     return _checked(path, members, packed)
+
+
+def _name_of(info: zipfile.ZipInfo) -> str:
+    """The name of a member: UTF-8, as macOS and Linux write it without the flag that says so, or what zipfile reads."""
+    if info.flag_bits & 1 << 11:
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return info.filename
 
 
 def _of_tar(path: Path, archive: tarfile.TarFile) -> list[_Member]:

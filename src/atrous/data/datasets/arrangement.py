@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atrous.data.datasets.base import WHOLE, by_split, files_and_folders, split_name, subfolders
-from atrous.data.datasets.pairing import MASK_SUFFIXES, is_mask_name, paired, suffixed
+from atrous.data.datasets.pairing import MASK_SUFFIXES, are_beside, is_mask_name, suffixed
 from atrous.data.image_file import IMAGE_SUFFIXES
 
 _IMAGES = (
@@ -36,6 +36,7 @@ _MASKS = (
 _ENDS = ("_labels", "annot", "_annot", "_masks", "_mask", "_label", "_gt", "_annotations", "masks", "labels")
 _SPLITS = ("train", "val", "test", "trainval")
 _PEEKED = 2000
+_FEW = 50
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,11 @@ def _below(images: Path, masks: Path) -> dict[str, Place]:
 
 def _is_flat(folder: Path) -> bool:
     """Whether masks are beside their images, by their names."""
-    names = _files(folder)
-    masks = [name for name in suffixed(names, MASK_SUFFIXES) if is_mask_name(name)]
-    if not masks:
-        return False
-    listed = {*masks}
-    images = [name for name in suffixed(names, IMAGE_SUFFIXES) if name not in listed]
-    return bool(images and paired(images, masks).pairs)
+    names = files_and_folders(folder)[0]
+    # As many as tell: there may be a hundred thousand, and this is asked often.
+    masks = [*itertools.islice(filter(is_mask_name, suffixed(names, MASK_SUFFIXES)), _FEW)]
+    there = {*masks}
+    return bool(masks) and are_beside((name for name in suffixed(names, IMAGE_SUFFIXES) if name not in there), masks)
 
 
 def _holds_masks(folder: Path) -> bool:

@@ -40,11 +40,10 @@ from atrous.data.datasets.base import (
     subfolders,
 )
 from atrous.data.datasets.class_files import find_class_file, read_classes, read_lines
-from atrous.data.datasets.folding import own_labels
 from atrous.data.datasets.found_classes import find_classes, step_of
 from atrous.data.datasets.options import FILE, DatasetOptions
 from atrous.data.datasets.pairing import MASK_SUFFIXES, stem, suffixed
-from atrous.data.datasets.pairs import colour_mask, plain_mask
+from atrous.data.datasets.pairs import colour_mask, named_by, plain_mask
 from atrous.data.labels import Labels, voc_palette
 from atrous.messages import counted, listed
 
@@ -231,12 +230,12 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
     rows = {name: _rows(root, name) for name in _splits(root)}
     own = rows[split]
     base = root if root.is_dir() else root.parent
-    labels, source, how = _classes(base, list(rows.values()), options)
+    labels, remap, source, how = _classes(base, list(rows.values()), options)
     items = Items(
         ((stem(image.removeprefix("images/")), image, mask) for image, mask in own.pairs),
         partial(_item, str(own.folder), source),
     )
-    return Listing(str(own.folder), items, labels, problems=own.problems, read_as=f"a Hugging Face data set; {how}")
+    return Listing(str(own.folder), items, labels, remap, own.problems, read_as=f"a Hugging Face data set; {how}")
 
 
 def _item(folder: str, source: Callable[[Path], Path | MaskSource], name: str, image: str, mask: str) -> Item:
@@ -245,24 +244,24 @@ def _item(folder: str, source: Callable[[Path], Path | MaskSource], name: str, i
 
 def _classes(
     base: Path, rows: Sequence[_Rows], options: DatasetOptions
-) -> tuple[Labels, Callable[[Path], Path | MaskSource], str]:
-    """The classes, what makes a mask of a path, and a clause that says where the classes come from."""
-    if options.names and not options.ids:
-        return own_labels(options)[0], plain_mask, f"with the classes of {FILE}"
+) -> tuple[Labels, tuple[int, ...] | None, Callable[[Path], Path | MaskSource], str]:
+    """The classes, class id by stored id, what makes a mask of a path, and where the classes come from."""
+    if options.names:
+        return *named_by(base, options), plain_mask, f"with the classes of {FILE}"
     if (path := base / "id2label.json").is_file():
         labels = _of_ids(path)
-        return labels, plain_mask, f"{counted(len(labels), 'class', 'classes')} of {path.name}"
+        return labels, None, plain_mask, f"{counted(len(labels), 'class', 'classes')} of {path.name}"
     if class_file := find_class_file((base,)):
         labels, by_colour = read_classes(class_file)
         source = partial(colour_mask, labels, class_file) if by_colour else plain_mask
-        return labels, source, f"{counted(len(labels), 'class', 'classes')} of {class_file.name}"
+        return labels, None, source, f"{counted(len(labels), 'class', 'classes')} of {class_file.name}"
     count = sum(len(one.pairs) for one in rows)
     masks = [one.folder / mask for one in rows for _, mask in one.pairs[:: step_of(count)]]
     if not masks:
-        return Labels(("background",), ((0, 0, 0),)), plain_mask, "without masks"
+        return Labels(("background",), ((0, 0, 0),)), None, plain_mask, "without masks"
     found = find_classes(base, masks, count, options.binary)
     say_once(f"{base}: {found.said}")
-    return found.labels, found.mask, found.said
+    return found.labels, None, found.mask, found.said
 
 
 def _of_ids(path: Path) -> Labels:

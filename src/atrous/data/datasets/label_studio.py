@@ -11,7 +11,6 @@ as `0a1b2c3d-cat.jpg` or `cat.jpg`, `/data/local-files/?d=photos/cat.jpg` as `ph
 
 from __future__ import annotations
 
-import base64
 import functools
 import json
 import re
@@ -20,26 +19,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, files_with, is_clutter, split_of_file, subfolders
 from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.json_records import json_elements
 from atrous.data.datasets.label_studio_png import BrushFiles, BrushFilesMask, brush_files, class_of, merged
-from atrous.data.datasets.label_studio_regions import draw_region, region_kind
+from atrous.data.datasets.label_studio_regions import draw_region
+from atrous.data.datasets.label_studio_tasks import addresses_of, annotations_of, number_of, people_of, regions_of
 from atrous.data.datasets.notes import Notes
 from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.regions import blank_mask
 from atrous.data.datasets.xml_records import parse_xml
-from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import MAX_PIXELS, Pixels, read_size
 from atrous.data.labels import Labels
 from atrous.messages import counted, did_you_mean, listed
 
 _PEEKED = 1 << 16
 _OF_TASKS = re.compile(rb'"(annotations|completions|predictions|file_upload|annotation_id)"\s*:')
-_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
 _CONTROLS = ("BrushLabels", "BitmaskLabels", "PolygonLabels", "RectangleLabels", "EllipseLabels", "Labels")
 _EXPECTED = "Label Studio's JSON, a list of tasks"
 _NO_IMAGES = f"exports have none unless asked for: put them into images/, {SAY_WHERE}"
@@ -117,7 +114,7 @@ class LabelStudioMask:
             file.seek(self.start)
             data = file.read(self.end - self.start)
         try:
-            regions = list(_regions(_annotations(json.loads(data))[self.index]))
+            regions = list(regions_of(annotations_of(json.loads(data))[self.index]))
         except (ValueError, IndexError, RecursionError, AttributeError, TypeError):
             raise ValueError(f"{self}: the file has changed since it was listed; expected it as it was") from None
         ids = dict(self.ids)
@@ -136,100 +133,16 @@ class LabelStudioMask:
 
 def _size(mask: LabelStudioMask, regions: list[tuple[str, dict[str, Any]]]) -> tuple[int, int] | None:
     """The size that all regions are of; None without a region."""
-    sizes = {(value.get("original_height"), value.get("original_width")) for _, value in regions}
+    sizes = [(value.get("original_height"), value.get("original_width")) for _, value in regions]
     if not sizes:
         return None
-    height, width = next(iter(sizes))
-    if len(sizes) > 1:
-        raise ValueError(f"{mask}: regions in images of {len(sizes)} sizes; expected one image")
+    height, width = sizes[0]
+    if any(size != sizes[0] for size in sizes):
+        raise ValueError(f"{mask}: regions in images of several sizes; expected one image")
     if not (isinstance(height, int) and isinstance(width, int) and 0 < height * width <= MAX_PIXELS and height > 0):
-        raise ValueError(f"{mask}: original_width {width!r}, original_height {height!r}; expected pixels")
+        shown = f"original_width {str(width)[:20]!r}, original_height {str(height)[:20]!r}"
+        raise ValueError(f"{mask}: {shown}; expected pixels")
     return height, width
-
-
-def _annotations(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """The annotations of a task that are not cancelled; of JSON-MIN, where a task has one, itself."""
-    if "annotation_id" in task or ("annotator" in task and "data" not in task):
-        return [task]
-    entries = task.get("annotations") or task.get("completions") or []
-    return [entry for entry in entries if not (entry.get("was_cancelled") or entry.get("skipped"))]
-
-
-def _regions(
-    annotation: dict[str, Any], notes: Notes | None = None, place: str = ""
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Label and value, with the size of the image, of each region that has an area; others are noted."""
-    notes = notes or Notes()
-    results = [value for value in _values(annotation) if isinstance(value, dict)]
-    labelled = {value["id"] for value in results if value.get("id") and _labels_of(value)}
-    for value in results:
-        labels, kind = _labels_of(value), region_kind(value)
-        if not labels:
-            if kind and value.get("id") not in labelled:
-                notes.add("regions have no label, and are left out", place)
-            elif not kind and value.get("type"):
-                notes.add(f"results of the type {value['type']!s:.40} are no regions, and are left out", place)
-        elif not kind:
-            notes.add(f"regions of {listed(labels)} have no area that is read, such as points, and are left out", place)
-        elif value.get("item_index"):
-            notes.add("regions are of further images of a task, and are left out", place)
-        else:
-            if len(labels) > 1:
-                notes.add("regions have several labels: the first counts", place)
-            if kind == "rectangle":
-                notes.add("regions are boxes, and are filled", place)
-            if value.get("image_rotation"):
-                notes.add("regions are of an image that was turned in Label Studio: look at their place", place)
-            yield labels[0], value
-
-
-def _values(annotation: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The regions of an annotation, each with its value and the size of the image in one object, as in JSON-MIN."""
-    if "annotation_id" in annotation or "result" not in annotation:
-        for part in annotation.values():
-            if isinstance(part, list):
-                yield from (entry for entry in part if isinstance(entry, dict) and "original_width" in entry)
-        return
-    for entry in annotation["result"]:
-        yield {**entry, **value} if isinstance(value := entry.get("value"), dict) else dict(entry)
-
-
-def _labels_of(value: dict[str, Any]) -> list[str]:
-    for key, labels in value.items():
-        if key.endswith("labels") and isinstance(labels, list) and labels:
-            return [str(label).strip() for label in labels]
-    return []
-
-
-def _addresses(task: dict[str, Any]) -> tuple[str, ...]:
-    """The names that a task's image may have, most telling first."""
-    data = task["data"] if isinstance(task.get("data"), dict) else task
-    texts = [value for value in data.values() if isinstance(value, str)]
-    pictures = [text for text in texts if PurePosixPath(_path_of(text)).suffix.lower() in IMAGE_SUFFIXES]
-    first = data.get("image") if isinstance(data.get("image"), str) else None
-    paths = [_path_of(text) for text in [first, *pictures[:1], task.get("file_upload")] if isinstance(text, str)]
-    names = []
-    for path in paths:
-        names += (
-            [path, str(PurePosixPath(path).with_name(_PREFIX.sub("", PurePosixPath(path).name, count=1)))]
-            if path
-            else []
-        )
-    return (*dict.fromkeys(names),)
-
-
-def _path_of(address: str) -> str:
-    """The path in an address: of uploads, local files, clouds, the web."""
-    try:
-        parts = urlsplit(address)
-        query = parse_qs(parts.query)
-        if "fileuri" in query:
-            return _path_of(base64.b64decode(query["fileuri"][0] + "==").decode())
-    except ValueError:
-        return ""
-    path = query["d"][0] if parts.path.endswith("/local-files/") and "d" in query else unquote(parts.path)
-    path = re.sub(r"^/?data/upload/(\d+/)?", "", path).strip("/\0")
-    return path if PurePosixPath(path).name else ""
 
 
 def _files(root: Path) -> list[Path]:
@@ -277,7 +190,7 @@ def _scanned(path: Path, _changed: int, _length: int) -> _Content:
 
 
 def _note(content: _Content, task: dict[str, Any], start: int, end: int) -> None:
-    images, number, annotations = _addresses(task), _number(task.get("id")), _annotations(task)
+    images, number, annotations = addresses_of(task), number_of(task.get("id")), annotations_of(task)
     place = f"task {number}" if number >= 0 else "".join(images[:1])
     for _ in range(len(task.get("annotations") or task.get("completions") or annotations) - len(annotations)):
         content.notes.add("annotations were cancelled (skipped), and are left out", place)
@@ -287,21 +200,13 @@ def _note(content: _Content, task: dict[str, Any], start: int, end: int) -> None
             content.notes.add("tasks have predictions only, which are no annotations", place)
     for index, annotation in enumerate(annotations):
         notes = Notes()
-        labels = tuple(dict.fromkeys(label for label, _ in _regions(annotation, notes, place)))
+        labels = tuple(dict.fromkeys(label for label, _ in regions_of(annotation, notes, place)))
         when = str(annotation.get("updated_at") or annotation.get("created_at") or "")
-        own = _number(annotation.get("annotation_id", annotation.get("id")))
+        own = number_of(annotation.get("annotation_id", annotation.get("id")))
         rank = (bool(annotation.get("ground_truth")), when, own)
-        content.entries.append(_Entry(number, own, images, rank, index, labels, notes, _people(annotation), start, end))
-
-
-def _people(annotation: dict[str, Any]) -> tuple[str, ...]:
-    who = annotation.get("completed_by", annotation.get("annotator"))
-    return tuple(str(part) for part in (who.values() if isinstance(who, dict) else (who,)) if part not in (None, ""))
-
-
-def _number(value: object) -> int:
-    text = str(value)
-    return int(text) if text.isdecimal() and len(text) < 19 else -1
+        content.entries.append(
+            _Entry(number, own, images, rank, index, labels, notes, people_of(annotation), start, end)
+        )
 
 
 def _splits(root: Path) -> list[str]:
@@ -376,7 +281,7 @@ def _chosen(rivals: list[tuple[Path, _Entry]], notes: Notes) -> tuple[Path, _Ent
     path, entry = max(rivals, key=lambda rival: rival[1].rank)
     if len(rivals) > 1:
         others = f"annotation {entry.number} of {len(rivals)}"
-        kind = "images have several annotations: the one marked as ground truth, else the newest, counts"
+        kind = "images have several annotations: the ground truth or the newest counts, unless --annotator says whose"
         notes.add(kind, f"task {entry.task} ({others})")
     notes.update(entry.notes)
     return path, entry

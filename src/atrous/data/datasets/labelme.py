@@ -3,6 +3,7 @@
 `__ignore__` is ignored, `_background_` is background, as is what no shape covers. The classes are those of `labels.txt`
 in the data set's folder, or else all labels that occur, sorted; background comes first, listed or not. A file of
 colours keeps its order, and must list background. Points are refused, for they have no area.
+An image that is not there is taken from `imageData`, if the file has it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from atrous.data.datasets.base import (
     subfolders,
 )
 from atrous.data.datasets.class_files import background_index, find_class_file, read_classes, with_background
+from atrous.data.datasets.embedded_images import embedded_images
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch
 from atrous.data.datasets.json_records import load_json
 from atrous.data.datasets.options import DatasetOptions
@@ -162,8 +164,10 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
         count += len(paths)
         prefix = f"{folder.name}/" if len(folders) > 1 and folder != root else ""
         search, used = ImageSearch([folder, options.images, root / "images"]), set()
+        named = {stem: images.get(stem) or _image_of(path, search) for stem, path in paths.items()}
+        held = embedded_images(folder, [paths[stem] for stem, at in named.items() if not at and _scan(paths[stem])[2]])
         for stem, path in paths.items():
-            if (image := images.get(stem) or _image_of(path, search)) is None:
+            if (image := named[stem] or held.get(stem)) is None:
                 absent.append(path.name)
                 continue
             used.add(image)
@@ -222,21 +226,20 @@ def _labels_of(root: Path) -> list[str]:
 
 def _image_of(path: Path, search: ImageSearch) -> Path | None:
     """The image that a file names, if it is there."""
-    _, name = _scan(path)
-    return search.find(PureWindowsPath(name).name)
+    return search.find(PureWindowsPath(_scan(path)[1]).name)
 
 
-def _scan(path: Path) -> tuple[frozenset[str], str]:
+def _scan(path: Path) -> tuple[frozenset[str], str, bool]:
     stat = path.stat()
     return _scanned(path, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=1 << 17)
-def _scanned(path: Path, _changed: int, _length: int) -> tuple[frozenset[str], str]:
-    """The labels of a file's shapes, and its image's name; kept, for each split asks again."""
+def _scanned(path: Path, _changed: int, _length: int) -> tuple[frozenset[str], str, bool]:
+    """The labels of a file's shapes, its image's name, whether it holds the image; kept, for each split asks again."""
     document = _load(path)
     labels = (_label(path, index, shape) for index, shape in enumerate(document["shapes"]))
-    return frozenset(labels), str(document.get("imagePath") or "")
+    return frozenset(labels), str(document.get("imagePath") or ""), bool(document.get("imageData"))
 
 
 LAYOUT = Layout(

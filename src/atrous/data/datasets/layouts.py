@@ -75,6 +75,7 @@ LAYOUTS: dict[str, Layout] = {
     "panoptic": panoptic.LAYOUT,
     "huggingface": huggingface.LAYOUT,
     "pairs": pairs.LAYOUT,
+    "camvid": pairs.LAYOUT,
 }
 """By the name in `NAME:PATH`; a path without a name has the first layout that recognises it."""
 

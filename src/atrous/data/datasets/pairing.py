@@ -67,6 +67,12 @@ def is_mask_name(name: str) -> bool:
     return _key(stem(name), "mask") != stem(name).casefold()
 
 
+def are_beside(images: Iterable[str], masks: Sequence[str]) -> bool:
+    """Whether one of some masks goes with an image."""
+    keys = {_key(stem(name), "mask") for name in masks}
+    return any(stem(name).casefold() in keys or _key(stem(name), "image") in keys for name in images)
+
+
 def paired(images: Sequence[str], masks: Sequence[str]) -> Pairing:
     """Pair the names of images with those of masks: by stem, else by what is left of the stems without such words."""
     result = Pairing()

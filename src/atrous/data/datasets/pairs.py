@@ -7,7 +7,7 @@ say which images are of which split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -45,12 +45,14 @@ class Files:
         pairing: of images and masks.
         others: files that are neither.
         left_out: images by the reason for which they are left out.
+        absent: names in the list of the split that no image has.
     """
 
     place: Place
     pairing: Pairing
     others: tuple[str, ...]
     left_out: Mapping[str, int]
+    absent: tuple[str, ...] = ()
 
     def masks(self, step: int = 1) -> list[Path]:
         """The masks that have an image, or each of some steps."""
@@ -70,6 +72,9 @@ class Files:
         unmasked, count = self.pairing.unmasked, len(self.pairing.pairs) + len(self.pairing.unmasked)
         lines = [f"{self.place.images}: {listed(self.pairing.ambiguous)}; expected one file a name"]
         lines = lines if self.pairing.ambiguous else []
+        if self.absent:
+            names = f"{len(self.absent)} names in the list of the split have no image: {listed(self.absent)}"
+            lines.append(f"{self.place.images}: {names}")
         if unmasked:
             names = listed([stem(name) for name in unmasked[:4]] + unmasked[4:])
             where = where or str(self.place.masks)
@@ -91,23 +96,24 @@ class Files:
 def files_of(root: Path) -> dict[str, Files]:
     """The files by split, divided by lists of names where there are some."""
     places = places_of(root)
-    lists = _lists(root)
-    if lists and (whole := places.get(WHOLE)):
-        return _by_lists(whole, lists)
-    return {split: files_in(place, lists.get(split)) for split, place in places.items()}
+    if (whole := places.get(WHOLE)) is None:
+        lists = _lists(root)
+        known = {split: names for split, names in lists.items() if split in places and names & _stems(places[split])}
+        return {split: files_in(place, known.get(split)) for split, place in places.items()}
+    if lists := _lists_of(root, whole):
+        return {split: files_in(whole, names) for split, names in lists.items()}
+    return {WHOLE: files_in(whole)}
 
 
 def splits_of(root: Path) -> list[str]:
-    """The splits, without listing their files."""
+    """The splits, without pairing their files."""
     places = places_of(root)
-    if WHOLE in places and (lists := _lists(root)):
-        return [*lists] if "train" in lists or "val" not in lists else ["train", *lists]
-    return [*places]
+    whole = places.get(WHOLE)
+    return [*((_lists_of(root, whole) if whole else {}) or places)]
 
 
 def files_in(place: Place, names: set[str] | None = None) -> Files:
-    """The files of a place, paired; of the images in `names`, stems, if it lists any of them."""
-    left_out: dict[str, int] = {}
+    """The files of a place, paired; of the images in `names`, stems, if there is a list of them."""
     inside = files_below(place.images, place.deep)
     images = suffixed(inside, IMAGE_SUFFIXES)
     if place.masks == place.images:
@@ -117,38 +123,47 @@ def files_in(place: Place, names: set[str] | None = None) -> Files:
         masks = [] if place.masks is None else suffixed(files_below(place.masks, place.deep), MASK_SUFFIXES)
     known = {*images, *masks}
     others = tuple(name for name in inside if name not in known)
-    if names is not None and names & {stem(name.rpartition("/")[2]) for name in images}:
-        kept = [name for name in images if stem(name.rpartition("/")[2]) in names]
+    left_out: dict[str, int] = {}
+    absent: tuple[str, ...] = ()
+    if names is not None:
+        kept = [name for name in images if _own_stem(name) in names]
+        absent = tuple(sorted(names - {_own_stem(name) for name in kept}))
         if len(kept) < len(images):
             left_out["not in the list of the split"] = len(images) - len(kept)
-        images = kept
-        masks = _without_left_out(images, masks) if left_out else masks
-    if place.masks is None:
-        return Files(place, Pairing(unmasked=images), others, left_out)
-    return Files(place, paired(images, masks), others, left_out)
+            images, masks = kept, [mask for _, _, mask in paired(kept, masks).pairs]
+    pairing = Pairing(unmasked=images) if place.masks is None else paired(images, masks)
+    return Files(place, pairing, others, left_out, absent)
 
 
-def _without_left_out(images: Sequence[str], masks: list[str]) -> list[str]:
-    """The masks of some images: the others have no orphans."""
-    return [mask for _, _, mask in paired(images, masks).pairs]
+def _stems(place: Place) -> set[str]:
+    return {_own_stem(name) for name in suffixed(files_below(place.images, place.deep), IMAGE_SUFFIXES)}
 
 
-def _by_lists(place: Place, lists: Mapping[str, set[str]]) -> dict[str, Files]:
-    """The files of folders that hold all splits; where only val is listed, as by fast.ai, the others train."""
-    if "train" not in lists and "val" in lists:
-        everywhere = {stem(name.rpartition("/")[2]) for name in files_below(place.images, place.deep)}
-        lists = {"train": everywhere - set().union(*lists.values()), **lists}
-    return {split: files_in(place, names) for split, names in lists.items()}
+def _own_stem(name: str) -> str:
+    return stem(name.rpartition("/")[2])
+
+
+def _lists_of(root: Path, place: Place) -> dict[str, set[str]]:
+    """The lists of a folder that holds all splits; none unless they name images of it.
+
+    Where only val is listed, as by fast.ai, the others train.
+    """
+    lists = _lists(root)
+    everywhere = _stems(place)
+    listed_there = set().union(*lists.values())
+    if not listed_there & everywhere:
+        return {}
+    return lists if "train" in lists or "val" not in lists else {"train": everywhere - listed_there, **lists}
 
 
 def _lists(root: Path) -> dict[str, set[str]]:
     """Stems of images by split, of files such as train.txt: a name or the path of an image a line, perhaps its mask."""
-    found: dict[str, set[str]] = {}
+    lists: dict[str, set[str]] = {}
     for folder in (root, root / "splits", root / "lists"):
         for name in _LISTS:
             if (path := folder / f"{name}.txt").is_file():
-                found.setdefault(split_name(name), {_stem_in(line) for line in read_lines(path)})
-    return found
+                lists.setdefault(split_name(name), {_stem_in(line) for line in read_lines(path)})
+    return lists
 
 
 def _stem_in(line: str) -> str:
@@ -199,10 +214,7 @@ def listing_by(root: Path, every: Mapping[str, Files], split: str, options: Data
     """A listing with the classes that the options name, or a file of classes, or that the masks of all splits have."""
     files = every[split]
     if options.names:
-        try:
-            labels, remap = own_labels(options)
-        except ValueError as error:
-            raise ValueError(f"{root / FILE}: {error}") from None
+        labels, remap = named_by(root, options)
         ids = partial(plain_mask, largest=max(labels.largest_id, len(remap or ()) - 1))
         return replace(listing_of(files, ids, labels, f"with the classes of {FILE}"), remap=remap)
     if class_file := find_class_file((root,)):
@@ -219,6 +231,14 @@ def listing_by(root: Path, every: Mapping[str, Files], split: str, options: Data
     classes = find_classes(root, masks, count, options.binary)
     say_once(f"{root}: {classes.said}")
     return listing_of(files, classes.mask, classes.labels, f"images with masks; {classes.said}")
+
+
+def named_by(root: Path, options: DatasetOptions) -> tuple[Labels, tuple[int, ...] | None]:
+    """The classes that options name, and class id by stored id, as `own_labels`; errors name `dataset.yaml`."""
+    try:
+        return own_labels(options)
+    except ValueError as error:
+        raise ValueError(f"{root / FILE}: {error}") from None
 
 
 def listing_of(files: Files, source: Callable[[Path], Path | MaskSource], labels: Labels, read_as: str) -> Listing:

@@ -48,6 +48,8 @@ from atrous.messages import counted, did_you_mean, listed
 _META = "meta.json"
 _AREAS = ("bitmap", "polygon", "rectangle")
 _MOST_BYTES = 1 << 28
+_PNG_BYTES = 1 << 16
+"""That a PNG may have beside its pixels."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,10 @@ def _region(kind: str, thing: dict[str, Any], height: int, width: int) -> Region
         left, top = (int(part) for part in thing["bitmap"]["origin"])
         packed = base64.b64decode(thing["bitmap"]["data"], validate=True)
         inflate = zlib.decompressobj()
-        data = inflate.decompress(packed, _MOST_BYTES)
+        most = 4 * height * width + _PNG_BYTES
+        data = inflate.decompress(packed, most)
         if inflate.unconsumed_tail:
-            raise ValueError("a bitmap of more than 256 MB")
+            raise ValueError(f"a bitmap of more than {most} bytes; expected a PNG that fits {width}x{height} pixels")
         return paste(png_region(data, height, width), left, top, height, width)
     outer = _points(thing["points"]["exterior"], height, width)
     if kind == "rectangle":
@@ -220,7 +223,11 @@ def _note(path: Path, notes: Notes, ids: dict[str, int], problems: list[str]) ->
 def _classes(path: Path) -> tuple[Labels, dict[str, int]]:
     meta = load_json(path, "Supervisely's meta.json, with classes")
     classes = meta.get("classes") if isinstance(meta, dict) else None
-    titles = [entry.get("title") if isinstance(entry, dict) else None for entry in classes or ()]
+    titles = (
+        [entry.get("title") if isinstance(entry, dict) else None for entry in classes]
+        if isinstance(classes, list)
+        else []
+    )
     if not titles or not all(isinstance(title, str) for title in titles):
         raise ValueError(f"{path}: classes are {str(classes)[:80]}; expected a list with a title each")
     names = [str(title).strip() for title in titles]

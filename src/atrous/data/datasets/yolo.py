@@ -180,7 +180,7 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
             items.append(Item(stem, image, YoloMask(_labels_of(folder) / f"{stem}.txt", image, tuple(ids))))
         if without := sum(stem not in texts for stem in images):
             warnings.append(f"{folder}: {without} images have no text file, and so no object")
-    _refuse_boxes(items)
+    warnings += _of_first_lines(root, items)
     classes = f"the {counted(len(names), 'class', 'classes')} of {path.name}"
     read_as = f"YOLO's polygons, with {classes}; smaller polygons over larger"
     place = ", ".join(map(str, folders))
@@ -195,11 +195,15 @@ def _counted(path: Path, names: list[str]) -> list[str]:
     return [f"{path}: nc is {str(said)[:20]}, and there are {len(names)} names; expected as many: correct either"]
 
 
-def _refuse_boxes(items: list[Item]) -> None:
+def _of_first_lines(root: Path, items: list[Item]) -> list[str]:
+    """A warning, if the first text files have no polygon; ValueError, if they have boxes."""
     masks = [item.mask for item in items if isinstance(item.mask, YoloMask) and item.mask.path.is_file()][:_PEEKED]
     lines = [line for mask in masks for line in read_lines(mask.path)]
     if lines and all(len(line.split()) == 5 for line in lines):
         raise ValueError(f"{masks[0]}: boxes, five numbers a line, of which no mask can be made; expected polygons")
+    if not masks or lines:
+        return []
+    return [f"{root}: no polygon in the first {counted(len(masks), 'text file')}; expected CLASS X Y X Y X Y ..."]
 
 
 LAYOUT = Layout(
