@@ -122,7 +122,7 @@ def without(tensors: Mapping[str, Tensor], prefixes: Iterable[str]) -> dict[str,
     return {key: value for key, value in tensors.items() if not key.startswith(tuple(prefixes))}
 
 
-def resnet_of(tensors: Mapping[str, Tensor], layer: str = "backbone.layer{}.", library: str = "the checkpoint") -> str:
+def resnet_of(tensors: Mapping[str, Tensor], layer: str = "backbone.layer{}.") -> str:
     """The name of the ResNet that has as many units of the same kind.
 
     Raises:
@@ -136,7 +136,7 @@ def resnet_of(tensors: Mapping[str, Tensor], layer: str = "backbone.layer{}.", l
     for depth, (unit, units) in UNITS.items():
         if units == counts and (unit is Bottleneck) == bottleneck:
             return f"resnet{depth}"
-    raise ValueError(f"{library}: its stages have {counts} units; expected those of ResNet-18, 34, 50, 101 or 152")
+    raise ValueError(f"its stages have {counts} units; expected those of ResNet-18, 34, 50, 101 or 152")
 
 
 def rates_at_16(rates: Iterable[int], output_stride: int, flag: str = "--aspp-rates") -> list[int]:

@@ -32,6 +32,8 @@ _OTHERS = {
     "decoder.seg_blocks.": "FPN",
 }
 
+_MOST_BRANCHES = 16
+
 
 def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
     """A `Reader`. Encoders are ResNets and those of timm (``tu-NAME``)."""
@@ -48,7 +50,7 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
     if not stride:
         stride = 16
         guesses.append("output stride 16, as its default is (--output-stride)")
-    rates = choices.aspp_rates or tuple(config.get("decoder_atrous_rates") or ())
+    rates = choices.aspp_rates or tuple(config.get("decoder_atrous_rates") or ())[:_MOST_BRANCHES]
     if not rates:
         rates = (12, 24, 36)
         guesses.append("ASPP's rates 12, 24, 36, as its default is (--aspp-rates)")
