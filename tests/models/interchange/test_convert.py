@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,10 @@ def test_smp(encoder: str, stride: int, rates: tuple[int, ...], tmp_path: Path) 
     assert not converted.guesses and model.output_stride == stride
     images = [torch.randn(1, 3, *size, dtype=torch.float64) for size in ((32, 48), (64, 32), (48, 80))]
     assert largest_difference(model, net, images) < 1e-6
+    lightning = {"state_dict": {f"model.{key}": value for key, value in net.float().state_dict().items()}}
+    torch.save({**lightning, "hyper_parameters": json.loads((tmp_path / "folder/config.json").read_text())},
+               tmp_path / "last.ckpt")  # fmt: skip
+    assert not convert(tmp_path / "last.ckpt")[1].guesses
     backbone = f"timm/{encoder.removeprefix('tu-')}" if encoder.startswith("tu-") else None
     compare(net.float(), tmp_path / "net.pth", None, ((32, 64),), Choices(backbone, stride, rates))
 
