@@ -123,3 +123,17 @@ def test_a_recipe_starts_from_torchvisions_file(tiny_data: Path, tmp_path: Path)
     assert main([*words, *settings]) == 0
     arguments = read_card(tmp_path / "run" / "best" / "model.safetensors").arguments
     assert arguments["head_conv"] and arguments["backbone"] == "resnet50" and arguments["stride_in"] == "first"
+
+
+def test_a_backbone_starts_from_a_classifiers_file(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import timm
+
+    path = tmp_path / "lcnet.pth"
+    torch.save(shaken(timm.create_model("lcnet_050")).state_dict(), path)
+    words = ["train", "finetune", "--data", str(tiny_data), "--out", str(tmp_path / "run"), "--weights", str(path)]
+    settings = ["--set", "backbone=timm/lcnet_050", "--set", "multi_grid=null", "--iterations", "1", "--batch-size", "2"]
+    assert main([*words, *settings, "--set", "crop=33", "--device", "cpu", "--workers", "0"]) == 0
+    assert f"the backbone starts from {path}, a classifier" in " ".join(capsys.readouterr().err.split())
+    assert read_card(tmp_path / "run" / "best" / "model.safetensors").arguments["stride_in"] == "first"
