@@ -97,7 +97,7 @@ def test_likely_mistakes_are_warned_of(root: Path) -> None:
     report = check(root, allow_empty_classes=True)
     assert report.problems == []
     for part in (
-        "train: 1 pictures occur more than once: a, again",
+        "train: 1 picture occurs more than once: a, again",
         "train and val: 1 pictures have the same name: b",
         "train: no pixel of [bold]car",
         "1 masks have no image: orphan",

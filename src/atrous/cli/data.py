@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -237,7 +238,8 @@ def _tell(args: argparse.Namespace, source: Source, result: Converted) -> int:
         counts = ", ".join(f"{split} {count}" for split, count in result.splits.items())
         lines.append(f"{args.out}: {counts}; {done}")
         if args.to == "plain":
-            lines += ["next:", f"  atrous data check {args.out}", f"  atrous train finetune --data {args.out}"]
+            out = shlex.quote(str(args.out))
+            lines += ["next:", f"  atrous data check {out}", f"  atrous train finetune --data {out}"]
         for line in lines:
             console.print(line, soft_wrap=True, highlight=False)
     return 2 if result.failures else 0

@@ -177,7 +177,8 @@ def repeats(seen: Seen) -> Iterator[Finding]:
                 by_digest[one.digest].append(one.item.name)
         repeated = [names for names in by_digest.values() if len(names) > 1]
         if repeated:
-            text = f"{name}: {len(repeated)} pictures occur more than once: {listed(repeated[0])}"
+            verb = "occurs" if len(repeated) == 1 else "occur"
+            text = f"{name}: {counted(len(repeated), 'picture')} {verb} more than once: {listed(repeated[0])}"
             yield Finding(text, "delete all but one of each", False)
     for first, second in _pairs(seen):
         shared = sorted({one.item.name for one in seen[first]} & {one.item.name for one in seen[second]})

@@ -7,6 +7,7 @@ A bad file does not stop the check. Class shares and image sizes are known befor
 """
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from atrous.data import findings
 from atrous.data.datasets.dataset import Listing, SegmentationDataset, list_split, splits
+from atrous.data.datasets.layouts import kind_of, takes
 from atrous.data.datasets.mask_values import class_counts, histogram_of
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.datasets.parts import is_undivided
@@ -74,8 +76,14 @@ def check(
     found += [Finding(line, fatal=False) for listing in listings.values() for line in (*listing.warnings,)]
     found += _of_all(seen, reports, labels, allow_empty_classes)
     found += [Finding(line, fatal=False) for line in said] + ([] if "val" in names else [_no_val(names)])
-    mended = (replace(finding, fix=finding.fix.replace("DATA", str(data))) for finding in found)
-    return DataReport(str(data), labels.names, reports, tuple(mended), drawn_palette(labels), listings)
+    mended = tuple(replace(finding, fix=_fix_of(finding, data)) for finding in found)
+    return DataReport(str(data), labels.names, reports, mended, drawn_palette(labels), listings)
+
+
+def _fix_of(finding: Finding, data: str | Path) -> str:
+    """What mends a problem, for this data."""
+    fix = finding.fix.replace("DATA", shlex.quote(str(data)))
+    return fix if takes(kind_of(data), "images") else fix.replace(", or give --images FOLDER", "")
 
 
 def _of_all(

@@ -13,6 +13,8 @@ from PIL import Image, ImageFilter
 from atrous.data.datasets.array_mask import read_values
 from atrous.data.datasets.dataset import kind_of, list_split, open_dataset
 from atrous.data.datasets.found_classes import MOST_READ
+from atrous.data.datasets.options import DatasetOptions
+from atrous.data.validate import check
 from formats import FORMATS
 from own_data import ids, photo, stored, text
 
@@ -174,3 +176,22 @@ def test_no_damaged_mask_is_more_than_a_line(
         assert read_values(path).ndim in (2, 3)
     except ValueError as error:
         assert str(path) in str(error) and "\n" not in str(error)
+
+
+def test_blurred_edges_of_several_classes_are_refused_and_many_spread_values_are_not(tmp_path: Path) -> None:
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:40, 10:40], mask[40:55, 40:70] = 100, 200
+    put(tmp_path / "blurred", np.asarray(Image.fromarray(mask).resize((120, 90), Image.Resampling.BILINEAR)))
+    with pytest.raises(ValueError, match=r"at edges alone, not inside \(0, 100, 200\): shades of gray"):
+        open_dataset(tmp_path / "blurred", "all")
+    spread = np.repeat(np.repeat(np.arange(0, 252, 12, dtype=np.uint8).reshape(3, 7), 9, 0), 9, 1)
+    put(tmp_path / "spread", spread)
+    assert len(open_dataset(tmp_path / "spread", "all").labels) == 21
+
+
+def test_one_class_and_an_ignored_value_are_not_two_backgrounds(tmp_path: Path) -> None:
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:40, 10:40] = 255
+    put(tmp_path, mask)
+    line = check(tmp_path, DatasetOptions.parse({"binary": "ignore"})).problems[0]
+    assert "if 255 is object and 0 is background, write `names: [background, object]` and `map: {255: 1}`" in line

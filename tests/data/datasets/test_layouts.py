@@ -1,6 +1,8 @@
 """What holds of every layout: items can be hashed, and no split hides another."""
 
 import json
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from atrous.data.datasets.options import DatasetOptions
 from atrous.data.image_io import write_mask
 from atrous.data.labels import VOC
 from atrous.data.sampling import id_histograms
+from atrous.data.validate import check
 
 NAMES = "background\nleaf\n"
 POLYGON = [1, 1, 5, 1, 5, 4, 1, 4]
@@ -183,7 +186,9 @@ def test_a_folder_that_holds_one_folder_stands_for_it(tmp_path: Path, inner: str
 def test_archives_in_a_folder_are_named(tmp_path: Path) -> None:
     for name in ("images.tar.gz", "annotations.tar.gz"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"it holds the archives annotations\.tar\.gz, images\.tar\.gz: give one"):
+    with pytest.raises(
+        ValueError, match=r"it holds the archives \S*/annotations\.tar\.gz, \S*/images\.tar\.gz: give one"
+    ):
         kind_of(tmp_path)
 
 
@@ -198,3 +203,59 @@ def test_options_that_a_layout_has_no_use_for_are_said(tmp_path: Path) -> None:
     for key, value in (("annotator", "ann"), ("images", "photos")):
         with pytest.warns(UserWarning, match=f"{key} is {value}, which the layout folder has no use for"):
             list_split(tmp_path, "train", DatasetOptions.parse({key: value}))
+
+
+def test_data_of_another_layout_beside_what_is_read_is_said(tmp_path: Path) -> None:
+    shapes = [{"label": "leaf", "points": [[1, 1], [5, 1], [5, 4]], "shape_type": "polygon"}]
+    document = {"shapes": shapes, "imagePath": "x.png", "imageHeight": 6, "imageWidth": 8}
+    image(tmp_path / "a" / "x.png")
+    text(tmp_path / "a" / "x.json", json.dumps(document))
+    text(tmp_path / "b" / "data.yaml", "names: [leaf]\n")
+    image(tmp_path / "b" / "images" / "x.png")
+    text(tmp_path / "b" / "labels" / "x.txt", "0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    with pytest.warns(UserWarning, match=r"read as labelme; .* another layout, too, which is not read: \S*/b$"):
+        assert kind_of(tmp_path) == "labelme"
+    image(tmp_path / "b" / "x.png")
+    text(tmp_path / "b" / "x.json", json.dumps(document))
+    with pytest.warns(UserWarning, match="read as yolo; .* which is not read: labelme:"):
+        assert kind_of(tmp_path / "b") == "yolo"
+
+
+def test_no_option_is_advised_that_a_layout_has_no_use_for(tmp_path: Path) -> None:
+    plain(tmp_path, "train")
+    (tmp_path / "labels.txt").write_text("background\nleaf\n")
+    (tmp_path / "dataset.yaml").unlink()
+    text(tmp_path / "train.txt", "x\ny\n")
+    line = next(line for line in check(tmp_path).problems if "1 names in the list" in line or "have no image" in line)
+    assert line.endswith("put the images there") and "--images" not in line
+
+
+def test_a_folder_of_images_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    text(tmp_path / "data.yaml", "names: [leaf]\n")
+    image(tmp_path / "images" / "x.png")
+    text(tmp_path / "labels" / "x.txt", "0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    with pytest.raises(
+        FileNotFoundError, match="images is .*photos: no such folder; expected the folder of the images"
+    ):
+        list_split(tmp_path, "all", DatasetOptions.parse({"images": str(tmp_path / "photos")}))
+
+
+def test_an_archive_in_an_archive_is_unpacked(tmp_path: Path) -> None:
+    plain(tmp_path / "in", "train")
+    inner = shutil.make_archive(str(tmp_path / "inner"), "zip", tmp_path / "in")
+    with zipfile.ZipFile(tmp_path / "my outer.zip", "w") as file:
+        file.write(inner, "inner.zip")
+    assert kind_of(tmp_path / "my outer.zip") == "folder"
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as file:
+        file.write(inner, "a.zip")
+        file.write(inner, "b.zip")
+    with pytest.raises(
+        ValueError, match=r"it holds the archives \S*/two\.\w+/a\.zip, \S*/b\.zip: give one of them, or unpack"
+    ):
+        kind_of(tmp_path / "two.zip")
+
+
+def test_commands_that_are_advised_quote_the_path(tmp_path: Path) -> None:
+    plain(tmp_path / "my data", "train")
+    fixes = [finding.fix for finding in check(tmp_path / "my data").findings]
+    assert any(f"atrous data convert '{tmp_path}/my data' OUT" in fix for fix in fixes)

@@ -18,8 +18,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from atrous.data.datasets.array_mask import read_values
 from atrous.data.datasets.base import MaskSource
@@ -33,6 +35,8 @@ MOST_READ = 1000
 _SMALL = 64
 _MOST_COLOURS = 64
 _BLURRED = 8
+_INSIDE = 0.05
+"""The share of a class's pixels, at least, whose four neighbours are of it, too."""
 
 _KNOWN: dict[bytes, FoundClasses] = {}
 
@@ -134,11 +138,12 @@ def _find(root: Path, some: Sequence[Path], count: int, binary: str) -> FoundCla
     with ThreadPoolExecutor() as pool:
         read = list(pool.map(_pixels, some))
     wrong = [one for one in read if isinstance(one, str)]
-    values, colours = Counter[int](), Counter[Colour]()
+    values, colours, inner = Counter[int](), Counter[Colour](), Counter[int]()
     for one in read:
         if not isinstance(one, str):
             values.update(one[0])
             colours.update(one[1])
+            inner.update(one[2])
     if not values and not colours:
         raise ValueError(wrong[0] + (f" (and {counted(len(wrong) - 1, 'more mask')})" if len(wrong) > 1 else ""))
     of = f"{len(some)} of {count} masks" if len(some) < count else counted(count, "mask")
@@ -146,25 +151,32 @@ def _find(root: Path, some: Sequence[Path], count: int, binary: str) -> FoundCla
         for value, pixels in values.items():
             colours[value, value, value] += pixels
         return _of_colours(root, colours, of)
+    _refuse_shades(root, values, inner, of)
     return _of_values(root, values, of, binary)
 
 
-def _pixels(path: Path) -> tuple[Counter[int], Counter[Colour]] | str:
-    """Pixels of each value or each colour; or why they cannot be read."""
+def _pixels(path: Path) -> tuple[Counter[int], Counter[Colour], Counter[int]] | str:
+    """Pixels of each value or each colour, and of each value those inside its regions; or why they cannot be read."""
     try:
         stored = read_values(path)
     except (ValueError, OSError) as error:
         return str(error)
     if stored.ndim == 2:
-        distinct, counts = np.unique(stored, return_counts=True)
-        return Counter(dict(zip(distinct.tolist(), counts.tolist(), strict=True))), Counter()
+        middle = stored[1:-1, 1:-1]
+        inside = (middle == stored[:-2, 1:-1]) & (middle == stored[2:, 1:-1])
+        inside &= (middle == stored[1:-1, :-2]) & (middle == stored[1:-1, 2:])
+        return _counted(stored), Counter(), _counted(middle[inside])
     codes, counts = np.unique(stored.astype(np.int64) @ (65536, 256, 1), return_counts=True)
     colours = ((code >> 16, code >> 8 & 255, code & 255) for code in codes.tolist())
-    return Counter(), Counter(dict(zip(colours, counts.tolist(), strict=True)))
+    return Counter(), Counter(dict(zip(colours, counts.tolist(), strict=True))), Counter()
+
+
+def _counted(values: npt.NDArray[Any]) -> Counter[int]:
+    distinct, counts = np.unique(values, return_counts=True)
+    return Counter(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
 
 
 def _of_values(root: Path, pixels: Counter[int], of: str, binary: str) -> FoundClasses:
-    _refuse_shades(root, pixels, of)
     values = sorted(value for value in pixels if value >= 0)
     others = [value for value in values if value != 255]
     ignored = [value for value in pixels if value < 0]
@@ -197,13 +209,22 @@ def _example(names: Sequence[str], values: Sequence[int]) -> str:
     return f"`names: [{', '.join(names[:9])}]`" + (f" with `map: {{{', '.join(changed)}}}`" if changed else "")
 
 
-def _refuse_shades(root: Path, pixels: Counter[int], of: str) -> None:
-    """Raise ValueError for gray levels between two values, or for a photograph."""
+def _refuse_shades(root: Path, pixels: Counter[int], inner: Counter[int], of: str) -> None:
+    """Raise ValueError for gray levels between the values of classes, which no region has inside, or a photograph."""
     few = len(pixels) <= _BLURRED
     if few or not {*pixels} <= {*range(256)}:
         return
     top = max(pixels)
     extremes = (pixels[0] + pixels[top]) / pixels.total()
+    edges = [value for value, count in pixels.items() if inner[value] < _INSIDE * count]
+    if len(edges) > max(_BLURRED, len(pixels) / 2) and extremes <= 0.9:
+        kept = listed([str(value) for value in sorted(pixels) if value not in edges], 9) or "none"
+        raise ValueError(
+            f"{root}: {len(pixels)} values in {of}, of which {len(edges)} are at edges alone, not inside ({kept}): "
+            "shades of gray, as of masks that were resized smoothly or stored as JPEG, or no masks; expected one value "
+            "a class: export the masks again, as PNG, without resizing; if these are the classes, name them in "
+            "dataset.yaml, `names: {VALUE: NAME}`"
+        )
     if len(pixels) > 200 or (extremes > 0.9 and top > 2 * len(pixels)):
         raise ValueError(
             f"{root}: {len(pixels)} values in {of}, {_listed(pixels)}: shades of gray, as of masks that were resized "

@@ -86,6 +86,11 @@ _TAKEN_BY = {
 }
 """The layouts that options are for, which are not for all."""
 
+_OF_ANY_TOOL = ("folder", "pairs", "camvid", "coco")
+"""Layouts whose folders also occur in the exports of tools, or beside their annotations."""
+_IN_SUBFOLDERS = ("labelme", "cvat", "label_studio")
+"""Layouts that are looked for in the folders of a folder, too."""
+
 _ORDER = ("train", "trainaug", "train_coarse", "train_extra", "trainval", "val", "val_coarse", "test")
 _ANNOTATIONS = (".json", ".jsonl", ".xml", ".yaml", ".yml", ".csv", ".txt", ".parquet")
 _OF_ANNOTATIONS = ("annotations", "annotation", "labels", "data")
@@ -149,11 +154,22 @@ def list_split(data: str | Path, split: str, options: DatasetOptions = NO_OPTION
         raise ValueError(f"{root}: {error}") from None
 
 
+def takes(kind: str, option: str) -> bool:
+    """Whether a layout, a key of `LAYOUTS`, has a use for an option, a key of `dataset.yaml`."""
+    return kind in _TAKEN_BY.get(option, (kind,))
+
+
 def _say_unused(kind: str, root: Path, options: DatasetOptions) -> None:
-    """Warn of what was asked for and has no effect in this layout."""
-    for key, kinds in _TAKEN_BY.items():
-        if getattr(options, key) and kind not in kinds:
+    """Warn of what was asked for and has no effect in this layout.
+
+    Raises:
+        FileNotFoundError: if `images` is no folder.
+    """
+    for key in _TAKEN_BY:
+        if getattr(options, key) and not takes(kind, key):
             say_once(f"{root}: {key} is {getattr(options, key)}, which the layout {kind} has no use for")
+        elif key == "images" and options.images and not Path(options.images).expanduser().is_dir():
+            raise FileNotFoundError(f"images is {options.images}: no such folder; expected the folder of the images")
 
 
 def _located(data: str | Path) -> tuple[str, Path, DatasetOptions]:
@@ -194,9 +210,24 @@ def _recognise(data: str | Path) -> tuple[str, Path]:
     for place in places:
         for kind in _in_order(place):
             if (home := LAYOUTS[kind].recognise(place)) is not None:
+                _say_others(kind, place)
                 return kind, _said(root, place, home)
     folder = root if root.is_file() and not is_archive(root) else places[-1]
     raise ValueError(f"{root}: layout not recognised{_instead(folder) or _expected(folder)}")
+
+
+def _say_others(kind: str, place: Path) -> None:
+    """Warn of data of other layouts in a folder, or in folders beside those that are read."""
+    if kind == "folder" or not place.is_dir():
+        return
+    kinds = [other for other in LAYOUTS if other not in (kind, *_OF_ANY_TOOL)]
+    others = [f"{other}:{place}" for other in kinds if LAYOUTS[other].recognise(place) is not None]
+    if kind in _IN_SUBFOLDERS and not others:
+        inner = [_places(place / name)[0] for name in subfolders(place)[:50]]
+        inner = [one for one in inner if LAYOUTS[kind].recognise(one) is None or one.parent != place]
+        others = [str(one) for one in inner if any(layout.recognise(one) is not None for layout in LAYOUTS.values())]
+    if others:
+        say_once(f"{place}: read as {kind}; there is data of another layout, too, which is not read: {listed(others)}")
 
 
 def _in_order(place: Path) -> list[str]:
@@ -221,7 +252,7 @@ def _places(root: Path) -> list[Path]:
     For a file, it and then the folder around it; for an archive, the folder of its files.
     """
     if root.is_file() and is_archive(root):
-        root = unpacked(root)
+        root = _unpacked_all(root)
     elif root.is_file():
         beside = [root.parent.parent, root.parent] if root.parent.name.lower() in _OF_ANNOTATIONS else [root.parent]
         return [root, *beside]
@@ -229,6 +260,15 @@ def _places(root: Path) -> list[Path]:
     while len(places) < _DEPTH and (inner := _only_folder(places[0])) is not None:
         places.insert(0, inner)
     return places
+
+
+def _unpacked_all(archive: Path) -> Path:
+    """The folder of an archive's files, or of those of the archive that is all that it holds."""
+    folder = unpacked(archive)
+    files, folders = files_and_folders(folder)
+    if not folders and len(files) == 1 and is_archive(folder / files[0]):
+        return unpacked(folder / files[0])
+    return folder
 
 
 def _only_folder(folder: Path) -> Path | None:
@@ -254,7 +294,11 @@ def _expected(root: Path) -> str:
             "masks/train/NAME.png; docs/data.md lists the layouts"
         )
     if archives := [name for name in names_in(root) if is_archive(root / name)]:
-        return f"; it holds the archives {listed(archives)}: give one of them, or unpack them there"
+        return (
+            f"; it holds the archives {listed([str(root / name) for name in archives])}: give one of them, or unpack it"
+        )
+    if not any(path.is_file() for path in root.rglob("*")):
+        return "; there is no file in it"
     expected = "images/ and masks/, X.jpg with X_mask.png, or the export of a tool"
     return f"; expected {expected}; docs/data.md lists the layouts{_published(root.name)}"
 

@@ -152,7 +152,8 @@ def likely_fix(histogram: npt.NDArray[np.int64], labels: Labels) -> str:
     names, count = labels.names, len(labels)
     classes = [value for value in values if value != labels.ignore]
     if count == 1 and len(values) == 2 and values[0] == 0:
-        return _advice(f"{values[1]} is {names[0]} and 0 is background", ("background", *names), {values[1]: 1})
+        one = names[0] if background_index(names) is None else "object"
+        return _advice(f"{values[1]} is {one} and 0 is background", ("background", one), {values[1]: 1})
     if classes == [0] and labels.ignore in values:
         which = f"{labels.ignore} is {names[1] if count == 2 else 'one of the classes'}"
         return _advice(which, None, {labels.ignore: 1 if count == 2 else "ID"})

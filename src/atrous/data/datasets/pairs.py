@@ -215,8 +215,11 @@ def listing_by(root: Path, every: Mapping[str, Files], split: str, options: Data
     files = every[split]
     if options.names:
         labels, remap = named_by(root, options)
+        amount = counted(len(options.names), "class", "classes")
         ids = partial(plain_mask, largest=max(labels.largest_id, len(remap or ()) - 1))
-        return replace(listing_of(files, ids, labels, f"with the classes of {FILE}"), remap=remap)
+        return replace(
+            listing_of(files, ids, labels, f"images with masks, with the {amount} that are named"), remap=remap
+        )
     if class_file := find_class_file((root,)):
         labels, by_colour = read_classes(class_file)
         source = (
