@@ -24,7 +24,7 @@ from atrous import __version__
 from atrous.atomic import put_in_place, sweep, work_folder
 from atrous.data.datasets.dataset import SegmentationDataset
 from atrous.deployment import formats
-from atrous.deployment.network import Interface, lean
+from atrous.deployment.network import Interface, check_padding, lean
 from atrous.deployment.onnx import OPSET
 from atrous.deployment.parity import Parity, first_difference, measure, require
 from atrous.deployment.quantize import Int8, Loss, quantise
@@ -127,6 +127,7 @@ def export(
     if is_exported(path := resolve(source)):
         raise ValueError(f"{path} is exported already; expected a name, a run folder or a weight file")
     model, card = load(source, output_stride=output_stride)
+    check_padding(model, interface)
     card = replace(card, output_stride=model.output_stride)
     target = target_of(out, str(source), kind.suffix, ("-aot" if aot else "") + ("-int8" if int8 else ""))
     scored = None if data is None else _open(data, card, int8)
