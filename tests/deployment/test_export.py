@@ -193,6 +193,21 @@ def test_a_file_cut_short(share: float, small: tuple[Path, Path], tmp_path: Path
         load(path)
 
 
+def test_an_xml_file_of_another_tool(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO, which would read it")
+    path = tmp_path / "annotations.xml"
+    Image.new("RGB", (40, 30)).save(tmp_path / "photograph.png")
+    for content in ("<annotations/>", "", "<?xml version='1.0'?>\n<net"):
+        path.write_text(content, encoding="utf-8")
+        for weights in (False, True):
+            if weights:
+                (tmp_path / "annotations.bin").write_bytes(b"x")
+            assert main(["predict", str(path), str(tmp_path / "photograph.png"), "--out", str(tmp_path / "out")]) == 2
+            error = capfd.readouterr().err
+            assert len(error.splitlines()) == 1 and str(path.with_suffix("")) in error and "Exception" not in error
+        (tmp_path / "annotations.bin").unlink()
+
+
 @pytest.mark.integration
 def test_a_torch_program_runs_without_this_package(weights: Weights, tmp_path: Path) -> None:
     source = weights("timm/lcnet_050")
