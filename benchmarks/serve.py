@@ -50,8 +50,8 @@ class Case:
 class Load:
     """What was measured with a number of clients: seconds, requests or images a second, milliseconds of processor time.
 
-    `ratio` compares requests a second with images of the network alone, by the wall's clock. Processor time, which other
-    programs disturb less, is that of a request in the server, and that of an image in the network.
+    `ratio` compares requests a second with images of the network alone, by the wall's clock. Processor time, which
+    other programs disturb less, is that of a request in the server, and that of an image in the network.
     """
 
     clients: int

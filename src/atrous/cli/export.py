@@ -37,8 +37,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--int8", action="store_true", help=text)
     text = "measure mIoU of the model and of the file on its val split; layouts as of atrous eval"
     parser.add_argument("--data", help=text)
-    text = "points of mIoU that int8 may lose (default: %(default)s)"
-    parser.add_argument("--max-loss", type=float, default=1.0, metavar="POINTS", help=text)
+    text = "points of mIoU that int8 may lose (default: 1)"
+    parser.add_argument("--max-loss", type=float, metavar="POINTS", help=text)
     add_json(parser)
 
 

@@ -184,6 +184,8 @@ def _model_and_sources(words: list[str]) -> tuple[str, list[str]]:
     Raises:
         ValueError: if the first word is neither a model nor a photograph, or nothing follows a model.
     """
+    from atrous.models.hub import is_hub_name
+    from atrous.models.interchange.files import PICKLES
     from atrous.models.weights import names, resolve
     from atrous.prediction.predictor import DEFAULT_MODEL
     from atrous.prediction.urls import is_url
@@ -191,8 +193,9 @@ def _model_and_sources(words: list[str]) -> tuple[str, list[str]]:
 
     first, *rest = words
     folder = Path(first)
-    is_run = any((folder / name).exists() for name in ("recipe.yaml", "best", "model.safetensors"))
-    if first in names() or first.endswith((".safetensors", ".onnx", ".xml", ".pt2")) or is_run:
+    is_run = any((folder / name).exists() for name in ("recipe.yaml", "best", "model.safetensors", "pytorch_model.bin"))
+    is_file = first.endswith((".safetensors", ".onnx", ".xml", ".pt2", *PICKLES))
+    if first in names() or is_file or is_run or (rest and is_hub_name(first)):
         resolve(first)
         if not rest:
             raise ValueError(f"{first} is a model; expected photographs after it: atrous predict {first} photo.jpg")

@@ -187,7 +187,8 @@ def _files(
         try:
             files[name] = export(
                 path, folder / f"{name}{suffix}", format="onnx" if runtime == "onnxruntime" else "openvino",
-                output_stride=output_stride, int8=bool(int8), data=data if int8 else None, max_loss=100.0, say=say,
+                output_stride=output_stride, int8=bool(int8), data=data if int8 else None,
+                max_loss=100.0 if int8 else None, say=say,
             ).path  # fmt: skip
         except (ValueError, RuntimeError) as error:
             skipped[name] = f"{name}: {error}"

@@ -24,7 +24,7 @@ from atrous import __version__
 from atrous.atomic import put_in_place, sweep, work_folder
 from atrous.data.datasets.dataset import SegmentationDataset
 from atrous.deployment import formats
-from atrous.deployment.network import Interface, lean
+from atrous.deployment.network import Interface, check_padding, lean
 from atrous.deployment.onnx import OPSET
 from atrous.deployment.parity import Parity, first_difference, measure, require
 from atrous.deployment.quantize import Int8, Loss, quantise
@@ -48,6 +48,12 @@ ELSEWHERE = {
     "tensorrt": "trtexec, or ONNX Runtime with its TensorRT provider, takes the ONNX file",
 }
 """Formats that are asked for, and why they are not offered."""
+
+ALIASES = {
+    "tflite": "litert", "mlmodel": "coreml", "mlpackage": "coreml", "trt": "tensorrt", "engine": "tensorrt",
+    "torchscript": "torch", "pt2": "torch", "pytorch": "torch", "ir": "openvino", "xml": "openvino",
+}  # fmt: skip
+"""Other words for a format, and the one that is meant."""
 
 _DISK = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG")}
 
@@ -95,7 +101,7 @@ def export(
     aot: bool = False,
     int8: bool = False,
     data: str | None = None,
-    max_loss: float = 1.0,
+    max_loss: float | None = None,
     seconds: float = 300.0,
     say: Callable[[str], None] = lambda line: None,
 ) -> Export:
@@ -110,7 +116,7 @@ def export(
         aot: with ``torch``, a library compiled for this kind of processor.
         int8: quantise weights and activations; needs `data` with a train and a val split.
         data: a data set, on whose val split mIoU of model and file are measured.
-        max_loss: points of mIoU that int8 may lose.
+        max_loss: points of mIoU that int8 may lose; None for 1.
         seconds: that the search for layers that int8 must leave alone may take.
         say: called with what goes on.
 
@@ -122,11 +128,14 @@ def export(
     for package in (*kind.packages, *([kind.quantiser] if int8 and issubclass(kind, formats.Onnx) else [])):
         requirement(package, kind.extra)
     check_size(interface.size)
+    if max_loss is not None and not int8:
+        raise ValueError("--max-loss is for --int8: a float32 file must have the classes of its model")
     if data is not None and interface.size:
         raise ValueError("--data measures mIoU on images of any size; leave out --size, or --data")
     if is_exported(path := resolve(source)):
         raise ValueError(f"{path} is exported already; expected a name, a run folder or a weight file")
     model, card = load(source, output_stride=output_stride)
+    check_padding(model, interface)
     card = replace(card, output_stride=model.output_stride)
     target = target_of(out, str(source), kind.suffix, ("-aot" if aot else "") + ("-int8" if int8 else ""))
     scored = None if data is None else _open(data, card, int8)
@@ -134,7 +143,7 @@ def export(
         sweep(target.parent)
         with work_folder(target) as work:
             return _exported(model, card, kind, interface, work / target.name, target, scored,
-                             max_loss if int8 else None, seconds, say)  # fmt: skip
+                             (1.0 if max_loss is None else max_loss) if int8 else None, seconds, say)  # fmt: skip
     except OSError as error:
         if error.errno in _DISK:
             raise ValueError(f"{target}: {error.strerror}; nothing was written") from error
@@ -155,10 +164,13 @@ def _exported(
         info["int8"] = asdict(found)
     made.save(file, card, info, about(card, info))
     runtime: Any = formats.Library(file, info) if kind is formats.AheadOfTime else open_file(file)
-    parity = None
+    parity: Parity | None = None
     if found is None:
         parity = measure(model, runtime, interface, network=kind is not formats.AheadOfTime)
         require(parity, str(target), lambda: _culprit(model, made, file))
+    else:  # mIoU below is that of the network in it, so the rest of the file is compared with that
+        around = measure(model, runtime, interface, reference=runtime.network)
+        require(around, str(target), lambda: "what lies around the int8 network differs")
     miou = None if scored is None else _scores(model, card, runtime, scored.val, say)
     if found is not None and max_loss is not None and miou is not None:
         Loss(miou["model"], miou["file"]).require(max_loss, str(target))
@@ -198,10 +210,12 @@ def as_model(runtime: Runtime, card: ModelCard) -> ExportedDeepLabV3:
 
 
 def _format(name: str, aot: bool, int8: bool, data: str | None) -> type[formats.Onnx] | type[formats.Torch]:
-    if name in ELSEWHERE:
-        raise ValueError(f"there is no format {name!r}: {ELSEWHERE[name]}")
+    meant = ALIASES.get(name, name)
+    if meant in ELSEWHERE:
+        raise ValueError(f"there is no format {name!r}: {ELSEWHERE[meant]}")
     if name not in FORMATS:
-        raise ValueError(f"there is no format {name!r}{did_you_mean(name, FORMATS)}")
+        hint = did_you_mean(name, FORMATS) if meant == name else f"; --format {meant} is what comes nearest"
+        raise ValueError(f"there is no format {name!r}{hint}")
     if aot and name != "torch":
         raise ValueError(f"--aot compiles a torch program; found --format {name}")
     if int8 and name == "torch":

@@ -74,6 +74,25 @@ class WholeNetwork(nn.Module):
         return logits if self.interface.logits else logits.argmax(1).to(self.dtype)
 
 
+def check_padding(model: DeepLabV3, interface: Interface) -> None:
+    """Refuse a network whose convolutions are padded by the size of the image, where that is not known or is uneven.
+
+    Those of a ``tf_`` backbone are. On the grid, where our own networks get their images, they are padded alike.
+
+    Raises:
+        ValueError: with the sizes that can be exported, where there are any.
+    """
+    padded = any(isinstance(layer, AtrousConv2dSame) and layer.stride != (1, 1) for layer in model.modules())
+    if not padded or model.upsampling == "grid":
+        return
+    stride, why = model.output_stride, f"{model.backbone.name} pads as TensorFlow does, by the size of the image"
+    if model.upsampling == "corners":
+        raise ValueError(f"{why}, which cannot be exported with the upsampling of its weights, {model.upsampling}")
+    if interface.size is None or any((side - 1) % stride for side in interface.size):
+        one = 512 // stride * stride + 1
+        raise ValueError(f"{why}; give a --size of sides one above a multiple of {stride}, such as {one}x{one}")
+
+
 def class_map_dtype(num_classes: int) -> torch.dtype:
     """The smallest integers that hold every class id."""
     return torch.uint8 if num_classes <= 256 else torch.int16 if num_classes <= 1 << 15 else torch.int32

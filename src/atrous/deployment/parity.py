@@ -80,7 +80,14 @@ def inputs_of(images: Tensor, model: DeepLabV3, interface: Interface) -> Tensor:
 
 
 @torch.no_grad()
-def measure(model: DeepLabV3, runtime: Runtime, interface: Interface, *, network: bool = True) -> Parity:
+def measure(
+    model: DeepLabV3,
+    runtime: Runtime,
+    interface: Interface,
+    *,
+    network: bool = True,
+    reference: Callable[[Tensor], Tensor] | None = None,
+) -> Parity:
     """Compare a file with its model.
 
     Args:
@@ -88,6 +95,7 @@ def measure(model: DeepLabV3, runtime: Runtime, interface: Interface, *, network
         runtime: the opened file.
         interface: what it takes and gives.
         network: compare the network's logits, too; not for a file whose network cannot be run alone.
+        reference: gives the small logits of padded images; None for the model's network.
     """
     agreement, error, sizes = 1.0, 0.0, []
     for photograph in photographs(interface.size):
@@ -95,7 +103,7 @@ def measure(model: DeepLabV3, runtime: Runtime, interface: Interface, *, network
         for batch in BATCHES:
             images = torch.stack([photograph, photograph.flip(-1)][:batch])
             seen = seen_by_network(images, model)
-            small = model.network(seen)
+            small = (reference or model.network)(seen)
             logits = upsample(small, (photograph.shape[1], photograph.shape[2]), model.output_stride, model.upsampling)
             found = runtime.run(inputs_of(images, model, interface))
             expected = logits if interface.logits else logits.argmax(1)

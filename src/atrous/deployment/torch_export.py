@@ -43,8 +43,10 @@ def program_of(model: DeepLabV3, interface: Interface, *, limited: bool = False)
         example, rows, columns = torch.zeros(2, 3, height, width), 2, 3
     bounds: dict[str, Any] = {"max": _MOST} if limited else {}
     dims: dict[int, Any] = {0: torch.export.Dim("batch", **bounds)}
-    if not interface.size:
+    if not interface.size and model.upsampling == "grid":
         dims |= {rows: torch.export.Dim("height", **bounds), columns: torch.export.Dim("width", **bounds)}
+    elif not interface.size:  # with these, PyTorch wants more than one feature a side, and finds the least size itself
+        dims |= dict.fromkeys((rows, columns), torch.export.Dim.DYNAMIC(**bounds))
     with quiet(), torch.no_grad():
         try:
             return torch.export.export(WholeNetwork(model, interface).eval(), (example,), dynamic_shapes=(dims,))

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from atrous.models.aspp import ASPP
 from atrous.models.deeplab import DeepLabV3
+from atrous.models.interchange import smp, torchvision
+from atrous.models.interchange.base import replace_prefix, resnet_of
 from atrous.models.output_stride import Dial
-from atrous.models.resnet import UNITS, Bottleneck
 from atrous.models.weights import unwrapped
 from atrous.ops.resize import Upsampling
 
@@ -33,36 +34,11 @@ Library = Literal["torchvision", "smp"]
 UPSAMPLING: dict[Library, Upsampling] = {"torchvision": "half_pixel", "smp": "corners"}
 """How each library upsamples logits."""
 
-AUXILIARY = "aux_classifier."
-
 ROUNDING = {torch.float64: 1e-9, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Relative error allowed between two implementations of one network, by dtype; 1e-3 in float32."""
 
-# Their prefix to ours; the first that matches counts.
-_PREFIXES = {
-    "backbone.": "backbone.",  # torchvision
-    "classifier.0.": "head.",
-    "classifier.1.": "head_conv.0.",
-    "classifier.2.": "head_conv.1.",
-    "classifier.4.": "classifier.",
-    "encoder.": "backbone.",  # segmentation_models_pytorch
-    "decoder.aspp.": "head.",
-    "decoder.conv.": "head_conv.0.",
-    "decoder.bn.": "head_conv.1.",
-    "decoder.0.": "head.",  # before its 0.6
-    "decoder.1.": "head_conv.0.",
-    "decoder.2.": "head_conv.1.",
-    "segmentation_head.0.": "classifier.",
-}
-_BRANCHES = {
-    "convs.0.": "pointwise.",
-    "convs.1.": "atrous.0.",
-    "convs.2.": "atrous.1.",
-    "convs.3.": "atrous.2.",
-    "convs.4.1.": "image_pooling.project.0.",
-    "convs.4.2.": "image_pooling.project.1.",
-    "project.": "project.",
-}
+_KEYS = {**torchvision.KEYS, **smp.KEYS, "backbone.": "backbone."}
+"""Their prefix to ours; the first that matches counts."""
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -74,7 +50,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: for a key that neither library's DeepLabV3 has.
     """
-    return {_our_key(key): value for key, value in state.items() if not key.startswith(AUXILIARY)}
+    return {_our_key(key): value for key, value in state.items() if not key.startswith(torchvision.AUXILIARY)}
 
 
 def take_over(theirs: nn.Module) -> tuple[DeepLabV3, Library]:
@@ -103,7 +79,7 @@ def take_over(theirs: nn.Module) -> tuple[DeepLabV3, Library]:
     rates = [rate * output_stride // 16 for rate in dilations]
     try:
         ours = DeepLabV3(
-            f"resnet{_depth(weights)}", len(weights["classifier.weight"]), aspp_rates=rates, head_conv=True,
+            resnet_of(weights), len(weights["classifier.weight"]), aspp_rates=rates, head_conv=True,
             stride_in="first", consistent_rates=library == "torchvision", output_stride=output_stride,
             upsampling=UPSAMPLING[library],
         )  # fmt: skip
@@ -115,7 +91,7 @@ def take_over(theirs: nn.Module) -> tuple[DeepLabV3, Library]:
     if list(Dial(output_stride).aspp_rates(ours.head.rates)) != dilations:
         raise _unknown(theirs, f"rates {dilations} at output stride {output_stride} are not those of whole rates at 16")
     for name, norm in theirs.named_modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not name.startswith(AUXILIARY):
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not name.startswith(torchvision.AUXILIARY):
             ours.get_submodule(_our_key(f"{name}.").removesuffix(".")).eps = norm.eps  # type: ignore[assignment]
     first = next(theirs.parameters())
     ours = ours.to(first.device, first.dtype).eval()
@@ -148,16 +124,6 @@ def logits_of(out: Tensor | dict[str, Tensor]) -> Tensor:
     return out["out"] if isinstance(out, dict) else out
 
 
-def _depth(weights: Mapping[str, Tensor]) -> int:
-    layers = [f"backbone.layer{number}." for number in range(1, 5)]
-    counts = tuple(len({key.split(".")[2] for key in weights if key.startswith(layer)}) for layer in layers)
-    bottleneck = "backbone.layer1.0.conv3.weight" in weights
-    for depth, (unit, units) in UNITS.items():
-        if units == counts and (unit is Bottleneck) == bottleneck:
-            return depth
-    raise ValueError(f"its stages have {counts} units")
-
-
 def drop_in(theirs: nn.Module, dtype: torch.dtype | None = None) -> DeepLabV3:
     """A fast replacement for another library's network: an inference form with the same logits for every pixel.
 
@@ -177,17 +143,6 @@ def drop_in(theirs: nn.Module, dtype: torch.dtype | None = None) -> DeepLabV3:
 
 
 def _our_key(key: str) -> str:
-    ours = _replace_prefix(key, _PREFIXES)
-    branch = ours.removeprefix("head.")
-    if branch != ours:
-        ours = _replace_prefix(branch, _BRANCHES) and f"head.{_replace_prefix(branch, _BRANCHES)}"
-    if not ours:
-        raise ValueError(
-            f"{key!r} is no key of a DeepLabV3 with a ResNet of torchvision or segmentation_models_pytorch"
-        )
-    return ours
-
-
-def _replace_prefix(key: str, prefixes: Mapping[str, str]) -> str:
-    """The key with our prefix in place of theirs; empty if it has none of theirs."""
-    return next((ours + key.removeprefix(theirs) for theirs, ours in prefixes.items() if key.startswith(theirs)), "")
+    if ours := replace_prefix(key, _KEYS):
+        return ours
+    raise ValueError(f"{key!r} is no key of a DeepLabV3 with a ResNet of torchvision or segmentation_models_pytorch")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -51,6 +53,7 @@ class DeepLabV3(FreezableBatchNorm):
     Attributes:
         longest_side: in pixels; evaluation and prediction resize images to it before the model sees them. None for the
             images as they are, as in the paper. ``forward`` takes what it is given.
+        card: the `ModelCard` that it was loaded with, or None.
 
     Raises:
         ValueError: for an argument that the network cannot take; says what it can.
@@ -100,6 +103,7 @@ class DeepLabV3(FreezableBatchNorm):
         self.num_classes, self._output_stride = num_classes, output_stride
         self.upsampling: Upsampling = upsampling
         self.longest_side: int | None = None
+        self.card: Any = None
         self.backbone: Backbone = build_backbone(
             backbone,
             stride_in,
@@ -187,6 +191,21 @@ class DeepLabV3(FreezableBatchNorm):
             its `output_stride` can be set.
         """
         return inference_form(self, dtype, compile=compile)
+
+    def save_pretrained(self, folder: str | Path, card: Any = None, *, half: bool = True) -> None:
+        """Write weights and a README for the Hugging Face hub into a folder; see `atrous.models.publish`."""
+        import_module("atrous.models.publish").save_pretrained(self, folder, card, half=half)  # which imports this
+
+    def push_to_hub(self, name: str, card: Any = None, *, private: bool = False, half: bool = True) -> str:
+        """Upload to ``user/name`` on the Hugging Face hub; gives ``user/name@commit``. See `atrous.models.publish`."""
+        said: str = import_module("atrous.models.publish").push_to_hub(self, name, card, private=private, half=half)
+        return said
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, output_stride: int | None = None) -> DeepLabV3:
+        """The model in a folder, or ``user/name`` on the Hugging Face hub; its `card` is kept. See `atrous.load`."""
+        model: DeepLabV3 = import_module("atrous.models.weights").load(source, output_stride=output_stride)[0]
+        return model
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that ImageNet does not know: the head's and the classifier's."""

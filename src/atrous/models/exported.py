@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, get_args
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -185,6 +186,7 @@ class OpenVino(Runtime):
         openvino = requirement("openvino", "openvino")
         self.threads = threads or torch.get_num_threads()
         weights = path.with_suffix(".bin")
+        _check_xml(path)
         if not weights.is_file():
             raise FileNotFoundError(f"{weights} is missing: an OpenVINO model is a pair of files, .xml and .bin")
         try:
@@ -216,6 +218,16 @@ class OpenVino(Runtime):
         openvino = requirement("openvino", "openvino")
         options = {"INFERENCE_NUM_THREADS": self.threads, "INFERENCE_PRECISION_HINT": "f32"}
         return openvino.compile_model(model, "CPU", options)
+
+
+def _check_xml(path: Path) -> None:
+    """Refuse a file of another tool, which OpenVINO would take for one of TensorFlow, and say so at length."""
+    try:
+        first = ElementTree.parse(path).getroot().tag
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path} is not a whole OpenVINO file: {error}") from error
+    if first != "net":
+        raise ValueError(f"{path} is an XML file of another tool: it begins with <{first}>, expected <net>")
 
 
 def _first(compiled: Any, array: Any) -> Tensor:
@@ -436,5 +448,6 @@ class ExportedDeepLabV3(DeepLabV3):
 
 def _first_line(error: BaseException) -> str:
     with contextlib.suppress(IndexError):
-        return str(error).strip().splitlines()[0][:300]
+        lines = [line.strip() for line in str(error).strip().splitlines()]
+        return next((line for line in lines if not line.startswith(("Exception from", "Check '"))), lines[0])[:300]
     return type(error).__name__

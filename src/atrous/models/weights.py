@@ -31,6 +31,7 @@ from atrous.messages import did_you_mean
 from atrous.models.backbone import mismatch
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.exported import ExportedDeepLabV3, is_exported, open_file
+from atrous.models.hub import fetch, is_hub_name
 from atrous.models.interchange.base import Converted
 from atrous.models.interchange.convert import convert
 from atrous.models.interchange.files import PICKLES
@@ -168,7 +169,7 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
     Args:
         source: a name (`names` lists them), a weight file, a folder with one (a run's folder, or its ``best``), or a
             file that ``atrous export`` wrote, which is run by its own runtime; or a checkpoint of another library, or
-            the folder of its ``save_pretrained``.
+            the folder of its ``save_pretrained``; or ``user/name@revision`` on the Hugging Face hub.
         output_stride: other than the one on the card.
 
     Raises:
@@ -185,7 +186,7 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
     load_into(model, path)
     if output_stride is not None:
         model.output_stride = output_stride
-    model.longest_side = card.longest_side
+    model.longest_side, model.card = card.longest_side, card
     return model.eval(), card
 
 
@@ -374,6 +375,8 @@ def resolve(source: str | Path) -> Path:
         if (path / "pytorch_model.bin").is_file():  # an older save_pretrained
             return path / "pytorch_model.bin"
         raise ValueError(f"{path} holds neither {MODEL_FILE} nor best/{MODEL_FILE}")
+    if is_hub_name(source):
+        return fetch(str(source))
     hint = did_you_mean(source, names(), otherwise="the names are")
     raise ValueError(f"there is no weight file, run folder or named model {str(source)!r}{hint}")
 

@@ -17,6 +17,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -129,15 +130,25 @@ class Predictor:
         self.sliding_window()  # refuses a window that is too small
 
     @classmethod
-    def load(cls, source: str | Path = DEFAULT_MODEL, **options: Any) -> Predictor:
-        """From a name (`atrous models` lists them), a weight file or a run folder; `options` are the constructor's.
+    def load(
+        cls, source: str | Path = DEFAULT_MODEL, *, names: Sequence[str] | None = None, **options: Any
+    ) -> Predictor:
+        """From a name (`atrous models` lists them), a weight file, a run folder, or another library's checkpoint.
 
         Images are read as in the model's training, unless `value_range` or `bands` say otherwise.
 
+        Args:
+            source: as for `atrous.load`.
+            names: of the classes, in place of those that the file says; a checkpoint may say none.
+            **options: the constructor's.
+
         Raises:
-            ValueError: if there is no such model; names the nearest.
+            ValueError: if there is no such model; names the nearest. If there are not as many names as classes.
         """
         model, card = load(source)
+        if names is not None and len({*names}) != model.num_classes:
+            raise ValueError(f"names are {len({*names})} different ones; {source} has {model.num_classes} classes")
+        card = replace(card, names=tuple(names)) if names is not None else card
         options.setdefault("value_range", card.value_range)
         options.setdefault("bands", card.bands)
         predictor = cls(model, Labels(card.names, card.palette, card.ignore), **options)

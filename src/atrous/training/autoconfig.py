@@ -27,6 +27,7 @@ from atrous.data.image_io import read_size
 from atrous.data.sampling import open_splits, pixel_counts
 from atrous.evaluation.distributed import pick_device
 from atrous.messages import listed
+from atrous.models.classifier import is_classifier
 from atrous.models.inference import native_dtype
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import read_card, resolve
@@ -170,6 +171,9 @@ def _start(survey: Survey, weights: str | None) -> tuple[Recipe, str]:
         return RECIPES[BASE_IMAGENET], "starts from ImageNet, as asked for, or since it knows another network"
     if weights == "none":
         return override(RECIPES[BASE_IMAGENET], {"weights": None}), "starts from nothing, as asked for"
+    if is_classifier(weights):
+        why = f"the backbone starts from {weights}, a classifier of images, as asked for"
+        return override(RECIPES[BASE_IMAGENET], {"weights": weights}), why
     if weights is None:
         street = [name for name in survey.names if _words(name) & _STREET]
         seen = frozenset[str]().union(*(_words(name) for name in street))

@@ -21,6 +21,7 @@ import yaml
 
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.messages import did_you_mean
+from atrous.models.classifier import is_classifier
 from atrous.models.output_stride import LONGEST_SIDE
 from atrous.training.lr_schedule import poly
 from atrous.yaml_io import parse_yaml
@@ -40,8 +41,8 @@ class ModelConfig:
         image_pooling: ASPP's image-level features.
         stride_in: ``first``, ``last``, or None for the one that goes with the weights.
         output_stride: in training.
-        weights: ``imagenet``; a named model, a weight file, a run folder or a DeepLab graph of TF-Lite to start from;
-            or None.
+        weights: ``imagenet``; a classifier's file, for the backbone; a named model, a weight file, a run folder or a
+            DeepLab graph of TF-Lite to start from; or None.
         reset_head: start with a new classifier, where `weights` are a model's with other classes.
         batch_norm: ``train``; ``freeze`` it whole (section 4.1, second stage); freeze its ``statistics``; or freeze the
             statistics of the backbone and train all of it in the ``head``.
@@ -71,8 +72,8 @@ class ModelConfig:
 
     @property
     def from_model(self) -> bool:
-        """Whether `weights` name a segmentation model: neither ImageNet's nor none."""
-        return self.weights not in (None, "imagenet")
+        """Whether `weights` name a segmentation model: neither ImageNet's, nor a classifier's file, nor none."""
+        return self.weights not in (None, "imagenet") and not is_classifier(self.weights)
 
 
 @dataclass(frozen=True)

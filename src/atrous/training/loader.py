@@ -24,6 +24,7 @@ from atrous.data.sampling import Presence, bootstrap_factors, id_histograms, ope
 from atrous.data.transforms import Augment, class_mix
 from atrous.data.value_range import decided
 from atrous.evaluation.distributed import DistributedContext, EpochIndex, ResumableBatchSampler, generator
+from atrous.models.classifier import is_classifier
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import read_card, resolve
@@ -141,7 +142,7 @@ def hardest_classes(weights: str | None, count: int = 5) -> tuple[str, ...]:
     Raises:
         ValueError: if it starts from none, or from one without IoU by class.
     """
-    if weights in (None, "imagenet"):
+    if weights in (None, "imagenet") or is_classifier(weights):
         raise ValueError("bootstrap is auto, expected weights of a run, whose hardest classes are taken")
     assert weights
     measured = {} if is_tflite(weights) else read_card(resolve(weights)).metrics

@@ -301,7 +301,8 @@ def build_model(
     source = config.weights if config.from_model else None
     if layout is None and source and not config.stride_in and not is_tflite(source):
         layout = layout_of(read_card(resolve(source)).arguments)
-    layout = layout or {"stride_in": config.stride_in or ("first" if config.weights == "imagenet" else None)}
+    classifies = config.weights is not None and not config.from_model  # whose stride sits in the first unit
+    layout = layout or {"stride_in": config.stride_in or ("first" if classifies else None)}
     model = DeepLabV3(
         config.backbone,
         num_classes,
@@ -315,8 +316,8 @@ def build_model(
         weights="imagenet" if config.weights == "imagenet" and not blank else None,
         **layout,
     )
-    if source and not blank:
-        initialize(model, source, reset_head=config.reset_head)
+    if config.weights not in (None, "imagenet") and not blank:
+        initialize(model, config.weights, reset_head=config.reset_head)
     model.set_batch_norm_decay(config.batch_norm_decay)
     set_checkpointing(model.backbone, config.activation_checkpointing)
     if config.batch_norm != "train":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from torchvision.models import segmentation
 
 from atrous.models.interchange.base import Choices
 from atrous.models.interchange.convert import convert
-from foreign import Detectron2, MMSegmentation, shaken
+from atrous.models.interchange.libraries import largest_difference
+from foreign import Detectron2, MMSegmentation, VainF, shaken
 
-SIZES = ((64, 96), (97, 129), (80, 115))
-MULTIPLES = ((64, 96), (96, 128), (80, 112))
+SIZES = ((32, 48), (33, 65), (40, 57))
+MULTIPLES = ((32, 48), (32, 64), (48, 32))
+LARGE = ((192, 256), (193, 225), (160, 203))
+"""Maps of more features than rates, so that every branch sees more than its own place."""
 
 
 @torch.no_grad()
@@ -42,10 +46,9 @@ def test_torchvision(name: str, tmp_path: Path) -> None:
     assert model.output_stride == (8 if "resnet" in name else 16)
 
 
-@pytest.mark.parametrize("kind", ["plain", "v1c", "v1d"])
-@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize(("kind", "output_stride"), [("plain", 8), ("v1c", 16), ("v1d", 8)])
 def test_mmsegmentation(kind: str, output_stride: int, tmp_path: Path) -> None:
-    net = shaken(MMSegmentation(kind, channels=64, output_stride=output_stride))
+    net = shaken(MMSegmentation(kind, channels=16, output_stride=output_stride))
     strides, rates = ("(1, 2, 1, 1)", "(1, 12, 24, 36)") if output_stride == 8 else ("(1, 2, 2, 1)", "(1, 6, 12, 18)")
     config = f"model = dict(backbone=dict(type='ResNetV1c', strides={strides}), decode_head=dict(dilations={rates}))"
     meta = {"config": config, "CLASSES": ("road", "car", "tree", "sky", "pole"), "PALETTE": [[1, 2, 3]] * 5}
@@ -61,7 +64,7 @@ def test_detectron2(deep: bool, tmp_path: Path) -> None:
     assert "multi-grid 1, 2, 4" in converted.guesses[0]
 
 
-@pytest.mark.parametrize(("stride", "tf_padding"), [(16, True), (8, True), (16, False)])
+@pytest.mark.parametrize(("stride", "tf_padding"), [(8, True), (16, False)])
 @torch.no_grad()
 def test_huggingface(stride: int, tf_padding: bool, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
@@ -78,3 +81,52 @@ def test_huggingface(stride: int, tf_padding: bool, tmp_path: Path) -> None:
         logits = net.double()(image).logits
         expected = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         assert (model.double()(image) - expected).abs().max() < 1e-6 * expected.abs().max(), size
+
+
+def test_vainf(tmp_path: Path) -> None:
+    content = {"cur_itrs": 3, "best_score": 0.5}
+    net = shaken(VainF())
+    model, converted = compare(net, tmp_path / "best.pth", {**content, "model_state": net.state_dict()})
+    assert converted.library == "VainF" and "output stride 16" in converted.guesses[0]
+    assert model.output_stride == 16 and model.arguments["aspp_rates"] == [6, 12, 18]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "stride", "rates"),
+    [("resnet18", 16, (2, 4, 6)), ("resnet18", 8, (2, 4, 6)), ("tu-lcnet_050", 16, (1, 2, 3))],
+)
+def test_smp(encoder: str, stride: int, rates: tuple[int, ...], tmp_path: Path) -> None:
+    """The folder of its `save_pretrained`; and its state dict alone, with what the folder says given by hand."""
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch, whose network it is")
+    net = smp.DeepLabV3(
+        encoder, encoder_weights=None, classes=4, encoder_output_stride=stride, decoder_channels=16,
+        decoder_atrous_rates=rates,
+    )  # fmt: skip
+    shaken(net)
+    net.save_pretrained(tmp_path / "folder")
+    model, converted = convert(tmp_path / "folder")
+    assert not converted.guesses and model.output_stride == stride
+    images = [torch.randn(1, 3, *size, dtype=torch.float64) for size in ((32, 48), (64, 32), (48, 80))]
+    assert largest_difference(model, net, images) < 1e-6
+    lightning = {"state_dict": {f"model.{key}": value for key, value in net.float().state_dict().items()}}
+    torch.save({**lightning, "hyper_parameters": json.loads((tmp_path / "folder/config.json").read_text())},
+               tmp_path / "last.ckpt")  # fmt: skip
+    assert not convert(tmp_path / "last.ckpt")[1].guesses
+    backbone = f"timm/{encoder.removeprefix('tu-')}" if encoder.startswith("tu-") else None
+    compare(net.float(), tmp_path / "net.pth", None, ((32, 64),), Choices(backbone, stride, rates))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("stride", [8, 16])
+def test_maps_larger_than_the_rates(stride: int, tmp_path: Path) -> None:
+    """Every library's conventions again, where each branch of ASPP sees more than its own place."""
+    choices = Choices(output_stride=stride)
+    compare(shaken(VainF(output_stride=stride)), tmp_path / "vainf.pth", None, LARGE, choices)
+    net = shaken(MMSegmentation("v1c", channels=32, output_stride=stride))
+    compare(net, tmp_path / "mmseg.pth", None, LARGE, choices)
+    if stride == 8:
+        compare(shaken(segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None)), tmp_path / "tv.pth",
+                None, LARGE)  # fmt: skip
+    else:
+        multiples = tuple((h // 16 * 16, w // 16 * 16) for h, w in LARGE)
+        compare(shaken(Detectron2()), tmp_path / "d2.pth", {"model": shaken(Detectron2()).state_dict()}, multiples)

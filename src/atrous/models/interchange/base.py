@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def without(tensors: Mapping[str, Tensor], prefixes: Iterable[str]) -> dict[str,
     return {key: value for key, value in tensors.items() if not key.startswith(tuple(prefixes))}
 
 
-def resnet_of(tensors: Mapping[str, Tensor], layer: str = "backbone.layer{}.", library: str = "the checkpoint") -> str:
+def resnet_of(tensors: Mapping[str, Tensor], layer: str = "backbone.layer{}.") -> str:
     """The name of the ResNet that has as many units of the same kind.
 
     Raises:
@@ -136,10 +136,10 @@ def resnet_of(tensors: Mapping[str, Tensor], layer: str = "backbone.layer{}.", l
     for depth, (unit, units) in UNITS.items():
         if units == counts and (unit is Bottleneck) == bottleneck:
             return f"resnet{depth}"
-    raise ValueError(f"{library}: its stages have {counts} units; expected those of ResNet-18, 34, 50, 101 or 152")
+    raise ValueError(f"its stages have {counts} units; expected those of ResNet-18, 34, 50, 101 or 152")
 
 
-def rates_at_16(rates: Iterable[int], output_stride: int, flag: str = "--aspp-rates") -> list[int]:
+def rates_at_16(rates: Sequence[int], output_stride: int, flag: str = "--aspp-rates") -> list[int]:
     """ASPP's rates as `DeepLabV3` takes them, given at output stride 16.
 
     Raises:
@@ -147,7 +147,8 @@ def rates_at_16(rates: Iterable[int], output_stride: int, flag: str = "--aspp-ra
     """
     scaled = [rate * output_stride / 16 for rate in rates]
     if any(rate != int(rate) or rate < 1 for rate in scaled):
-        raise ValueError(f"{flag}: {list(rates)} at output stride {output_stride} are no whole rates at 16")
+        said = ", ".join(str(rate)[:20] for rate in rates)
+        raise ValueError(f"{flag}: {said} at output stride {output_stride} are no whole rates at 16")
     return [int(rate) for rate in scaled]
 
 

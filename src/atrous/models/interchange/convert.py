@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
+from atrous.messages import counted, listed
 from atrous.models.backbone import mismatch
 from atrous.models.batch_norm import batch_norms_of
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.interchange import detectron2, huggingface, mmsegmentation, smp, torchvision, vainf
-from atrous.models.interchange.base import Choices, Converted, Reader
+from atrous.models.interchange.base import Checkpoint, Choices, Converted, Reader
 from atrous.models.interchange.files import read_file
 
 READERS: dict[str, Reader] = {
@@ -55,14 +56,25 @@ def convert(path: str | Path, choices: Choices = NO_CHOICES) -> tuple[DeepLabV3,
             converted = read(checkpoint, choices)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        except (KeyError, IndexError, TypeError, RuntimeError) as error:
+        except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise ValueError(f"{path}: it lacks a tensor or setting that its network has: {error}") from error
         if converted is not None:
             return _built(Path(path), converted, choices)
-    first = ", ".join(list(checkpoint.tensors)[:3])
-    raise ValueError(
-        f"{path}: without atrous's model card, and a DeepLabv3 of none of {', '.join(READERS)}; it has "
-        f"{len(checkpoint.tensors)} tensors, the first {first}"
+    raise ValueError(f"{path}: without atrous's model card, and {_unknown(checkpoint)}")
+
+
+def _unknown(checkpoint: Checkpoint) -> str:
+    """What a checkpoint is that no reader knows."""
+    head = next((key for key in ("fc.weight", "classifier.weight", "head.fc.weight") if checkpoint.has(key)), "")
+    if head and checkpoint.tensors[head].ndim == 2:
+        return (
+            f"a classifier of images, of {len(checkpoint.tensors[head]):,} classes; expected a DeepLabv3; a backbone "
+            "starts from it by --set backbone=NAME --set weights=FILE"
+        )
+    keys = list(checkpoint.tensors)
+    return (
+        f"a DeepLabv3 of none of {', '.join(READERS)}; it has {counted(len(keys), 'tensor')}, the first "
+        f"{', '.join(keys[:3])}"
     )
 
 
@@ -73,19 +85,27 @@ def _built(path: Path, converted: Converted, choices: Choices) -> tuple[DeepLabV
         raise ValueError(f"{path}: it has no classifier")
     count = len(classifier)
     names = choices.names or converted.names or tuple(f"class {i}" for i in range(count))
-    if len(names) != count or len(set(names)) != count:
-        raise ValueError(f"{path} has {count} classes; expected as many different names, found {len(names)}")
+    problems = []
+    if len(names) != count:
+        problems.append(f"{path} has {count} classes; expected as many names, found {len(names)}")
+    elif twice := sorted({name for name in names if names.count(name) > 1}):
+        problems.append(f"{path} has several classes named {listed(twice)}; expected different names")
     try:
         with torch.device("meta"):  # no random weights are drawn that would be replaced at once
             model = DeepLabV3(**converted.arguments, num_classes=count, output_stride=converted.output_stride)
         tensors = {**_counters(model), **tensors}
         mismatch(model.state_dict(), tensors, f"the weights in {path}, read as {converted.library}'s,")
-        model.load_state_dict(tensors, assign=True)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
+    except ValueError as error:
+        problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     bad = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
-        raise ValueError(f"{path} holds NaN or infinity in {', '.join(bad[:3])}")
+        problems.append(f"{path} holds NaN or infinity in {', '.join(bad[:3])}")
+    if problems:
+        raise ValueError("; ".join(problems))
+    kinds = {key: value.dtype for key, value in model.state_dict().items()}
+    model.load_state_dict({key: value.to(kinds[key]) for key, value in tensors.items()}, assign=True)
     _keep_epsilon(model, converted.epsilon)
     model.backbone.mean, model.backbone.std = converted.mean, converted.std
     return model.eval(), replace(converted, names=names)

@@ -21,7 +21,8 @@ PICKLES = frozenset({".pth", ".pt", ".ckpt", ".bin", ".tar", ".pkl"})
 """Suffixes of what PyTorch's and other libraries' training programs write."""
 _STATES = ("state_dict", "model_state", "model_state_dict", "model", "net", "weights", "ema_state_dict")
 """Where training programs put the tensors, beside an optimizer's."""
-_WRAPPERS = ("module.", "_orig_mod.", "model.module.", "model._orig_mod.")
+_WRAPPERS = ("module.", "_orig_mod.")
+_ATTRIBUTES = ("model.", "net.", "network.")
 _MOST_CONFIG_BYTES = 1 << 20
 
 
@@ -111,10 +112,12 @@ def _state_of(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, An
     place = next((key for key in _STATES if isinstance(content.get(key), Mapping) and _tensors(content[key])), "")
     if place and len(_tensors(content)) < len(_tensors(content[place])):
         state = content[place]
-        for key in ("meta", "hyper_parameters", "config", "cfg"):
+        for key in ("meta", "hyper_parameters"):
             if isinstance(content.get(key), Mapping):
                 meta |= {str(name): value for name, value in content[key].items()}
-    tensors = {_unwrapped(str(key)): value for key, value in _tensors(state).items()}
+        if isinstance(content.get("config"), Mapping):
+            meta["config"] = {str(name): value for name, value in content["config"].items()}
+    tensors = _unwrapped(_tensors(state))
     if not tensors:
         raise ValueError(f"{path} holds no tensors; found {listed([str(key) for key in content]) or 'nothing'}")
     for key, value in tensors.items():
@@ -129,7 +132,14 @@ def _tensors(state: Mapping[Any, Any]) -> dict[Any, Tensor]:
     return {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
 
 
-def _unwrapped(key: str) -> str:
+def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes of wrappers, and of the attribute that a training module holds its network in."""
+    bare = {_without_wrappers(key): value for key, value in tensors.items()}
+    attribute = next((name for name in _ATTRIBUTES if all(key.startswith(name) for key in bare)), "")
+    return {_without_wrappers(key.removeprefix(attribute)): value for key, value in bare.items()}
+
+
+def _without_wrappers(key: str) -> str:
     while wrapper := next((prefix for prefix in _WRAPPERS if key.startswith(prefix)), ""):
         key = key.removeprefix(wrapper)
     return key

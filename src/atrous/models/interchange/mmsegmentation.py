@@ -29,6 +29,9 @@ _HEADS = {
     "decode_head.conv_seg.": "another head",
 }
 
+_MOST_TEXT = 100_000
+"""Characters of a configuration that are searched."""
+
 
 def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
     """A `Reader`. Output stride and rates are read from the configuration in ``meta`` where it is there."""
@@ -46,7 +49,8 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
     backbone = resnet_of(tensors)
     if "backbone.layer4.0.conv3.weight" not in tensors:
         raise ValueError(f"its {backbone} dilates one convolution of a unit alone; expected ResNet-50, 101 or 152")
-    text = str(checkpoint.meta.get("config") or checkpoint.meta.get("cfg") or "")
+    text = checkpoint.meta.get("config") or checkpoint.meta.get("cfg")
+    text = text[:_MOST_TEXT] if isinstance(text, str) else ""
     guesses: list[str] = []
     stride = choices.output_stride or _stride(text)
     if not stride:
@@ -134,4 +138,6 @@ def _classes(meta: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, in
     found = meta.get("dataset_meta") or meta
     names = found.get("classes") or found.get("CLASSES") or ()
     palette = found.get("palette") or found.get("PALETTE") or ()
-    return tuple(str(name) for name in names), tuple((int(r), int(g), int(b)) for r, g, b in palette)
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ValueError("the names of its classes are no list of words")
+    return tuple(names), tuple((int(r), int(g), int(b)) for r, g, b in palette)

@@ -32,6 +32,8 @@ _OTHERS = {
     "decoder.seg_blocks.": "FPN",
 }
 
+_MOST_BRANCHES = 16
+
 
 def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
     """A `Reader`. Encoders are ResNets and those of timm (``tu-NAME``)."""
@@ -42,13 +44,13 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
             raise ValueError(f"it is a {name} of segmentation_models_pytorch; expected its DeepLabV3")
     if not checkpoint.has("decoder.aspp.convs.0.0.weight") and not checkpoint.has("decoder.0.convs.0.0.weight"):
         raise ValueError("it is of segmentation_models_pytorch, but no DeepLabV3: the decoder has no ASPP")
-    config = checkpoint.meta.get("config", {})
+    config = checkpoint.meta.get("config") or checkpoint.meta  # Lightning's hyper_parameters may say it, too
     guesses = [] if config else ["no config.json of save_pretrained beside it"]
     stride = choices.output_stride or config.get("encoder_output_stride")
     if not stride:
-        stride = 16
-        guesses.append("output stride 16, as its default is (--output-stride)")
-    rates = choices.aspp_rates or tuple(config.get("decoder_atrous_rates") or ())
+        stride = 8
+        guesses.append("output stride 8, as its default is (--output-stride)")
+    rates = choices.aspp_rates or tuple(config.get("decoder_atrous_rates") or ())[:_MOST_BRANCHES]
     if not rates:
         rates = (12, 24, 36)
         guesses.append("ASPP's rates 12, 24, 36, as its default is (--aspp-rates)")

@@ -22,10 +22,14 @@ KEYS = {
     "classifier.2.": "head_conv.1.",
     "classifier.4.": "classifier.",
 }
+_OTHERS = {"classifier.low_classifier.weight": "an LR-ASPP", "classifier.0.weight": "an FCN"}
 
 
 def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
     """A `Reader`. Its ResNets have output stride 8, its MobileNet 16; ASPP's rates are 12, 24, 36 at either."""
+    for key, name in _OTHERS.items():
+        if checkpoint.has(key) and checkpoint.starts("backbone."):
+            raise ValueError(f"it is {name} of torchvision; expected its DeepLabV3")
     if not checkpoint.has("classifier.0.convs.0.0.weight", "classifier.4.weight") or not checkpoint.starts("backbone."):
         return None
     tensors = renamed(without(checkpoint.tensors, [AUXILIARY]), KEYS)

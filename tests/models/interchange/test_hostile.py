@@ -1,0 +1,197 @@
+"""Forged and broken checkpoints: each is read as it is, or refused by name; none runs anything or fills the memory."""
+
+from __future__ import annotations
+
+import json
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from atrous.models.interchange.convert import convert
+from atrous.models.interchange.files import read_file
+from foreign import shaken
+from reliability import counted, record
+
+
+def small_network() -> nn.Module:
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch, whose network it is")
+    net = smp.DeepLabV3(
+        "tu-lcnet_050", encoder_weights=None, classes=2, decoder_channels=8, decoder_atrous_rates=(2, 4, 6)
+    )
+    return shaken(net)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One network in each format that is read."""
+    folder = tmp_path_factory.mktemp("whole")
+    net = small_network()
+    net.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    content = {"state_dict": net.state_dict(), "config": config}
+    torch.save(content, folder / "zip.pth")
+    torch.save(content, folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    return folder
+
+
+FORMATS = {
+    "zip": ["zip.pth"],
+    "legacy": ["legacy.pth"],
+    "safetensors": ["model.safetensors", "config.json"],
+}
+ODD = [b"\xff\xff\xff\xff", b"0000", b"99999999", b"null", b'"","', b"[[[[", b"-1", b"1e999", b"NaN", b"\x8a\x08"]
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """Bits, runs and lengths changed, cut or doubled, mostly in the first and the last kilobytes: what describes."""
+    changed = bytearray(content)
+    for _ in range(rng.choice([1, 1, 2, 5, 50])):
+        span = len(changed)
+        if not span:
+            break
+        far = rng.choice([min(span, 200), min(span, 30_000), span])
+        at = rng.randrange(far) if rng.random() < 0.7 else span - 1 - rng.randrange(far)
+        kind = rng.randrange(5)
+        if kind == 0:
+            changed[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            changed[at] = rng.randrange(256)
+        elif kind == 2:
+            odd = rng.choice(ODD)
+            changed[at : at + len(odd)] = odd
+        elif kind == 3:
+            del changed[at : at + rng.choice([1, 8, 1000])]
+        else:
+            changed[at:at] = changed[at : at + rng.choice([1, 8, 1000])]
+    return bytes(changed)
+
+
+def check_mutated(whole: Path, names: list[str], rng: random.Random, folder: Path) -> bool:
+    """Whether it still converts; what does is sound, and what does not is refused by its name."""
+    chosen = rng.choice(names)
+    for name in names:
+        content = (whole / name).read_bytes()
+        (folder / name).write_bytes(mutate(content, rng) if name == chosen else content)
+    try:
+        model, converted = convert(folder / names[0])
+    except ValueError as error:
+        assert str(folder) in str(error) and "\n" not in str(error)[:500]
+        return False
+    assert all(value.isfinite().all() for value in model.state_dict().values() if value.is_floating_point())
+    assert model.num_classes == len(converted.names)
+    return True
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_mutated_checkpoints_convert_or_are_refused_by_name(kind: str, folder: Path, tmp_path: Path) -> None:
+    convert(folder / FORMATS[kind][0])
+    rng = random.Random(kind)
+    for _ in range(25):
+        check_mutated(folder, FORMATS[kind], rng, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FORMATS)
+def test_many_mutated_checkpoints_convert_or_are_refused_by_name(kind: str, folder: Path, tmp_path: Path) -> None:
+    rng, count = random.Random(0), counted(10_000)
+    read = sum(check_mutated(folder, FORMATS[kind], rng, tmp_path) for _ in range(count))
+    refused = f"{count - read:,} a typed error that names the file, {read:,} a sound model, none another"
+    record("hostile weights", f"{count:,} mutated checkpoints of another library ({kind}): {refused}")
+
+
+def expanded(path: Path) -> None:
+    torch.save({"a.weight": torch.zeros(1).expand(1 << 20, 1 << 16)}, path)
+
+
+def compressed(path: Path) -> None:
+    torch.save({"a.weight": torch.zeros(1 << 20)}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+def claims_more(path: Path) -> None:
+    """The directory of the archive says that an entry is a gigabyte."""
+    torch.save({"a.weight": torch.zeros(4)}, path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x01\x02")
+    content[at + 24 : at + 28] = (1 << 30).to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+def longer_storage(path: Path, **options: bool) -> None:
+    """The pickle says that eight numbers are two hundred."""
+    torch.save({"a.weight": torch.arange(8.0)}, path, **options)
+    content = path.read_bytes()
+    start = content.index(b"cpu")
+    path.write_bytes(content[:start] + content[start:].replace(b"K\x08", b"K\xc8"))
+
+
+def legacy(path: Path) -> None:
+    longer_storage(path, _use_new_zipfile_serialization=False)
+
+
+def sparse(path: Path) -> None:
+    torch.save({"a.weight": torch.zeros(4, 4).to_sparse()}, path)
+
+
+def header_of_more(path: Path) -> None:
+    """Safetensors whose header says that its tensor has 2^40 numbers."""
+    save_file({"a.weight": torch.zeros(4)}, path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"shape":[4]', b'"shape":[' + b"9" * 13 + b"]"))
+
+
+@pytest.mark.parametrize(
+    ("forge", "words"),
+    [
+        (expanded, "says that it has the shape .1048576, 65536., which the file does not hold"),
+        (compressed, "is a compressed archive; expected a checkpoint as torch.save writes it"),
+        (claims_more, "says that it unpacks to more than it holds"),
+        (longer_storage, "cannot be read as a checkpoint of PyTorch"),
+        (legacy, "cannot be read as a checkpoint of PyTorch"),
+        (sparse, "which the file does not hold"),
+    ],
+)
+def test_what_says_that_it_is_larger_is_refused(forge: Callable[[Path], None], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    forge(path)
+    with pytest.raises(ValueError, match=words):
+        read_file(path)
+
+
+def test_a_header_that_says_more_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    header_of_more(path)
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        read_file(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decoder_atrous_rates": [1] * 10_000}, {"decoder_atrous_rates": "abc"}, {"decoder_atrous_rates": [10**400]},
+        {"decoder_atrous_rates": [0, 1, 2]}, {"encoder_output_stride": 1e999}, {"encoder_output_stride": 2**80},
+        {"encoder_output_stride": "16"}, {"encoder_name": "tu-hf-hub:someone/something"}, {"encoder_name": 5},
+        {"encoder_name": ["a"]}, {"encoder_name": "tu-*"}, {"upsampling": [[1]]}, {"in_channels": 4},
+        {"activation": "sigmoid"},
+    ],
+    ids=lambda changes: str(changes)[:60],
+)  # fmt: skip
+def test_a_configuration_that_is_none_is_refused_by_name(changes: dict, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(ValueError, match="^" + str(tmp_path)):
+        convert(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="no JSON"):
+        convert(tmp_path)
