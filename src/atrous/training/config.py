@@ -21,7 +21,6 @@ import yaml
 
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.messages import did_you_mean
-from atrous.models.classifier import is_classifier
 from atrous.models.output_stride import LONGEST_SIDE
 from atrous.training.lr_schedule import poly
 from atrous.yaml_io import parse_yaml
@@ -73,6 +72,8 @@ class ModelConfig:
     @property
     def from_model(self) -> bool:
         """Whether `weights` name a segmentation model: neither ImageNet's, nor a classifier's file, nor none."""
+        from atrous.models.classifier import is_classifier  # which imports PyTorch
+
         return self.weights not in (None, "imagenet") and not is_classifier(self.weights)
 
 
