@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from atrous.cli.parser import main
-from atrous.deployment.bench import RUNTIMES, Row, advice, choose
+from atrous.deployment.bench import RUNTIMES, Row, _Job, _scored, advice, choose
+from atrous.models.weights import load, resolve
 
 
 def row(name: str, milliseconds: float, miou: float | None) -> Row:
@@ -39,6 +40,16 @@ def test_what_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "pip install 'atrous[openvino]'" in capsys.readouterr().err
     assert main(["bench", "objects-mobilenetv2", "--runtimes", "onnx"]) == 2
     assert "there is no runtime 'onnx'; there are: atrous, eager" in capsys.readouterr().err
+
+
+def test_every_runtime_has_a_miou() -> None:
+    """Without one, a compiled network would be advised whatever the others score."""
+    model, card = load("objects-mobilenetv2")
+    model.longest_side = None
+    for name in ("compiled", "eager"):
+        job = _Job(name, str(resolve("objects-mobilenetv2")), None, "data", (65, 65), 1)
+        scored = _scored(job, model, card)
+        assert scored.longest_side == card.longest_side and (scored is model) == (name == "eager")
 
 
 @pytest.mark.integration

@@ -128,9 +128,7 @@ def bench(
             files = _files(chosen, skipped, path, Path(folder), output_stride, data, say)
         if not files:
             raise ValueError("; ".join(skipped.values()))
-        # torch.compile compiles anew for each size of a data set; its mIoU is that of eager.
-        jobs = [_Job(name, str(file), output_stride, None if name == "compiled" else data, size, threads)
-                for name, file in files.items()]  # fmt: skip
+        jobs = [_Job(name, str(file), output_stride, data, size, threads) for name, file in files.items()]
         rows = tuple(_timed(jobs, rounds, say))
     return Report(rows, advice(rows), size, threads, skipped)
 
@@ -267,12 +265,19 @@ def _work(job: _Job, pipe: Any) -> None:
             run()
             pipe.send(("seconds", time.perf_counter() - started))
         peak = _peak()  # before anything else than the photograph is run
-        model.longest_side = card.longest_side
-        pipe.send(("finished", (peak, None if job.data is None else _miou(model, card, job.data))))
+        pipe.send(("finished", (peak, None if job.data is None else _miou(_scored(job, model, card), card, job.data))))
     except EOFError:
         pass
     except Exception as error:  # whatever it is, it is for the process that asked
         pipe.send(("error", str(error).strip() or type(error).__name__))
+
+
+def _scored(job: _Job, model: DeepLabV3, card: ModelCard) -> DeepLabV3:
+    """The model whose mIoU is measured: ``torch.compile`` would compile anew for each size of a data set."""
+    if job.name == "compiled":
+        return load(Path(job.file), output_stride=job.output_stride)[0].for_inference(dtype=torch.float32)
+    model.longest_side = card.longest_side
+    return model
 
 
 def _ready(job: _Job) -> tuple[Callable[[], object], DeepLabV3, ModelCard]:

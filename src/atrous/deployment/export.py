@@ -41,8 +41,8 @@ FORMATS: dict[str, type[formats.Onnx] | type[formats.Torch]] = {
 }  # fmt: skip
 
 ELSEWHERE = {
-    "litert": "its converter, litert-torch, does not go with this package's PyTorch and Pillow; onnx2tf converts the "
-    "ONNX file",
+    "litert": "it is not written here; onnx2tf takes the ONNX file, and litert-torch a network at one size: compare "
+    "what they give with the model's classes",
     "coreml": "its files run on macOS alone, where ONNX Runtime runs the ONNX file by Core ML "
     "(CoreMLExecutionProvider)",
     "tensorrt": "trtexec, or ONNX Runtime with its TensorRT provider, takes the ONNX file",
