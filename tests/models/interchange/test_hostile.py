@@ -151,6 +151,19 @@ def sparse(path: Path) -> None:
     torch.save({"a.weight": torch.zeros(4, 4).to_sparse()}, path)
 
 
+def several_disks(path: Path) -> None:
+    """The end of the archive says that it is one of several."""
+    torch.save({"a.weight": torch.zeros(4)}, path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x06\x07")
+    content[at + 16 : at + 20] = (9).to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+def odd_name(path: Path) -> None:
+    torch.save({"a.weight\nand more": torch.zeros(4)}, path)
+
+
 def header_of_more(path: Path) -> None:
     """Safetensors whose header says that its tensor has 2^40 numbers."""
     save_file({"a.weight": torch.zeros(4)}, path)
@@ -167,6 +180,8 @@ def header_of_more(path: Path) -> None:
         (longer_storage, "cannot be read as a checkpoint of PyTorch"),
         (legacy, "cannot be read as a checkpoint of PyTorch"),
         (sparse, "which the file does not hold"),
+        (several_disks, "is not a whole checkpoint: zipfiles that span multiple disks are not supported"),
+        (odd_name, r"has the name 'a.weight\\nand more', which is none of a layer"),
     ],
 )
 def test_what_says_that_it_is_larger_is_refused(forge: Callable[[Path], None], words: str, tmp_path: Path) -> None:

@@ -129,9 +129,9 @@ def _read_pickle(path: Path) -> Any:
 
 def _check_archive(path: Path) -> None:
     """Refuse an archive that unpacks to more than it is."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError) as error:
@@ -159,6 +159,8 @@ def _state_of(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, An
     tensors = _unwrapped(_tensors(state))
     if not tensors:
         raise ValueError(f"{path} holds no tensors; found {listed([str(key) for key in content]) or 'nothing'}")
+    if odd := next((key for key in tensors if not key.isprintable()), None):
+        raise ValueError(f"{path}: one of its tensors has the name {odd[:80]!r}, which is none of a layer")
     for key, value in tensors.items():
         if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(
