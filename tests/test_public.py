@@ -72,26 +72,51 @@ FLAGS = {
         "-h",
     ],
     "train": [
-        "--amp", "--asynchronous", "--batch-size", "--data", "--device", "--ema-decay", "--grad-accum-steps", "--help",
-        "--iterations", "--json", "--list", "--lr", "--out", "--output-stride", "--reset-head", "--resume", "--seed",
-        "--set", "--time", "--weights", "--workers", "-b", "-h", "-j",
+        "--amp", "--annotator", "--asynchronous", "--bands", "--batch-size", "--binary", "--classes", "--data",
+        "--device", "--ema-decay", "--grad-accum-steps", "--help", "--ignore", "--images", "--iterations", "--json",
+        "--list", "--lr", "--map", "--names", "--out", "--output-stride", "--reset-head", "--rest", "--resume",
+        "--seed", "--set", "--time", "--value-range", "--weights", "--workers", "-b", "-h", "-j",
     ],
     "eval": [
-        "--data", "--device", "--flip", "--help", "--ignore-class-names", "--json", "--ladder", "--longest-side",
-        "--output-stride", "--pad-to", "--scales", "--split", "-h",
+        "--annotator", "--bands", "--binary", "--classes", "--data", "--device", "--flip", "--help", "--ignore",
+        "--ignore-class-names", "--images", "--json", "--ladder", "--longest-side", "--map", "--names",
+        "--output-stride", "--pad-to", "--rest", "--scales", "--split", "--value-range", "-h",
     ],
     "val": [
-        "--data", "--device", "--flip", "--help", "--ignore-class-names", "--json", "--ladder", "--longest-side",
-        "--output-stride", "--pad-to", "--scales", "--split", "-h",
+        "--annotator", "--bands", "--binary", "--classes", "--data", "--device", "--flip", "--help", "--ignore",
+        "--ignore-class-names", "--images", "--json", "--ladder", "--longest-side", "--map", "--names",
+        "--output-stride", "--pad-to", "--rest", "--scales", "--split", "--value-range", "-h",
     ],
     "serve": [
         "--allow-host", "--allow-origin", "--deadline", "--device", "--grace", "--help", "--host", "--json",
         "--label-studio-files", "--longest-side", "--max-body", "--max-pixels", "--output-stride", "--port", "--queue",
         "--workers", "-h", "-j",
     ],
+    "bench": [
+        "--data", "--help", "--json", "--output-stride", "--rounds", "--runtimes", "--size", "--threads", "-h",
+    ],
+    "convert": [
+        "--aspp-rates", "--backbone", "--half", "--help", "--json", "--name", "--out", "--output-stride", "--to", "-h",
+    ],
+    "export": [
+        "--aot", "--data", "--format", "--help", "--int8", "--json", "--logits", "--max-loss", "--out",
+        "--output-stride", "--raw-input", "--size", "-h",
+    ],
     "models": ["--help", "--json", "-h"],
     "data": ["--help", "-h"],
-    "data check": ["--allow-empty-classes", "--help", "--json", "-h"],
+    "data check": [
+        "--allow-empty-classes", "--annotator", "--bands", "--binary", "--classes", "--help", "--ignore", "--images",
+        "--json", "--map", "--names", "--report", "--rest", "--value-range", "-h",
+    ],
+    "data show": [
+        "--annotator", "--bands", "--binary", "--classes", "--count", "--device", "--help", "--ignore", "--images",
+        "--json", "--map", "--model", "--names", "--out", "--predictions", "--rest", "--split", "--value-range", "-h",
+    ],
+    "data convert": [
+        "--annotator", "--bands", "--binary", "--classes", "--copy", "--device", "--help", "--ignore", "--images",
+        "--json", "--map", "--model", "--names", "--polygons", "--resplit", "--rest", "--seed", "--to", "--tolerance",
+        "--val", "--value-range", "-h",
+    ],
     "label": [
         "--confidence", "--data", "--device", "--flip", "--help", "--json", "--output-stride", "--scales", "--split",
         "-h",

@@ -92,7 +92,9 @@ def test_no_shell_takes_part() -> None:
 
 
 def test_nothing_but_the_named_downloads_speaks_to_the_network() -> None:
-    assert [(place, module) for place, module in imports() if module.split(".")[0] in NETWORK] == []
+    speaking = [(place, module) for place, module in imports() if module.split(".")[0] in NETWORK]
+    speaking = [(place, module) for place, module in speaking if module != "urllib.parse"]  # which takes text apart
+    assert {place.partition(":")[0] for place, _ in speaking} == {"prediction/urls.py"}  # for --allow-urls alone
 
 
 def test_commands_ask_for_no_other_machine(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:

@@ -51,6 +51,16 @@ def test_data_without_splits_is_divided_with_each_class_on_both_sides(tmp_path: 
     assert content(out)["images/train/00.png"] == (data / "images" / "00.png").read_bytes()
 
 
+def test_all_is_divided_beside_a_test_split_as_training_divides_it(tmp_path: Path, make_data) -> None:
+    data = make_data(tmp_path / "data", {"all": 10, "test": 2})
+    result = convert(source_of(data), tmp_path / "out")
+    assert result.splits == {"train": 8, "val": 2, "test": 2}
+    for split in ("train", "val", "test"):
+        assert open_dataset(tmp_path / "out", split).names == open_dataset(data, split).names
+    assert convert(source_of(data), tmp_path / "anew", resplit=True).splits == {"train": 10, "val": 2}
+    assert convert(source_of(data), tmp_path / "kept", val=0).splits == {"all": 10, "test": 2}
+
+
 def test_masks_have_the_palette_of_the_classes_and_the_file_says_where_they_came_from(tmp_path: Path) -> None:
     out = tmp_path / "out"
     convert(source_of(yolo(tmp_path / "mine")), out)

@@ -3,6 +3,7 @@
 import os
 import re
 import struct
+import sys
 import threading
 import time
 import warnings
@@ -19,6 +20,7 @@ from PIL import Image, ImageFile
 from atrous.data.datasets.dataset import open_dataset
 from atrous.data.image_io import read_image, read_mask, read_note, read_size, write_image
 from atrous.data.labels import VOC
+from atrous.data.samples import ImageRule
 from pictures import chunk, encoded, picture
 from reliability import counted, record
 
@@ -339,3 +341,52 @@ def test_ten_thousand_files_are_pictures_or_value_errors(tmp_path: Path) -> None
 
     many()
     record("fuzzing", f"images and masks: {seen[0]:,} files")
+
+
+def colours() -> np.ndarray:
+    return np.kron(np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+
+
+def refused_at_every_cut(content: bytes) -> None:
+    for cut in [*np.linspace(0, len(content) - 1, 64).astype(int), len(content) - 2]:
+        with pytest.raises(ValueError, match="expected") as caught:
+            read_image(content[:cut])
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"tile_size": (32, 32)}, {"no_jp2": True}])
+def test_jpeg_2000_is_read_whole_or_refused(tmp_path: Path, options: dict) -> None:
+    path = tmp_path / "a.jp2"
+    Image.fromarray(colours()).save(path, "JPEG2000", **options)
+    assert np.array_equal(read_image(path), colours()) and read_size(path) == (48, 64)
+    refused_at_every_cut(path.read_bytes())
+    if "tile_size" in options:  # of 16 bits, Pillow writes tiles wrong: OpenCV reads the same other values
+        return
+    gray = colours()[:, :, 0].astype(np.uint16) * 16
+    Image.fromarray(gray).save(path, "JPEG2000", **options)
+    assert np.array_equal(read_image(path, rule=ImageRule((0, 4080)))[:, :, 1], colours()[:, :, 0])
+
+
+def test_heic_is_read_upright_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, image, more in (("a", colours(), {}), ("b", np.rot90(colours()).copy(), {"exif": exif.tobytes()})):
+        path = tmp_path / f"{name}.heic"
+        pillow_heif.from_pillow(Image.fromarray(image)).save(path, quality=95, **more)
+        assert read_size(path) == (48, 64)
+        assert np.abs(read_image(path).astype(int) - colours()).mean() < 2
+    refused_at_every_cut((tmp_path / "a.heic").read_bytes())
+    with pytest.raises(ValueError, match="64x48 pixels; expected at most 100"):
+        read_image(tmp_path / "a.heic", max_pixels=100)
+    monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
+    with pytest.raises(ValueError, match=r"a.heic: HEIC needs pillow-heif: pip install 'atrous\[heif\]'"):
+        read_image(tmp_path / "a.heic")
+
+
+def test_a_jpeg_of_12_bits_is_refused_by_name() -> None:
+    content = bytearray(encoded("JPEG"))
+    place = content.index(b"\xff\xc0")
+    content[place + 1], content[place + 4] = 0xC1, 12
+    with pytest.raises(ValueError, match="a JPEG of 12 bits, which is not read; expected 8 bits, or PNG or TIFF of 16"):
+        read_image(bytes(content))

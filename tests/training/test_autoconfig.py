@@ -175,7 +175,7 @@ def test_steps_grow_with_the_root_of_the_images(images: int, steps: int) -> None
 def test_weights_are_the_root_of_median_frequency_balancing() -> None:
     # Shares 1/21, 4/21, 16/21: the median is 4.
     assert class_weights((100, 400, 1600)) == (2.0, 1.0, 0.5)
-    assert class_weights((100, 999)) is None and class_weights((100, 1000)) and class_weights((7, 0)) is None
+    assert class_weights((100, 399)) is None and class_weights((7, 0)) is None
     assert class_weights((1, 0, 10**6, 10**3)) == (4.0, 1.0, 0.3, 1.0)
 
 

@@ -149,6 +149,8 @@ def dataset_options(args: argparse.Namespace) -> DatasetOptions:
     for key in ("classes", "rest", "map", "ignore", "names", "images", "annotator", "binary", "value_range", "bands"):
         if given := getattr(args, key, None):
             values[key] = given
+        if isinstance(given, list) and [] in given:  # what argparse makes of it
+            raise ValueError(f"--{key} is '--'; expected a value")
     if "map" in values:
         values["map"] = _pairs(values["map"])
     if "ignore" in values:

@@ -7,6 +7,7 @@ printed there. Nothing heavy is imported before it is known what was asked for, 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -41,6 +42,8 @@ from atrous.cli.data import add as add_data_commands
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line, by default the process's; the exit status."""
     lost = _open_closed_streams()
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")  # file names hold any bytes
     words = sys.argv[1:] if arguments is None else list(arguments)
     if arguments is None:  # the process is ours
         warnings.showwarning = _warn

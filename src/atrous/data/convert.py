@@ -25,7 +25,9 @@ import numpy as np
 import yaml
 
 from atrous.atomic import sweep, write_text, written_whole
+from atrous.data.datasets.base import WHOLE
 from atrous.data.datasets.dataset import Item, SegmentationDataset
+from atrous.data.datasets.parts import is_undivided
 from atrous.data.datasets.split import SHARE, divide
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels, read_image, read_note, read_size, write_image, write_mask
@@ -142,21 +144,26 @@ Divided = dict[str, list[tuple[SegmentationDataset, Item]]]
 
 
 def _divided(source: Source, val: float, seed: int, resplit: bool, result: Converted) -> Divided:
-    """The items of each split; those of the only split divided into train and val."""
+    """The items of each split; those of the only split, or of all but the test, divided into train and val."""
     opened = {split: SegmentationDataset.of(listing) for split, listing in source.splits.items()}
     everything = {split: [(dataset, item) for item in dataset.items] for split, dataset in opened.items()}
-    if not val or source.whole or (len(everything) > 1 and not resplit):
+    if not val or source.whole or (len(everything) > 1 and not resplit and not is_undivided([*everything])):
         return everything
-    together = [pair for pairs in everything.values() for pair in pairs]
+    kept = (
+        {}
+        if resplit
+        else {split: pairs for split, pairs in everything.items() if len(everything) > 1 and split != WHOLE}
+    )
+    together = [pair for split, pairs in everything.items() for pair in pairs if split not in kept]
     if len(together) < 2:
-        return {"train": together}
+        return {"train": together, **kept}
     with ThreadPoolExecutor() as pool:
         classes = list(pool.map(lambda pair: _classes_of(*pair), together))
     train, held = divide([item.name for _, item in together], classes, val, seed)
     chosen = {"train": [together[index] for index in train], "val": [together[index] for index in held]}
     what = f"divided {counted(len(together), 'image')} into {len(train)} train, {len(held)} val, with seed {seed}"
     result.said.append(f"{what}; classes are on both sides where they can be")
-    return chosen
+    return chosen | kept
 
 
 def _as_before(divided: Divided, out: Path, images: str) -> Divided:

@@ -17,6 +17,8 @@ from atrous.data.palette import drawn_palette, is_background
 LEAST_SHARE = 0.001
 """Share of the pixels below which the legend omits a class."""
 
+_STRIP = 256
+
 
 def overlay(
     image: Pixels,
@@ -45,7 +47,7 @@ def overlay(
     """
     if image.shape != (*mask.shape, 3):
         raise ValueError(f"image of shape {image.shape} and mask of shape {mask.shape}; expected H,W,3 and H,W")
-    ids = mask.astype(np.uint8 if labels.largest_id < 256 else np.uint16)
+    ids: npt.NDArray[np.uint8 | np.uint16] = mask.astype(np.uint8 if labels.largest_id < 256 else np.uint16)
     strength = np.zeros(labels.largest_id + 1, dtype=np.float32)
     strength[: len(labels)] = [0.0 if is_background(name) else alpha for name in labels.names]
     strength[labels.ignore] = 0.0
@@ -54,9 +56,10 @@ def overlay(
         strength[list(classes)] = alpha
     colours = np.zeros((labels.largest_id + 1, 3), dtype=np.uint8)
     colours[: len(labels)] = drawn_palette(labels)
-    weights = Image.fromarray(np.rint(255 * strength).astype(np.uint8)[ids])
-    picture = Image.fromarray(image)
-    picture.paste(Image.fromarray(colours[ids]), mask=weights)
+    weights, picture = np.rint(255 * strength).astype(np.uint8), Image.fromarray(image)
+    for top in range(0, len(ids), _STRIP):  # the colours of all pixels would take more memory than the photograph
+        part = ids[top : top + _STRIP]
+        picture.paste(Image.fromarray(colours[part]), (0, top), Image.fromarray(weights[part]))
     picture.paste((255, 255, 255), mask=Image.fromarray(_outline(ids)))
     if names:
         _write_names(picture, ids, labels)

@@ -105,6 +105,7 @@ def predict_files(
     names = output_names(find_photographs(sources))
     result = FilesResult(shortened={path: name for path, name in names.items() if is_shortened(path, name)})
     _check_outputs(out, names)
+    sweep(out)
     sweep(out / "masks")
     sweep(out / "overlays")
     settings, here = predictor.settings(), set[Path]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from typing import Any, Literal
@@ -101,14 +102,18 @@ def render(result: Segmentation, answer: Answer, options: Options, model: str) -
         return Response(png(result.cutout(*names or ())), media_type="image/png")
     shapes = None if options.shapes == "none" else options.shapes
     described = result.to_dict(shapes, options.tolerance)
-    return json_response({**described, "source": "", "model": model})
+    del described["source"]  # there is no file
+    return json_response({"model": model, **described})
 
 
 def mask_png(result: Segmentation) -> bytes:
     """The mask as a palette PNG of class ids."""
     image = Image.fromarray(result.mask)
-    image.putpalette(mask_palette(result.labels))
+    image.putpalette(_palette(result.labels))
     return png(image)
+
+
+_palette = functools.lru_cache(maxsize=64)(mask_palette)
 
 
 def png(image: Image.Image) -> bytes:

@@ -23,7 +23,7 @@ _FIELDS = 32
 class _InMemory(MultiPartParser):
     """A form's files stay in memory: the body is limited already, and no image is to reach a disk."""
 
-    spool_max_size = 1 << 62
+    spool_max_size = max_file_size = 1 << 62  # before and since Starlette 0.46
 
 
 def media_type(headers: Headers) -> str:

@@ -11,14 +11,13 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from fastapi import Request
 from fastapi.responses import Response
 from starlette.datastructures import QueryParams
 
+from atrous.integrations import label_studio as integration
 from atrous.prediction.segmentation import Segmentation
 from atrous.serving.answers import json_response
 from atrous.serving.errors import Problem
@@ -27,12 +26,10 @@ from atrous.serving.limits import Limits
 from atrous.serving.served import ServedModel, find
 from atrous.serving.service import Service
 
-KINDS = {"BrushLabels": "brushlabels", "PolygonLabels": "polygonlabels"}
-"""The tags that take masks, and the type of their results."""
+KINDS = ("BrushLabels", "PolygonLabels")
+"""The tags that take masks."""
 
 _CONFIG_CHARACTERS = 1 << 20
-_RUN_BITS = (4, 8, 12, 16)
-"""Widths of the lengths in a brush's run-length code."""
 
 
 def setup(model: ServedModel, document: Mapping[str, Any]) -> dict[str, str]:
@@ -215,59 +212,13 @@ def prediction(result: Segmentation, target: Target, version: str) -> dict[str, 
         target: see `parse_config`.
         version: of the model.
     """
-    height, width = result.mask.shape
-    common = {
-        "from_name": target.from_name, "to_name": target.to_name, "type": KINDS[target.kind],
-        "original_width": width, "original_height": height, "image_rotation": 0,
-    }  # fmt: skip
-    scores = {name: score for name, score in result.confidences.items() if name in target.labels}
-    values = _brushes(result, target) if target.kind == "BrushLabels" else _polygons(result, target)
-    made = [
-        {"id": f"atrous-{i}", **common, "score": round(scores[name], 6), "value": value}
-        for i, (name, value) in enumerate(values)
-    ]
-    areas = {name: result.areas[name] for name in scores}
-    mean = sum(scores[name] * area for name, area in areas.items()) / sum(areas.values()) if areas else 0.0
-    return {"model_version": version, "score": round(mean, 6), "result": made}
-
-
-def _brushes(result: Segmentation, target: Target) -> list[tuple[str, dict[str, Any]]]:
-    return [
-        (name, {"format": "rle", "rle": brush_rle(result.mask == i), "brushlabels": [target.labels[name]]})
-        for i, name in result.names.items()
-        if name in target.labels
-    ]
-
-
-def _polygons(result: Segmentation, target: Target) -> list[tuple[str, dict[str, Any]]]:
-    """Outlines in percent of width and height; Label Studio has no holes in polygons, so these are filled."""
-    height, width = result.mask.shape
-    return [
-        (name, {"points": (outer * (100 / width, 100 / height)).round(4).tolist(), "closed": True,
-                "polygonlabels": [target.labels[name]]})
-        for name, shapes in result.polygons().items()
-        if name in target.labels
-        for outer, _ in shapes
-    ]  # fmt: skip
-
-
-def brush_rle(region: npt.NDArray[np.bool_]) -> list[int]:
-    """Label Studio's run-length code of a brush: the pixels as RGBA, 0 or 255, packed into bytes.
-
-    Args:
-        region: H,W.
-    """
-    flat = region.ravel()
-    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
-    bits = [f"{4 * flat.size:032b}", f"{8 - 1:05b}", *(f"{width - 1:04b}" for width in _RUN_BITS)]
-    start = 0
-    for end in ends.tolist():
-        value, left = "11111111" if flat[start] else "00000000", 4 * (end - start)
-        while left:
-            length = min(left, 1 << _RUN_BITS[-1])
-            kind = next(i for i, width in enumerate(_RUN_BITS) if length <= 1 << width)
-            bits.append(f"1{kind:02b}{length - 1:0{_RUN_BITS[kind]}b}{value}")
-            left -= length
-        start = end
-    packed = np.packbits(np.frombuffer("".join(bits).encode(), np.uint8) - ord("0"))
-    return [int(byte) for byte in packed]
+    kind: Literal["brush", "polygon"] = "brush" if target.kind == "BrushLabels" else "polygon"
+    made = integration.prediction(
+        result, from_name=target.from_name, to_name=target.to_name, kind=kind, background=True, model_version=version
+    )
+    kept = []
+    for one in made["result"]:
+        name = one["value"][f"{kind}labels"][0]
+        if name in target.labels:
+            kept.append({**one, "value": {**one["value"], f"{kind}labels": [target.labels[name]]}})
+    return {**made, "result": kept}

@@ -16,6 +16,9 @@ from atrous.serving.metrics import Metrics
 from atrous.serving.served import ServedModel
 from atrous.serving.workers import Job, WorkerPool
 
+_LAST_SECONDS = 2.0
+"""For workers to end; what they still do is of requests that were given up."""
+
 
 class Service:
     """Models, workers and limits.
@@ -74,9 +77,9 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.readers, function, *arguments)
 
     def close(self) -> bool:
-        """End the workers; whether they ended."""
+        """End the workers, once the server has drained; whether they ended."""
         self.readers.shutdown(wait=False, cancel_futures=True)
-        return self.pool.close(self.limits.grace)
+        return self.pool.close(_LAST_SECONDS)
 
 
 async def _left(request: Request) -> None:

@@ -55,7 +55,6 @@ _LARGE, _REDUCED = 2000, 1280
 """Pictures whose longer side is more than the first are made smaller: a crop of one shows too little of it."""
 _LEAST = 257
 """Pixels that the shorter side must keep for that."""
-_UNBALANCED = 10
 _RARE = 0.1
 _ENOUGH_TO_DIVIDE = 10
 """Images to train on from which some are held back where there is no split to validate on."""
@@ -219,15 +218,14 @@ def class_weights(pixels: Sequence[int] | npt.NDArray[np.int64]) -> tuple[float,
     """Weights of the loss by the square root of median-frequency balancing (Eigen and Fergus 2015), or None.
 
     The square root, because the whole of it costs more on the common classes than the rare ones gain. None where no
-    class has `_UNBALANCED` times the pixels of another: of a class that is found well, weights then cost more pixels
-    that are taken for it than they gain (LOG.md, cats).
+    class has four times the pixels of another.
 
     Args:
         pixels: of each class, K. A class without any has weight 1.
     """
     counts = np.asarray(pixels, dtype=np.float64)
     present = counts[counts > 0]
-    if len(present) < 2 or present.max() < _UNBALANCED * present.min():
+    if len(present) < 2 or present.max() < 4 * present.min():
         return None
     weights = np.sqrt(np.median(present) / np.where(counts > 0, counts, np.median(present))).clip(0.3, 4.0)
     return tuple(round(float(weight), 2) for weight in weights)
@@ -286,7 +284,7 @@ def _rare(survey: Survey) -> list[str]:
 
 def _reason_for_weights(survey: Survey, weights: tuple[float, ...] | None) -> str:
     if weights is None:
-        return f"no weights of classes: none has {_UNBALANCED} times the pixels of another"
+        return "no weights of classes: none has four times the pixels of another"
     total = survey.pixels.sum(axis=0)
     order = [int(i) for i in np.argsort(total) if total[i]]
     least, most = order[0], order[-1]

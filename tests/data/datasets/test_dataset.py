@@ -207,7 +207,7 @@ def test_remap_is_checked() -> None:
         (
             "nope:{root}",
             ValueError,
-            "unknown kind of data set 'nope'; expected yolo, folder, voc, cityscapes, .*pairs, or a path",
+            "unknown kind of data set 'nope'; expected yolo, folder, voc, cityscapes, .*pairs, .*or a path",
         ),
         ("vco:ph", ValueError, r"vco:ph: unknown kind of data set 'vco'; did you mean voc\?$"),
         ("folders:{root}", ValueError, r"unknown kind of data set 'folders'; did you mean folder\?$"),

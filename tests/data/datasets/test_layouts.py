@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atrous.data.datasets.dataset import kind_of, open_dataset, splits
+from atrous.data.datasets.dataset import kind_of, list_split, open_dataset, splits
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.image_io import write_mask
 from atrous.data.labels import VOC
 from atrous.data.sampling import id_histograms
@@ -184,3 +185,16 @@ def test_archives_in_a_folder_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match=r"it holds the archives annotations\.tar\.gz, images\.tar\.gz: give one"):
         kind_of(tmp_path)
+
+
+def test_camvid_may_be_named(tmp_path: Path) -> None:
+    pairs_beside(tmp_path, "train")
+    assert kind_of(f"camvid:{tmp_path}") == "camvid" and kind_of(tmp_path) == "pairs"
+    assert len(open_dataset(f"camvid:{tmp_path}", "train")) == 1
+
+
+def test_options_that_a_layout_has_no_use_for_are_said(tmp_path: Path) -> None:
+    plain(tmp_path, "train")
+    for key, value in (("annotator", "ann"), ("images", "photos")):
+        with pytest.warns(UserWarning, match=f"{key} is {value}, which the layout folder has no use for"):
+            list_split(tmp_path, "train", DatasetOptions.parse({key: value}))

@@ -190,3 +190,15 @@ def _labels_or_value_error(folder: Path, content: bytes) -> bool:
     except ValueError as error:
         assert str(error).startswith(str(path)) and "\n" not in str(error)
         return False
+
+
+def test_the_page_has_every_key_and_its_example_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "dataset-yaml.md").read_text("utf-8")
+    example = page.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "dataset.yaml").write_text(example, "utf-8")
+    options, _ = read_options(tmp_path / "dataset.yaml")
+    assert {*options.as_dict()} == {*KEYS} and len(load_labels(tmp_path / "dataset.yaml")) == 3
+    rows = [line for line in page.split("\n") if line.startswith("| `")]
+    for key in KEYS:
+        (row,) = [row for row in rows if row.startswith(f"| `{key}` |")]
+        assert f"--{key.replace('_', '-')}" in row or key == "palette"

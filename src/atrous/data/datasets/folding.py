@@ -47,10 +47,7 @@ def own_labels(options: DatasetOptions) -> tuple[Labels, tuple[int, ...] | None]
     numbers = [number for number in numbers if str(number) not in options.names]
     stored = options.ids or range(count)
     if taken := [number for number in numbers if number in stored]:
-        name = options.names[list(stored).index(taken[0])]
-        raise ValueError(
-            f"ignore is {taken[0]}, the id of class {name!r}; expected an id that is no class's, or {name!r}"
-        )
+        raise ValueError(_is_class(taken[0], options.names[list(stored).index(taken[0])]))
     ignore = next((number for number in numbers if count <= number <= ignored_id(count)), ignored_id(count))
     labels = Labels(options.names, options.palette or voc_palette(count), ignore)
     if not options.ids or options.ids == tuple(range(count)):

@@ -176,7 +176,10 @@ def _of_values(root: Path, pixels: Counter[int], of: str, binary: str) -> FoundC
     else:
         names = ["background" if value == 0 else f"class {value}" for value in values]
     if not 0 < len(names) <= 255:
-        raise ValueError(f"{root}: {len(names)} values in {of}, {_listed(pixels)}; expected 1 to 255, one a class")
+        raise ValueError(
+            f"{root}: {len(names)} values in {of}, {_listed(pixels)}; expected 1 to 255, one a class, not one "
+            "an instance"
+        )
     meanings = [f"{value} is {name}" for value, name in zip(values, names, strict=True)]
     meanings += [f"{value} is ignored" for value in ignored]
     or_flag = ", or with `binary: ignore`" if [*values] == [0, 255] else ""

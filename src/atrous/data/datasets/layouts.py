@@ -75,8 +75,16 @@ LAYOUTS: dict[str, Layout] = {
     "panoptic": panoptic.LAYOUT,
     "huggingface": huggingface.LAYOUT,
     "pairs": pairs.LAYOUT,
+    "camvid": pairs.LAYOUT,
 }
 """By the name in `NAME:PATH`; a path without a name has the first layout that recognises it."""
+
+_TAKEN_BY = {
+    "images": ("cvat", "label_studio", "yolo", "instances", "coco", "labelme", "labelme_xml", "supervisely", "voc"),
+    "annotator": ("label_studio",),
+    "binary": ("pairs", "camvid", "folder", "huggingface"),
+}
+"""The layouts that options are for, which are not for all."""
 
 _ORDER = ("train", "trainaug", "train_coarse", "train_extra", "trainval", "val", "val_coarse", "test")
 _ANNOTATIONS = (".json", ".jsonl", ".xml", ".yaml", ".yml", ".csv", ".txt", ".parquet")
@@ -124,6 +132,7 @@ def list_split(data: str | Path, split: str, options: DatasetOptions = NO_OPTION
     kind, root, described = _located(data)
     options = options.over(described)
     layout = LAYOUTS[kind]
+    _say_unused(kind, root, options)
     there = _splits(layout, root)
     divided = split in PARTS and is_undivided(there)
     if split not in there and not divided:
@@ -138,6 +147,13 @@ def list_split(data: str | Path, split: str, options: DatasetOptions = NO_OPTION
         return folded(listing, options)
     except ValueError as error:
         raise ValueError(f"{root}: {error}") from None
+
+
+def _say_unused(kind: str, root: Path, options: DatasetOptions) -> None:
+    """Warn of what was asked for and has no effect in this layout."""
+    for key, kinds in _TAKEN_BY.items():
+        if getattr(options, key) and kind not in kinds:
+            say_once(f"{root}: {key} is {getattr(options, key)}, which the layout {kind} has no use for")
 
 
 def _located(data: str | Path) -> tuple[str, Path, DatasetOptions]:
@@ -235,12 +251,12 @@ def _expected(root: Path) -> str:
     if holds_photographs_only(root):
         return (
             "; photographs, but no masks; expected a mask beside each, such as images/train/NAME.jpg with "
-            "masks/train/NAME.png; docs/training.md lists the layouts"
+            "masks/train/NAME.png; docs/data.md lists the layouts"
         )
     if archives := [name for name in names_in(root) if is_archive(root / name)]:
         return f"; it holds the archives {listed(archives)}: give one of them, or unpack them there"
     expected = "images/ and masks/, X.jpg with X_mask.png, or the export of a tool"
-    return f"; expected {expected}; docs/training.md lists the layouts{_published(root.name)}"
+    return f"; expected {expected}; docs/data.md lists the layouts{_published(root.name)}"
 
 
 def _instead(root: Path) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from atrous.data.labels import Colour
+from atrous.colours import Colour
 from atrous.messages import did_you_mean
 from atrous.yaml_io import parse_yaml
 

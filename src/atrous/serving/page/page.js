@@ -168,7 +168,7 @@ function list() {
   for (const id of state.ids) counts[id]++;
   state.shares = counts.map((count) => count / state.ids.length);
   const here = model().classes.filter((one) => counts[one.id]).sort((a, b) => counts[b.id] - counts[a.id]);
-  state.on = new Set(here.filter((one) => one.name !== "background").map((one) => one.id));
+  state.on = new Set(here.filter((one) => !one.background).map((one) => one.id));
   $("classes").replaceChildren(...here.map(item));
   downloadable();
 }
