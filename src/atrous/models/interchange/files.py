@@ -6,7 +6,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def read_file(path: Path) -> Checkpoint:
         raise FileNotFoundError(f"{file}: no such file; expected a checkpoint")
     if file.suffix.lower() in TENSORFLOW:
         raise ValueError(f"{file} is TensorFlow's or Keras's, whose own reader alone reads it; {_BY_NPZ}")
-    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+    readers: dict[str, Callable[[Path], Any]] = {".safetensors": _read_safetensors, ".npz": _read_npz}
     content = readers.get(file.suffix, _read_pickle)(file)
     state, meta = _state_of(file, content)
     if file.name.partition(".")[0] in ("model", "pytorch_model"):
