@@ -24,6 +24,11 @@ LARGE = ((192, 256), (193, 225), (160, 203))
 """Maps of more features than rates, so that every branch sees more than its own place."""
 
 
+def near(*values: Any) -> Any:
+    """A case that another one of the same test comes near to."""
+    return pytest.param(*values, marks=pytest.mark.integration)
+
+
 @torch.no_grad()
 def compare(net: nn.Module, path: Path, content: Any = None, sizes=SIZES, choices: Choices | None = None) -> Any:
     torch.save(net.state_dict() if content is None else content, path)
@@ -47,7 +52,7 @@ def test_torchvision(name: str, tmp_path: Path) -> None:
     assert model.output_stride == (8 if "resnet" in name else 16)
 
 
-@pytest.mark.parametrize(("kind", "output_stride"), [("plain", 8), ("v1c", 16), ("v1d", 8)])
+@pytest.mark.parametrize(("kind", "output_stride"), [near("plain", 8), ("v1c", 16), ("v1d", 8)])
 def test_mmsegmentation(kind: str, output_stride: int, tmp_path: Path) -> None:
     net = shaken(MMSegmentation(kind, channels=16, output_stride=output_stride))
     strides, rates = ("(1, 2, 1, 1)", "(1, 12, 24, 36)") if output_stride == 8 else ("(1, 2, 2, 1)", "(1, 6, 12, 18)")
@@ -58,14 +63,14 @@ def test_mmsegmentation(kind: str, output_stride: int, tmp_path: Path) -> None:
     assert converted.names == ("road", "car", "tree", "sky", "pole") and converted.palette[0] == (1, 2, 3)
 
 
-@pytest.mark.parametrize("deep", [True, False])
+@pytest.mark.parametrize("deep", [True, near(False)])
 def test_detectron2(deep: bool, tmp_path: Path) -> None:
     net = shaken(Detectron2(deep))
     model, converted = compare(net, tmp_path / "model_final.pth", {"model": net.state_dict()}, MULTIPLES)
     assert "multi-grid 1, 2, 4" in converted.guesses[0]
 
 
-@pytest.mark.parametrize(("stride", "tf_padding"), [(8, True), (16, False)])
+@pytest.mark.parametrize(("stride", "tf_padding"), [(8, True), near(16, False)])
 @torch.no_grad()
 def test_huggingface(stride: int, tf_padding: bool, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
