@@ -84,7 +84,8 @@ def test_what_was_assumed_is_said_once(tmp_path: Path) -> None:
 def test_finetune_and_eval_and_predict_take_a_checkpoint(
     checkpoint: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["eval", str(checkpoint), "--data", str(tiny_data), "--device", "cpu", "--json", "--ignore-class-names"]) == 0
+    words = ["eval", str(checkpoint), "--data", str(tiny_data), "--device", "cpu", "--json", "--ignore-class-names"]
+    assert main(words) == 0
     assert 0 <= json.loads(capsys.readouterr().out)["miou"] <= 1
     run = tmp_path / "run"
     words = ["train", "finetune", "--data", str(tiny_data), "--out", str(run), "--weights", str(checkpoint)]
@@ -133,7 +134,7 @@ def test_a_backbone_starts_from_a_classifiers_file(
     path = tmp_path / "lcnet.pth"
     torch.save(shaken(timm.create_model("lcnet_050")).state_dict(), path)
     words = ["train", "finetune", "--data", str(tiny_data), "--out", str(tmp_path / "run"), "--weights", str(path)]
-    settings = ["--set", "backbone=timm/lcnet_050", "--set", "multi_grid=null", "--iterations", "1", "--batch-size", "2"]
-    assert main([*words, *settings, "--set", "crop=33", "--device", "cpu", "--workers", "0"]) == 0
+    settings = ["--set", "backbone=timm/lcnet_050", "--set", "multi_grid=null", "--set", "crop=33"]
+    assert main([*words, *settings, "--iterations", "1", "--batch-size", "2", "--device", "cpu", "--workers", "0"]) == 0
     assert f"the backbone starts from {path}, a classifier" in " ".join(capsys.readouterr().err.split())
     assert read_card(tmp_path / "run" / "best" / "model.safetensors").arguments["stride_in"] == "first"

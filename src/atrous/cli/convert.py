@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command."""
-    text = "weights of torchvision, smp, mmsegmentation, VainF, detectron2 or Hugging Face to a file of ours, and back"
+    text = "weights of torchvision, smp, mmsegmentation, detectron2, Hugging Face, ... to a file of ours, and back"
     example = "atrous convert deeplabv3_resnet50_coco.pth --out voc.safetensors"
     parser = add_command(commands, "convert", run, text, example)
     text = "a checkpoint, or the folder of save_pretrained; with --to, a model of ours"

@@ -194,7 +194,7 @@ def _model_and_sources(words: list[str]) -> tuple[str, list[str]]:
     first, *rest = words
     folder = Path(first)
     is_run = any((folder / name).exists() for name in ("recipe.yaml", "best", "model.safetensors", "pytorch_model.bin"))
-    is_file = first.endswith((".safetensors", ".onnx", ".xml", ".pt2", *PICKLES))
+    is_file = first.endswith((".safetensors", ".onnx", ".xml", ".pt2", ".npz", *PICKLES))
     if first in names() or is_file or is_run or (rest and is_hub_name(first)):
         resolve(first)
         if not rest:

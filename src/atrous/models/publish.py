@@ -41,7 +41,7 @@ def save_pretrained(model: DeepLabV3, folder: str | Path, card: ModelCard | None
     Raises:
         ValueError: as for `atrous.save`.
     """
-    card = card or model.card or _numbered(model)
+    card = card or getattr(model, "card", None) or _numbered(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save(model, folder / MODEL_FILE, card, half=half)

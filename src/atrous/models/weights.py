@@ -34,7 +34,7 @@ from atrous.models.exported import ExportedDeepLabV3, is_exported, open_file
 from atrous.models.hub import fetch, is_hub_name
 from atrous.models.interchange.base import Converted
 from atrous.models.interchange.convert import convert
-from atrous.models.interchange.files import PICKLES
+from atrous.models.interchange.files import PICKLES, TENSORFLOW
 from atrous.models.output_stride import LONGEST_SIDE
 
 MODEL_FILE = "model.safetensors"
@@ -312,7 +312,7 @@ def card_of(converted: Converted, source: str) -> ModelCard:
 
 def _is_foreign(path: Path) -> bool:
     """Whether a file is a checkpoint of another library."""
-    if path.suffix.lower() in PICKLES:
+    if path.suffix.lower() in (PICKLES | TENSORFLOW | {".npz"}):
         return True
     if path.suffix != ".safetensors":
         return False
@@ -375,6 +375,8 @@ def resolve(source: str | Path) -> Path:
         if (path / "pytorch_model.bin").is_file():  # an older save_pretrained
             return path / "pytorch_model.bin"
         raise ValueError(f"{path} holds neither {MODEL_FILE} nor best/{MODEL_FILE}")
+    if os.path.isfile(f"{source}.index"):  # TensorFlow's checkpoints are named by what their files have in common
+        return Path(f"{source}.index")
     if is_hub_name(source):
         return fetch(str(source))
     hint = did_you_mean(source, names(), otherwise="the names are")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,11 @@ SIZES = ((32, 48), (33, 65), (40, 57))
 MULTIPLES = ((32, 48), (32, 64), (48, 32))
 LARGE = ((192, 256), (193, 225), (160, 203))
 """Maps of more features than rates, so that every branch sees more than its own place."""
+
+
+def near(*values: Any) -> Any:
+    """A case that another one of the same test comes near to."""
+    return pytest.param(*values, marks=pytest.mark.integration)
 
 
 @torch.no_grad()
@@ -46,7 +52,7 @@ def test_torchvision(name: str, tmp_path: Path) -> None:
     assert model.output_stride == (8 if "resnet" in name else 16)
 
 
-@pytest.mark.parametrize(("kind", "output_stride"), [("plain", 8), ("v1c", 16), ("v1d", 8)])
+@pytest.mark.parametrize(("kind", "output_stride"), [near("plain", 8), ("v1c", 16), ("v1d", 8)])
 def test_mmsegmentation(kind: str, output_stride: int, tmp_path: Path) -> None:
     net = shaken(MMSegmentation(kind, channels=16, output_stride=output_stride))
     strides, rates = ("(1, 2, 1, 1)", "(1, 12, 24, 36)") if output_stride == 8 else ("(1, 2, 2, 1)", "(1, 6, 12, 18)")
@@ -57,14 +63,14 @@ def test_mmsegmentation(kind: str, output_stride: int, tmp_path: Path) -> None:
     assert converted.names == ("road", "car", "tree", "sky", "pole") and converted.palette[0] == (1, 2, 3)
 
 
-@pytest.mark.parametrize("deep", [True, False])
+@pytest.mark.parametrize("deep", [True, near(False)])
 def test_detectron2(deep: bool, tmp_path: Path) -> None:
     net = shaken(Detectron2(deep))
     model, converted = compare(net, tmp_path / "model_final.pth", {"model": net.state_dict()}, MULTIPLES)
     assert "multi-grid 1, 2, 4" in converted.guesses[0]
 
 
-@pytest.mark.parametrize(("stride", "tf_padding"), [(8, True), (16, False)])
+@pytest.mark.parametrize(("stride", "tf_padding"), [(8, True), near(16, False)])
 @torch.no_grad()
 def test_huggingface(stride: int, tf_padding: bool, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
@@ -130,3 +136,51 @@ def test_maps_larger_than_the_rates(stride: int, tmp_path: Path) -> None:
     else:
         multiples = tuple((h // 16 * 16, w // 16 * 16) for h, w in LARGE)
         compare(shaken(Detectron2()), tmp_path / "d2.pth", {"model": shaken(Detectron2()).state_dict()}, multiples)
+
+
+def tensorflow_names(net: nn.Module) -> dict[str, np.ndarray]:
+    """The variables of the authors' graph for a network of transformers, which was made from them."""
+    layers = {"expand_1x1": "expand", "conv_3x3": "depthwise", "reduce_1x1": "project"}
+    head = {"conv_pool": "image_pooling", "conv_aspp": "aspp0", "conv_projection": "concat_projection"}
+    norm = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+    variables = {}
+    for key, value in net.state_dict().items():
+        *place, kind, part = key.split(".")
+        if part == "num_batches_tracked" or "conv_1x1" in place:
+            continue
+        if place == ["segmentation_head", "classifier"]:
+            name = "logits/semantic"
+        elif place[0] == "segmentation_head":
+            name = head[place[1]]
+        elif place[-1] == "first_conv":
+            name = "MobilenetV2/Conv"
+        else:  # what transformers calls the stem has the first unit's two layers
+            unit = 0 if place[1] == "conv_stem" else int(place[2]) + 1
+            name = f"MobilenetV2/expanded_conv{f'_{unit}' if unit else ''}/{layers[place[-1]]}"
+        if kind == "normalization":
+            variables[f"{name}/BatchNorm/{norm[part]}"] = value
+        elif part == "bias":
+            variables[f"{name}/biases"] = value
+        elif name.endswith("depthwise"):
+            variables[f"{name}/depthwise_weights"] = value.permute(2, 3, 0, 1)
+        else:
+            variables[f"{name}/weights"] = value.permute(2, 3, 1, 0)
+    variables["MobilenetV2/Conv/weights/Momentum"] = variables["MobilenetV2/Conv/weights"]
+    variables["global_step"] = torch.tensor(3)
+    return {name: value.numpy() for name, value in variables.items()}
+
+
+@torch.no_grad()
+def test_research_deeplab(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers, whose network is the authors'")
+    config = transformers.MobileNetV2Config(num_labels=4, output_stride=16, depth_multiplier=0.5, tf_padding=True)
+    net = shaken(transformers.MobileNetV2ForSemanticSegmentation(config))
+    np.savez_compressed(tmp_path / "net.npz", **tensorflow_names(net))
+    model, converted = convert(tmp_path / "net.npz")
+    assert converted.library == "research/deeplab" and converted.dropped and "output stride 16" in converted.guesses[0]
+    assert model.upsampling == "grid" and model.mean == (0.5, 0.5, 0.5)
+    for size in ((33, 49), (65, 97), (49, 81)):  # one more than a multiple of the stride, as the authors have them
+        image = torch.rand(1, 3, *size, dtype=torch.float64) * 2 - 1
+        logits = net.double()(image).logits
+        expected = F.interpolate(logits, size, mode="bilinear", align_corners=True)
+        assert (model.double()(image) - expected).abs().max() < 1e-6 * expected.abs().max(), size

@@ -64,6 +64,8 @@ ENCODER, STAGE = {"encoder.conv1.weight": ONE}, {"backbone.layer4.0.conv1.weight
         ),
         ({"backbone.conv1.weight": ONE, "classifier.0.weight": FILTER}, "it is an FCN of torchvision"),
         ({"backbone.0.0.weight": ONE, "classifier.low_classifier.weight": ONE}, "it is an LR-ASPP of torchvision"),
+        ({"logits/semantic/weights": ONE, "decoder/x": ONE}, r"it is a DeepLabv3\+ of research/deeplab"),
+        ({"logits/semantic/weights": ONE, "xception_65/x": ONE}, "its backbone is xception_65 of research/deeplab"),
         ({"segformer.encoder.weight": ONE}, "expected MobileNetV2ForSemanticSegmentation"),
         (
             {"conv1.weight": FILTER, "fc.weight": torch.zeros(1000, 2)},

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,6 +16,7 @@ from torch import nn
 
 from atrous.models.interchange.convert import convert
 from atrous.models.interchange.files import read_file
+from atrous.models.weights import load
 from foreign import shaken
 from reliability import counted, record
 
@@ -37,6 +39,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = {"state_dict": net.state_dict(), "config": config}
     torch.save(content, folder / "zip.pth")
     torch.save(content, folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    variables = {f"MobilenetV2/{i}": np.zeros(3, np.float32) for i in range(5)} | {
+        "logits/semantic/weights": np.ones(4)
+    }
+    np.savez(folder / "arrays.npz", **variables)
     return folder
 
 
@@ -44,6 +50,7 @@ FORMATS = {
     "zip": ["zip.pth"],
     "legacy": ["legacy.pth"],
     "safetensors": ["model.safetensors", "config.json"],
+    "npz": ["arrays.npz"],
 }
 ODD = [b"\xff\xff\xff\xff", b"0000", b"99999999", b"null", b'"","', b"[[[[", b"-1", b"1e999", b"NaN", b"\x8a\x08"]
 
@@ -90,7 +97,8 @@ def check_mutated(whole: Path, names: list[str], rng: random.Random, folder: Pat
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_mutated_checkpoints_convert_or_are_refused_by_name(kind: str, folder: Path, tmp_path: Path) -> None:
-    convert(folder / FORMATS[kind][0])
+    if kind != "npz":  # which is no whole network
+        convert(folder / FORMATS[kind][0])
     rng = random.Random(kind)
     for _ in range(25):
         check_mutated(folder, FORMATS[kind], rng, tmp_path)
@@ -143,6 +151,19 @@ def sparse(path: Path) -> None:
     torch.save({"a.weight": torch.zeros(4, 4).to_sparse()}, path)
 
 
+def several_disks(path: Path) -> None:
+    """The end of the archive says that it is one of several."""
+    torch.save({"a.weight": torch.zeros(4)}, path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x06\x07")
+    content[at + 16 : at + 20] = (9).to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+def odd_name(path: Path) -> None:
+    torch.save({"a.weight\nand more": torch.zeros(4)}, path)
+
+
 def header_of_more(path: Path) -> None:
     """Safetensors whose header says that its tensor has 2^40 numbers."""
     save_file({"a.weight": torch.zeros(4)}, path)
@@ -159,6 +180,8 @@ def header_of_more(path: Path) -> None:
         (longer_storage, "cannot be read as a checkpoint of PyTorch"),
         (legacy, "cannot be read as a checkpoint of PyTorch"),
         (sparse, "which the file does not hold"),
+        (several_disks, "is not a whole checkpoint: zipfiles that span multiple disks are not supported"),
+        (odd_name, r"has the name 'a.weight\\nand more', which is none of a layer"),
     ],
 )
 def test_what_says_that_it_is_larger_is_refused(forge: Callable[[Path], None], words: str, tmp_path: Path) -> None:
@@ -195,3 +218,40 @@ def test_a_configuration_that_is_none_is_refused_by_name(changes: dict, folder: 
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="no JSON"):
         convert(tmp_path)
+
+
+def npz_of_more(path: Path) -> None:
+    """An array whose header says that it has 10^12 numbers."""
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }".ljust(117) + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
+
+
+def npz_bomb(path: Path) -> None:
+    np.savez_compressed(path, a=np.zeros(10_000_000, np.float32))
+
+
+def npz_of_objects(path: Path) -> None:
+    np.savez(path, a=np.array([{"a": 1}], dtype=object))
+
+
+@pytest.mark.parametrize(
+    ("forge", "words"),
+    [
+        (npz_of_more, "float32 of the shape .1000000, 1000000., expected numbers that it holds"),
+        (npz_bomb, "it unpacks to far more than it holds"),
+        (npz_of_objects, "an array is object of the shape"),
+    ],
+)
+def test_an_npz_file_that_is_forged_is_refused(forge: Callable[[Path], None], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.npz"
+    forge(path)
+    with pytest.raises(ValueError, match=words):
+        read_file(path)
+
+
+@pytest.mark.parametrize("name", ["model.ckpt-3.index", "weights.h5", "frozen_inference_graph.pb", "net.keras"])
+def test_tensorflows_files_are_refused_with_the_way_to_go_on(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"anything")
+    with pytest.raises(ValueError, match=r"is TensorFlow's or Keras's, .*np.savez\('net.npz'"):
+        load(tmp_path / name.removesuffix(".index"))

@@ -17,7 +17,7 @@ from atrous.messages import counted, listed
 from atrous.models.backbone import mismatch
 from atrous.models.batch_norm import batch_norms_of
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.interchange import detectron2, huggingface, mmsegmentation, smp, torchvision, vainf
+from atrous.models.interchange import detectron2, huggingface, mmsegmentation, research, smp, torchvision, vainf
 from atrous.models.interchange.base import Checkpoint, Choices, Converted, Reader
 from atrous.models.interchange.files import read_file
 
@@ -28,6 +28,7 @@ READERS: dict[str, Reader] = {
     "VainF": vainf.read,
     "detectron2": detectron2.read,
     "Hugging Face": huggingface.read,
+    "research/deeplab": research.read,
 }
 """By the name of the library."""
 

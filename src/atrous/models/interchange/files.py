@@ -1,14 +1,16 @@
-"""Read checkpoint files without running anything in them: safetensors, PyTorch's pickles by ``weights_only`` alone."""
+"""Read checkpoint files and run nothing in them: safetensors, pickles by ``weights_only`` alone, arrays of NumPy."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,11 +21,19 @@ from atrous.models.interchange.base import Checkpoint
 
 PICKLES = frozenset({".pth", ".pt", ".ckpt", ".bin", ".tar", ".pkl"})
 """Suffixes of what PyTorch's and other libraries' training programs write."""
+TENSORFLOW = frozenset({".h5", ".hdf5", ".keras", ".index", ".meta", ".pb"})
+"""Suffixes of TensorFlow's and Keras's files, of which the arrays can be read as an .npz file."""
 _STATES = ("state_dict", "model_state", "model_state_dict", "model", "net", "weights", "ema_state_dict")
 """Where training programs put the tensors, beside an optimizer's."""
 _WRAPPERS = ("module.", "_orig_mod.")
 _ATTRIBUTES = ("model.", "net.", "network.")
 _MOST_CONFIG_BYTES = 1 << 20
+_MOST_UNPACKED = 20
+"""Times the size of a compressed archive: weights shrink little."""
+_BY_NPZ = (
+    "save its arrays there by np.savez('net.npz', **{name: reader.get_tensor(name) for name in "
+    "reader.get_variable_to_shape_map()}) with reader = tf.train.load_checkpoint(FILE)"
+)
 
 
 def read_file(path: Path) -> Checkpoint:
@@ -37,7 +47,10 @@ def read_file(path: Path) -> Checkpoint:
     file = _weight_file(path) if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected a checkpoint")
-    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+    if file.suffix.lower() in TENSORFLOW:
+        raise ValueError(f"{file} is TensorFlow's or Keras's, whose own reader alone reads it; {_BY_NPZ}")
+    readers: dict[str, Callable[[Path], Any]] = {".safetensors": _read_safetensors, ".npz": _read_npz}
+    content = readers.get(file.suffix, _read_pickle)(file)
     state, meta = _state_of(file, content)
     if file.name.partition(".")[0] in ("model", "pytorch_model"):
         for key, name in {"config": "config.json", "preprocessor": "preprocessor_config.json"}.items():
@@ -72,6 +85,32 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
 
 
+def _read_npz(path: Path) -> dict[str, Any]:
+    """The arrays of numbers in an archive of NumPy's, none larger than its entry says."""
+    arrays: dict[str, Any] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > _MOST_UNPACKED * os.path.getsize(path):
+                raise ValueError("it unpacks to far more than it holds")
+            for entry in archive.infolist():
+                with archive.open(entry) as file:
+                    arrays[entry.filename.removesuffix(".npy")] = _read_npy(file, entry.file_size)
+    except Exception as error:  # a forged archive can raise anything
+        raise ValueError(f"{path} is not a whole .npz file of numbers: {str(error)[:200]}") from None
+    return arrays
+
+
+def _read_npy(file: Any, size: int) -> Tensor:
+    version = np.lib.format.read_magic(file)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, fortran, dtype = header[version](file)
+    if dtype.kind not in "fiu" or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"an array is {dtype} of the shape {shape}, expected numbers that it holds")
+    values = np.frombuffer(file.read(), dtype, math.prod(shape)).reshape(shape, order="F" if fortran else "C")
+    native = np.ascontiguousarray(values, dtype.newbyteorder("=")).reshape(shape)
+    return torch.from_numpy(native.copy())
+
+
 def _read_pickle(path: Path) -> Any:
     _check_archive(path)
     try:
@@ -90,9 +129,9 @@ def _read_pickle(path: Path) -> Any:
 
 def _check_archive(path: Path) -> None:
     """Refuse an archive that unpacks to more than it is."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError) as error:
@@ -120,6 +159,8 @@ def _state_of(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, An
     tensors = _unwrapped(_tensors(state))
     if not tensors:
         raise ValueError(f"{path} holds no tensors; found {listed([str(key) for key in content]) or 'nothing'}")
+    if odd := next((key for key in tensors if not key.isprintable()), None):
+        raise ValueError(f"{path}: one of its tensors has the name {odd[:80]!r}, which is none of a layer")
     for key, value in tensors.items():
         if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(
