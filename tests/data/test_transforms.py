@@ -196,7 +196,7 @@ def test_inputs_are_left_alone() -> None:
         ({"scale_step": 0}, "scale_step is 0"),
         ({"flip": 1.1}, "flip is 1.1"),
         ({"color_jitter": -1}, "color_jitter is -1"),
-        ({"ignore": 256}, "ignore is 256"),
+        ({"ignore": 65536}, "ignore is 65536"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict, message: str) -> None:

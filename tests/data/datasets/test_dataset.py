@@ -202,7 +202,7 @@ def test_remap_is_checked() -> None:
         (
             "{root}/plain/images/val",
             ValueError,
-            "not recognised; photographs, but no masks; expected a mask beside each, .*docs/training.md.*$",
+            "not recognised; photographs, but no masks; expected a mask beside each, .*docs/data.md.*$",
         ),
         (
             "nope:{root}",
@@ -291,7 +291,12 @@ def test_sizes_that_differ_are_named_before_the_first_step(folder: Path, tmp_pat
     record("picture and mask that differ in size", f"{len(sizes)} of {len(sizes)}: both files, both sizes")
 
 
-@pytest.mark.parametrize("names", [[], ["notes.txt"], ["a.jpg", "a.geojson"], ["a.jpg", "a.txt"]])
+def test_an_empty_folder_is_called_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="layout not recognised; there is no file in it"):
+        open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize("names", [["notes.txt"], ["a.jpg", "a.geojson"], ["a.jpg", "a.txt"]])
 def test_what_no_layout_explains_is_answered_by_the_most_usual_ones(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).write_bytes(b"x")
@@ -299,7 +304,7 @@ def test_what_no_layout_explains_is_answered_by_the_most_usual_ones(tmp_path: Pa
         ValueError, match="layout not recognised; expected images/ and masks/, X.jpg with X_mask.png, or the export"
     ) as caught:
         open_dataset(tmp_path, "train")
-    assert "docs/training.md" in str(caught.value) and len(str(caught.value)) < 250 + len(str(tmp_path))
+    assert "docs/data.md" in str(caught.value) and len(str(caught.value)) < 250 + len(str(tmp_path))
 
 
 def test_notes_beside_photographs_are_no_masks(tmp_path: Path) -> None:
