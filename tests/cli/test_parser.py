@@ -252,7 +252,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no such device": ([*PREDICT, "--device", "tpu0"], "no device 'tpu0'; expected cpu, cuda, cuda:NUMBER or mps"),
     "no such weights": (["predict", "camvid-lite", "photo.png", "--out", "out"], "no model 'camvid-lite'"),
     "a folder without weights": (["eval", "empty", "--data", "data"], "empty holds neither model.safetensors nor"),
-    "a foreign weight file": (["eval", "foreign.safetensors", "--data", "data"], "foreign.safetensors holds no tensors"),
+    "a foreign weight file": (["eval", "foreign.safetensors", "--data", "data"], "foreign.safetensors holds no"),
     "a pickle": (["eval", "pickle.pth", "--data", "data"], "pickle.pth cannot be read as a checkpoint"),
     "weights for other classes": (
         ["eval", "run", "--data", "classes", *CPU],
