@@ -306,7 +306,7 @@ def user(number: int) -> None:
 
 def slow_start(seconds: float) -> None:
     """Wait in the middle of setting up."""
-    from atrous.training import loop as module
+    from atrous.training import start as module
 
     real = module.saved_state
 

@@ -9,6 +9,7 @@ import torch
 from timm.layers import SplitAttn
 from torch import Tensor, nn
 
+from atrous.models import timm_backbone
 from atrous.models.backbone import Features, mismatch
 from atrous.models.timm_backbone import TimmBackbone
 from atrous.ops.conv import place as set_stride_and_dilation
@@ -196,3 +197,14 @@ def test_a_new_network_lets_every_convolution_reach_its_output(name: str) -> Non
     out.sum().backward()
     unused = [key for key, p in backbone.named_parameters() if p.grad is not None and not p.grad.any()]
     assert not unused
+
+
+def test_what_is_learnt_of_a_network_holds_under_another_default_dtype() -> None:
+    for learnt in (timm_backbone._without_data, timm_backbone._layers, timm_backbone._padding, timm_backbone._reaches):
+        learnt.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert timm_backbone._reaches("lcnet_050", 16)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert timm_backbone._reaches("lcnet_050", 8)

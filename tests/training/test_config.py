@@ -186,7 +186,8 @@ def test_a_key_of_before_is_told_its_new_name(old: str) -> None:
 
 
 def test_a_card_of_today_holds_what_override_takes() -> None:
-    recipe = RECIPES["objects-mobilenetv2"]
+    options = {"classes": ["cat"], "map": {"3": "cat"}, "value_range": [0, 4095], "ignore": [255, [1, 2, 3]]}
+    recipe = override(RECIPES["objects-mobilenetv2"], {"options": options})
     assert override(Recipe(), json.loads(json.dumps(settings_of(recipe)))) == recipe
 
 

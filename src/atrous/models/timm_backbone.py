@@ -251,7 +251,7 @@ def _layers(name: str) -> dict[str, tuple[int, int]]:
     for path, layer in _spatial(net).items():
         layer.register_forward_hook(note(path))
     try:
-        net(torch.empty(1, 3, _PROBE, _PROBE, device="meta"))
+        net(_probe(net, _PROBE))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(f"timm/{name} does not take images of {_PROBE}x{_PROBE} pixels: {error}") from error
     return strides
@@ -277,9 +277,14 @@ def _side(name: str, output_stride: int, size: int) -> int:
     net = _twin(name)
     _set_strides_and_rates(net, _layers(name), Dial(output_stride), {})
     try:
-        return int(net(torch.empty(1, 3, size, size, device="meta"))[-1].shape[-1])
+        return int(net(_probe(net, size))[-1].shape[-1])
     except (RuntimeError, AssertionError, ValueError, TypeError):
         return 0
+
+
+def _probe(net: nn.Module, size: int) -> Tensor:
+    """A square image without data, in the dtype that the network has: the default was another when it was built."""
+    return torch.empty(1, 3, size, size, device="meta", dtype=next(net.parameters()).dtype)
 
 
 def _set_strides_and_rates(

@@ -298,8 +298,9 @@ RESUMABLE = (
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """Every setting by its own name, without its part."""
-    return {key: getattr(getattr(recipe, part), key) for key, part in PART_OF.items()}
+    """Every setting by its own name, without its part; plain values alone, which JSON and `override` take."""
+    values = {key: getattr(getattr(recipe, part), key) for key, part in PART_OF.items()}
+    return values | {"options": recipe.data.options.as_dict()}
 
 
 def override(recipe: Recipe, values: Mapping[Any, Any]) -> Recipe:

@@ -182,5 +182,5 @@ def card_of(
         bands=dataset.rule.bands,
         metrics=metrics,
         data=f"{Path(str(data)).name}, split {recipe.data.train_split}, {len(dataset)} images",
-        recipe=settings_of(recipe) | {"options": recipe.data.options.as_dict()},
+        recipe=settings_of(recipe),
     )
