@@ -309,6 +309,7 @@ def _our_step(
     amp = "bf16" if dtype == torch.bfloat16 else "off"
     recipe = override(RECIPES["voc-resnet101"], {"amp": amp, "batch_size": len(images)})
     model = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
+    model.upsampling = "grid"  # the loss of `atrous train` knows our grid alone
     objective = Objective(model, recipe.loss, recipe.optim.amp, IGNORE).to(images.device)
     if compile:
         objective.logits = compiled(model.low_resolution_logits, compile)

@@ -135,7 +135,8 @@ def test_maps_larger_than_the_rates(stride: int, tmp_path: Path) -> None:
                 None, LARGE)  # fmt: skip
     else:
         multiples = tuple((h // 16 * 16, w // 16 * 16) for h, w in LARGE)
-        compare(shaken(Detectron2()), tmp_path / "d2.pth", {"model": shaken(Detectron2()).state_dict()}, multiples)
+        net = shaken(Detectron2())
+        compare(net, tmp_path / "d2.pth", {"model": net.state_dict()}, multiples)
 
 
 def tensorflow_names(net: nn.Module) -> dict[str, np.ndarray]:
