@@ -332,3 +332,17 @@ def test_json_of_another_form_is_read_or_a_value_error(tmp_path: Path, tool: str
 )
 def test_real_exports_give_the_true_masks(layout: str, least: float) -> None:
     assert worst_iou(layout) >= least
+
+
+@pytest.mark.parametrize("tool", ["labelme", "label_studio", "supervisely"])
+def test_a_size_that_is_true_is_no_size(tmp_path: Path, tool: str) -> None:
+    kind, write = WRITERS[tool]
+    path = write(tmp_path / tool, {"a": [Region("leaf", 0, 0, 9, 9)]}, ("leaf",))
+    document = json.loads(path.read_text())
+    for container, key in places(document):
+        if key in ("height", "original_height", "imageHeight"):
+            container[key] = True  # type: ignore[index, call-overload]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=path.name):
+        dataset = open_dataset(f"{kind}:{tmp_path / tool}", "all")
+        dataset[0]

@@ -149,7 +149,7 @@ def _size(mask: LabelStudioMask, regions: list[tuple[str, dict[str, Any]]]) -> t
     height, width = sizes[0]
     if any(size != sizes[0] for size in sizes):
         raise ValueError(f"{mask}: regions in images of several sizes; expected one image")
-    if not (isinstance(height, int) and isinstance(width, int) and 0 < height * width <= MAX_PIXELS and height > 0):
+    if not (type(height) is type(width) is int and 0 < height * width <= MAX_PIXELS and height > 0):  # True is an int
         shown = f"original_width {str(width)[:20]!r}, original_height {str(height)[:20]!r}"
         raise ValueError(f"{mask}: {shown}; expected pixels")
     return height, width

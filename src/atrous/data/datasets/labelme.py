@@ -90,7 +90,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _size(path: Path, document: dict[str, Any]) -> tuple[int, int]:
     height, width = document.get("imageHeight"), document.get("imageWidth")
-    if not (isinstance(height, int) and isinstance(width, int) and 0 < height * width <= MAX_PIXELS and height > 0):
+    if not (type(height) is type(width) is int and 0 < height * width <= MAX_PIXELS and height > 0):  # True is an int
         raise ValueError(f"{path}: imageHeight {height!r}, imageWidth {width!r}; expected the size in pixels")
     return height, width
 

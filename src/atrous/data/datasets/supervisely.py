@@ -98,7 +98,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _size(path: Path, document: dict[str, Any]) -> tuple[int, int]:
     size = document.get("size")
     height, width = (size.get("height"), size.get("width")) if isinstance(size, dict) else (None, None)
-    if not (isinstance(height, int) and isinstance(width, int) and 0 < height * width <= MAX_PIXELS and height > 0):
+    if not (type(height) is type(width) is int and 0 < height * width <= MAX_PIXELS and height > 0):  # True is an int
         raise ValueError(f"{path}: size is {str(size)[:80]}; expected height and width in pixels")
     return height, width
 
