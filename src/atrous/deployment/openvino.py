@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +49,22 @@ def with_network(model: Any, network: Any, source: str) -> Any:
 
 def save(model: Any, path: Path, card: ModelCard, info: dict[str, Any]) -> None:
     """Write a model's two files with its metadata; `path` is that of the .xml file."""
-    openvino = requirement("openvino", "openvino")
     model.set_rt_info(card.to_json(), CARD)
     model.set_rt_info("segmentation", ["model_info", "model_type"])
     model.set_rt_info(" ".join(name.replace(" ", "_") for name in card.names), ["model_info", "labels"])
-    openvino.save_model(model, str(path), compress_to_fp16=False)
+    _write(model, path)
     # The weights' file is the same whatever the metadata is, so their digest can be a part of it.
     digest = hashlib.sha256(path.with_suffix(".bin").read_bytes()).hexdigest()
     model.set_rt_info(json.dumps({**info, "weights": digest}, sort_keys=True), INFO)
-    openvino.save_model(model, str(path), compress_to_fp16=False)
+    _write(model, path)
+
+
+def _write(model: Any, path: Path) -> None:
+    """Let OpenVINO write its files; it does not say why it could not, so a full disk is looked for."""
+    try:
+        requirement("openvino", "openvino").save_model(model, str(path), compress_to_fp16=False)
+    except RuntimeError as error:
+        needed = sum(op.data.nbytes for op in model.get_ops() if op.get_type_name() == "Constant")
+        if shutil.disk_usage(path.parent).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
