@@ -228,6 +228,15 @@ def files_with(folder: Path, suffix: str) -> list[Path]:
     return [folder / name for name in files_and_folders(folder)[0] if name.endswith(suffix)]
 
 
+def annotation_files(groups: Iterable[Sequence[Path]], suffix: str, is_one: Callable[[Path], bool]) -> list[Path]:
+    """A tool's files in the first group of folders that has one, and the empty ones, which their reader refuses."""
+    for folders in groups:
+        paths = [path for folder in folders for path in files_with(folder, suffix)]
+        if any(map(is_one, paths)):
+            return [path for path in paths if is_one(path) or is_empty(path)]
+    return []
+
+
 def pair(
     place: Path,
     names: Iterable[str],

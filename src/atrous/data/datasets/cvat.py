@@ -25,9 +25,8 @@ from atrous.data.datasets.base import (
     Item,
     Layout,
     Listing,
-    files_with,
+    annotation_files,
     is_clutter,
-    is_empty,
     split_name,
     split_of_file,
     split_or_whole,
@@ -180,11 +179,8 @@ def _files(root: Path) -> list[Path]:
     """The XML files in a folder, or in those in it; or one such file."""
     if root.is_file():
         return [root] if root.suffix.lower() == ".xml" and _peek(root) else []
-    for folders in ([root, root / "annotations"], [root / name for name in subfolders(root)]):
-        paths = [path for folder in folders for path in files_with(folder, ".xml")]
-        if any(map(_peek, paths)):
-            return [path for path in paths if _peek(path) or is_empty(path)]  # an empty one is refused by its reader
-    return []
+    groups = [root, root / "annotations"], [root / name for name in subfolders(root)]
+    return annotation_files(groups, ".xml", _peek)
 
 
 def _peek(path: Path) -> bool:

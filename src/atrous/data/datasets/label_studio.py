@@ -25,9 +25,8 @@ from atrous.data.datasets.base import (
     Item,
     Layout,
     Listing,
-    files_with,
+    annotation_files,
     is_clutter,
-    is_empty,
     split_of_file,
     subfolders,
 )
@@ -39,9 +38,9 @@ from atrous.data.datasets.label_studio_regions import draw_region
 from atrous.data.datasets.label_studio_tasks import addresses_of, annotations_of, number_of, people_of, regions_of
 from atrous.data.datasets.notes import Notes
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.datasets.regions import blank_mask
+from atrous.data.datasets.regions import blank_mask, size_of
 from atrous.data.datasets.xml_records import parse_xml
-from atrous.data.image_io import MAX_PIXELS, Pixels, read_size
+from atrous.data.image_io import Pixels, read_size
 from atrous.data.labels import Labels
 from atrous.messages import counted, did_you_mean, listed
 
@@ -149,21 +148,17 @@ def _size(mask: LabelStudioMask, regions: list[tuple[str, dict[str, Any]]]) -> t
     height, width = sizes[0]
     if any(size != sizes[0] for size in sizes):
         raise ValueError(f"{mask}: regions in images of several sizes; expected one image")
-    if not (type(height) is type(width) is int and 0 < height * width <= MAX_PIXELS and height > 0):  # True is an int
+    if (fits := size_of(height, width)) is None:
         shown = f"original_width {str(width)[:20]!r}, original_height {str(height)[:20]!r}"
         raise ValueError(f"{mask}: {shown}; expected pixels")
-    return height, width
+    return fits
 
 
 def _files(root: Path) -> list[Path]:
     """The JSON files in a folder, or in those in it; or one such file."""
     if root.is_file():
         return [root] if root.suffix.lower() == ".json" and _peek(root) else []
-    for folders in ([root], [root / name for name in subfolders(root)]):
-        paths = [path for folder in folders for path in files_with(folder, ".json")]
-        if any(map(_peek, paths)):
-            return [path for path in paths if _peek(path) or is_empty(path)]  # an empty one is refused by its reader
-    return []
+    return annotation_files(([root], [root / name for name in subfolders(root)]), ".json", _peek)
 
 
 def _peek(path: Path) -> bool:

@@ -34,8 +34,8 @@ from atrous.data.datasets.embedded_images import embedded_images
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch
 from atrous.data.datasets.json_records import load_json
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.datasets.regions import Region, blank_mask, check_points, fill_polygons, paste, png_region
-from atrous.data.image_io import MAX_PIXELS, Pixels
+from atrous.data.datasets.regions import Region, blank_mask, check_points, fill_polygons, paste, png_region, size_of
+from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
 from atrous.messages import counted, did_you_mean, listed
 
@@ -90,9 +90,9 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _size(path: Path, document: dict[str, Any]) -> tuple[int, int]:
     height, width = document.get("imageHeight"), document.get("imageWidth")
-    if not (type(height) is type(width) is int and 0 < height * width <= MAX_PIXELS and height > 0):  # True is an int
+    if (fits := size_of(height, width)) is None:
         raise ValueError(f"{path}: imageHeight {height!r}, imageWidth {width!r}; expected the size in pixels")
-    return height, width
+    return fits
 
 
 def _label(path: Path, index: int, shape: Any) -> str:

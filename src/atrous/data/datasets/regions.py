@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from atrous.data.image_io import Pixels
+from atrous.data.image_io import MAX_PIXELS, Pixels
 
 Region = npt.NDArray[np.bool_]
 
@@ -60,6 +60,13 @@ def blank_mask(height: int, width: int, ids: Iterable[int]) -> Pixels:
     """A mask of zeros to draw these class ids in, H,W: uint8, or uint16 if one of them needs it."""
     wide = max(ids, default=0) > 255
     return cast(Pixels, np.zeros((height, width), dtype=np.uint16 if wide else np.uint8))
+
+
+def size_of(height: object, width: object) -> tuple[int, int] | None:
+    """Two values of a JSON file as the size of an image in pixels; None if they are no such numbers (True is none)."""
+    if type(height) is int and type(width) is int and height > 0 and 0 < height * width <= MAX_PIXELS:
+        return height, width
+    return None
 
 
 def check_points(points: Sequence[Sequence[float]], height: int, width: int) -> None:

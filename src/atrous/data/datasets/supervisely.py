@@ -39,9 +39,10 @@ from atrous.data.datasets.regions import (
     fill_polygons,
     paste,
     png_region,
+    size_of,
 )
 from atrous.data.image_file import IMAGE_SUFFIXES
-from atrous.data.image_io import MAX_PIXELS, Pixels
+from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
 from atrous.messages import counted, did_you_mean, listed
 
@@ -97,10 +98,11 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _size(path: Path, document: dict[str, Any]) -> tuple[int, int]:
     size = document.get("size")
-    height, width = (size.get("height"), size.get("width")) if isinstance(size, dict) else (None, None)
-    if not (type(height) is type(width) is int and 0 < height * width <= MAX_PIXELS and height > 0):  # True is an int
+    sides: dict[str, Any] = size if isinstance(size, dict) else {}
+    height, width = sides.get("height"), sides.get("width")
+    if (fits := size_of(height, width)) is None:
         raise ValueError(f"{path}: size is {str(size)[:80]}; expected height and width in pixels")
-    return height, width
+    return fits
 
 
 def _of(path: Path, index: int, thing: Any) -> tuple[str, str]:

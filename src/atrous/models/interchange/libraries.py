@@ -147,7 +147,7 @@ def put_back(model: DeepLabV3, net: nn.Module, library: str) -> None:
         start += value.numel()
     converted = _read(READERS[_READS[library]], places, net, model)
     flat = torch.cat([value.flatten().double() for value in state.values()])
-    for key, value in _with_their_epsilon(model, net, converted).items():
+    for key, value in _with_their_epsilon(model, converted).items():
         flat[converted.tensors[key].flatten().long()] = value.flatten().double()
     net.load_state_dict(
         {
@@ -166,10 +166,9 @@ def _read(read: Reader, tensors: dict[str, Tensor], net: nn.Module, model: DeepL
     return converted
 
 
-def _with_their_epsilon(model: DeepLabV3, net: nn.Module, converted: Converted) -> dict[str, Tensor]:
+def _with_their_epsilon(model: DeepLabV3, converted: Converted) -> dict[str, Tensor]:
     """The model's tensors, with variances for what the library's batch norm adds to them."""
     state = dict(model.state_dict())
-    del net
     for part, theirs in zip(("backbone", "head", "head_conv"), (*converted.epsilon, converted.epsilon[1]), strict=True):
         module = model.get_submodule(part)
         for name, norm in module.named_modules():
