@@ -27,5 +27,5 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """A number with its noun: ``1 class``, ``2 classes``; `many` is `one` with an s unless it is given."""
-    return f"{count} {one if count == 1 else many or one + 's'}"
+    """A number with its noun: ``1 class``, ``2 classes``; `many` is `one` with s or es unless it is given."""
+    return f"{count} {one if count == 1 else many or one + ('es' if one.endswith(('s', 'x')) else 's')}"

@@ -285,7 +285,7 @@ def binary(seen: Seen, labels: Labels) -> Iterator[Finding]:
 
 def all_ignored(reports: Mapping[str, SplitCounts], labels: Labels) -> Iterator[Finding]:
     """Splits whose pixels are all ignored."""
-    expected = counted(len(labels), "class", "classes")
+    expected = counted(len(labels), "class")
     for name, report in reports.items():
         if report.sound and not report.unlabelled and not report.counts.pixels.any():
             yield Finding(f"{name}: every pixel is ignored; expected some of the {expected}", fatal=False)

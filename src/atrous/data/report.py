@@ -84,7 +84,7 @@ class DataReport:
         missing = sum(int(count) for line in self.problems for count in _MISSING.findall(line))
         masks = missing + sum(split.images for split in self.splits.values() if not split.unlabelled)
         what = "; ".join(dict.fromkeys(text.partition("; ")[0] for text in read_as)) or "a data set"
-        amount = f"{images or 'no'} images, {masks or 'no'} masks, {counted(len(self.names), 'class', 'classes')}"
+        amount = f"{images or 'no'} images, {masks or 'no'} masks, {counted(len(self.names), 'class')}"
         return f"{what}: {amount}, {'splits' if len(self.splits) > 1 else 'split'} {', '.join(self.splits)}"
 
     def as_dict(self) -> dict[str, Any]:

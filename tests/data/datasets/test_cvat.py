@@ -152,16 +152,16 @@ def test_images_are_found_by_what_is_left_of_their_names(tmp_path: Path, name: s
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ('<polygon label="leaf" points="1,1;2"/>', "a polygon of leaf: not enough values"),
-        ('<polygon label="leaf"/>', "a polygon of leaf: without 'points'"),
+        ('<polygon label="leaf" points="1,1;2"/>', "shape 0, leaf, a polygon: not enough values"),
+        ('<polygon label="leaf"/>', "shape 0, leaf, a polygon: without 'points'"),
         (
             '<mask label="leaf" rle="1, 2" left="0" top="0" width="2" height="2"/>',
-            "run lengths of 3 pixels; expected 2 x 2",
+            "shape 0, leaf, a mask: run lengths of 3 pixels; expected 4, its width times its height",
         ),
         ('<mask label="leaf" rle="4" left="50" top="0" width="2" height="2"/>', "a mask at 50, 0, outside the image"),
         (
             '<mask label="leaf" rle="4" left="0" top="0" width="-2" height="-2"/>',
-            "width -2, height -2; expected its size",
+            "height -2, width -2; expected the size",
         ),
         ('<ellipse label="leaf" cx="5" cy="5" rx="0" ry="2"/>', "a shape of 0 by 4 pixels; expected some width"),
         ('<box label="leaf" xtl="9" ytl="1" xbr="2" ybr="4"/>', "a shape of -7 by 3 pixels"),
@@ -175,7 +175,7 @@ def test_shapes_that_cannot_be_drawn_are_named(root: Path, shape: str, message: 
 
 def test_a_size_that_is_none_is_named(root: Path) -> None:
     put(root, image(LEAF).replace('width="40"', ""))
-    with pytest.raises(ValueError, match=r"image a\.png: width None, height '20'; expected the size in pixels"):
+    with pytest.raises(ValueError, match=r"image a\.png: height 20, width None; expected the size in pixels"):
         read(root)
 
 

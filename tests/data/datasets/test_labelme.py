@@ -127,7 +127,7 @@ def test_classes_with_colours_and_no_background_are_refused(tmp_path: Path) -> N
 def test_images_are_found_and_what_is_missing_is_named(tmp_path: Path) -> None:
     put(tmp_path, SQUARE)
     (tmp_path / "a.jpg").rename(tmp_path / "b.jpg")
-    with pytest.raises(ValueError, match=r"1 of 1 files have no image beside them: a\.json"):
+    with pytest.raises(ValueError, match=r"1 of 1 images are not there: a\.json; put them beside their JSON"):
         open_dataset(tmp_path, "all")
     put(tmp_path, SQUARE, imagePath="..\\photos\\b.jpg")
     (tmp_path / "a.jpg").unlink()

@@ -72,7 +72,7 @@ def test_masks_are_what_is_not_black_and_stay_inside_the_data_set(root: Path, fo
 
 def test_without_a_size_that_of_the_image_counts(root: Path) -> None:
     assert read(put(root, polygon("leaf", 0), size="")).shape == (20, 40)
-    with pytest.raises(ValueError, match=r"a\.xml: nrows 'many', ncols '40'; expected the size in pixels"):
+    with pytest.raises(ValueError, match=r"a\.xml: nrows 'many', ncols 40; expected the size in pixels"):
         read(put(root, polygon("leaf", 0), size=SIZE.replace("20", "many")))
 
 

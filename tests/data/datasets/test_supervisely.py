@@ -95,7 +95,7 @@ def test_datasets_are_splits_if_one_is_named_so_else_one(tmp_path: Path) -> None
             "a mask of 99x99 in an image",
         ),
         (thing("bitmap", bitmap={"data": packed(png(np.ones((2, 2)))), "origin": [90, 0]}), "a mask at 90, 0, outside"),
-        (thing("polygon", points={}), "object 0, leaf, a polygon: KeyError 'exterior'"),
+        (thing("polygon", points={}), "object 0, leaf, a polygon: without 'exterior'"),
         (thing("polygon", points=None), "object 0, leaf, a polygon: TypeError"),
     ],
 )
@@ -113,10 +113,10 @@ def test_a_bitmap_that_expands_without_bound_is_refused(tmp_path: Path) -> None:
 def test_titles_and_sizes_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.png\.json: object 0 has the classTitle '5'; expected a name"):
         read(put(tmp_path, thing("polygon", 5)))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"a\.png\.json: size is .*; expected height and width in pixels"):
+    with pytest.raises(ValueError, match=r"a\.png\.json: size: height 'x', width 3; expected the size in pixels"):
         read(put(tmp_path, size={"height": "x", "width": 3}))
     (tmp_path / "meta.json").write_text('{"classes": [{"shape": "any"}]}')
-    with pytest.raises(ValueError, match=r"meta\.json: classes are .*; expected a list with a title each"):
+    with pytest.raises(ValueError, match=r"meta\.json: classes: without 'title'; expected a list with a title each"):
         read(tmp_path)
 
 

@@ -81,7 +81,7 @@ def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     name = _folders(root)[split]
     labels = _labels(root / _INFO)
     files = files_in(Place(root / "images" / name, root / "annotations" / name))
-    read_as = f"ADE20K, with the {counted(len(labels), 'class', 'classes')} of {_INFO}; 0 is ignored"
+    read_as = f"ADE20K, with the {counted(len(labels), 'class')} of {_INFO}; 0 is ignored"
     return listing_of(files, partial(_mask, len(labels)), labels, read_as)
 
 

@@ -145,6 +145,24 @@ class Layout:
     splits: Callable[[Path], list[str]]
     read: Callable[[Path, str, DatasetOptions], Listing]
 
+    @classmethod
+    def of(
+        cls,
+        expected: str,
+        places: Callable[[Path], Mapping[str, T]],
+        read: Callable[[Path, str, T, DatasetOptions], Listing],
+        published: str = "",
+        recognise: Callable[[Path], object] | None = None,
+    ) -> Layout:
+        """One whose `read` gets the place of its split; it is recognised by what is true, or where there are places."""
+        return cls(
+            expected,
+            published,
+            lambda root: root if (recognise or places)(root) else None,
+            lambda root: [*places(root)],
+            lambda root, split, options: read(root, split, places(root)[split], options),
+        )
+
 
 def say_once(text: str) -> None:
     """Warn of what was decided about a person's data, once a process."""
@@ -226,15 +244,6 @@ def names_in(folder: Path) -> list[str]:
 def files_with(folder: Path, suffix: str) -> list[Path]:
     """The files of a folder whose names end in a suffix, sorted, without clutter."""
     return [folder / name for name in files_and_folders(folder)[0] if name.endswith(suffix)]
-
-
-def annotation_files(groups: Iterable[Sequence[Path]], suffix: str, is_one: Callable[[Path], bool]) -> list[Path]:
-    """A tool's files in the first group of folders that has one, and the empty ones, which their reader refuses."""
-    for folders in groups:
-        paths = [path for folder in folders for path in files_with(folder, suffix)]
-        if any(map(is_one, paths)):
-            return [path for path in paths if is_one(path) or is_empty(path)]
-    return []
 
 
 def pair(

@@ -185,21 +185,21 @@ def background_index(names: Sequence[str]) -> int | None:
     return next((index for index, name in enumerate(names) if name.lower() in _BACKGROUND), None)
 
 
-def with_background(path: Path, names: Sequence[str]) -> tuple[Labels, list[int]]:
+def with_background(path: Path, names: Sequence[str]) -> tuple[Labels, dict[str, int]]:
     """Classes of annotations that cover a part of an image: background, which may be among the names, comes first.
 
     Returns:
-        The classes in VOC's colours, and the class id of each name.
+        The classes in VOC's colours, and class id by name, in the order of the names.
 
     Raises:
         ValueError: naming the file that has them, for names that cannot be classes.
     """
     background = background_index(names)
-    others = [index for index in range(len(names)) if index != background]
-    ordered = ("background" if background is None else names[background], *(names[index] for index in others))
-    ids = {index: place for place, index in enumerate(others, start=1)}
+    others = [name for index, name in enumerate(names) if index != background]
+    ordered = ("background" if background is None else names[background], *others)
     labels = _labels(path, ordered, voc_palette(min(MOST_CLASSES, len(ordered))))
-    return labels, [ids.get(index, 0) for index in range(len(names))]
+    places = {name: place for place, name in enumerate(ordered)}
+    return labels, {name: places[name] for name in names}
 
 
 def read_lines(path: Path) -> list[str]:

@@ -39,14 +39,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_with, is_clutter, subfolders
+from atrous.data.datasets.annotations import CHANGED, Notes, bytes_of, expecting, head_of
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_with, subfolders
 from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.json_records import json_records
-from atrous.data.datasets.notes import Notes
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.datasets.regions import blank_mask, draw, pycocotools_mask
-from atrous.data.image_io import MAX_PIXELS, Pixels
+from atrous.data.datasets.regions import blank_mask, draw, pycocotools_mask, size_of
+from atrous.data.image_io import Pixels
 from atrous.data.labels import VOC, Labels, coco_to_voc
 from atrous.messages import listed
 
@@ -55,7 +55,6 @@ MIN_AREA = 1000
 
 _PUBLISHED = "COCO is published at https://cocodataset.org/#download (train2017, val2017, annotations_trainval2017)"
 _ROBOFLOW = "_annotations.coco.json"
-_PEEKED = 1 << 16
 _TOO_FEW = "annotations have polygons of fewer than three points, which have no area and are left out"
 _SECTION = re.compile(rb'"(categories|annotations|images)"\s*:\s*\[')
 _YEAR = re.compile(r"20\d\d$")
@@ -124,10 +123,8 @@ class CocoMask:
         """
         regions = np.frombuffer(self.regions, dtype=np.int64).reshape(-1, 3).tolist()
         mask = blank_mask(self.height, self.width, [value for value, _, _ in regions])
-        with self.path.open("rb") as file:
-            for value, start, end in regions:
-                file.seek(start)
-                mask[self._drawn(file.read(end - start))] = value
+        for value, start, end in regions:
+            mask[self._drawn(bytes_of(self.path, start, end))] = value
         return mask
 
     def _drawn(self, text: bytes) -> npt.NDArray[np.bool_]:
@@ -135,7 +132,7 @@ class CocoMask:
             annotation = json.loads(text)
             assert annotation["image_id"] == self.image_id
         except Exception:
-            raise ValueError(f"{self}: the file has changed since it was listed; expected it as it was") from None
+            raise ValueError(f"{self}: {CHANGED}") from None
         try:
             return draw(annotation["segmentation"], self.height, self.width, border=self.border)
         # pycocotools raises many kinds, Exception itself among them.
@@ -149,40 +146,29 @@ class CocoMask:
 def _files(root: Path) -> dict[str, tuple[Path, str]]:
     """JSON file and name of the images' folder by split; the later of two years. A file that is given is all."""
     if root.is_file():
-        return {WHOLE: (root, root.stem.removeprefix("instances_"))} if _peek(root) else {}
-    files: dict[str, tuple[Path, str]] = {}
-    for folder in (root, root / "annotations"):
-        for path in (path for path in files_with(folder, ".json") if path.name.startswith("instances_")):
-            full = path.stem.removeprefix("instances_")
-            files[_YEAR.sub("", full) or full] = (path, full)
+        return {WHOLE: (root, root.stem.removeprefix("instances_"))} if _is_ours(root) else {}
+    paths = [path for folder in (root, root / "annotations") for path in files_with(folder, ".json")]
+    named = [(path.stem.removeprefix("instances_"), path) for path in paths if path.name.startswith("instances_")]
     beside = {name: (root / name / _ROBOFLOW, name) for name in subfolders(root)}
-    if found := files or {name: place for name, place in beside.items() if place[0].is_file()}:
+    found = {_YEAR.sub("", full) or full: (path, full) for full, path in named}
+    if found := found or {name: place for name, place in beside.items() if place[0].is_file()}:
         return by_split(root, found)
-    others = [path for folder in (root, root / "annotations") for path in files_with(folder, ".json") if _peek(path)]
+    others = [path for path in paths if _is_ours(path)]
     return by_split(root, {WHOLE if len(others) == 1 else path.stem: (path, path.stem) for path in others})
 
 
-def _peek(path: Path) -> bool:
+def _is_ours(path: Path) -> bool:
     """Whether a JSON file looks like COCO's instances."""
-    if is_clutter(path.name) or not path.is_file() or path.stem.startswith("panoptic") or path.suffix != ".json":
+    if path.stem.startswith("panoptic") or path.suffix != ".json":
         return False
-    with path.open("rb") as file:
-        head = file.read(_PEEKED).lstrip(b"\xef\xbb\xbf \t\r\n")
+    head = head_of(path)
     return head.startswith(b"{") and bool(_SECTION.search(head)) and b'"segments_info"' not in head
 
 
-def _recognise(root: Path) -> Path | None:
-    return root if _files(root) else None
-
-
-def _read(root: Path, split: str, options: DatasetOptions, as_voc: bool = False) -> Listing:
-    path, name = _files(root)[split]
-    try:
+def _read(root: Path, split: str, file: tuple[Path, str], options: DatasetOptions, as_voc: bool = False) -> Listing:
+    path, name = file
+    with expecting(path, "COCO's instances: images, categories, and annotations with area, iscrowd, segmentation"):
         content = _parse(path)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
-        reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-        wanted = "COCO's instances: images, categories, and annotations with area, iscrowd, segmentation"
-        raise ValueError(f"{path}: {' '.join(reason.split())}; expected {wanted}") from None
     if root.is_file():
         root = root.parent.parent if root.parent.name == "annotations" else root.parent
     folder = _image_folder(root, name, content)
@@ -256,7 +242,7 @@ def _own_labels(path: Path, content: _Content) -> tuple[Labels, dict[int, int]]:
     projects = {n for n, name in content.categories.items() if content.groups[n] == "none" and name in groups} - used
     kept = {n: name for n, name in sorted(content.categories.items()) if n not in projects}
     labels, ids = with_background(path, list(kept.values()))
-    return labels, dict(zip(kept, ids, strict=True))
+    return labels, {number: ids[name] for number, name in kept.items()}
 
 
 def _list_items(
@@ -282,10 +268,10 @@ def _list_items(
         mask = CocoMask(path, number, height, width, flat.tobytes(), border=labels is not VOC)
         items.append(Item(stem_of(name), image, mask))
     advice = _PUBLISHED if _is_coco(content) else f"put them there, {SAY_WHERE}"
-    problems = [f"{search}: {len(absent)} images of {path.name} are not there: {listed(absent)}; {advice}"]
+    absent_line = f"{search}: {len(absent)} images of {path.name} are not there: {listed(absent)}; {advice}"
     lost = [number for number in content.regions if number not in content.images]
     count = sum(len(content.regions[number]) for number in lost)
-    warnings = content.notes.lines(path)
+    warnings = [*content.notes.lines(path)]
     if lost:
         warnings.append(f"{path}: {count} annotations are of {len(lost)} images that it does not list")
     if len({item.name for item in items}) < len(items):
@@ -294,20 +280,17 @@ def _list_items(
             f"{path}: {len(twice)} images are listed more than once, each with its own annotations: "
             f"{listed(twice)}; expected one entry an image: merge them in the tool"
         )
-    return Listing(
-        str(path),
-        tuple(sorted(items, key=lambda item: item.name)),
-        labels,
-        problems=tuple(problems) if absent else (),
-        warnings=tuple(warnings),
-    )
+    problems = (absent_line,) if absent else ()
+    return Listing(str(path), (*sorted(items, key=lambda item: item.name),), labels, None, problems, tuple(warnings))
 
 
 def _parse(path: Path) -> _Content:
     content = _Content()
     for section, record, start, end in json_records(path):
         if section == "images":
-            content.images[int(record["id"])] = (str(record["file_name"]), *_size(record))
+            name, fields = str(record["file_name"]), (f"image {record['id']}: height", "width")
+            size = size_of(int(record["height"]), int(record["width"]), fields=fields)
+            content.images[int(record["id"])] = (name, *size)
         elif section == "categories":
             if not isinstance(record["name"], str):
                 raise ValueError(f"category {record['id']} has the name {record['name']!r}, which is no text")
@@ -336,22 +319,10 @@ def _area(record: dict[str, Any]) -> float:
     return float(record["area"])
 
 
-def _size(record: dict[str, Any]) -> tuple[int, int]:
-    height, width = int(record["height"]), int(record["width"])
-    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
-        raise ValueError(f"image {record['id']} of {width}x{height} pixels")
-    return height, width
-
-
 _EXPECTED = "annotations/instances_train2017.json and train2017/, or instances_train.json and images/train/"
 
-
-def _splits(root: Path) -> list[str]:
-    return list(_files(root))
-
-
-LAYOUT = Layout(_EXPECTED, _PUBLISHED, _recognise, _splits, partial(_read, as_voc=True))
+LAYOUT = Layout.of(_EXPECTED, _files, partial(_read, as_voc=True), _PUBLISHED)
 """`coco:PATH`: COCO's own categories as VOC's classes, others as they are."""
 
-OWN_CATEGORIES = Layout(_EXPECTED, "", _recognise, _splits, _read)
+OWN_CATEGORIES = Layout.of(_EXPECTED, _files, _read)
 """Any categories as they are."""

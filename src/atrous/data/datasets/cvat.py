@@ -10,23 +10,32 @@ CVAT for video has tracks over frames: export it as CVAT for images, which has t
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
-import numpy as np
-
+from atrous.data.datasets.annotations import (
+    CHANGED,
+    Notes,
+    Shape,
+    ShapesMask,
+    annotation_files,
+    bytes_of,
+    expecting,
+    head_of,
+    missing,
+    remembered,
+)
 from atrous.data.datasets.base import (
     WHOLE,
     Item,
     Layout,
     Listing,
-    annotation_files,
-    is_clutter,
     split_name,
     split_of_file,
     split_or_whole,
@@ -34,17 +43,14 @@ from atrous.data.datasets.base import (
 )
 from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
-from atrous.data.datasets.notes import Notes
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.datasets.regions import Region, blank_mask, check_points, fill_oriented, fill_polygons, paste
+from atrous.data.datasets.regions import Region, fill_oriented, fill_polygon, paste, runs, size_in, size_of
 from atrous.data.datasets.xml_records import XmlRecord, parse_xml, xml_records
-from atrous.data.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import Labels
 from atrous.messages import counted, did_you_mean, listed
 
 IGNORE = "__ignore__"
 """The label, as in LabelMe, of what neither trains nor counts."""
-_PEEKED = 1 << 16
 _AREAS = ("polygon", "mask", "box", "ellipse")
 _NO_AREA = ("polyline", "points", "skeleton", "cuboid", "tag")
 _VIDEO = "tracks of CVAT for video; expected CVAT for images, which has the shapes of each frame: export it as that"
@@ -74,65 +80,37 @@ class _Content:
 
 
 @dataclass(frozen=True, slots=True)
-class CvatMask:
+class CvatMask(ShapesMask):
     """The shapes of one image.
 
     Attributes:
-        path: the XML.
-        name: of the image, there.
+        name: of the image, in the XML.
         start: first byte of its element.
         end: behind its last byte.
         encoding: of the file.
-        ids: label and class id, pairs, so that items can be hashed.
     """
 
-    path: Path
     name: str
     start: int
     end: int
     encoding: str
-    ids: tuple[tuple[str, int], ...]
 
     def __str__(self) -> str:
         return f"{self.path}, image {self.name}"
 
-    def read(self) -> Pixels:
-        """Class ids, uint8 H,W; ValueError naming file, image and shape; FileNotFoundError, if the file is gone."""
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            data = file.read(self.end - self.start)
-        try:
-            image = parse_xml(data, self.encoding)
-        except ValueError:
-            image = Element("")
+    def shapes(self) -> tuple[tuple[int, int], list[Shape]]:
+        """See `ShapesMask`; shapes in z-order."""
+        image = Element("")
+        with contextlib.suppress(ValueError):
+            image = parse_xml(bytes_of(self.path, self.start, self.end), self.encoding)
         if image.tag != "image" or image.get("name") != self.name:
-            raise ValueError(f"{self}: the file has changed since it was listed; expected it as it was")
-        try:
-            height, width = _size(image)
-            shapes = [shape for shape in image if shape.tag in _AREAS]
-            shapes.sort(key=lambda shape: int(shape.get("z_order") or 0))
-        except ValueError as error:
-            raise ValueError(f"{self}: {error}") from None
-        ids = dict(self.ids)
-        mask = blank_mask(height, width, ids.values())
-        for shape in shapes:
-            label = _label(shape)
-            if label not in ids:
-                raise ValueError(f"{self}: a {shape.tag} of {label!r}, no label of the file{did_you_mean(label, ids)}")
-            try:
-                region = _region(shape, height, width)
-            except (ValueError, TypeError, KeyError, OverflowError) as error:
-                reason = f"{error}" if isinstance(error, ValueError) else f"without {error}"
-                raise ValueError(f"{self}: a {shape.tag} of {label}: {' '.join(reason.split())}") from None
-            mask[region] = ids[label]
-        return mask
-
-
-def _size(image: Element) -> tuple[int, int]:
-    height, width = int(image.get("height") or 0), int(image.get("width") or 0)
-    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
-        raise ValueError(f"width {image.get('width')!r}, height {image.get('height')!r}; expected the size in pixels")
-    return height, width
+            raise ValueError(f"{self}: {CHANGED}")
+        with expecting(self):
+            shapes = [(index, shape) for index, shape in enumerate(image) if shape.tag in _AREAS]
+            shapes.sort(key=lambda pair: int(pair[1].get("z_order") or 0))
+            return size_in(image.get("height"), image.get("width")), [
+                Shape(f"shape {index}", _label(shape), partial(_region, shape), shape.tag) for index, shape in shapes
+            ]
 
 
 def _label(element: Element) -> str:
@@ -140,22 +118,20 @@ def _label(element: Element) -> str:
 
 
 def _region(shape: Element, height: int, width: int) -> Region:
-    if shape.tag == "mask":
-        return _mask(shape, height, width)
     if shape.tag == "polygon":
         points = [_point(pair) for pair in shape.attrib["points"].split(";") if pair.strip()]
-        if len(points) < 3:
-            raise ValueError(f"{counted(len(points), 'point')}; expected 3 or more: draw it anew, or delete it")
-        check_points(points, height, width)
-        return fill_polygons([points], height, width)
-    degrees = float(shape.get("rotation") or 0)
+        return fill_polygon(points, height, width)
+    if shape.tag == "mask":  # run lengths along the rows of a rectangle in the image
+        left, top, columns, rows = (int(float(shape.attrib[key])) for key in ("left", "top", "width", "height"))
+        rows, columns = size_of(rows, columns)
+        counts = [int(count) for count in shape.attrib["rle"].split(",") if count.strip()]
+        return paste(runs(counts, rows * columns).reshape(rows, columns), left, top, height, width)
+    keys = ("xtl", "ytl", "xbr", "ybr") if shape.tag == "box" else ("cx", "cy", "rx", "ry")
+    x, y, a, b = (float(shape.attrib[key]) for key in keys)
     if shape.tag == "box":
-        left, top, right, bottom = (float(shape.attrib[key]) for key in ("xtl", "ytl", "xbr", "ybr"))
-        centre, half = ((left + right) / 2, (top + bottom) / 2), ((right - left) / 2, (bottom - top) / 2)
-    else:
-        x, y, a, b = (float(shape.attrib[key]) for key in ("cx", "cy", "rx", "ry"))
-        centre, half = (x, y), (a, b)
-    return fill_oriented(centre, half, degrees, height, width, ellipse=shape.tag == "ellipse")
+        x, y, a, b = (x + a) / 2, (y + b) / 2, (a - x) / 2, (b - y) / 2
+    degrees = float(shape.get("rotation") or 0)
+    return fill_oriented((x, y), (a, b), degrees, height, width, ellipse=shape.tag == "ellipse")
 
 
 def _point(pair: str) -> tuple[float, float]:
@@ -163,52 +139,24 @@ def _point(pair: str) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def _mask(shape: Element, height: int, width: int) -> Region:
-    """CVAT's run lengths: of background and object by turns, along the rows of a rectangle in the image."""
-    left, top, columns, rows = (int(float(shape.attrib[key])) for key in ("left", "top", "width", "height"))
-    counts = [int(count) for count in shape.attrib["rle"].split(",") if count.strip()]
-    if not (columns > 0 and rows > 0 and rows * columns <= MAX_PIXELS):
-        raise ValueError(f"width {columns}, height {rows}; expected its size in pixels")
-    if min(counts, default=0) < 0 or sum(counts) != rows * columns:
-        raise ValueError(f"run lengths of {sum(counts)} pixels; expected {columns} x {rows}, its width and height")
-    inner = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(rows, columns)
-    return paste(inner, left, top, height, width)
-
-
 def _files(root: Path) -> list[Path]:
     """The XML files in a folder, or in those in it; or one such file."""
-    if root.is_file():
-        return [root] if root.suffix.lower() == ".xml" and _peek(root) else []
     groups = [root, root / "annotations"], [root / name for name in subfolders(root)]
-    return annotation_files(groups, ".xml", _peek)
-
-
-def _peek(path: Path) -> bool:
-    if is_clutter(path.name) or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return re.search(rb"<annotations[\s>]", file.read(_PEEKED)) is not None
+    return annotation_files(root, groups, ".xml", lambda path: re.search(rb"<annotations[\s>]", head_of(path)))
 
 
 def _contents(root: Path) -> dict[Path, _Content]:
-    contents = {}
-    for path in _files(root):
-        stat = path.stat()
-        contents[path] = _scanned(path, stat.st_mtime_ns, stat.st_size)
-    return contents
+    return {path: _content(path) for path in _files(root)}
 
 
-@functools.lru_cache(maxsize=16)
-def _scanned(path: Path, _changed: int, _length: int) -> _Content:
-    """What a file has; kept, for each split asks again."""
+@remembered(16)
+def _content(path: Path) -> _Content:
     content = _Content()
-    try:
+    with expecting(path, "CVAT for images"):
         for record, content.encoding in xml_records(path):
             _note(content, record)
         if not content.images:
             raise ValueError("no <image>")
-    except ValueError as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}; expected CVAT for images") from None
     return content
 
 
@@ -241,10 +189,10 @@ def _text(element: Element, name: str) -> str:
     return (element.findtext(name) or "").strip()
 
 
-def _by_split(root: Path, contents: dict[Path, _Content]) -> dict[str, list[tuple[Path, _Image]]]:
+def _by_split(root: Path) -> dict[str, list[tuple[Path, _Image]]]:
     """The images of each split, with their files."""
     images: dict[str, list[tuple[Path, _Image]]] = defaultdict(list)
-    for path, content in contents.items():
+    for path, content in _contents(root).items():
         otherwise = split_of_file(path, root)
         for image in content.images:
             named = image.subset and image.subset.lower() != "default"
@@ -254,26 +202,23 @@ def _by_split(root: Path, contents: dict[Path, _Content]) -> dict[str, list[tupl
 
 def _labels(root: Path, contents: dict[Path, _Content]) -> tuple[Labels, dict[str, int]]:
     """The classes of all files, in order, and class id by label."""
-    names: list[str] = []
     for path, content in contents.items():
         if len({*content.labels}) < len(content.labels):
             with_background(path, content.labels)  # which names the label that is there twice
-        names += [name for name in content.labels if name not in names]
-    if not names:
-        names = sorted({label for content in contents.values() for label in content.used})
-    names = [name for name in names if name != IGNORE]
-    labels, ids = with_background(root, names)
-    return labels, {**dict(zip(names, ids, strict=True)), IGNORE: labels.ignore}
+    names = dict.fromkeys(name for content in contents.values() for name in content.labels)
+    used = sorted({label for content in contents.values() for label in content.used})
+    labels, ids = with_background(root, [name for name in names or used if name != IGNORE])
+    return labels, {**ids, IGNORE: labels.ignore}
 
 
-def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
+def _read(root: Path, split: str, images: list[tuple[Path, _Image]], options: DatasetOptions) -> Listing:
     contents = _contents(root)
     labels, ids = _labels(root, contents)
     base = root.parent if root.is_file() else root
     places = {path: _place(base, path, options) for path in contents}
     items: dict[str, Item] = {}
     absent, twice, pairs = [], 0, tuple(ids.items())
-    for path, image in _by_split(root, contents)[split]:
+    for path, image in images:
         search, prefix = places[path]
         found = search.find(image.name, image.subset or split)
         if found is None:
@@ -281,14 +226,12 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
             continue
         name = prefix + stem_of(image.name)
         twice += name in items
-        mask = CvatMask(path, image.name, image.start, image.end, contents[path].encoding, pairs)
+        mask = CvatMask(path, pairs, image.name, image.start, image.end, contents[path].encoding)
         items[name] = Item(name, found, mask)
     problems = [line for path, content in contents.items() for line in _unknown(path, content, ids)]
-    count = len(absent) + len(items)
-    if absent:
-        problems.append(f"{root}: {len(absent)} of {count} images are not there: {listed(absent)}; {_SAVE_IMAGES}")
+    problems += missing(root, absent, len(absent) + len(items), _SAVE_IMAGES)
     left_out = {"annotated twice: the later in the file counts": twice} if twice else {}
-    read_as = f"CVAT for images, with its {counted(len(labels), 'class', 'classes')}; higher z-order over lower"
+    read_as = f"CVAT for images, with its {counted(len(labels), 'class')}; higher z-order over lower"
     warnings = _warnings(root, contents)
     return Listing(str(root), (*items.values(),), labels, None, (*problems,), warnings, "", left_out, read_as)
 
@@ -320,10 +263,4 @@ def _warnings(root: Path, contents: dict[Path, _Content]) -> tuple[str, ...]:
     return (*lines,)
 
 
-LAYOUT = Layout(
-    "annotations.xml of CVAT for images, with images/",
-    "",
-    lambda root: root if _files(root) else None,
-    lambda root: list(_by_split(root, _contents(root))),
-    _read,
-)
+LAYOUT = Layout.of("annotations.xml of CVAT for images, with images/", _by_split, _read, recognise=_files)

@@ -250,11 +250,11 @@ def _classes(
         return *named_by(base, options), plain_mask, f"with the classes of {FILE}"
     if (path := base / "id2label.json").is_file():
         labels = _of_ids(path)
-        return labels, None, plain_mask, f"{counted(len(labels), 'class', 'classes')} of {path.name}"
+        return labels, None, plain_mask, f"{counted(len(labels), 'class')} of {path.name}"
     if class_file := find_class_file((base,)):
         labels, by_colour = read_classes(class_file)
         source = partial(colour_mask, labels, class_file) if by_colour else plain_mask
-        return labels, None, source, f"{counted(len(labels), 'class', 'classes')} of {class_file.name}"
+        return labels, None, source, f"{counted(len(labels), 'class')} of {class_file.name}"
     count = sum(len(one.pairs) for one in rows)
     masks = [one.folder / mask for one in rows for _, mask in one.pairs[:: step_of(count)]]
     if not masks:

@@ -11,43 +11,45 @@ as `0a1b2c3d-cat.jpg` or `cat.jpg`, `/data/local-files/?d=photos/cat.jpg` as `ph
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from atrous.data.datasets.base import (
-    WHOLE,
-    Item,
-    Layout,
-    Listing,
+from atrous.data.datasets.annotations import (
+    CHANGED,
+    HEAD,
+    Notes,
+    Shape,
+    ShapesMask,
     annotation_files,
-    is_clutter,
-    split_of_file,
-    subfolders,
+    bytes_of,
+    expecting,
+    head_of,
+    missing,
+    remembered,
 )
+from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, split_of_file, subfolders
 from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.json_records import json_elements
 from atrous.data.datasets.label_studio_png import BrushFiles, BrushFilesMask, brush_files, class_of, merged
 from atrous.data.datasets.label_studio_regions import draw_region
 from atrous.data.datasets.label_studio_tasks import addresses_of, annotations_of, number_of, people_of, regions_of
-from atrous.data.datasets.notes import Notes
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.datasets.regions import blank_mask, size_of
+from atrous.data.datasets.regions import size_of
 from atrous.data.datasets.xml_records import parse_xml
-from atrous.data.image_io import Pixels, read_size
+from atrous.data.image_io import read_size
 from atrous.data.labels import Labels
 from atrous.messages import counted, did_you_mean, listed
 
-_PEEKED = 1 << 16
 _OF_TASKS = re.compile(rb'"(annotations|completions|predictions|file_upload|annotation_id)"\s*:')
 _CONTROLS = ("BrushLabels", "BitmaskLabels", "PolygonLabels", "RectangleLabels", "EllipseLabels", "Labels")
-_EXPECTED = "Label Studio's JSON, a list of tasks"
+_SIZE = ("original_height", "original_width")
 _NO_IMAGES = f"exports have none unless asked for: put them into images/, {SAY_WHERE}"
 _NO_JSON = (
     "Label Studio's brush masks name a task by its number, and only the project's JSON says which image that is: "
@@ -93,113 +95,75 @@ class _Content:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelStudioMask:
+class LabelStudioMask(ShapesMask):
     """The regions of one annotation.
 
     Attributes:
-        path: the JSON.
         image: for its size, where there is no region.
         start: first byte of the task.
         end: behind its last byte.
         index: of the annotation in the task.
         task: its number, for messages.
-        ids: label and class id, pairs, so that items can be hashed.
     """
 
-    path: Path
     image: Path
     start: int
     end: int
     index: int
     task: int
-    ids: tuple[tuple[str, int], ...]
 
     def __str__(self) -> str:
         return f"{self.path}, task {self.task}" if self.task >= 0 else f"{self.path}, {self.image.name}"
 
-    def read(self) -> Pixels:
-        """Class ids, uint8 H,W; ValueError naming file, task and region; FileNotFoundError, if the file is gone."""
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            data = file.read(self.end - self.start)
+    def shapes(self) -> tuple[tuple[int, int], list[Shape]]:
+        """See `ShapesMask`."""
+        data = bytes_of(self.path, self.start, self.end)
         try:
             regions = list(regions_of(annotations_of(json.loads(data))[self.index]))
         except (ValueError, IndexError, RecursionError, AttributeError, TypeError):
-            raise ValueError(f"{self}: the file has changed since it was listed; expected it as it was") from None
-        ids = dict(self.ids)
-        height, width = _size(self, regions) or read_size(self.image)
-        mask = blank_mask(height, width, ids.values())
-        for place, (label, value) in enumerate(regions):
-            if label not in ids:
-                raise ValueError(f"{self}: region {place} is {label!r}, no class{did_you_mean(label, ids)}")
-            try:
-                mask[draw_region(value, height, width)] = ids[label]
-            except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
-                reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-                raise ValueError(f"{self}: region {place}, {label}: {' '.join(reason.split())}") from None
-        return mask
-
-
-def _size(mask: LabelStudioMask, regions: list[tuple[str, dict[str, Any]]]) -> tuple[int, int] | None:
-    """The size that all regions are of; None without a region."""
-    sizes = [(value.get("original_height"), value.get("original_width")) for _, value in regions]
-    if not sizes:
-        return None
-    height, width = sizes[0]
-    if any(size != sizes[0] for size in sizes):
-        raise ValueError(f"{mask}: regions in images of several sizes; expected one image")
-    if (fits := size_of(height, width)) is None:
-        shown = f"original_width {str(width)[:20]!r}, original_height {str(height)[:20]!r}"
-        raise ValueError(f"{mask}: {shown}; expected pixels")
-    return fits
+            raise ValueError(f"{self}: {CHANGED}") from None
+        sizes = [tuple(map(value.get, _SIZE)) for _, value in regions]
+        with expecting(self):
+            if any(size != sizes[0] for size in sizes):
+                raise ValueError("regions in images of several sizes; expected one image")
+            size = size_of(*sizes[0], fields=_SIZE) if sizes else read_size(self.image)
+        drawn = enumerate(regions)
+        return size, [Shape(f"region {i}", label, partial(draw_region, value)) for i, (label, value) in drawn]
 
 
 def _files(root: Path) -> list[Path]:
     """The JSON files in a folder, or in those in it; or one such file."""
-    if root.is_file():
-        return [root] if root.suffix.lower() == ".json" and _peek(root) else []
-    return annotation_files(([root], [root / name for name in subfolders(root)]), ".json", _peek)
+    return annotation_files(root, ([root], [root / name for name in subfolders(root)]), ".json", _is_ours)
 
 
-def _peek(path: Path) -> bool:
-    if is_clutter(path.name) or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        head = file.read(_PEEKED).lstrip(b"\xef\xbb\xbf \t\r\n")
-        if not re.match(rb"\[\s*\{", head):
-            return False
-        # The first task's annotations may be long and come first.
-        return bool(_OF_TASKS.search(head)) or bool(_OF_TASKS.search(file.read(_PEEKED * 64)))
+def _is_ours(path: Path) -> bool:
+    head = head_of(path)
+    # The first task's annotations may be long and come first.
+    return bool(re.match(rb"\[\s*\{", head)) and bool(
+        _OF_TASKS.search(head) or _OF_TASKS.search(head_of(path, 64 * HEAD))
+    )
 
 
 def _contents(root: Path) -> dict[Path, _Content]:
-    contents = {}
-    for path in _files(root):
-        stat = path.stat()
-        contents[path] = _scanned(path, stat.st_mtime_ns, stat.st_size)
-    return contents
+    return {path: _content(path) for path in _files(root)}
 
 
-@functools.lru_cache(maxsize=16)
-def _scanned(path: Path, _changed: int, _length: int) -> _Content:
-    """What a file has; kept, for each split asks again."""
+@remembered(16)
+def _content(path: Path) -> _Content:
     content = _Content()
-    try:
+    with expecting(path, "Label Studio's JSON, a list of tasks"):
         for task, start, end in json_elements(path):
             if not isinstance(task, dict):
                 raise ValueError(f"an element that is {str(task)[:40]!r}, no task")
             _note(content, task, start, end)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-        raise ValueError(f"{path}: {' '.join(reason.split())}; expected {_EXPECTED}") from None
     return content
 
 
 def _note(content: _Content, task: dict[str, Any], start: int, end: int) -> None:
     images, number, annotations = addresses_of(task), number_of(task.get("id")), annotations_of(task)
     place = f"task {number}" if number >= 0 else "".join(images[:1])
-    for _ in range(len(task.get("annotations") or task.get("completions") or annotations) - len(annotations)):
-        content.notes.add("annotations were cancelled (skipped), and are left out", place)
+    cancelled = len(task.get("annotations") or task.get("completions") or annotations) - len(annotations)
+    content.notes.add("annotations were cancelled (skipped), and are left out", place, cancelled)
     if not annotations:
         content.bare.append((number, images))
         if task.get("predictions"):
@@ -215,24 +179,23 @@ def _note(content: _Content, task: dict[str, Any], start: int, end: int) -> None
         )
 
 
-def _splits(root: Path) -> list[str]:
-    return [*{split_of_file(path, root) for path in _files(root)}] or [WHOLE]
-
-
-def _recognise(root: Path) -> Path | None:
-    return root if _files(root) or brush_files(root) else None
-
-
 def _folder(root: Path) -> Path:
     return root.parent if root.is_file() else root
 
 
-def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
+def _by_split(root: Path) -> dict[str, list[Path]]:
+    files: dict[str, list[Path]] = {}
+    for path in _files(root):
+        files.setdefault(split_of_file(path, root), []).append(path)
+    return files or {WHOLE: []}
+
+
+def _read(root: Path, split: str, files: list[Path], options: DatasetOptions) -> Listing:
     contents, brushes, folder = _contents(root), brush_files(_folder(root)), _folder(root)
     if not contents:
         return _without_json(root, brushes)
     labels, ids = _labels(root, contents, brushes)
-    here = {path: content for path, content in contents.items() if split_of_file(path, root) == split}
+    here = {path: contents[path] for path in files}
     notes, search = Notes(), ImageSearch([options.images, folder / "images", folder])
     for content in here.values():
         notes.update(content.notes)
@@ -256,14 +219,13 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
         if unknown := [label for label in entry.labels if label not in ids]:
             hint = did_you_mean(unknown[0], ids)
             problems.append(f"{path}, task {entry.task}: {listed(unknown)}, no label of the configuration{hint}")
-    if absent:
-        count = f"{len({*absent})} of {len({*absent}) + len(items)}"
-        problems.append(f"{root}: {count} images are not there: {listed([*dict.fromkeys(absent)])}; {_NO_IMAGES}")
+    absent = [*dict.fromkeys(absent)]
+    problems += missing(root, absent, len(absent) + len(items), _NO_IMAGES)
     bare = sum(number not in brushes for content in here.values() for number, _ in content.bare)
     left_out = {"no annotation, or cancelled ones only": bare} if bare else {}
-    read_as = f"Label Studio's JSON, with {counted(len(labels), 'class', 'classes')}; later regions over earlier"
-    warnings = tuple(notes.lines(root))
-    return Listing(str(root), (*items.values(),), labels, None, tuple(problems), warnings, "", left_out, read_as)
+    read_as = f"Label Studio's JSON, with {counted(len(labels), 'class')}; later regions over earlier"
+    lines = notes.lines(root)
+    return Listing(str(root), (*items.values(),), labels, None, tuple(problems), lines, "", left_out, read_as)
 
 
 def _entries(content: _Content, brushes: BrushFiles) -> Iterator[_Entry]:
@@ -299,8 +261,7 @@ def _mask(
     """The mask of an annotation: of its regions in the JSON, or of brush masks where it has none."""
     files = () if entry.labels else brushes.get(entry.task, {}).get(entry.number, ())
     if not files:
-        pairs = tuple(ids.items())
-        return LabelStudioMask(path, image, entry.start, entry.end, entry.place, entry.task, pairs)
+        return LabelStudioMask(path, tuple(ids.items()), image, entry.start, entry.end, entry.place, entry.task)
     mask = BrushFilesMask(tuple((file.path, ids[class_of(file, ids)]) for file in files))
     if shared := merged(mask.files)[1]:
         notes.add("tasks have brush masks that overlap: the smaller is on top", f"task {entry.task}, {shared} pixels")
@@ -314,19 +275,16 @@ def _labels(root: Path, contents: dict[Path, _Content], brushes: BrushFiles) -> 
         found = {label for content in contents.values() for entry in content.entries for label in entry.labels}
         of_brushes = [file for annotations in brushes.values() for files in annotations.values() for file in files]
         names = sorted(found | {class_of(file, found) for file in of_brushes})
-    labels, ids = with_background(root, names)
-    return labels, dict(zip(names, ids, strict=True))
+    return with_background(root, names)
 
 
 def _configured(root: Path) -> list[str]:
     """The labels of the labelling configuration, if there is one: an XML file with `<View>`."""
     for path in sorted(_folder(root).glob("*.xml")):
-        if is_clutter(path.name) or not path.is_file() or b"<View" not in path.read_bytes()[:_PEEKED]:
+        if b"<View" not in head_of(path):
             continue
-        try:
+        with expecting(path, "a labelling configuration"):
             view = parse_xml(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}; expected a labelling configuration") from None
         names: list[str] = []
         for control in (element for element in view.iter() if element.tag in _CONTROLS):
             own = [(label.get("alias") or label.get("value") or "").strip() for label in control.iter("Label")]
@@ -340,15 +298,14 @@ def _configured(root: Path) -> list[str]:
 def _without_json(root: Path, brushes: BrushFiles) -> Listing:
     files = [file for annotations in brushes.values() for files in annotations.values() for file in files]
     labels, _ = with_background(root, sorted({class_of(file, ()) for file in files}))
-    tasks, classes = counted(len(brushes), "task"), counted(len(labels), "class", "classes")
+    tasks, classes = counted(len(brushes), "task"), counted(len(labels), "class")
     read_as = f"{len(files)} brush masks of Label Studio, of {tasks} and {classes}, without images"
     return Listing(str(root), (), labels, problems=(f"{root}: {_NO_JSON}, {SAY_WHERE}",), read_as=read_as)
 
 
-LAYOUT = Layout(
+LAYOUT = Layout.of(
     "a JSON of Label Studio, with the images in images/",
-    "",
-    _recognise,
-    _splits,
+    _by_split,
     _read,
+    recognise=lambda root: _files(root) or brush_files(root),
 )

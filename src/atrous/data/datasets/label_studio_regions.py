@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.datasets.regions import Region, check_points, fill_oriented, fill_polygons, png_region
-from atrous.messages import counted
+from atrous.data.datasets.regions import Region, fill_oriented, fill_polygon, png_region
 
 _HEADER = 32 + 5 + 4 * 4
 _DATA_URL = "data:image/png;base64,"
@@ -42,7 +41,7 @@ def draw_region(value: dict[str, Any], height: int, width: int) -> Region:
     """
     kind = region_kind(value)
     if kind == "brush":
-        return _brush(bytes(value["rle"]), height, width)
+        return decode_brush(bytes(value["rle"]), height * width * 4).reshape(height, width, 4)[:, :, 3] > 0
     if kind == "bitmask":
         text = str(value["imageDataURL"])
         if not text.startswith(_DATA_URL):
@@ -53,10 +52,7 @@ def draw_region(value: dict[str, Any], height: int, width: int) -> Region:
         return region
     if kind == "polygon":
         points = [(round(float(x) / 100 * width, 2), round(float(y) / 100 * height, 2)) for x, y in value["points"]]
-        if len(points) < 3:
-            raise ValueError(f"a polygon of {counted(len(points), 'point')}; expected 3 or more")
-        check_points(points, height, width)
-        return fill_polygons([points], height, width)
+        return fill_polygon(points, height, width)
     x, y = float(value["x"]) / 100 * width, float(value["y"]) / 100 * height
     degrees = float(value.get("rotation") or 0)
     if kind == "ellipse":
@@ -66,11 +62,6 @@ def draw_region(value: dict[str, Any], height: int, width: int) -> Region:
     a, b, angle = float(value["width"]) / 200 * width, float(value["height"]) / 200 * height, math.radians(degrees)
     centre = (x + a * math.cos(angle) - b * math.sin(angle), y + a * math.sin(angle) + b * math.cos(angle))
     return fill_oriented(centre, (a, b), degrees, height, width, ellipse=False)
-
-
-def _brush(data: bytes, height: int, width: int) -> Region:
-    values = decode_brush(data, height * width * 4)
-    return values.reshape(height, width, 4)[:, :, 3] > 0
 
 
 def decode_brush(data: bytes, expected: int) -> npt.NDArray[np.uint8]:

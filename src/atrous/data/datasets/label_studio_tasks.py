@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from atrous.data.datasets.annotations import Notes
 from atrous.data.datasets.label_studio_regions import region_kind
-from atrous.data.datasets.notes import Notes
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.messages import listed
 
@@ -78,14 +78,11 @@ def addresses_of(task: dict[str, Any]) -> tuple[str, ...]:
     pictures = [text for text in texts if PurePosixPath(_path_of(text)).suffix.lower() in IMAGE_SUFFIXES]
     first = data.get("image") if isinstance(data.get("image"), str) else None
     paths = [_path_of(text) for text in [first, *pictures[:1], task.get("file_upload")] if isinstance(text, str)]
-    names = []
-    for path in paths:
-        names += (
-            [path, str(PurePosixPath(path).with_name(_PREFIX.sub("", PurePosixPath(path).name, count=1)))]
-            if path
-            else []
-        )
-    return (*dict.fromkeys(names),)
+    both = (
+        (path, str(path.with_name(_PREFIX.sub("", path.name, count=1))))
+        for path in map(PurePosixPath, filter(None, paths))
+    )
+    return (*dict.fromkeys(str(name) for names in both for name in names),)
 
 
 def _path_of(address: str) -> str:

@@ -9,15 +9,17 @@ An image that is not there is taken from `imageData`, if the file has it.
 from __future__ import annotations
 
 import base64
-import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from atrous.data.datasets.annotations import Shape, ShapesMask, expecting, head_of, missing, remembered
 from atrous.data.datasets.base import (
     WHOLE,
     Item,
@@ -34,51 +36,28 @@ from atrous.data.datasets.embedded_images import embedded_images
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch
 from atrous.data.datasets.json_records import load_json
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.datasets.regions import Region, blank_mask, check_points, fill_polygons, paste, png_region, size_of
-from atrous.data.image_io import Pixels
+from atrous.data.datasets.regions import Region, check_points, fill_polygon, paste, png_region, size_of
 from atrous.data.labels import Labels
-from atrous.messages import counted, did_you_mean, listed
+from atrous.messages import counted, listed
 
 _IGNORE = "__ignore__"
+_SIZE = ("imageHeight", "imageWidth")
 _LINE_WIDTH = 10
 """Pixels; LabelMe's own."""
-_PEEKED = 1 << 16
 _MOST_PEEKED = 20
 
 
-@dataclass(frozen=True)
-class LabelMeMask:
-    """The shapes of one image.
+@dataclass(frozen=True, slots=True)
+class LabelMeMask(ShapesMask):
+    """The shapes of one image."""
 
-    Attributes:
-        path: the JSON file.
-        ids: label and class id, pairs, so that items can be hashed.
-        background: the class id of what no shape covers.
-    """
-
-    path: Path
-    ids: tuple[tuple[str, int], ...]
-    background: int
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def read(self) -> Pixels:
-        """Class ids, 255 for `__ignore__`, uint8 H,W; ValueError naming the file and the shape."""
-        document, ids = _load(self.path), dict(self.ids)
-        mask = blank_mask(*_size(self.path, document), ids.values())
-        mask[:] = self.background
-        for index, shape in enumerate(document["shapes"]):
-            label = _label(self.path, index, shape)
-            if label not in ids:
-                raise ValueError(f"{self}: shape {index} is {label!r}, no class{did_you_mean(label, ids)}")
-            try:
-                region = _region(shape, *mask.shape)
-            except (ValueError, KeyError, TypeError, IndexError, OverflowError, OSError) as error:
-                reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-                raise ValueError(f"{self}: shape {index}, {label}: {' '.join(reason.split())}") from None
-            mask[region] = ids[label]
-        return mask
+    def shapes(self) -> tuple[tuple[int, int], list[Shape]]:
+        """See `ShapesMask`."""
+        document = _load(self.path)
+        with expecting(self.path):
+            size = size_of(*map(document.get, _SIZE), fields=_SIZE)
+        shapes = ((index, _label(self.path, index, shape), shape) for index, shape in enumerate(document["shapes"]))
+        return size, [Shape(f"shape {index}", label, partial(_region, shape)) for index, label, shape in shapes]
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -86,13 +65,6 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
         raise ValueError(f"{path}: no list of shapes; expected LabelMe's JSON")
     return document
-
-
-def _size(path: Path, document: dict[str, Any]) -> tuple[int, int]:
-    height, width = document.get("imageHeight"), document.get("imageWidth")
-    if (fits := size_of(height, width)) is None:
-        raise ValueError(f"{path}: imageHeight {height!r}, imageWidth {width!r}; expected the size in pixels")
-    return fits
 
 
 def _label(path: Path, index: int, shape: Any) -> str:
@@ -105,14 +77,13 @@ def _label(path: Path, index: int, shape: Any) -> str:
 def _region(shape: dict[str, Any], height: int, width: int) -> Region:
     kind = shape.get("shape_type") or "polygon"
     points = [(float(x), float(y)) for x, y in shape["points"]]
-    check_points(points, height, width)
-    least = {"polygon": 3, "rectangle": 2, "circle": 2, "line": 2, "linestrip": 2, "mask": 2}
-    if kind not in least:
-        raise ValueError(f"a {kind}; expected {', '.join(least)}")
-    if len(points) < least[kind]:
-        raise ValueError(f"a {kind} of {len(points)} points; expected {least[kind]} or more")
     if kind == "polygon":
-        return fill_polygons([points], height, width)
+        return fill_polygon(points, height, width)
+    check_points(points, height, width)
+    if kind not in ("rectangle", "circle", "line", "linestrip", "mask"):
+        raise ValueError(f"a {kind}; expected polygon, rectangle, circle, line, linestrip, mask")
+    if len(points) < 2:
+        raise ValueError(f"a {kind} of {counted(len(points), 'point')}; expected 2 or more")
     (left, top), (right, bottom) = points[:2]
     if kind == "mask":
         inner = png_region(base64.b64decode(shape["mask"], validate=True), height, width)
@@ -139,23 +110,15 @@ def _folders(root: Path) -> dict[str, list[Path]]:
 
 
 def _peek(folder: Path) -> bool:
-    paths = [path for path in files_with(folder, ".json") if path.is_file()]
-    return any(map(_is_ours, paths[:_MOST_PEEKED]))
+    heads = map(head_of, files_with(folder, ".json")[:_MOST_PEEKED])
+    return any(b'"shapes"' in head and any(key in head for key in _KEYS) for head in heads)
 
 
-def _is_ours(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(_PEEKED)
-    return b'"shapes"' in head and (b'"shape_type"' in head or b'"imagePath"' in head or b'"points"' in head)
+_KEYS = (b'"shape_type"', b'"imagePath"', b'"points"')
 
 
-def _recognise(root: Path) -> Path | None:
-    return root if _folders(root) else None
-
-
-def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
-    folders = _folders(root)[split]
-    labels, ids, background, source = _classes(root)
+def _read(root: Path, split: str, folders: list[Path], options: DatasetOptions) -> Listing:
+    labels, ids, ground, source = _classes(root)
     items, absent, problems, warnings, count = [], [], [], [], 0
     for folder in folders:
         paths, _ = files_by_stem(folder, (".json",))
@@ -164,48 +127,46 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
         count += len(paths)
         prefix = f"{folder.name}/" if len(folders) > 1 and folder != root else ""
         search, used = ImageSearch([folder, options.images, root / "images"]), set()
-        named = {stem: images.get(stem) or _image_of(path, search) for stem, path in paths.items()}
-        held = embedded_images(folder, [paths[stem] for stem, at in named.items() if not at and _scan(paths[stem])[2]])
+        named = {stem: images.get(stem) or search.find(_scanned(path)[1]) for stem, path in paths.items()}
+        held = embedded_images(
+            folder, [paths[stem] for stem, at in named.items() if not at and _scanned(paths[stem])[2]]
+        )
         for stem, path in paths.items():
             if (image := named[stem] or held.get(stem)) is None:
                 absent.append(path.name)
                 continue
             used.add(image)
-            items.append(Item(prefix + stem, image, LabelMeMask(path, tuple(ids.items()), background)))
+            items.append(Item(prefix + stem, image, LabelMeMask(path, tuple(ids.items()), ground=ground)))
         spare = sorted(stem for stem, image in images.items() if image not in used)
         if spare:
             warnings.append(f"{folder}: {len(spare)} images have no JSON, and are left out: {listed(spare)}")
     place = ", ".join(map(str, folders))
-    if absent:
-        problems.append(
-            f"{place}: {len(absent)} of {count} files have no image beside them: {listed(absent)}; put them there, "
-            f"{SAY_WHERE}"
-        )
-    read_as = (
-        f"LabelMe's JSON, with the {counted(len(labels), 'class', 'classes')} of {source}; later shapes over earlier"
-    )
+    problems += missing(place, absent, count, f"put them beside their JSON, {SAY_WHERE}")
+    read_as = f"LabelMe's JSON, with the {counted(len(labels), 'class')} of {source}; later shapes over earlier"
     return Listing(place, tuple(items), labels, None, tuple(problems), tuple(warnings), read_as=read_as)
 
 
 def _classes(root: Path) -> tuple[Labels, dict[str, int], int, str]:
     """The classes, class id by label, the id of background, and where the classes are from."""
-    class_file, background = find_class_file((root,)), 0
-    if class_file is not None:
-        labels, by_colour = read_classes(class_file)
-        names, source = list(labels.names), class_file.name
-        if by_colour:
-            background, order = _background_of(class_file, names), list(range(len(names)))
-        else:
-            labels, order = with_background(class_file, names)
+    class_file, ground = find_class_file((root,)), 0
+    if class_file is None:
+        source = "its shapes"
+        paths = (path for folders in _folders(root).values() for folder in folders for path in _annotations(folder))
+        labels, ids = with_background(
+            root, sorted({label for path in paths for label in _scanned(path)[0]} - {_IGNORE})
+        )
     else:
-        names, source = _labels_of(root), "its shapes"
-        labels, order = with_background(root, names)
-    empty = dict.fromkeys((labels.names[background], "_background_"), background)
-    return labels, dict(zip(names, order, strict=True)) | empty | {_IGNORE: labels.ignore}, background, source
+        source = class_file.name
+        labels, by_colour = read_classes(class_file)
+        if by_colour:  # whose order is kept
+            ground, ids = _background_of(class_file, labels.names), {name: id_ for id_, name in enumerate(labels.names)}
+        else:
+            labels, ids = with_background(class_file, labels.names)
+    empty = dict.fromkeys((labels.names[ground], "_background_"), ground)
+    return labels, ids | empty | {_IGNORE: labels.ignore}, ground, source
 
 
-def _background_of(class_file: Path, names: list[str]) -> int:
-    """The place of background among classes with colours, whose order is kept."""
+def _background_of(class_file: Path, names: tuple[str, ...]) -> int:
     place = background_index(names)
     if place is None:
         raise ValueError(
@@ -215,37 +176,16 @@ def _background_of(class_file: Path, names: list[str]) -> int:
     return place
 
 
-def _labels_of(root: Path) -> list[str]:
-    """All labels in all splits, sorted."""
-    names = set[str]()
-    for folder in (folder for folders in _folders(root).values() for folder in folders):
-        for path in files_by_stem(folder, (".json",))[0].values():
-            names |= _scan(path)[0]
-    return sorted(names - {_IGNORE})
+def _annotations(folder: Path) -> Iterable[Path]:
+    return files_by_stem(folder, (".json",))[0].values()
 
 
-def _image_of(path: Path, search: ImageSearch) -> Path | None:
-    """The image that a file names, if it is there."""
-    return search.find(PureWindowsPath(_scan(path)[1]).name)
-
-
-def _scan(path: Path) -> tuple[frozenset[str], str, bool]:
-    stat = path.stat()
-    return _scanned(path, stat.st_mtime_ns, stat.st_size)
-
-
-@functools.lru_cache(maxsize=1 << 17)
-def _scanned(path: Path, _changed: int, _length: int) -> tuple[frozenset[str], str, bool]:
-    """The labels of a file's shapes, its image's name, whether it holds the image; kept, for each split asks again."""
+@remembered(1 << 17)
+def _scanned(path: Path) -> tuple[frozenset[str], str, bool]:
+    """The labels of a file's shapes, its image's name, whether it holds the image."""
     document = _load(path)
-    labels = (_label(path, index, shape) for index, shape in enumerate(document["shapes"]))
-    return frozenset(labels), str(document.get("imagePath") or ""), bool(document.get("imageData"))
+    labels = frozenset(_label(path, index, shape) for index, shape in enumerate(document["shapes"]))
+    return labels, PureWindowsPath(str(document.get("imagePath") or "")).name, bool(document.get("imageData"))
 
 
-LAYOUT = Layout(
-    "NAME.json with shapes beside NAME.jpg, in a folder or in one a split",
-    "",
-    _recognise,
-    lambda root: list(_folders(root)),
-    _read,
-)
+LAYOUT = Layout.of("NAME.json with shapes beside NAME.jpg, in a folder or in one a split", _folders, _read)

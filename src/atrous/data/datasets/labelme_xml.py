@@ -7,78 +7,56 @@ all names that occur, sorted; background comes first.
 
 from __future__ import annotations
 
-import functools
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 import numpy as np
 
+from atrous.data.datasets.annotations import Notes, Shape, ShapesMask, expecting, head_of, missing, remembered
 from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, is_clutter, split_or_whole
 from atrous.data.datasets.class_files import find_class_file, read_classes, with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
-from atrous.data.datasets.notes import Notes
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.datasets.regions import Region, blank_mask, check_points, fill_polygons
+from atrous.data.datasets.regions import Region, fill_polygon, size_in
 from atrous.data.datasets.xml_records import parse_xml
 from atrous.data.image_file import decode_file
-from atrous.data.image_io import MAX_PIXELS, Pixels, read_size
-from atrous.data.labels import Labels
-from atrous.messages import counted, did_you_mean, listed
+from atrous.data.image_io import MAX_PIXELS, read_size
+from atrous.messages import counted
 
-_PEEKED = 1 << 16
 _MOST_PEEKED = 20
 _MOST_BYTES = 1 << 26
-_DELETED = "objects are marked as deleted, and are left out"
-_BOXES = "objects are boxes, filled as rectangles"
 
 
-@dataclass(frozen=True)
-class LabelMeXmlMask:
+@dataclass(frozen=True, slots=True)
+class LabelMeXmlMask(ShapesMask):
     """The objects of one image.
 
     Attributes:
-        path: the XML file.
         image: for its size, where the file has none.
         masks: the folder of the masks that the file names.
-        ids: name and class id, pairs, so that items can be hashed.
     """
 
-    path: Path
     image: Path
     masks: Path
-    ids: tuple[tuple[str, int], ...]
 
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def read(self) -> Pixels:
-        """Class ids, uint8 H,W; ValueError or FileNotFoundError naming the file and the object."""
+    def shapes(self) -> tuple[tuple[int, int], list[Shape]]:
+        """See `ShapesMask`."""
         root = _load(self.path)
-        height, width = _size(self.path, root) or read_size(self.image)
-        ids = dict(self.ids)
-        mask = blank_mask(height, width, ids.values())
-        for index, thing in enumerate(_objects(root)):
-            name = _text(thing, "name")
-            if name not in ids:
-                raise ValueError(f"{self}: object {index} is {name!r}, no class{did_you_mean(name, ids)}")
-            try:
-                region = self._region(thing, height, width)
-            except (ValueError, OverflowError) as error:
-                raise ValueError(f"{self}: object {index}, {name}: {' '.join(str(error).split())}") from None
-            mask[region] = ids[name]
-        return mask
+        rows, columns = _text(root, "imagesize/nrows"), _text(root, "imagesize/ncols")
+        with expecting(self.path):
+            size = size_in(rows, columns, fields=("nrows", "ncols")) if rows or columns else read_size(self.image)
+        objects = enumerate(_objects(root))
+        return size, [Shape(f"object {i}", _text(thing, "name"), partial(self._region, thing)) for i, thing in objects]
 
     def _region(self, thing: Element, height: int, width: int) -> Region:
         if (polygon := thing.find("polygon")) is not None:
             points = [(float(_text(point, "x")), float(_text(point, "y"))) for point in polygon.iter("pt")]
-            if len(points) < 3:
-                raise ValueError(f"a polygon of {counted(len(points), 'point')}; expected 3 or more")
-            check_points(points, height, width)
-            return fill_polygons([points], height, width)
+            return fill_polygon(points, height, width)
         # The last part alone: a file must not lead out of the data set.
         name = PurePosixPath(_text(thing, "segm/mask").replace("\\", "/")).name
         if not name:
@@ -96,10 +74,8 @@ class LabelMeXmlMask:
 def _load(path: Path) -> Element:
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size} bytes; expected the annotations of one image")
-    try:
+    with expecting(path, "LabelMe's XML"):
         root = parse_xml(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; expected LabelMe's XML") from None
     if root.tag != "annotation":
         raise ValueError(f"{path}: <{root.tag[:40]}>; expected <annotation>, LabelMe's XML")
     return root
@@ -117,16 +93,6 @@ def _is_deleted(thing: Element) -> bool:
     return _text(thing, "deleted") not in ("", "0")
 
 
-def _size(path: Path, root: Element) -> tuple[int, int] | None:
-    rows, columns = _text(root, "imagesize/nrows"), _text(root, "imagesize/ncols")
-    if not rows and not columns:
-        return None
-    numbers = [int(text) if text.isdecimal() else 0 for text in (rows[:9], columns[:9])]
-    if not 0 < math.prod(numbers) <= MAX_PIXELS:
-        raise ValueError(f"{path}: nrows {rows[:9]!r}, ncols {columns[:9]!r}; expected the size in pixels")
-    return numbers[0], numbers[1]
-
-
 def _files(root: Path) -> list[Path]:
     """LabelMe's files: those in Annotations/ and its folders, or in the data set's folder and those in it."""
     annotations = root / "Annotations"
@@ -137,17 +103,11 @@ def _files(root: Path) -> list[Path]:
     return paths
 
 
-def _recognise(root: Path) -> Path | None:
-    return root if any(map(_peek, _files(root)[:_MOST_PEEKED])) else None
-
-
-def _peek(path: Path) -> bool:
+def _is_ours(path: Path) -> bool:
     """Whether a file is LabelMe's: VOC's has the same elements, and bndbox."""
-    with path.open("rb") as file:
-        head = file.read(_PEEKED)
-    return (
-        bool(re.search(rb"<annotation[\s>]", head) and re.search(rb"<(segm|pt)[\s>]", head)) and b"<bndbox" not in head
-    )
+    head = head_of(path)
+    named = re.search(rb"<annotation[\s>]", head) and re.search(rb"<(segm|pt)[\s>]", head)
+    return named is not None and b"<bndbox" not in head
 
 
 def _folder_of(root: Path, path: Path) -> str:
@@ -156,71 +116,59 @@ def _folder_of(root: Path, path: Path) -> str:
     return path.parent.relative_to(base).as_posix()
 
 
-def _split_of(root: Path, path: Path) -> str:
-    return split_or_whole(PurePosixPath(_folder_of(root, path)).name)
+def _by_split(root: Path) -> dict[str, list[Path]]:
+    paths: dict[str, list[Path]] = {}
+    for path in _files(root):
+        paths.setdefault(split_or_whole(PurePosixPath(_folder_of(root, path)).name), []).append(path)
+    return paths
 
 
-def _splits(root: Path) -> list[str]:
-    return [*{_split_of(root, path) for path in _files(root)}]
-
-
-def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
-    labels, ids, documents = _classes(root)
-    paths = [path for path in documents if _split_of(root, path) == split]
+def _read(root: Path, split: str, paths: list[Path], options: DatasetOptions) -> Listing:
+    class_file = find_class_file((root,))
+    used = sorted({name for path in _files(root) for name in _scanned(path).names})
+    labels, ids = with_background(class_file or root, read_classes(class_file)[0].names if class_file else used)
     search, notes = ImageSearch([options.images, root / "Images", root / "images", root]), Notes()
     items, absent = [], []
     for path in paths:
         folder = "" if _folder_of(root, path) == "." else _folder_of(root, path)
-        filename, boxes, deleted = documents[path]
+        _, filename, boxes, deleted = _scanned(path)
         if (image := search.find(filename or path.stem, folder) or search.find(path.stem, folder)) is None:
             absent.append(filename or path.name)
             continue
-        for kind, number in ((_DELETED, deleted), (_BOXES, boxes)):
-            for _ in range(number):
-                notes.add(kind, path.name)
+        notes.add("objects are marked as deleted, and are left out", path.name, deleted)
+        notes.add("objects are boxes, filled as rectangles", path.name, boxes)
         prefix = f"{folder}/" if folder and split == WHOLE else ""
         masks = root / "Masks" / folder if (root / "Masks").is_dir() else path.parent / "Masks"
-        items.append(Item(prefix + stem_of(path.stem), image, LabelMeXmlMask(path, image, masks, tuple(ids.items()))))
-    advice = f"put them into Images/, {SAY_WHERE}"
-    problem = f"{root}: {len(absent)} of {len(paths)} images are not there: {listed(absent)}; {advice}"
-    read_as = f"LabelMe's XML, with {counted(len(labels), 'class', 'classes')}; later objects over earlier"
-    problems, warnings = (problem,) if absent else (), tuple(notes.lines(root))
-    return Listing(str(root), tuple(items), labels, None, problems, warnings, read_as=read_as)
+        items.append(Item(prefix + stem_of(path.stem), image, LabelMeXmlMask(path, tuple(ids.items()), image, masks)))
+    problems = missing(root, absent, len(paths), f"put them into Images/, {SAY_WHERE}")
+    read_as = f"LabelMe's XML, with {counted(len(labels), 'class')}; later objects over earlier"
+    return Listing(str(root), tuple(items), labels, None, tuple(problems), notes.lines(root), read_as=read_as)
 
 
-def _classes(root: Path) -> tuple[Labels, dict[str, int], dict[Path, tuple[str, int, int]]]:
-    """Classes, class id by name; by file the image's name, how many boxes and deleted objects."""
-    names: set[str] = set()
-    documents = {}
-    for path in _files(root):
-        stat = path.stat()
-        used, filename, boxes, deleted = _scanned(path, stat.st_mtime_ns, stat.st_size)
-        names |= used
-        documents[path] = (filename, boxes, deleted)
-    ordered = sorted(names)
-    if class_file := find_class_file((root,)):
-        ordered = list(read_classes(class_file)[0].names)
-    labels, order = with_background(class_file or root, ordered)
-    return labels, dict(zip(ordered, order, strict=True)), documents
+class _Scanned(NamedTuple):
+    """The names of a file's objects, its image's name, how many boxes and deleted objects."""
+
+    names: frozenset[str]
+    filename: str
+    boxes: int
+    deleted: int
 
 
-@functools.lru_cache(maxsize=1 << 17)
-def _scanned(path: Path, _changed: int, _length: int) -> tuple[frozenset[str], str, int, int]:
-    """The names of a file's objects, its image's name, how many boxes and deleted objects; each split asks again."""
+@remembered(1 << 17)
+def _scanned(path: Path) -> _Scanned:
     root = _load(path)
     objects = list(_objects(root))
-    for index, thing in enumerate(objects):
-        if not _text(thing, "name"):
-            raise ValueError(f"{path}: object {index} has no name; expected one")
+    names = [_text(thing, "name") for thing in objects]
+    if "" in names:
+        raise ValueError(f"{path}: object {names.index('')} has no name; expected one")
     boxes = sum(_text(thing, "type") == "bounding_box" for thing in objects)
     deleted = sum(map(_is_deleted, root.iterfind("object")))
-    return frozenset(_text(thing, "name") for thing in objects), _text(root, "filename"), boxes, deleted
+    return _Scanned(frozenset(names), _text(root, "filename"), boxes, deleted)
 
 
-LAYOUT = Layout(
+LAYOUT = Layout.of(
     "Annotations/FOLDER/NAME.xml of LabelMe with Images/FOLDER/NAME.jpg",
-    "",
-    _recognise,
-    _splits,
+    _by_split,
     _read,
+    recognise=lambda root: any(map(_is_ours, _files(root)[:_MOST_PEEKED])),
 )

@@ -217,7 +217,7 @@ def listing_by(root: Path, every: Mapping[str, Files], split: str, options: Data
     files = every[split]
     if options.names:
         labels, remap = named_by(root, options)
-        amount = counted(len(options.names), "class", "classes")
+        amount = counted(len(options.names), "class")
         ids = partial(plain_mask, largest=max(labels.largest_id, len(remap or ()) - 1))
         return replace(
             listing_of(files, ids, labels, f"images with masks, with the {amount} that are named"), remap=remap
@@ -227,7 +227,7 @@ def listing_by(root: Path, every: Mapping[str, Files], split: str, options: Data
         source = (
             partial(colour_mask, labels, class_file) if by_colour else partial(plain_mask, largest=labels.largest_id)
         )
-        names = counted(len(labels), "class", "classes")
+        names = counted(len(labels), "class")
         return listing_of(files, source, labels, f"images with masks, with the {names} of {class_file.name}")
     count = sum(len(each.pairing.pairs) for each in every.values())
     masks = [mask for each in every.values() for mask in each.masks(step_of(count))]

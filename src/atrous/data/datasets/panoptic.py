@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, by_split, files_with
+from atrous.data.datasets.annotations import expecting, head_of
+from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, by_split, files_with, is_empty
 from atrous.data.datasets.class_files import background_index, with_background
 from atrous.data.datasets.json_records import json_records
 from atrous.data.datasets.options import DatasetOptions
@@ -32,7 +33,6 @@ from atrous.data.labels import Labels, voc_palette
 from atrous.messages import counted, listed
 
 _PUBLISHED = "COCO's panoptic annotations are published at https://cocodataset.org/#download"
-_PEEKED = 1 << 16
 _YEAR = re.compile(r"20\d\d$")
 _COVERED = 0.75
 
@@ -86,37 +86,24 @@ class _Content:
 
 def _files(root: Path) -> dict[str, Path]:
     if root.is_file():
-        return {WHOLE: root} if _peek(root) else {}
+        return {WHOLE: root} if _is_ours(root) else {}
     files: dict[str, Path] = {}
-    for folder in (root, root / "annotations"):
-        for path in files_with(folder, ".json"):
-            if path.is_file() and _peek(path):
-                name = path.stem.removeprefix("panoptic_")
-                files[_YEAR.sub("", name) or name] = path
+    for path in (path for folder in (root, root / "annotations") for path in files_with(folder, ".json")):
+        if _is_ours(path):
+            name = path.stem.removeprefix("panoptic_")
+            files[_YEAR.sub("", name) or name] = path
     return {WHOLE: next(iter(files.values()))} if [*files] == ["panoptic"] else by_split(root, files)
 
 
-def _peek(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(_PEEKED).lstrip(b"\xef\xbb\xbf \t\r\n")
-        ours = b'"segments_info"' in head or path.stem.startswith("panoptic")
-        return ours and (head.startswith(b"{") or not head)  # an empty one is refused by its reader
+def _is_ours(path: Path) -> bool:
+    head = head_of(path)
+    ours = b'"segments_info"' in head or path.stem.startswith("panoptic")
+    return ours and (head.startswith(b"{") or is_empty(path))  # which is refused by its reader
 
 
-def _recognise(root: Path) -> Path | None:
-    return root if _files(root) else None
-
-
-def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
-    path = _files(root)[split]
-    try:
+def _read(root: Path, split: str, path: Path, _: DatasetOptions) -> Listing:
+    with expecting(path, "COCO's panoptic JSON: images, categories, and annotations with file_name and segments_info"):
         return _listing(path)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
-        if str(error).startswith(str(path)):
-            raise
-        reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-        wanted = "COCO's panoptic JSON: images, categories, and annotations with file_name and segments_info"
-        raise ValueError(f"{path}: {' '.join(reason.split())}; expected {wanted}") from None
 
 
 def _listing(path: Path) -> Listing:
@@ -127,7 +114,7 @@ def _listing(path: Path) -> Listing:
     labels, ids, void, how = _classes(path, content)
     rows, problems, warnings = _rows(path, content, images, masks, ids, labels.ignore)
     items = Items(sorted(rows), partial(_item, str(images), str(masks), void))
-    read_as = f"COCO's panoptic format with {counted(len(labels), 'class', 'classes')}: {listed(labels.names)}; {how}"
+    read_as = f"COCO's panoptic format with {counted(len(labels), 'class')}: {listed(labels.names)}; {how}"
     return Listing(str(path), items, labels, problems=problems, warnings=warnings, read_as=read_as)
 
 
@@ -157,8 +144,8 @@ def _classes(path: Path, content: _Content) -> tuple[Labels, dict[int, int], int
             raise ValueError(f"{path}: {error}") from None
         ids = {number: index for index, number in enumerate(sorted(content.categories))}
         return labels, ids, labels.ignore, "pixels of no segment are ignored"
-    labels, numbers = with_background(path, names)
-    ids = dict(zip(sorted(content.categories), numbers, strict=True))
+    labels, by_name = with_background(path, names)
+    ids = {number: by_name[name] for number, name in content.categories.items()}
     why = "" if background_index(names) is not None else f", for segments cover {covered:.0%} of the pixels"
     return labels, ids, 0, f"pixels of no segment are background{why}"
 
@@ -226,10 +213,6 @@ def _parse(path: Path) -> _Content:
     return content
 
 
-LAYOUT = Layout(
-    "annotations/panoptic_SPLIT.json with a folder of PNGs of its name, and images/SPLIT/",
-    _PUBLISHED,
-    _recognise,
-    lambda root: list(_files(root)),
-    _read,
+LAYOUT = Layout.of(
+    "annotations/panoptic_SPLIT.json with a folder of PNGs of its name, and images/SPLIT/", _files, _read, _PUBLISHED
 )

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from atrous.data.image_io import MAX_PIXELS, Pixels
+from atrous.messages import counted
 
 Region = npt.NDArray[np.bool_]
 
@@ -62,11 +63,35 @@ def blank_mask(height: int, width: int, ids: Iterable[int]) -> Pixels:
     return cast(Pixels, np.zeros((height, width), dtype=np.uint16 if wide else np.uint8))
 
 
-def size_of(height: object, width: object) -> tuple[int, int] | None:
-    """Two values of a JSON file as the size of an image in pixels; None if they are no such numbers (True is none)."""
+def size_of(height: object, width: object, *, fields: tuple[str, str] = ("height", "width")) -> tuple[int, int]:
+    """Two values of a file as the size of an image in pixels; ValueError if they are no such numbers (True is none)."""
     if type(height) is int and type(width) is int and height > 0 and 0 < height * width <= MAX_PIXELS:
         return height, width
-    return None
+    shown = ", ".join(f"{name} {value!r:.20}" for name, value in zip(fields, (height, width), strict=True))
+    raise ValueError(f"{shown}; expected the size in pixels")
+
+
+def size_in(height: str | None, width: str | None, fields: tuple[str, str] = ("height", "width")) -> tuple[int, int]:
+    """As `size_of`, of values that are text."""
+    rows, columns = (int(text) if text and text.isdecimal() and len(text) < 10 else text for text in (height, width))
+    return size_of(rows, columns, fields=fields)
+
+
+def runs(counts: Sequence[int], size: int) -> npt.NDArray[np.bool_]:
+    """Run lengths, of what is not set and what is by turns, as bool N; ValueError unless they are N values."""
+    if min(counts, default=0) < 0 or sum(counts) != size:
+        raise ValueError(f"run lengths of {sum(counts)} pixels; expected {size}, its width times its height")
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+
+
+def fill_polygon(points: Sequence[tuple[float, float]], height: int, width: int) -> Region:
+    """A polygon with its border, bool H,W; ValueError for fewer than three points, or as `check_points`."""
+    if len(points) < 3:
+        raise ValueError(
+            f"a polygon of {counted(len(points), 'point')}; expected 3 or more: draw it anew, or delete it"
+        )
+    check_points(points, height, width)
+    return fill_polygons([points], height, width)
 
 
 def check_points(points: Sequence[Sequence[float]], height: int, width: int) -> None:
@@ -153,9 +178,7 @@ def _unpacked(segmentation: Any, height: int, width: int) -> Region:
         raise ValueError(f"RLE of size {segmentation['size']} in an image of {[height, width]}")
     counts = segmentation["counts"]
     counts = _run_lengths(counts) if isinstance(counts, str) else counts
-    if min(counts, default=0) < 0 or sum(counts) != height * width:
-        raise ValueError("RLE that does not fill the image")
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
+    return runs(counts, height * width).reshape(width, height).T
 
 
 def _run_lengths(text: str) -> list[int]:

@@ -39,7 +39,7 @@ def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     items, problems = pair(folder, images, images, masks, f"{folder.name}, as NAME{_END}.png")
     orphans = sorted(files[f"{stem}{_END}"].name for stem in masks.keys() - images.keys())
     warnings = (f"{folder}: {len(orphans)} masks have no image: {listed(orphans)}",) if orphans else ()
-    read_as = f"Roboflow's semantic masks, with the {counted(len(labels), 'class', 'classes')} of {_CLASSES}"
+    read_as = f"Roboflow's semantic masks, with the {counted(len(labels), 'class')} of {_CLASSES}"
     return Listing(str(folder), items, labels, remap, (*duplicates, *problems), warnings, read_as=read_as)
 
 

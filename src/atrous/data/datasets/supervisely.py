@@ -11,11 +11,13 @@ from __future__ import annotations
 import base64
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from atrous.data.datasets.annotations import Notes, Shape, ShapesMask, expecting, missing
 from atrous.data.datasets.base import (
     WHOLE,
     Item,
@@ -29,22 +31,19 @@ from atrous.data.datasets.base import (
 from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.json_records import load_json
-from atrous.data.datasets.notes import Notes
 from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.regions import (
     Region,
-    blank_mask,
     check_points,
     fill_oriented,
+    fill_polygon,
     fill_polygons,
     paste,
     png_region,
     size_of,
 )
-from atrous.data.image_file import IMAGE_SUFFIXES
-from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
-from atrous.messages import counted, did_you_mean, listed
+from atrous.messages import counted, did_you_mean
 
 _META = "meta.json"
 _AREAS = ("bitmap", "polygon", "rectangle")
@@ -53,40 +52,21 @@ _PNG_BYTES = 1 << 16
 """That a PNG may have beside its pixels."""
 
 
-@dataclass(frozen=True)
-class SuperviselyMask:
-    """The objects of one image.
+@dataclass(frozen=True, slots=True)
+class SuperviselyMask(ShapesMask):
+    """The objects of one image."""
 
-    Attributes:
-        path: the JSON file.
-        ids: title and class id, pairs, so that items can be hashed.
-    """
-
-    path: Path
-    ids: tuple[tuple[str, int], ...]
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def read(self) -> Pixels:
-        """Class ids, uint8 H,W; ValueError naming the file and the object."""
-        document, ids = _load(self.path), dict(self.ids)
-        height, width = _size(self.path, document)
-        mask = blank_mask(height, width, ids.values())
-        for index, thing in enumerate(document["objects"]):
-            title, kind = _of(self.path, index, thing)
-            if title not in ids:
-                raise ValueError(f"{self}: object {index} is {title!r}, no class of {_META}{did_you_mean(title, ids)}")
-            if kind not in _AREAS:
-                continue
-            try:
-                region = _region(kind, thing, height, width)
-            # zlib, base64 and Pillow raise kinds of their own.
-            except (ValueError, KeyError, TypeError, IndexError, OverflowError, OSError, zlib.error) as error:
-                reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-                raise ValueError(f"{self}: object {index}, {title}, a {kind}: {' '.join(reason.split())}") from None
-            mask[region] = ids[title]
-        return mask
+    def shapes(self) -> tuple[tuple[int, int], list[Shape]]:
+        """See `ShapesMask`."""
+        document = _load(self.path)
+        with expecting(f"{self}: size"):
+            size = size_of(document["size"]["height"], document["size"]["width"])
+        things = ((f"object {i}", *_of(self.path, i, thing), thing) for i, thing in enumerate(document["objects"]))
+        return size, [
+            Shape(what, title, partial(_region, kind, thing), kind)
+            for what, title, kind, thing in things
+            if kind in _AREAS
+        ]
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -94,15 +74,6 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not isinstance(document.get("objects"), list):
         raise ValueError(f"{path}: no list of objects; expected Supervisely's JSON")
     return document
-
-
-def _size(path: Path, document: dict[str, Any]) -> tuple[int, int]:
-    size = document.get("size")
-    sides: dict[str, Any] = size if isinstance(size, dict) else {}
-    height, width = sides.get("height"), sides.get("width")
-    if (fits := size_of(height, width)) is None:
-        raise ValueError(f"{path}: size is {str(size)[:80]}; expected height and width in pixels")
-    return fits
 
 
 def _of(path: Path, index: int, thing: Any) -> tuple[str, str]:
@@ -132,9 +103,7 @@ def _region(kind: str, thing: dict[str, Any], height: int, width: int) -> Region
             ((right - left + 1) / 2, (bottom - top + 1) / 2),
         )
         return fill_oriented(centre, half, 0, height, width, ellipse=False)
-    if len(outer) < 3:
-        raise ValueError(f"{counted(len(outer), 'point')}; expected 3 or more: draw it anew, or delete it")
-    region = fill_polygons([outer], height, width)
+    region = fill_polygon(outer, height, width)
     for inner in thing["points"].get("interior") or []:
         hole = _points(inner, height, width)
         if len(hole) > 2:
@@ -148,11 +117,11 @@ def _points(points: Any, height: int, width: int) -> list[tuple[float, float]]:
     return pairs
 
 
-def _recognise(root: Path) -> Path | None:
+def _is_project(root: Path) -> bool:
     path = root / _META
     if not path.is_file() or path.stat().st_size > _MOST_BYTES:
-        return None
-    return root if b'"classes"' in path.read_bytes() and _folders(root) else None
+        return False
+    return b'"classes"' in path.read_bytes() and bool(_folders(root))
 
 
 def _folders(root: Path) -> list[Path]:
@@ -176,34 +145,28 @@ def _places(root: Path) -> dict[str, list[Path]]:
     return places
 
 
-def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
+def _read(root: Path, split: str, folders: list[Path], options: DatasetOptions) -> Listing:
     labels, ids = _classes(root / _META)
-    folders, notes = _places(root)[split], Notes()
-    items, absent, spare = [], [], []
-    problems: list[str] = []
+    notes, spare = Notes(), 0
+    items, absent, problems = list[Item](), list[str](), list[str]()
     for folder in folders:
         search = ImageSearch([folder / "img", options.images])
         prefix = f"{_dataset(root, folder)}/" if len(folders) > 1 else ""
-        paths, _ = files_by_stem(folder / "ann", (".json",))
-        for name, path in paths.items():
+        for name, path in files_by_stem(folder / "ann", (".json",))[0].items():
             if (image := search.find(name)) is None:
                 absent.append(prefix + name)
                 continue
             _note(path, notes, ids, problems)
             items.append(Item(prefix + stem_of(name), image, SuperviselyMask(path, tuple(ids.items()))))
         known = {item.image.name for item in items}
-        spare += [
-            path.name for path in files_by_stem(folder / "img", IMAGE_SUFFIXES)[0].values() if path.name not in known
-        ]
-    if absent:
-        count = len(absent) + len(items)
-        advice = f"download the project with its images, put them into img/, {SAY_WHERE}"
-        problems.append(f"{root}: {len(absent)} of {count} images are not there: {listed(absent)}; {advice}")
-    classes = f"the {counted(len(ids), 'class', 'classes')} of {_META}"
-    read_as = f"a Supervisely project, with {classes}; later objects over earlier"
-    left_out = {"no annotation in ann/": len(spare)} if spare else {}
-    warnings = tuple(notes.lines(root))
-    return Listing(str(root), tuple(items), labels, None, tuple(problems), warnings, "", left_out, read_as)
+        spare += sum(path.name not in known for path in files_by_stem(folder / "img")[0].values())
+    advice = f"download the project with its images, put them into img/, {SAY_WHERE}"
+    problems += missing(root, absent, len(absent) + len(items), advice)
+    read_as = f"a Supervisely project, with the {counted(len(ids), 'class')} of {_META}; later objects over earlier"
+    left_out = {"no annotation in ann/": spare} if spare else {}
+    return Listing(
+        str(root), tuple(items), labels, None, tuple(problems), notes.lines(root), left_out=left_out, read_as=read_as
+    )
 
 
 def _note(path: Path, notes: Notes, ids: dict[str, int], problems: list[str]) -> None:
@@ -224,23 +187,13 @@ def _note(path: Path, notes: Notes, ids: dict[str, int], problems: list[str]) ->
 
 def _classes(path: Path) -> tuple[Labels, dict[str, int]]:
     meta = load_json(path, "Supervisely's meta.json, with classes")
-    classes = meta.get("classes") if isinstance(meta, dict) else None
-    titles = (
-        [entry.get("title") if isinstance(entry, dict) else None for entry in classes]
-        if isinstance(classes, list)
-        else []
-    )
-    if not titles or not all(isinstance(title, str) for title in titles):
-        raise ValueError(f"{path}: classes are {str(classes)[:80]}; expected a list with a title each")
-    names = [str(title).strip() for title in titles]
-    labels, ids = with_background(path, names)
-    return labels, dict(zip(names, ids, strict=True))
+    with expecting(f"{path}: classes", "a list with a title each"):
+        titles = [entry["title"].strip() for entry in meta["classes"]]
+        if not titles:
+            raise ValueError("empty")
+    return with_background(path, titles)
 
 
-LAYOUT = Layout(
-    "meta.json, DATASET/img/NAME.jpg and DATASET/ann/NAME.jpg.json",
-    "",
-    _recognise,
-    lambda root: list(_places(root)),
-    _read,
+LAYOUT = Layout.of(
+    "meta.json, DATASET/img/NAME.jpg and DATASET/ann/NAME.jpg.json", _places, _read, recognise=_is_project
 )

@@ -60,7 +60,7 @@ def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
     folder = root / _folders(root)[split]
     masks = folder / version.folder / "labels"
     files = files_in(Place(folder / "images", masks if masks.is_dir() else None))
-    read_as = f"Mapillary Vistas, with the {counted(len(labels), 'class', 'classes')} of {version.config.name}"
+    read_as = f"Mapillary Vistas, with the {counted(len(labels), 'class')} of {version.config.name}"
     read_as += f"; ignored: {listed(ignored, 5)}" if ignored else ""
     return replace(listing_of(files, plain_mask, labels, read_as), remap=remap)
 

@@ -196,7 +196,7 @@ def _read_own(home: Path, place: Path, class_file: Path, options: DatasetOptions
     images_missing = "" if images else f"JPEGImages is empty: export with images, or put them there, {SAY_WHERE}"
     items, problems = pair(place, names, images, masks, "SegmentationClass", images_missing)
     tool = "a CVAT export, " if class_file.name == "labelmap.txt" else ""
-    read_as = f"{tool}VOC's layout with the {counted(len(labels), 'class', 'classes')} of {class_file.name}"
+    read_as = f"{tool}VOC's layout with the {counted(len(labels), 'class')} of {class_file.name}"
     return Listing(str(place), items, labels, problems=(*duplicates, *problems), read_as=read_as)
 
 

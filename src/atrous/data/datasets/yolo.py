@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from atrous.data.datasets.annotations import expecting
 from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_by_stem, subfolders
 from atrous.data.datasets.class_files import read_lines, with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.datasets.regions import blank_mask, check_points, fill_polygons
+from atrous.data.datasets.regions import blank_mask, fill_polygon
 from atrous.data.image_io import Pixels, read_size
 from atrous.messages import counted, listed
 from atrous.yaml_io import parse_yaml
@@ -51,10 +52,11 @@ class YoloMask:
         """Class ids, uint8 H,W; ValueError naming file and line, for one that is no polygon."""
         height, width = read_size(self.image)
         mask = blank_mask(height, width, self.ids)
-        lines = read_lines(self.path) if self.path.is_file() else []
-        polygons = [self._polygon(number, line, height, width) for number, line in enumerate(lines, start=1)]
-        for value, points in sorted(polygons, key=lambda polygon: -_area(polygon[1])):
-            mask[fill_polygons([points], height, width)] = value
+        lines = enumerate(read_lines(self.path) if self.path.is_file() else [], start=1)
+        polygons = [(f"{self}: line {number}", *self._polygon(number, line, height, width)) for number, line in lines]
+        for place, value, points in sorted(polygons, key=lambda polygon: -_area(polygon[2])):
+            with expecting(place):
+                mask[fill_polygon(points, height, width)] = value
         return mask
 
     def _polygon(self, number: int, line: str, height: int, width: int) -> tuple[int, list[tuple[float, float]]]:
@@ -71,10 +73,6 @@ class YoloMask:
             raise ValueError(f"{self}: line {number} has class {value:g}; expected 0..{len(self.ids) - 1} of data.yaml")
         # Of shares with five decimals, which tools write, whole pixels become 42.998.
         points = [(round(x * width, 2), round(y * height, 2)) for x, y in zip(shares[::2], shares[1::2], strict=True)]
-        try:
-            check_points(points, height, width)
-        except ValueError as error:
-            raise ValueError(f"{self}: line {number}: {error}") from None
         return self.ids[int(value)], points
 
 
@@ -105,16 +103,9 @@ def _load(path: Path) -> Mapping[str, Any]:
         return {"names": read_lines(path)}
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"{path}: {path.stat().st_size} bytes; expected the names of classes and folders")
-    try:
-        text = path.read_text("utf-8-sig")
-        document = parse_yaml(text, as_text=True)
-    except ValueError as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}; expected YAML with names") from None
+    with expecting(path, "YAML with names"):
+        document = parse_yaml(path.read_text("utf-8-sig"), as_text=True)
     return document if isinstance(document, Mapping) else {}
-
-
-def _recognise(root: Path) -> Path | None:
-    return root if _file(root) and _folders(root) else None
 
 
 def _folders(root: Path) -> dict[str, list[Path]]:
@@ -155,7 +146,7 @@ def _labels_of(images: Path) -> Path:
     return Path(*parts[:last], "labels", *parts[last + 1 :])
 
 
-def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
+def _read(root: Path, split: str, folders: list[Path], options: DatasetOptions) -> Listing:
     path = _file(root)
     assert path is not None
     names = _load(path).get("names")
@@ -164,9 +155,9 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: names is {reprlib.repr(names)}; expected a list of class names, or 0: NAME, ...")
     labels, ids = with_background(path, names)
+    classes = tuple(ids[name] for name in names)
     items: list[Item] = []
     problems, warnings = _counted(path, names), []
-    folders = _folders(root)[split]
     for folder in folders:
         images, duplicates = files_by_stem(folder)
         texts, _ = files_by_stem(_labels_of(folder), (".txt",))
@@ -177,12 +168,11 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
             advice = f"put them into {folder}, {SAY_WHERE}"
             problems.append(f"{root}: {len(absent)} text files have no image: {listed(absent)}; {advice}")
         for stem, image in sorted(images.items()):
-            items.append(Item(stem, image, YoloMask(_labels_of(folder) / f"{stem}.txt", image, tuple(ids))))
+            items.append(Item(stem, image, YoloMask(_labels_of(folder) / f"{stem}.txt", image, classes)))
         if without := sum(stem not in texts for stem in images):
             warnings.append(f"{folder}: {without} images have no text file, and so no object")
     warnings += _of_first_lines(root, items)
-    classes = f"the {counted(len(names), 'class', 'classes')} of {path.name}"
-    read_as = f"YOLO's polygons, with {classes}; smaller polygons over larger"
+    read_as = f"YOLO's polygons, with the {counted(len(names), 'class')} of {path.name}; smaller polygons over larger"
     place = ", ".join(map(str, folders))
     return Listing(place, tuple(items), labels, None, tuple(problems), tuple(warnings), read_as=read_as)
 
@@ -206,10 +196,9 @@ def _of_first_lines(root: Path, items: list[Item]) -> list[str]:
     return [f"{root}: no polygon in the first {counted(len(masks), 'text file')}; expected CLASS X Y X Y X Y ..."]
 
 
-LAYOUT = Layout(
+LAYOUT = Layout.of(
     "data.yaml with names, and images/ and labels/ with polygons as text",
-    "",
-    _recognise,
-    lambda root: list(_folders(root)),
+    _folders,
     _read,
+    recognise=lambda root: _file(root) and _folders(root),
 )
