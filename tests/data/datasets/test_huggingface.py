@@ -137,11 +137,17 @@ def test_without_pyarrow_it_is_a_line(tmp_path: Path, monkeypatch: pytest.Monkey
         open_dataset(path, "all")
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', '{"1": "a"}', '{"0": "a", "1": "a"}'])
-def test_broken_names_are_named(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        *((text, "names by id") for text in ("", "[]", '{"a": "b"}', '{"1": "a"}')),
+        ('{"0": "a", "1": "a"}', "every name"),
+    ],
+)
+def test_broken_names_are_named(tmp_path: Path, content: str, expected: str) -> None:
     metadata(tmp_path, [{"file_name": "a b.jpg", "label": "masks/a b.png"}])
     text(tmp_path / "id2label.json", content)
-    with pytest.raises(ValueError, match=r"id2label\.json: .*; expected names by id"):
+    with pytest.raises(ValueError, match=rf"id2label\.json: .*; expected {expected}"):
         open_dataset(tmp_path, "train")
 
 

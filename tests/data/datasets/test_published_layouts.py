@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atrous.data.datasets.dataset import kind_of, list_split, open_dataset, splits
-from atrous.data.datasets.vistas import classes_of_config
+from atrous.data.datasets.published import classes_of_config
 from atrous.data.labels import CITYSCAPES, CITYSCAPES_LABEL_IDS
 from own_data import ids, photo, stored, text
 

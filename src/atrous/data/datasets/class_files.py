@@ -6,11 +6,13 @@
 | `class_dict.csv` | `NAME,RED,GREEN,BLUE`, after a line of headings |
 | `label_colors.txt` (CamVid, KITTI) | `RED GREEN BLUE NAME` |
 | `labels.txt`, `class_names.txt`, `classes.txt`, `codes.txt` | `NAME`, in the order of ids; `__ignore__` has no id |
+| `id2label.json` (Hugging Face) | `{"0": NAME, ...}` |
 """
 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +112,7 @@ def read_classes(path: Path) -> tuple[Labels, bool]:
         ValueError: naming the file and the line, if it is not as in the table.
     """
     by_colour = path.name in _COLOUR_FILES
-    lines = read_lines(path)
+    lines = _names_by_id(path) if path.suffix == ".json" else read_lines(path)
     if not by_colour:
         names = tuple(line for line in lines if line != "__ignore__")
         return _labels(path, names, voc_palette(min(MOST_CLASSES, len(names)))), False
@@ -126,6 +128,14 @@ def read_classes(path: Path) -> tuple[Labels, bool]:
         if by_name.setdefault(colour, name) != name:
             raise ValueError(f"{path}: {by_name[colour]} and {name} have the colour {colour}; expected one each")
     return _labels(path, tuple(name for name, _ in rows), tuple(colour for _, colour in rows)), True
+
+
+def _names_by_id(path: Path) -> list[str]:
+    try:
+        by_id = {int(number): str(name) for number, name in json.loads(path.read_text("utf-8-sig")).items()}
+        return [by_id[index] for index in range(len(by_id))]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f'{path}: {error}; expected names by id from 0 on, as in {{"0": "background"}}') from None
 
 
 def _labels(path: Path, names: tuple[str, ...], palette: tuple[Colour, ...]) -> Labels:
@@ -177,7 +187,7 @@ _COLOUR_FILES: dict[str, Callable[[str], Row]] = {
     "class_dict.csv": _class_dict_row,
     "label_colors.txt": _label_colors_row,
 }
-_NAME_FILES = ("class_names.txt", "labels.txt", "classes.txt", "codes.txt")
+_NAME_FILES = ("id2label.json", "class_names.txt", "labels.txt", "classes.txt", "codes.txt")
 
 
 def background_index(names: Sequence[str]) -> int | None:

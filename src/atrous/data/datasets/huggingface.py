@@ -17,7 +17,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,24 +28,19 @@ from PIL import Image
 from atrous.data.datasets.archive import unpacked_by
 from atrous.data.datasets.base import (
     WHOLE,
-    Item,
     Items,
     Layout,
     Listing,
-    MaskSource,
     by_split,
     names_in,
-    say_once,
     split_name,
     subfolders,
 )
-from atrous.data.datasets.class_files import find_class_file, read_classes, read_lines
-from atrous.data.datasets.found_classes import find_classes, step_of
-from atrous.data.datasets.options import FILE, DatasetOptions
+from atrous.data.datasets.class_files import read_lines
+from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.pairing import MASK_SUFFIXES, stem, suffixed
-from atrous.data.datasets.pairs import colour_mask, named_by, plain_mask
-from atrous.data.labels import Labels, voc_palette
-from atrous.messages import counted, listed
+from atrous.data.datasets.pairs import classes_of, item_of
+from atrous.messages import listed
 
 _METADATA = ("metadata.jsonl", "metadata.csv")
 _IMAGES = ("image", "pixel_values", "img", "images", "file_name")
@@ -229,48 +224,15 @@ def _rows(root: Path, split: str) -> _Rows:
 def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
     rows = {name: _rows(root, name) for name in _splits(root)}
     own = rows[split]
-    base = root if root.is_dir() else root.parent
-    labels, remap, source, how = _classes(base, list(rows.values()), options)
-    items = Items(
-        ((stem(image.removeprefix("images/")), image, mask) for image, mask in own.pairs),
-        partial(_item, str(own.folder), source),
-    )
-    return Listing(str(own.folder), items, labels, remap, own.problems, read_as=f"a Hugging Face data set; {how}")
 
+    def masks(step: int) -> list[Path]:
+        return [one.folder / mask for one in rows.values() for _, mask in one.pairs[::step]]
 
-def _item(folder: str, source: Callable[[Path], Path | MaskSource], name: str, image: str, mask: str) -> Item:
-    return Item(name, Path(folder, image), source(Path(folder, mask)))
-
-
-def _classes(
-    base: Path, rows: Sequence[_Rows], options: DatasetOptions
-) -> tuple[Labels, tuple[int, ...] | None, Callable[[Path], Path | MaskSource], str]:
-    """The classes, class id by stored id, what makes a mask of a path, and where the classes come from."""
-    if options.names:
-        return *named_by(base, options), plain_mask, f"with the classes of {FILE}"
-    if (path := base / "id2label.json").is_file():
-        labels = _of_ids(path)
-        return labels, None, plain_mask, f"{counted(len(labels), 'class')} of {path.name}"
-    if class_file := find_class_file((base,)):
-        labels, by_colour = read_classes(class_file)
-        source = partial(colour_mask, labels, class_file) if by_colour else plain_mask
-        return labels, None, source, f"{counted(len(labels), 'class')} of {class_file.name}"
-    count = sum(len(one.pairs) for one in rows)
-    masks = [one.folder / mask for one in rows for _, mask in one.pairs[:: step_of(count)]]
-    if not masks:
-        return Labels(("background",), ((0, 0, 0),)), None, plain_mask, "without masks"
-    found = find_classes(base, masks, count, options.binary)
-    say_once(f"{base}: {found.said}")
-    return found.labels, None, found.mask, found.said
-
-
-def _of_ids(path: Path) -> Labels:
-    try:
-        by_id = {int(number): str(name) for number, name in json.loads(path.read_text("utf-8-sig")).items()}
-        names = tuple(by_id[index] for index in range(len(by_id)))
-        return Labels(names, voc_palette(min(256, len(names))))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f'{path}: {error}; expected names by id from 0 on, as in {{"0": "background"}}') from None
+    base, count = root if root.is_dir() else root.parent, sum(len(one.pairs) for one in rows.values())
+    labels, remap, source, how = classes_of(base, count, masks, options)
+    pairs = ((stem(image.removeprefix("images/")), image, mask) for image, mask in own.pairs)
+    items = Items(pairs, partial(item_of, str(own.folder), str(own.folder), source))
+    return Listing(str(own.folder), items, labels, remap, own.problems, read_as=f"a Hugging Face data set{how}")
 
 
 LAYOUT = Layout(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from atrous.data.datasets.arrangement import Place, places_of, unread_masks
 from atrous.data.datasets.array_mask import ArrayMask
@@ -63,7 +64,7 @@ class Files:
         images, masks = str(self.place.images), str(self.place.masks)
         if self.place.masks is None:
             return Items(((stem(name), name) for name in self.pairing.unmasked), partial(_unmasked, images))
-        return Items(self.pairing.pairs, partial(_item, images, masks, source))
+        return Items(self.pairing.pairs, partial(item_of, images, masks, source))
 
     def problems(self, where: str = "", advice: str = "expected its name, or that with _mask") -> list[str]:
         """A line for each kind of file that has no partner; `where` says where masks are sought."""
@@ -181,9 +182,10 @@ def _unmasked(images: str, own: str, image: str) -> Item:
     return Item(own, Path(images, image), None)
 
 
-def _item(
+def item_of(
     images: str, masks: str, source: Callable[[Path], Path | MaskSource], own: str, image: str, mask: str
 ) -> Item:
+    """An item of `Items`."""
     return Item(own, Path(images, image), source(Path(masks, mask)))
 
 
@@ -212,38 +214,58 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
     return replace(listing, warnings=(*listing.warnings, line)) if spare else listing
 
 
-def listing_by(root: Path, every: Mapping[str, Files], split: str, options: DatasetOptions) -> Listing:
-    """A listing with the classes that the options name, or a file of classes, or that the masks of all splits have."""
-    files = every[split]
+class MaskClasses(NamedTuple):
+    """What masks hold.
+
+    Attributes:
+        labels: the classes.
+        remap: class id by stored id, or None, as of `Listing`.
+        source: what makes a mask of its path; it pickles.
+        how: the end of `Listing.read_as`, which says where the classes come from.
+    """
+
+    labels: Labels
+    remap: tuple[int, ...] | None
+    source: Callable[[Path], Path | MaskSource]
+    how: str
+
+
+def classes_of(root: Path, count: int, masks: Callable[[int], list[Path]], options: DatasetOptions) -> MaskClasses:
+    """The classes that the options name, or a file of classes, or that the masks of all splits have.
+
+    Args:
+        root: of the data set.
+        count: how many masks there are.
+        masks: each of some steps of them.
+        options: those of `dataset.yaml`; errors name it.
+    """
     if options.names:
-        labels, remap = named_by(root, options)
-        amount = counted(len(options.names), "class")
-        ids = partial(plain_mask, largest=max(labels.largest_id, len(remap or ()) - 1))
-        return replace(
-            listing_of(files, ids, labels, f"images with masks, with the {amount} that are named"), remap=remap
-        )
+        try:
+            labels, remap = own_labels(options)
+        except ValueError as error:
+            raise ValueError(f"{root / FILE}: {error}") from None
+        source = partial(plain_mask, largest=max(labels.largest_id, len(remap or ()) - 1))
+        return MaskClasses(labels, remap, source, f", with the {counted(len(options.names), 'class')} that are named")
     if class_file := find_class_file((root,)):
         labels, by_colour = read_classes(class_file)
-        source = (
-            partial(colour_mask, labels, class_file) if by_colour else partial(plain_mask, largest=labels.largest_id)
-        )
-        names = counted(len(labels), "class")
-        return listing_of(files, source, labels, f"images with masks, with the {names} of {class_file.name}")
+        of = partial(colour_mask, labels, class_file) if by_colour else partial(plain_mask, largest=labels.largest_id)
+        return MaskClasses(labels, None, of, f", with the {counted(len(labels), 'class')} of {class_file.name}")
+    if not (some := masks(step_of(count))):
+        return MaskClasses(Labels(("background",), ((0, 0, 0),)), None, plain_mask, "")
+    found = find_classes(root, some, count, options.binary)
+    say_once(f"{root}: {found.said}")
+    return MaskClasses(found.labels, None, found.mask, f"; {found.said}")
+
+
+def listing_by(root: Path, every: Mapping[str, Files], split: str, options: DatasetOptions) -> Listing:
+    """A listing with the classes of `classes_of`."""
+
+    def masks(step: int) -> list[Path]:
+        return [mask for each in every.values() for mask in each.masks(step)]
+
     count = sum(len(each.pairing.pairs) for each in every.values())
-    masks = [mask for each in every.values() for mask in each.masks(step_of(count))]
-    if not masks:
-        return listing_of(files, plain_mask, Labels(("background",), ((0, 0, 0),)), "images with masks")
-    classes = find_classes(root, masks, count, options.binary)
-    say_once(f"{root}: {classes.said}")
-    return listing_of(files, classes.mask, classes.labels, f"images with masks; {classes.said}")
-
-
-def named_by(root: Path, options: DatasetOptions) -> tuple[Labels, tuple[int, ...] | None]:
-    """The classes that options name, and class id by stored id, as `own_labels`; errors name `dataset.yaml`."""
-    try:
-        return own_labels(options)
-    except ValueError as error:
-        raise ValueError(f"{root / FILE}: {error}") from None
+    labels, remap, source, how = classes_of(root, count, masks, options)
+    return replace(listing_of(every[split], source, labels, f"images with masks{how}"), remap=remap)
 
 
 def listing_of(files: Files, source: Callable[[Path], Path | MaskSource], labels: Labels, read_as: str) -> Listing:
