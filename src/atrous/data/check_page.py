@@ -8,8 +8,9 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from atrous.data.image_io import read_image, write_image
 from atrous.data.labels import Colour
 from atrous.data.lettering import lettering
 from atrous.data.overlay import overlay
-from atrous.data.report import DataReport
+from atrous.data.report import SPLIT_HEADS, DataReport, by_severity, labelled, split_rows
 from atrous.messages import counted
 
 _SIDE = 240
@@ -68,8 +69,7 @@ def _page(report: DataReport) -> str:
 
 def _findings(report: DataReport) -> str:
     blocks = []
-    for finding in sorted(report.findings, key=lambda finding: not finding.fatal):
-        kind = "problem" if finding.fatal else "warning"
+    for kind, finding in by_severity(report.findings):
         fix = f"<div class=fix>&rarr; {html.escape(finding.fix)}</div>" if finding.fix else ""
         figures = "".join(
             f"<figure><img alt='' src='data:image/jpeg;base64,{_jpeg(picture)}'>{html.escape(caption)}</figure>"
@@ -80,32 +80,26 @@ def _findings(report: DataReport) -> str:
 
 
 def _splits(report: DataReport) -> str:
-    rows = []
-    for name, split in report.splits.items():
-        sizes = [f"{width}×{height}" for width, height in split.sizes.values()] or ["-"] * 3
-        ignored = "no masks" if split.unlabelled else f"{split.counts.ignored_share:.1%}"
-        rows.append((name, split.images, split.sound, ignored, *sizes))
-    heads = ("split", "images", "readable", "ignored", "smallest", "median", "largest")
-    return f"<h2>Splits</h2>{_table(heads, [[html.escape(str(cell)) for cell in row] for row in rows])}"
+    return f"<h2>Splits</h2>{_table(SPLIT_HEADS, [[html.escape(cell) for cell in row] for row in split_rows(report)])}"
 
 
 def _classes(report: DataReport) -> str:
-    labelled = {name: split.counts for name, split in report.splits.items() if not split.unlabelled}
-    most = max((float(counts.shares.max(initial=0)) for counts in labelled.values()), default=0) or 1
+    splits = labelled(report)
+    most = max((float(counts.shares.max(initial=0)) for counts in splits.values()), default=0) or 1
     rows = []
     for index, name in enumerate(report.names):
         colour = "#{:02x}{:02x}{:02x}".format(*report.palette[index])
         cells = [f"<span class=colour style='background:{colour}'></span> {index} {html.escape(name)}"]
-        for counts in labelled.values():
+        for counts in splits.values():
             share, images = float(counts.shares[index]), int(counts.images[index])
             bar = f"<span class=bar style='width:{max(1, round(120 * share / most))}px'></span>" if share else ""
             cells += [f"{bar} {share:.2%}", f"<span class={'some' if images else 'zero'}>{images}</span>"]
         rows.append(cells)
-    heads = ["class", *(head for name in labelled for head in (f"{html.escape(name)}: pixels", "images"))]
+    heads = ["class", *(head for name in splits for head in (f"{html.escape(name)}: pixels", "images"))]
     return f"<h2>Classes</h2>{_table(heads, rows)}"
 
 
-def _table(heads: tuple[str, ...] | list[str], rows: list[list[str]]) -> str:
+def _table(heads: Sequence[str], rows: list[list[str]]) -> str:
     head = "".join(f"<th>{cell}</th>" for cell in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
@@ -113,10 +107,10 @@ def _table(heads: tuple[str, ...] | list[str], rows: list[list[str]]) -> str:
 
 def _thumbnails(report: DataReport, items: tuple[Item, ...], split: str) -> Iterator[tuple[Image.Image, str]]:
     """Each image, with its mask drawn over it where it can be read, and a line on it."""
-    listing = report.listings.get(split)
-    for item in items if listing is not None else ():
-        assert listing is not None
-        dataset = SegmentationDataset.of(listing)
+    if (listing := report.listings.get(split)) is None:
+        return
+    dataset = SegmentationDataset.of(listing)
+    for item in items:
         try:
             image = read_image(item.image, rule=listing.rule)
         except (ValueError, OSError):
@@ -140,67 +134,57 @@ def _jpeg(picture: Image.Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+_WIDTH = 1100
+
+
 def _picture(report: DataReport) -> Image.Image:
-    """The same as a picture: lines, bars of the classes, and thumbnails."""
-    page = _Page(1100)
-    page.text(f"Check of {report.data}", size=24)
-    page.text(report.saw)
-    for finding in sorted(report.findings, key=lambda finding: not finding.fatal):
-        page.text(f"{'problem' if finding.fatal else 'warning'}: {finding.text}", "#b00" if finding.fatal else "#a60")
-        if finding.fix:
-            page.text(f"-> {finding.fix}", "#060", indent=30)
-        page.pictures(list(_thumbnails(report, finding.items, finding.split)))
-    if not report.findings:
-        page.text("nothing is wrong", "#060")
+    """The same as a picture: lines, bars of the classes, and thumbnails, from the top down."""
+    rows = [_line(f"Check of {report.data}", size=24), _line(report.saw)]
+    for kind, finding in by_severity(report.findings):
+        rows.append(_line(f"{kind}: {finding.text}", "#b00" if finding.fatal else "#a60"))
+        rows += [_line(f"-> {finding.fix}", "#060", indent=30)] if finding.fix else []
+        pictures = [*_thumbnails(report, finding.items, finding.split)]
+        rows += [_beside(pictures)] if pictures else []
+    rows += [] if report.findings else [_line("nothing is wrong", "#060")]
     for name, split in report.splits.items():
-        page.text(f"{name}: {counted(split.images, 'image')}, {split.sound} readable", size=18)
+        rows.append(_line(f"{name}: {counted(split.images, 'image')}, {split.sound} readable", size=18))
         for index, label in enumerate(report.names if not split.unlabelled else ()):
             share, images = float(split.counts.shares[index]), int(split.counts.images[index])
-            page.bar(f"{index} {label}: {share:.2%}, {counted(images, 'image')}", share, report.palette[index])
-    return page.image()
+            text = f"{index} {label}: {share:.2%}, {counted(images, 'image')}"
+            rows.append(_bar(text, share, report.palette[index]))
+    page = _row(20 + sum(row.height for row in rows))
+    tops = itertools.accumulate((row.height for row in rows), initial=10)
+    for row, top in zip(rows, tops, strict=False):
+        page.paste(row, (0, top))
+    return page
 
 
-class _Page:
-    """Rows from the top of a picture down."""
+def _row(height: int) -> Image.Image:
+    return Image.new("RGB", (_WIDTH, height), "white")
 
-    def __init__(self, width: int) -> None:
-        self._width = width
-        self._rows: list[Image.Image] = []
 
-    def text(self, text: str, fill: str = "black", *, size: int = 15, indent: int = 0) -> None:
-        text, font = lettering(text, size)
-        each = max(20, int((self._width - 40 - indent) / (0.55 * size)))
-        lines = textwrap.wrap(text, each, break_long_words=True) or [""]
-        row = Image.new("RGB", (self._width, round(1.4 * size) * len(lines) + 6), "white")
-        draw = ImageDraw.Draw(row)
-        for number, line in enumerate(lines):
-            draw.text((20 + indent, 3 + number * round(1.4 * size)), line, fill=fill, font=font)
-        self._rows.append(row)
+def _line(text: str, fill: str = "black", *, size: int = 15, indent: int = 0) -> Image.Image:
+    text, font = lettering(text, size)
+    lines = textwrap.wrap(text, max(20, int((_WIDTH - 40 - indent) / (0.55 * size)))) or [""]
+    row = _row(round(1.4 * size) * len(lines) + 6)
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(row).text((20 + indent, 3 + number * round(1.4 * size)), line, fill=fill, font=font)
+    return row
 
-    def bar(self, text: str, share: float, colour: Colour) -> None:
-        row = Image.new("RGB", (self._width, 22), "white")
-        draw = ImageDraw.Draw(row)
-        draw.rectangle((20, 3, 20 + max(2, round(500 * share)), 18), fill=colour, outline="black")
-        fill = "black" if share else "#b00"
-        text, font = lettering(text, 14)
-        draw.text((540, 2), text, fill=fill, font=font)
-        self._rows.append(row)
 
-    def pictures(self, pictures: list[tuple[Image.Image, str]]) -> None:
-        if not pictures:
-            return
-        row = Image.new("RGB", (self._width, max(picture.height for picture, _ in pictures) + 24), "white")
-        draw = ImageDraw.Draw(row)
-        for place, (picture, caption) in enumerate(pictures):
-            row.paste(picture, (50 + place * (_SIDE + 200), 0))
-            text, font = lettering(caption[:60], 12)
-            draw.text((50 + place * (_SIDE + 200), row.height - 20), text, fill="black", font=font)
-        self._rows.append(row)
+def _bar(text: str, share: float, colour: Colour) -> Image.Image:
+    row = _row(22)
+    draw = ImageDraw.Draw(row)
+    draw.rectangle((20, 3, 20 + max(2, round(500 * share)), 18), fill=colour, outline="black")
+    text, font = lettering(text, 14)
+    draw.text((540, 2), text, fill="black" if share else "#b00", font=font)
+    return row
 
-    def image(self) -> Image.Image:
-        page = Image.new("RGB", (self._width, 20 + sum(row.height for row in self._rows)), "white")
-        top = 10
-        for row in self._rows:
-            page.paste(row, (0, top))
-            top += row.height
-        return page
+
+def _beside(pictures: list[tuple[Image.Image, str]]) -> Image.Image:
+    row = _row(max(picture.height for picture, _ in pictures) + 24)
+    for place, (picture, caption) in enumerate(pictures):
+        left, (text, font) = 50 + place * (_SIDE + 200), lettering(caption[:60], 12)
+        row.paste(picture, (left, 0))
+        ImageDraw.Draw(row).text((left, row.height - 20), text, fill="black", font=font)
+    return row

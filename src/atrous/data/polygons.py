@@ -39,7 +39,7 @@ class Polygon(NamedTuple):
     @property
     def area(self) -> float:
         """In pixels, without the holes."""
-        return abs(_signed_area(self.outer)) - sum(abs(_signed_area(hole)) for hole in self.holes)
+        return abs(signed_area(self.outer)) - sum(abs(signed_area(hole)) for hole in self.holes)
 
 
 def polygons(mask: npt.NDArray[Any], tolerance: float = 0.0) -> dict[int, list[Polygon]]:
@@ -82,10 +82,15 @@ def _values(mask: npt.NDArray[Any]) -> list[int]:
 def _outlines(mask: npt.NDArray[Any], value: int) -> list[Outline]:
     """The outlines of one value, in the coordinates of the mask."""
     region = mask == value
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-    top, left = int(rows[0]), int(columns[0])
-    part = region[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]
+    left, top, width, height = box_of(region)
+    part = region[top : top + height, left : left + width]
     return [Outline(value, [ring + (left, top) for ring in rings]) for rings in trace(part)]
+
+
+def box_of(region: Region) -> tuple[int, int, int, int]:
+    """Left, top, width and height of what is set, in pixels."""
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1
 
 
 def trace(region: Region) -> list[list[Ring]]:
@@ -104,7 +109,7 @@ def trace(region: Region) -> list[list[Ring]]:
     rings = [
         points[loop] for ring in _followed(along.tolist(), place.tolist(), below.tolist()) for loop in _loops(ring)
     ]
-    areas = [_signed_area(ring) for ring in rings]
+    areas = [signed_area(ring) for ring in rings]
     shapes = {number: [ring] for number, (ring, area) in enumerate(zip(rings, areas, strict=True)) if area > 0}
     for hole, owner in _owners(rings, areas).items():
         shapes[owner].append(rings[hole])
@@ -184,7 +189,8 @@ def _owners(rings: list[Ring], areas: list[float]) -> dict[int, int]:
     return owners
 
 
-def _signed_area(ring: Ring) -> float:
+def signed_area(ring: Ring) -> float:
+    """In pixels; negative for a ring that goes counterclockwise, as a person sees it."""
     x, y = ring[:, 0], ring[:, 1]
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
 
@@ -199,14 +205,14 @@ def run_lengths(region: Region, *, compressed: bool = True) -> dict[str, Any]:
         region: bool H,W.
         compressed: `counts` as a string, as pycocotools writes it; False for a list of numbers.
     """
-    height, width = region.shape
-    flat = region.T.ravel()
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = np.concatenate([[0], changes, [flat.size]])
-    counts = [int(count) for count in np.diff(edges)]
-    if flat.size and flat[0]:
-        counts.insert(0, 0)
-    return {"size": [height, width], "counts": _compressed(counts) if compressed else counts}
+    counts = lengths_of(region.T.ravel())
+    return {"size": [*region.shape], "counts": _compressed(counts) if compressed else counts}
+
+
+def lengths_of(flat: Region) -> list[int]:
+    """The lengths of runs in bool N, by turns of what is not set and what is."""
+    edges = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]])
+    return [0] * bool(flat[:1].any()) + [int(count) for count in np.diff(edges)]
 
 
 def _compressed(counts: list[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,8 +124,8 @@ def render(report: DataReport) -> RenderableType:
         for name, split in report.splits.items()
         for reason, count in split.left_out.items()
     ]
-    for finding in sorted(report.findings, key=lambda finding: not finding.fatal):
-        lines.append(f"{'[red]problem[/]' if finding.fatal else '[yellow]warning[/]'} {escape(finding.text)}")
+    for kind, finding in by_severity(report.findings):
+        lines.append(f"[{'red' if finding.fatal else 'yellow'}]{kind}[/] {escape(finding.text)}")
         lines += [f"        [green]->[/] {escape(finding.fix)}"] if finding.fix else []
     verdict = f"[red]{counted(len(report.problems), 'problem')}[/]" if report.problems else "[green]no problems[/]"
     lines.append(f"{escape(report.data)}: {verdict}, {counted(len(report.warnings), 'warning')}")
@@ -134,25 +134,46 @@ def render(report: DataReport) -> RenderableType:
     return Group(saw, _split_table(report), _class_table(report), *shown)
 
 
-def _split_table(report: DataReport) -> Table:
-    table = Table("split", title="Splits")
-    for heading in ("images", "readable", "ignored", "smallest", "median", "largest"):
-        table.add_column(heading, justify="right")
+SPLIT_HEADS = ("split", "images", "readable", "ignored", "smallest", "median", "largest")
+
+
+def split_rows(report: DataReport) -> list[tuple[str, ...]]:
+    """A row a split, of cells below `SPLIT_HEADS`."""
+    rows = []
     for name, split in report.splits.items():
         sizes = [f"{width}x{height}" for width, height in split.sizes.values()] or ["-"] * 3
         ignored = "no masks" if split.unlabelled else f"{split.counts.ignored_share:.1%}"
-        table.add_row(escape(name), str(split.images), str(split.sound), ignored, *sizes)
+        rows.append((name, str(split.images), str(split.sound), ignored, *sizes))
+    return rows
+
+
+def labelled(report: DataReport) -> dict[str, Counts]:
+    """The counts of the splits that have masks."""
+    return {name: split.counts for name, split in report.splits.items() if not split.unlabelled}
+
+
+def by_severity(findings: Iterable[Finding]) -> list[tuple[str, Finding]]:
+    """The findings, problems first, each with the word for it."""
+    ordered = sorted(findings, key=lambda finding: not finding.fatal)
+    return [("problem" if finding.fatal else "warning", finding) for finding in ordered]
+
+
+def _split_table(report: DataReport) -> Table:
+    table = Table(SPLIT_HEADS[0], title="Splits")
+    for heading in SPLIT_HEADS[1:]:
+        table.add_column(heading, justify="right")
+    for row in split_rows(report):
+        table.add_row(*map(escape, row))
     return table
 
 
 def _class_table(report: DataReport) -> Table:
     table = Table("id", "class", title="Classes: share of the pixels not ignored, megapixels, images")
-    labelled = {name: split.counts for name, split in report.splits.items() if not split.unlabelled}
-    for name in labelled:
+    for name in labelled(report):
         for heading in (escape(name), "Mpx", "images"):
             table.add_column(heading, justify="right")
     for index, name in enumerate(report.names):
-        cells = [(c.shares[index], c.pixels[index], c.images[index]) for c in labelled.values()]
+        cells = [(c.shares[index], c.pixels[index], c.images[index]) for c in labelled(report).values()]
         texts = (text for share, pixels, n in cells for text in (f"{share:.2%}", f"{pixels / 1e6:.2f}", str(n)))
         table.add_row(str(index), escape(name), *texts)
     return table

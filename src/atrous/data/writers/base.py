@@ -16,7 +16,7 @@ import numpy.typing as npt
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
 from atrous.data.palette import is_background
-from atrous.data.polygons import Ring, polygons
+from atrous.data.polygons import Ring, polygons, signed_area
 
 IGNORE = "__ignore__"
 """LabelMe's name for pixels that do not count."""
@@ -109,7 +109,8 @@ def outlines(
             if not layered:
                 for hole in shape.holes:
                     points = _bridged(points, within(hole, mask == value, ends))
-            found.append(Outline(value, points, _area(shape.outer)))
+            points = np.resize(points, (max(3, len(points)), 2))  # as many as the tools want
+            found.append(Outline(value, points, abs(signed_area(shape.outer))))
     return sorted(found, key=lambda outline: -outline.area)
 
 
@@ -146,12 +147,12 @@ def _bridged(outer: Points, hole: Points) -> Points:
     return np.concatenate([outer[: there + 1], around, outer[there:]])
 
 
-def _area(ring: Ring) -> float:
-    x, y = ring[:, 0], ring[:, 1]
-    return abs(float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum())) / 2
+def present(mask: Pixels, labels: Labels, ignored: bool = False) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
+    """The ids of objects that occur in a mask, and of ignored pixels if asked for, each with its region, bool H,W."""
+    there = {*np.unique(mask).tolist()}
+    return ((index, mask == index) for index in (*objects(labels), *[labels.ignore] * ignored) if index in there)
 
 
-def present(mask: Pixels, labels: Labels) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
-    """The ids of objects that occur in a mask, each with its region, bool H,W."""
-    counts = np.bincount(mask.ravel(), minlength=256)
-    return ((index, mask == index) for index in objects(labels) if counts[index])
+def name_of(value: int, labels: Labels) -> str:
+    """The name of a class, or LabelMe's for ignored pixels."""
+    return IGNORE if value == labels.ignore else labels.names[value]

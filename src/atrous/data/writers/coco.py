@@ -11,13 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from atrous.atomic import write_text
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
-from atrous.data.polygons import run_lengths
+from atrous.data.polygons import box_of, run_lengths
 from atrous.data.writers.base import AREA, Outline, Shapes, Splits, Writer, objects, outlines, present
 
 
@@ -45,18 +42,16 @@ def _regions(mask: Pixels, labels: Labels, ids: dict[int, int], shapes: Shapes) 
             if outline.value in ids:
                 yield _polygon(outline, ids[outline.value], crowd=outline.value == labels.ignore)
         return
-    for value, region in present(mask, labels):
-        yield _region(ids[value], 0, int(region.sum()), _box(region), run_lengths(region))
-    ignored = mask == labels.ignore
-    if ids and ignored.any():
-        yield _region(ids[labels.ignore], 1, int(ignored.sum()), _box(ignored), run_lengths(ignored, compressed=False))
+    for value, region in present(mask, labels, ignored=bool(ids)):
+        crowd = value == labels.ignore
+        counts = run_lengths(region, compressed=not crowd)
+        yield _region(ids[value], int(crowd), int(region.sum()), [*box_of(region)], counts)
 
 
 def _polygon(outline: Outline, category: int, crowd: bool) -> dict[str, Any]:
     x, y = outline.points.T
     left, top, right, bottom = (int(value) for value in (x.min(), y.min(), x.max(), y.max()))
-    # COCO wants three points or more.
-    points = np.resize(outline.points, (max(3, len(outline.points)), 2)).ravel().round(2).tolist()
+    points = outline.points.ravel().round(2).tolist()
     return _region(category, int(crowd), outline.area, [left, top, right - left + 1, bottom - top + 1], [points])
 
 
@@ -64,12 +59,6 @@ def _region(category: int, crowd: int, area: float, box: list[int], segmentation
     return {
         "category_id": category, "iscrowd": crowd, "area": area, "bbox": box, "segmentation": segmentation,
     }  # fmt: skip
-
-
-def _box(region: npt.NDArray[np.bool_]) -> list[int]:
-    """Left, top, width and height, pixels."""
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-    return [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
 
 
 WRITER = Writer("images/{split}", _write, "either", True)

@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
-import numpy.typing as npt
-
 from atrous.atomic import written_whole
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
 from atrous.data.palette import drawn_palette
-from atrous.data.writers.base import AREA, IGNORE, Shapes, Splits, Writer, outlines, present
+from atrous.data.polygons import box_of, lengths_of
+from atrous.data.writers.base import AREA, IGNORE, Shapes, Splits, Writer, name_of, outlines, present
 
 
 def _write(out: Path, labels: Labels, splits: Splits, shapes: Shapes) -> None:
@@ -44,39 +42,21 @@ def _write(out: Path, labels: Labels, splits: Splits, shapes: Shapes) -> None:
 
 
 def _masks(mask: Pixels, labels: Labels) -> Iterator[ElementTree.Element]:
-    regions = [*present(mask, labels)]
-    if (ignored := mask == labels.ignore).any():
-        regions.append((labels.ignore, ignored))
-    for value, region in regions:
-        rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-        top, left = int(rows[0]), int(columns[0])
-        part = region[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]
-        height, width = part.shape
+    for value, region in present(mask, labels, ignored=True):
+        left, top, width, height = box_of(region)
+        rle = ", ".join(map(str, lengths_of(region[top : top + height, left : left + width].ravel())))
+        values = {"label": name_of(value, labels), "source": "file", "occluded": "0", "rle": rle, "z_order": "0"}
         box = {"left": left, "top": top, "width": width, "height": height}
-        rle = ", ".join(map(str, _runs(part)))
-        values = {"label": _name(value, labels), "source": "file", "occluded": "0", "rle": rle, "z_order": "0"}
         yield ElementTree.Element("mask", values | {key: str(number) for key, number in box.items()})
-
-
-def _runs(region: npt.NDArray[np.bool_]) -> list[int]:
-    flat = region.ravel()
-    edges = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]])
-    return [0] * bool(flat[0]) + [int(count) for count in np.diff(edges)]
 
 
 def _polygons(mask: Pixels, labels: Labels, shapes: Shapes) -> Iterator[ElementTree.Element]:
     for order, outline in enumerate(outlines(mask, labels, shapes.tolerance, AREA, layered=True)):
-        points = outline.points.tolist()
-        points = (points * 3)[: max(3, len(points))]  # CVAT wants three or more
-        text = ";".join(f"{x:.2f},{y:.2f}" for x, y in points)
+        text = ";".join(f"{x:.2f},{y:.2f}" for x, y in outline.points.tolist())
         yield ElementTree.Element(
-            "polygon", label=_name(outline.value, labels), source="file", occluded="0", points=text,
+            "polygon", label=name_of(outline.value, labels), source="file", occluded="0", points=text,
             z_order=str(order),
         )  # fmt: skip
-
-
-def _name(value: int, labels: Labels) -> str:
-    return IGNORE if value == labels.ignore else labels.names[value]
 
 
 WRITER = Writer("images", _write, "either", True)

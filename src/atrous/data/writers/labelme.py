@@ -13,7 +13,7 @@ from typing import Any
 from atrous.atomic import write_text
 from atrous.data.image_io import Pixels
 from atrous.data.labels import Labels
-from atrous.data.writers.base import IGNORE, INDEX, Outline, Shapes, Splits, Writer, outlines
+from atrous.data.writers.base import IGNORE, INDEX, Outline, Shapes, Splits, Writer, name_of, outlines
 
 
 def _write(out: Path, labels: Labels, splits: Splits, shapes: Shapes) -> None:
@@ -38,10 +38,9 @@ def _document(name: str, mask: Pixels, labels: Labels, tolerance: float) -> dict
 
 
 def _shape(outline: Outline, labels: Labels) -> dict[str, Any]:
-    points = outline.points.round(2).tolist()
     return {
-        "label": IGNORE if outline.value == labels.ignore else labels.names[outline.value],
-        "points": (points * 3)[: max(3, len(points))],  # LabelMe wants three or more
+        "label": name_of(outline.value, labels),
+        "points": outline.points.round(2).tolist(),
         "group_id": None,
         "description": "",
         "shape_type": "polygon",

@@ -31,9 +31,7 @@ def _lines(mask: Pixels, labels: Labels, numbers: dict[int, int], tolerance: flo
     height, width = mask.shape
     lines = []
     for outline in outlines(mask, labels, tolerance, NEAR_INDEX, layered=False, ignored=False):
-        points = outline.points.tolist()
-        points = (points * 3)[: max(3, len(points))]  # YOLO wants three or more
-        shares = (f"{x / width:.6f} {y / height:.6f}" for x, y in points)
+        shares = (f"{x / width:.6f} {y / height:.6f}" for x, y in outline.points.tolist())
         lines.append(f"{numbers[outline.value]} {' '.join(shares)}\n")
     return "".join(lines)
 
