@@ -9,18 +9,15 @@ from torchvision.models import resnet50
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
+from shaken import shake_norm
+
 
 def shaken(net: nn.Module, seed: int = 0) -> nn.Module:
     """Weights and statistics of batch norm that show where each of them goes."""
     torch.manual_seed(seed)
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, std=0.1)
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.8, 1.2)
-        elif isinstance(module, nn.Conv2d):
+        shake_norm(module)
+        if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     return net.eval()
 

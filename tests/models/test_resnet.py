@@ -3,24 +3,13 @@
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 
 from atrous.models.output_stride import OUTPUT_STRIDES
 from atrous.models.resnet import UNITS, ResNet, StrideIn
+from shaken import shake
 
 LAYOUTS: tuple[StrideIn, ...] = ("first", "last")
-
-
-def shake(net: nn.Module) -> nn.Module:
-    """Batch-norm statistics and scales that are not the identity."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, std=0.1)
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.8, 1.2)
-    return net
 
 
 def rates(net: ResNet, block: int) -> list[int]:

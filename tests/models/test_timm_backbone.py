@@ -13,6 +13,7 @@ from atrous.models import timm_backbone
 from atrous.models.backbone import Features, mismatch
 from atrous.models.timm_backbone import TimmBackbone
 from atrous.ops.conv import place as set_stride_and_dilation
+from shaken import shake
 
 FAMILIES = [
     "tf_efficientnet_lite0",  # "same" padding in its forward
@@ -32,12 +33,7 @@ def shaken(net: TimmBackbone) -> TimmBackbone:
 
     Squeeze-and-excitation and split attention go: their mean is over the map, which changes with the stride.
     """
-    for name, module in list(net.net.named_modules()):
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, std=0.1)
-            module.running_mean.normal_(std=0.1)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.8, 1.2)  # type: ignore[union-attr]
+    for name, module in list(shake(net.net).named_modules()):
         if type(module).__name__ in ("SEModule", "SqueezeExcite", "SqueezeExciteCl"):
             net.net.get_submodule(name.rpartition(".")[0])._modules[name.rpartition(".")[2]] = nn.Identity()
         if isinstance(module, SplitAttn):

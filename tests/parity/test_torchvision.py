@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torchvision
-from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation import deeplabv3_resnet50
 from torchvision.models.segmentation.deeplabv3 import ASPP as TorchvisionASPP
@@ -12,16 +11,7 @@ from atrous.models.aspp import ASPP
 from atrous.models.convert import convert, drop_in
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.resnet import ResNet
-
-
-def shake(net: nn.Module) -> None:
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, std=0.1)
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.8, 1.2)
+from shaken import shake
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,12 @@ def add_command(commands: Any, name: str, run: Any, text: str, example: str, **o
     return parser
 
 
+def add_model(parser: Parser) -> None:
+    """Add MODEL."""
+    text = "a named model (see atrous models), a run folder or a weight file"
+    parser.add_argument("model", metavar="MODEL", help=text)
+
+
 def add_inference(parser: Parser) -> None:
     """Add the flags of output stride, scales and flips."""
     parser.add_argument("--output-stride", type=int, help="of the features (default: the model's)")

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from atrous.cli.arguments import add_command, add_json
-from atrous.cli.commands import print_json, print_out, stderr_console
+from atrous.cli.commands import print_json, print_out, print_table, say
 
 
 def add(commands: Any) -> None:
@@ -32,15 +32,14 @@ def run(args: argparse.Namespace) -> int:
     from atrous.deployment.bench import bench
     from atrous.deployment.export import parse_size
 
-    console = stderr_console()
     report = bench(
         args.model, data=args.data, size=parse_size(args.size) or (360, 480), output_stride=args.output_stride,
         runtimes=args.runtimes, rounds=args.rounds, threads=args.threads,
-        say=lambda line: console.print(line, soft_wrap=True, highlight=False),
+        say=say,
     )  # fmt: skip
     if args.json:
         return print_json(report.as_dict())
-    console.print(table(report))
+    print_table(table(report))
     print_out(report.advice)
     return 0
 

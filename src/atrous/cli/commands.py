@@ -7,15 +7,18 @@ error; see `atrous.cli` for what goes where.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atrous.cli.arguments import dataset_options
 from atrous.cli.tables import listing_table, model_table, models_table, scores_table, shares_table
-from atrous.messages import did_you_mean
+from atrous.messages import counted, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,9 +37,8 @@ def run_demo(args: argparse.Namespace) -> int:
     results = demo(args.out, device=args.device)
     if args.json:
         return print_json({"results": [result.as_dict() for result in results]})
-    console = stderr_console()
-    console.print(shares_table({result.photograph: result.areas for result in results}))
-    console.print("next:", *NEXT, sep="\n  ", soft_wrap=True, highlight=False)
+    print_table(shares_table({result.photograph: result.areas for result in results}))
+    say("\n  ".join(("next:", *NEXT)))
     for result in results:
         print_out(str(result.overlay))
     return 0
@@ -44,8 +46,6 @@ def run_demo(args: argparse.Namespace) -> int:
 
 def run_eval(args: argparse.Namespace) -> int:
     """Score a model."""
-    from rich.progress import Progress
-
     from atrous.evaluation.as_trained import open_as_trained
     from atrous.evaluation.distributed import pick_device
     from atrous.evaluation.evaluate import check_class_names, checked_longest_side, evaluate
@@ -60,19 +60,15 @@ def run_eval(args: argparse.Namespace) -> int:
     if args.longest_side is not None:
         model.longest_side = checked_longest_side(args.longest_side)
     model = model.to(pick_device(args.device)).for_inference()
-    console = stderr_console()
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(args.split, total=len(dataset))
+    with bar(args.split) as tell:
+
+        def progress(done: int) -> None:
+            tell(done, len(dataset))
+
         if args.ladder:
-            return _eval_ladder(args, model, dataset, lambda done: bar.update(task, completed=done))
-        result = evaluate(
-            model, dataset, scales=args.scales, flip=args.flip, pad_to=args.pad_to,
-            progress=lambda done: bar.update(task, completed=done),
-        )  # fmt: skip
-    if args.json:
-        return print_json(result.as_dict())
-    console.print(scores_table(result))
-    return 0
+            return _eval_ladder(args, model, dataset, progress)
+        result = evaluate(model, dataset, scales=args.scales, flip=args.flip, pad_to=args.pad_to, progress=progress)
+    return print_json(result.as_dict()) if args.json else print_table(scores_table(result))
 
 
 def _eval_ladder(args: argparse.Namespace, model: Any, dataset: Any, progress: Any) -> int:
@@ -83,7 +79,7 @@ def _eval_ladder(args: argparse.Namespace, model: Any, dataset: Any, progress: A
     results = ladder(model, dataset, rows, progress=progress)
     if args.json:
         return print_json({"rows": [result.as_dict() for result in results], "markdown": markdown(results)})
-    stderr_console().print(markdown(results), soft_wrap=True, highlight=False)
+    say(markdown(results))
     return 0
 
 
@@ -120,27 +116,20 @@ def run_models(args: argparse.Namespace) -> int:
 
 def run_label(args: argparse.Namespace) -> int:
     """Write a teacher's masks."""
-    from rich.progress import Progress
-
     from atrous.prediction.files import find_photographs
     from atrous.prediction.pseudo_label import classes_of, label
     from atrous.prediction.tflite_teacher import open_teacher
 
     files = find_photographs(args.sources)
     teacher = open_teacher(
-        args.teacher,
-        labels=classes_of(args.data),
-        scales=args.scales,
-        flip=args.flip,
-        output_stride=args.output_stride,
-        device=args.device,
-    )
-    console = stderr_console()
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(args.split, total=len(files))
+        args.teacher, labels=classes_of(args.data), scales=args.scales, flip=args.flip,
+        output_stride=args.output_stride, device=args.device,
+    )  # fmt: skip
+    with bar(args.split) as tell:
+        numbers = itertools.count(1)
         done = label(
             teacher, files, args.data, split=args.split, confidence=args.confidence,
-            progress=lambda _: bar.advance(task),
+            progress=lambda _: tell(next(numbers), len(files)),
         )  # fmt: skip
     for why in done.failures.values():
         complain(why, 1)
@@ -151,36 +140,22 @@ def run_label(args: argparse.Namespace) -> int:
             complain("the teacher was sure of no pixel: nothing can be learnt from these masks", 1)
         said = f"{done.written} labelled, {done.already} had been, {len(done.failures)} failed"
         said += f"; {done.ignored:.1%} of the new pixels ignored" if done.written else ""
-        console.print(f"{said}; {done.split}", soft_wrap=True, highlight=False)
+        say(f"{said}; {done.split}")
     return 1 if done.failures else 0
 
 
 def run_submit_write(args: argparse.Namespace) -> int:
     """Write a server's archive."""
-    from rich.progress import Progress
-
     from atrous.prediction.submission import write
 
-    console = stderr_console()
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(args.split)
+    with bar(args.split) as tell:
         submission = write(
-            args.model,
-            args.data,
-            args.out,
-            split=args.split,
-            competition=args.competition,
-            pad_to=args.pad_to,
-            device=args.device,
-            output_stride=args.output_stride,
-            scales=args.scales,
-            flip=args.flip,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+            args.model, args.data, args.out, split=args.split, competition=args.competition, pad_to=args.pad_to,
+            device=args.device, output_stride=args.output_stride, scales=args.scales, flip=args.flip, progress=tell,
+        )  # fmt: skip
     if args.json:
         return print_json(submission.as_dict())
-    said = f"{submission.predicted} of {submission.images} images predicted, the rest were there; packed and checked:"
-    console.print(said, highlight=False)
+    say(f"{submission.predicted} of {submission.images} images predicted, the rest were there; packed and checked:")
     print_out(str(submission.archive))
     return 0
 
@@ -195,8 +170,7 @@ def run_submit_check(args: argparse.Namespace) -> int:
     else:
         for line in faults:
             complain(line, 2)
-        verdict = f"{len(faults)} problem{'s' if len(faults) > 1 else ''}" if faults else "sound"
-        stderr_console().print(f"{args.archive}: {verdict}", soft_wrap=True, highlight=False)
+        say(f"{args.archive}: {counted(len(faults), 'problem') if faults else 'sound'}")
     return 1 if faults else 0
 
 
@@ -214,24 +188,16 @@ def run_reproduce(args: argparse.Namespace) -> int:
     from atrous.reproduction.run import FIGURE_4, check_words, figure_4, listed, reproduce
 
     check_words(args.what, options)
-    console = stderr_console()
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False)
-
     if args.what == ["list"]:
         rows = listed(options)
-        if args.json:
-            return print_json(rows)
-        console.print(listing_table(rows))
-        return 0
+        return print_json(rows) if args.json else print_table(listing_table(rows))
     answers: dict[str, Any] = {}
     if FIGURE_4 in args.what and not args.dry_run:
         answers[FIGURE_4] = figure_4(options.folder, say)
         say("\n".join(answers[FIGURE_4].values()))
     tables: dict[str, dict[str, Any]] = {}
     if words := [word for word in args.what if word != FIGURE_4]:
-        with console.status("") as status:
+        with stderr_console().status("") as status:
             tables = reproduce(words, options, dry_run=args.dry_run, say=say, tick=status.update)
     for table in tables.values():
         if "markdown" in table["files"] and not args.json:
@@ -249,6 +215,22 @@ def stderr_console() -> Console:
     # Names of files and classes hold anything. A pipe has no width: rich would cut tables at 80 columns.
     wide = 160 if not sys.stderr.isatty() and "COLUMNS" not in os.environ else None
     return Console(stderr=True, markup=False, emoji=False, width=wide)
+
+
+def say(line: str) -> None:
+    """Print a line on standard error, unbroken and uncoloured."""
+    stderr_console().print(line, soft_wrap=True, highlight=False)
+
+
+@contextlib.contextmanager
+def bar(text: str) -> Iterator[Callable[[float, float], None]]:
+    """A progress bar on a terminal; what it yields is called with how many are done, of how many."""
+    from rich.progress import Progress
+
+    console = stderr_console()
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(text, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def print_table(table: Any) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atrous.cli.arguments import add_command, add_json
-from atrous.cli.commands import complain, print_json, stderr_console
+from atrous.cli.commands import complain, print_json, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ def _forth(args: argparse.Namespace) -> int:
     if args.json:
         return print_json({**said, "guesses": list(converted.guesses), "largest_difference": difference})
     what = f"{converted.library}, {model.arguments['backbone']}, {len(converted.names)} classes"
-    stderr_console().print(f"{args.out}: from {what}; {_told(difference, converted.library)}", soft_wrap=True)
+    say(f"{args.out}: from {what}; {_told(difference, converted.library)}")
     return 0
 
 
@@ -74,7 +74,7 @@ def _back(args: argparse.Namespace) -> int:
     if args.json:
         return print_json({"out": str(args.out), "library": args.to, "largest_difference": difference})
     note = "" if card.arguments.get("upsampling", "grid") != "grid" else "; it upsamples logits in its own way"
-    stderr_console().print(f"{args.out}: {_told(difference, args.to)}{note}", soft_wrap=True)
+    say(f"{args.out}: {_told(difference, args.to)}{note}")
     return 0
 
 

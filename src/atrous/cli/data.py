@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atrous.cli.arguments import Parser, add_command, add_data, add_device, add_json, dataset_options
-from atrous.cli.commands import complain, print_json, stderr_console
+from atrous.cli.commands import bar, complain, print_json, print_table, say
 
 if TYPE_CHECKING:
     from atrous.data.convert import Converted
@@ -82,17 +80,6 @@ def _add_convert(inner: Any) -> None:
     add_json(convert)
 
 
-@contextlib.contextmanager
-def _bar(text: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal; what it yields is called with how many are done, of how many."""
-    from rich.progress import Progress
-
-    console = stderr_console()
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(text)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def run_check(args: argparse.Namespace) -> int:
     """Look at a data set."""
     from atrous.data.check_page import check_suffix, write_page
@@ -100,7 +87,7 @@ def run_check(args: argparse.Namespace) -> int:
 
     if args.report:
         check_suffix(args.report)
-    with _bar("check") as tell:
+    with bar("check") as tell:
         report = check(
             args.data, dataset_options(args), allow_empty_classes=args.allow_empty_classes,
             progress=lambda _, done, total: tell(done, total),
@@ -110,7 +97,7 @@ def run_check(args: argparse.Namespace) -> int:
     if args.json:
         print_json(report.as_dict())
     else:
-        stderr_console().print(render(report))
+        print_table(render(report))
     return 1 if report.problems else 0
 
 
@@ -121,7 +108,7 @@ def run_show(args: argparse.Namespace) -> int:
     if args.predictions and args.model:
         raise ValueError("--predictions and --model are both given; expected one of them")
     predict = _predicted_in(args.predictions) if args.predictions else _predicted_by(args) if args.model else None
-    with _bar("masks") as tell:
+    with bar("masks") as tell:
         drawn = sheet(
             args.data, dataset_options(args), only=args.split, count=args.count, predict=predict, progress=tell
         )
@@ -133,7 +120,7 @@ def run_show(args: argparse.Namespace) -> int:
     else:
         said = f"{len(drawn.shown)} pictures, rarest classes first"
         said += f"; {len(drawn.unreadable)} could not be read: atrous data check" if drawn.unreadable else ""
-        stderr_console().print(f"{said}; {args.out}", soft_wrap=True, highlight=False)
+        say(f"{said}; {args.out}")
     return 0
 
 
@@ -177,7 +164,7 @@ def run_convert(args: argparse.Namespace) -> int:
     from atrous.data.writers.base import Shapes
 
     source = _source(args)
-    with _bar("convert") as tell:
+    with bar("convert") as tell:
         result = convert(
             source, args.out, to=args.to, copy=args.copy, val=args.val, seed=args.seed, resplit=args.resplit,
             shapes=Shapes(args.polygons, args.tolerance), progress=tell,
@@ -226,7 +213,6 @@ def _segmented(args: argparse.Namespace) -> Source:
 
 
 def _tell(args: argparse.Namespace, source: Source, result: Converted) -> int:
-    console = stderr_console()
     for why in list(result.failures.values())[:3]:
         complain(why, 2)
     if args.json:
@@ -240,6 +226,5 @@ def _tell(args: argparse.Namespace, source: Source, result: Converted) -> int:
         if args.to == "plain":
             out = shlex.quote(str(args.out))
             lines += ["next:", f"  atrous data check {out}", f"  atrous train finetune --data {out}"]
-        for line in lines:
-            console.print(line, soft_wrap=True, highlight=False)
+        say("\n".join(lines))
     return 2 if result.failures else 0

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atrous.cli.arguments import add_command, add_json
-from atrous.cli.commands import print_json, print_out, stderr_console
+from atrous.cli.arguments import add_command, add_json, add_model
+from atrous.cli.commands import print_json, print_out, say
 
 if TYPE_CHECKING:
     from atrous.deployment.export import Export
@@ -18,9 +18,7 @@ def add(commands: Any) -> None:
     text = "write a model as a file for ONNX Runtime, OpenVINO or plain PyTorch, and compare the two"
     example = "atrous export runs/mine --format onnx --out mine.onnx --data my-data"
     parser = add_command(commands, "export", run, text, example)
-    parser.add_argument(
-        "model", metavar="MODEL", help="a named model (see atrous models), a run folder or a weight file"
-    )
+    add_model(parser)
     text = "onnx, openvino, or torch: a torch.export program that runs without this package (default: %(default)s)"
     parser.add_argument("--format", type=str.lower, default="onnx", help=text)
     parser.add_argument("--out", type=Path, metavar="FILE", help="(default: the model's name, in this folder)")
@@ -47,17 +45,16 @@ def run(args: argparse.Namespace) -> int:
     from atrous.deployment.export import export, parse_size
     from atrous.deployment.network import Interface
 
-    console = stderr_console()
     interface = Interface(args.raw_input, args.logits, parse_size(args.size))
     report = export(
         args.model, args.out, format=args.format, output_stride=args.output_stride, interface=interface, aot=args.aot,
         int8=args.int8, data=args.data, max_loss=args.max_loss,
-        say=lambda line: console.print(line, soft_wrap=True, highlight=False),
+        say=say,
     )  # fmt: skip
     if args.json:
         return print_json(report.as_dict())
     for line in lines_of(report):
-        console.print(line, soft_wrap=True, highlight=False)
+        say(line)
     print_out(str(report.path))
     return 0
 

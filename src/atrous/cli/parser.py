@@ -24,6 +24,7 @@ from atrous.cli.arguments import (
     add_inference,
     add_json,
     add_longest_side,
+    add_model,
     add_pad_to,
 )
 from atrous.cli.commands import (
@@ -141,9 +142,7 @@ def _add_demo(commands: Any) -> None:
 def _add_eval(commands: Any) -> None:
     text, example = "mIoU of a model on a data set", "atrous eval runs/mine --data my-data --output-stride 8"
     parser = add_command(commands, "eval", run_eval, text, example, aliases=["val"])
-    parser.add_argument(
-        "model", metavar="MODEL", help="a named model (see atrous models), a run folder or a weight file"
-    )
+    add_model(parser)
     add_data(parser)
     parser.add_argument("--split", default="val", help="(default: %(default)s)")
     add_longest_side(parser)
@@ -190,9 +189,7 @@ def _add_submit(commands: Any) -> None:
         inner, "write", run_submit_write, "predict a split and pack what the server takes",
         "atrous submit write runs/mine --data voc:VOCdevkit --out for-voc",
     )  # fmt: skip
-    write.add_argument(
-        "model", metavar="MODEL", help="a named model (see atrous models), a run folder or a weight file"
-    )
+    add_model(write)
     write.add_argument("--out", type=Path, required=True, help="folder for the predictions and the archive")
     write.add_argument("--competition", choices=("comp5", "comp6"), help="of VOC: only VOC's data, or any (default)")
     check = add_command(

@@ -21,7 +21,7 @@ from atrous.cli.arguments import (
     add_reading,
     dataset_options,
 )
-from atrous.cli.commands import complain, print_json, stderr_console
+from atrous.cli.commands import bar, complain, print_json, print_table, say, stderr_console
 from atrous.cli.tables import shares_table
 from atrous.messages import did_you_mean
 
@@ -59,6 +59,7 @@ def add(commands: Any) -> None:
 
 def run_predict(args: argparse.Namespace) -> int:
     """Segment photographs and videos."""
+    from atrous.prediction.files import find_photographs
     from atrous.prediction.urls import fetch, is_url
     from atrous.prediction.video import is_video
 
@@ -72,7 +73,7 @@ def run_predict(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="atrous-") as folder:
         photographs: list[str | Path] = [source for source in sources if source not in (*videos, *urls)]
         photographs += [fetch(url, Path(folder)) for url in urls]
-        files = _found(photographs) if photographs and not args.watch else []
+        files = find_photographs(photographs) if photographs and not args.watch else []
         predictor = _predictor(args, model)
         if sources is args.words:
             complain(f"segmenting with {model}; for another model name it first (atrous models)", 0)
@@ -85,12 +86,6 @@ def run_predict(args: argparse.Namespace) -> int:
     if args.json:
         print_json(answer)
     return status
-
-
-def _found(sources: list[str | Path]) -> list[Path]:
-    from atrous.prediction.files import find_photographs
-
-    return find_photographs(sources)
 
 
 def _predictor(args: argparse.Namespace, model: str) -> Predictor:
@@ -110,13 +105,13 @@ def _segment_files(args: argparse.Namespace, predictor: Predictor, files: list[P
     from atrous.prediction.files import predict_files
 
     console = stderr_console()
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        tasks = bar.add_task("", total=len(files)), bar.add_task("", total=1.0)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        tasks = progress.add_task("", total=len(files)), progress.add_task("", total=1.0)
         places = {path: place for place, path in enumerate(files)}
 
         def tell(path: Path, share: float) -> None:
-            bar.update(tasks[0], completed=places[path] + (share == 1.0))
-            bar.update(tasks[1], completed=share, description=path.name)
+            progress.update(tasks[0], completed=places[path] + (share == 1.0))
+            progress.update(tasks[1], completed=share, description=path.name)
 
         batch = predict_files(predictor, files, args.out, resume=args.resume, progress=tell)
     answer |= batch.as_dict()
@@ -125,34 +120,30 @@ def _segment_files(args: argparse.Namespace, predictor: Predictor, files: list[P
 
 def _tell(batch: FilesResult, count: int, out: Path) -> int:
     """Show what has come of the files; the exit status."""
-    console = stderr_console()
     if batch.areas:
-        console.print(shares_table({str(path): areas for path, areas in batch.areas.items()}))
-        console.print(f"{len(batch.areas)} of {count} segmented into {out}", soft_wrap=True, highlight=False)
+        print_table(shares_table({str(path): areas for path, areas in batch.areas.items()}))
+        say(f"{len(batch.areas)} of {count} segmented into {out}")
     if batch.skipped:
-        console.print(f"{len(batch.skipped)} of {count} were done before", highlight=False)
+        say(f"{len(batch.skipped)} of {count} were done before")
     for path, name in batch.shortened.items():
-        console.print(f"{path}: a long name; its outputs are named {name}", soft_wrap=True, highlight=False)
+        say(f"{path}: a long name; its outputs are named {name}")
     for why in batch.failures.values():
         complain(why, 2)
     return 2 if batch.failures else 0
 
 
 def _segment_videos(args: argparse.Namespace, predictor: Predictor, videos: list[str]) -> dict[str, Any]:
-    from rich.progress import Progress
-
     from atrous.prediction.video import predict_video
 
-    console, answer = stderr_console(), {}
+    answer = {}
     for video in videos:
-        with Progress(console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task(Path(video).name, total=1.0)
+        with bar(Path(video).name) as tell:
             result = predict_video(
                 predictor, video, args.out, every=args.every,
-                progress=lambda share, bar=bar, task=task: bar.update(task, completed=share),  # type: ignore[misc]
+                progress=lambda share, tell=tell: tell(share, 1.0),  # type: ignore[misc]
             )  # fmt: skip
-        console.print(shares_table({f"{video}, {result.frames} frames": result.areas}))
-        console.print(f"masks in {result.masks}, overlays in {result.overlay}", soft_wrap=True, highlight=False)
+        print_table(shares_table({f"{video}, {result.frames} frames": result.areas}))
+        say(f"masks in {result.masks}, overlays in {result.overlay}")
         answer[video] = result.as_dict()
     return answer
 

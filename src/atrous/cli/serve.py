@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atrous.cli.arguments import add_command, add_device, add_json, add_longest_side
-from atrous.cli.commands import complain, print_json, stderr_console
+from atrous.cli.commands import complain, print_json, say
 
 if TYPE_CHECKING:
     from atrous.serving.limits import Limits
@@ -81,7 +81,7 @@ def run_serve(args: argparse.Namespace) -> int:
             if args.json:
                 print_json({"address": address, "models": list(models)})
             else:
-                stderr_console().print(f"serving {', '.join(models)} on {address}", highlight=False, soft_wrap=True)
+                say(f"serving {', '.join(models)} on {address}")
 
         def draining() -> None:
             service.draining = True

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atrous.cli.arguments import add_command, add_data, add_device, add_json, dataset_options
-from atrous.cli.commands import print_json, print_table, stderr_console
+from atrous.cli.commands import print_json, print_table, say
 
 if TYPE_CHECKING:
     from atrous.training.config import Recipe
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         recipe = override(load_recipe(source), _kept_options(planned) | given)
     if planned and seconds:
         said = f"--time is not looked at again: {planned} has {recipe.schedule.iterations} steps"
-        stderr_console().print(said, soft_wrap=True, highlight=False)
+        say(said)
     how: dict[str, Any] = {"resume": args.resume, "workers": args.workers, "device": args.device}
     if seconds and not planned:
         how["seconds"] = seconds - (time.monotonic() - began)
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         return print_json({"run": str(folder), "weights": str(folder / "best"), "miou": best, **measured})
     scored = f", val mIoU {best:.4f}" if best is not None else ""
-    stderr_console().print(f"done{scored}; the weights are in {folder / 'best'}", soft_wrap=True, highlight=False)
+    say(f"done{scored}; the weights are in {folder / 'best'}")
     return 0
 
 
@@ -177,17 +177,16 @@ def _finetuned(data: str, given: dict[str, Any], before: Path | None, device: st
     from atrous.training.recipes import load_recipe
 
     override(load_recipe(BASE), given)  # a slip is named before the data is read
-    console = stderr_console()
     if before is not None:
-        console.print(f"what was chosen before, in {before}", soft_wrap=True, highlight=False)
+        say(f"what was chosen before, in {before}")
         return override(load_recipe(before), given)
     recipe, reasons = finetune(data, _weights_asked_for(given), override(load_recipe(BASE), given).data.options, device)
-    console.print(f"settings chosen for {data}:", soft_wrap=True, highlight=False)
+    say(f"settings chosen for {data}:")
     for reason in reasons:
-        console.print(f"- {reason}", soft_wrap=True, highlight=False)
+        say(f"- {reason}")
     if given:
         yours = ", ".join(f"{key} {value}" for key, value in given.items())
-        console.print(f"- your settings replace these: {yours}", soft_wrap=True, highlight=False)
+        say(f"- your settings replace these: {yours}")
     return override(recipe, given)
 
 
@@ -211,17 +210,16 @@ def _train_stages(args: argparse.Namespace, values: dict[str, Any]) -> int:
 
     if args.asynchronous is not None:
         raise ValueError("--asynchronous takes one recipe at a time")
-    console = stderr_console()
     stages = plan_stages(args.recipes, args.data, args.out, values)
     best = train_stages(
         stages,
         resume=args.resume,
         workers=args.workers,
         device=args.device,
-        said=lambda line: console.print(line, soft_wrap=True, highlight=False),
+        said=say,
     )
     if args.json:
         runs = [str(stage.run) for stage in stages]
         return print_json({"runs": runs, "weights": str(stages[-1].run / "best"), "miou": best})
-    console.print(f"done; the weights are in {stages[-1].run / 'best'}", soft_wrap=True, highlight=False)
+    say(f"done; the weights are in {stages[-1].run / 'best'}")
     return 0

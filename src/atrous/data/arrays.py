@@ -7,6 +7,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from atrous.data.image_file import check_size
+
 _MAGIC = b"\x93NUMPY"
 _MOST_BANDS = 256
 
@@ -49,6 +51,5 @@ def _header(file: IO[bytes], max_pixels: int) -> tuple[tuple[int, ...], np.dtype
         or (len(shape) == 3 and shape[2] > _MOST_BANDS)
     ):
         raise ValueError(f"an array of {dtype}, shape {shape}; expected numbers, H,W or H,W,C")
-    if shape[0] * shape[1] > max_pixels:
-        raise ValueError(f"{shape[1]}x{shape[0]} pixels; expected at most {max_pixels} in all")
+    check_size(shape[1], shape[0], max_pixels)
     return shape, dtype, fortran

@@ -11,7 +11,6 @@ goes on, and what it writes is the same.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import os
 import shutil
@@ -31,7 +30,7 @@ from atrous.data.datasets.parts import is_undivided
 from atrous.data.datasets.split import SHARE, divide
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels, read_image, read_note, read_size, write_image, write_mask
-from atrous.data.labels import Labels
+from atrous.data.labels import described_labels
 from atrous.data.palette import drawn_palette, has_own_colours
 from atrous.data.source import Source
 from atrous.data.writers import coco, cvat, labelme, voc, yolo
@@ -121,23 +120,19 @@ def convert(
     if not 0 <= val < 1:
         raise ValueError(f"val is {val}; expected a share of the images from 0 to below 1, such as {SHARE}")
     result = Converted(out, said=list(source.said))
-    source = replace(source, labels=_with_colours(source.labels))
+    if not has_own_colours(source.labels):  # colours that can be told apart
+        source = replace(source, labels=replace(source.labels, palette=drawn_palette(source.labels)))
     images = WRITERS[to].images if to != "plain" else "images/{split}"
     divided = _divided(source, val if to == "plain" or resplit else 0.0, seed, resplit, result)
     divided = _as_before(divided, out, images) if divided.keys() != source.splits.keys() or resplit else divided
-    named = _named(divided, flat="{split}" not in images)
-    _claim(out, source, named, to, shapes, images, _how(source, divided, val, seed, result))
-    write = functools.partial(_write_plain, out, source, named, copy, result, progress)
-    if to != "plain":
-        write = functools.partial(_write_format, out, source, named, copy, result, progress, WRITERS[to], shapes)
-    write()
-    result.splits = {split: sum(stem not in result.failures for stem in items) for split, items in named.items()}
+    work = _Work(out, source, _named(divided, flat="{split}" not in images), images, copy, result, progress)
+    work.claim(to, shapes, _how(source, divided, val, seed, result))
+    if to == "plain":
+        work.write_plain()
+    else:
+        work.write_format(WRITERS[to], shapes)
+    result.splits = {split: sum(stem not in result.failures for stem in items) for split, items in work.named.items()}
     return result
-
-
-def _with_colours(labels: Labels) -> Labels:
-    """With colours that can be told apart, unless the data has its own."""
-    return labels if has_own_colours(labels) else replace(labels, palette=drawn_palette(labels))
 
 
 Divided = dict[str, list[tuple[SegmentationDataset, Item]]]
@@ -149,11 +144,8 @@ def _divided(source: Source, val: float, seed: int, resplit: bool, result: Conve
     everything = {split: [(dataset, item) for item in dataset.items] for split, dataset in opened.items()}
     if not val or source.whole or (len(everything) > 1 and not resplit and not is_undivided([*everything])):
         return everything
-    kept = (
-        {}
-        if resplit
-        else {split: pairs for split, pairs in everything.items() if len(everything) > 1 and split != WHOLE}
-    )
+    several = len(everything) > 1 and not resplit
+    kept = {split: pairs for split, pairs in everything.items() if several and split != WHOLE}
     together = [pair for split, pairs in everything.items() for pair in pairs if split not in kept]
     if len(together) < 2:
         return {"train": together, **kept}
@@ -168,7 +160,8 @@ def _divided(source: Source, val: float, seed: int, resplit: bool, result: Conve
 
 def _as_before(divided: Divided, out: Path, images: str) -> Divided:
     """The division of an earlier call, whose images are all there: corrected annotations would give another one."""
-    stems = {split: _stems(out / images.format(split=split)) for split in divided}
+    folders = {split: out / images.format(split=split) for split in divided}
+    stems = {split: {path.stem for path in at.iterdir()} if at.is_dir() else set() for split, at in folders.items()}
     together = _named({"": [pair for pairs in divided.values() for pair in pairs]}, flat=True)[""]
     before = {stem: split for split, there in stems.items() for stem in there}
     if before.keys() != together.keys() or sum(map(len, stems.values())) != len(together):
@@ -176,20 +169,12 @@ def _as_before(divided: Divided, out: Path, images: str) -> Divided:
     return {split: [pair for stem, pair in together.items() if before[stem] == split] for split in divided}
 
 
-def _stems(folder: Path) -> set[str]:
-    return {path.stem for path in folder.iterdir()} if folder.is_dir() else set()
-
-
 def _classes_of(dataset: SegmentationDataset, item: Item) -> list[int]:
     try:
         ids = dataset.read_ids(item, read_size(item.image))
     except (ValueError, OSError):
         return []  # named when it is to be written
-    return [
-        int(value)
-        for value in np.flatnonzero(np.bincount(ids.ravel(), minlength=256))
-        if value != dataset.labels.ignore
-    ]
+    return [value for value in np.unique(ids).tolist() if value != dataset.labels.ignore]
 
 
 Named = dict[str, dict[str, tuple[SegmentationDataset, Item]]]
@@ -235,109 +220,109 @@ def _how(source: Source, divided: Divided, val: float, seed: int, result: Conver
     return how
 
 
-def _claim(out: Path, source: Source, named: Named, to: str, shapes: Shapes, images: str, how: Sequence[str]) -> None:
-    """Write the note of where it came from; refuse a folder that holds anything else.
+@dataclass(frozen=True)
+class _Work:
+    """What is written: see `convert`; `named` has the images by split and stem, `images` is the folder of a split's."""
 
-    Raises:
-        ValueError: naming what is there.
-    """
-    places = {
-        path.resolve()
-        for listing in source.splits.values()
-        for item in listing.items[:1]
-        for path in item.image.parents
-    }
-    if out.resolve() in places:
-        raise ValueError(f"{out} holds what is to be converted; expected another folder to write")
-    note = out / ("dataset.yaml" if to == "plain" else _NOTE)
-    text = "".join(f"# {' '.join(line.split())}\n" for line in how)
-    if to == "plain":
-        labels = source.labels
-        palette = [list(colour) for colour in labels.palette]
-        document: dict[str, Any] = {"names": list(labels.names), "palette": palette, "ignore": labels.ignore}
-        rule = next(iter(source.splits.values())).rule
+    out: Path
+    source: Source
+    named: Named
+    images: str
+    copy: bool
+    result: Converted
+    progress: Callable[[int, int], None]
+
+    def claim(self, to: str, shapes: Shapes, how: Sequence[str]) -> None:
+        """Write the note of where it came from; refuse a folder that holds anything else.
+
+        Raises:
+            ValueError: naming what is there.
+        """
+        out, source = self.out, self.source
+        firsts = (item for listing in source.splits.values() for item in listing.items[:1])
+        if out.resolve() in {path.resolve() for item in firsts for path in item.image.parents}:
+            raise ValueError(f"{out} holds what is to be converted; expected another folder to write")
+        note = out / ("dataset.yaml" if to == "plain" else _NOTE)
+        text = "".join(f"# {' '.join(line.split())}\n" for line in how)
+        text += self._dataset_yaml() if to == "plain" else f"# Written as {to}, {shapes}\n"
+        if note.is_file():
+            if note.read_bytes() != text.encode("utf-8", "surrogateescape"):
+                raise ValueError(
+                    f"{note} is of another data set or other settings; expected an empty folder: give another OUT"
+                )
+        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+            there = listed(sorted(path.name for path in out.iterdir())) if out.is_dir() else "a file"
+            raise ValueError(f"{out} holds something else ({there}); expected an empty folder, or none")
+        for split, items in self.named.items():
+            folder = out / self.images.format(split=split)
+            folder.mkdir(parents=True, exist_ok=True)
+            sweep(folder)
+            known = {*items} if "{split}" in self.images else {stem for stems in self.named.values() for stem in stems}
+            others = [p.name for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.stem not in known]
+            if others:
+                raise ValueError(
+                    f"{folder} has {listed(sorted(others))}, which {source.name} has not; expected none: give another "
+                    "OUT"
+                )
+        write_text(note, text)
+
+    def _dataset_yaml(self) -> str:
+        document = described_labels(self.source.labels)
+        rule = next(iter(self.source.splits.values())).rule
         document |= {"value_range": list(rule.value_range)} if rule.value_range else {}
         document |= {"bands": list(rule.bands)} if rule.bands else {}
-        text += yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1 << 16)
-    else:
-        text += f"# Written as {to}, {shapes}\n"
-    if note.is_file():
-        if note.read_bytes() != text.encode("utf-8", "surrogateescape"):
-            raise ValueError(
-                f"{note} is of another data set or other settings; expected an empty folder: give another OUT"
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        there = listed(sorted(path.name for path in out.iterdir())) if out.is_dir() else "a file"
-        raise ValueError(f"{out} holds something else ({there}); expected an empty folder, or none")
-    for split, items in named.items():
-        folder = out / images.format(split=split)
-        folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
-        known = {*items} if "{split}" in images else {stem for stems in named.values() for stem in stems}
-        others = [p.name for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.stem not in known]
-        if others:
-            raise ValueError(
-                f"{folder} has {listed(sorted(others))}, which {source.name} has not; expected none: give another OUT"
-            )
-    write_text(note, text)
+        return yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1 << 16)
 
+    def write_plain(self) -> None:
+        """Write masks as PNGs of ids, those that are not there yet."""
+        todo = [(split, stem, *pair) for split, items in self.named.items() for stem, pair in items.items()]
+        for split in self.named:
+            (self.out / "masks" / split).mkdir(parents=True, exist_ok=True)
+            sweep(self.out / "masks" / split)
+        meaning = (self.source.labels, [listing.remap for listing in self.source.splits.values()])
+        note = hashlib.sha256(repr(meaning).encode()).hexdigest()[:16]
 
-def _write_plain(
-    out: Path, source: Source, named: Named, copy: bool, result: Converted, progress: Callable[[int, int], None]
-) -> None:
-    todo = [(split, stem, *pair) for split, items in named.items() for stem, pair in items.items()]
-    for split in named:
-        (out / "masks" / split).mkdir(parents=True, exist_ok=True)
-        sweep(out / "masks" / split)
+        def one(what: tuple[str, str, SegmentationDataset, Item]) -> bool | None:
+            split, stem, dataset, item = what
+            target = self.out / "masks" / split / f"{stem}.png"
+            with _noted(stem, self.result.failures):
+                there = _is_newer(target, item) and read_note(target) == note
+                mask = None if there else dataset.read_ids(item, read_size(item.image))
+                _place(dataset, item, self.out / "images" / split, stem, self.copy)
+                if mask is not None:
+                    write_mask(target, mask, self.source.labels, note)
+                return mask is not None
+            return None
 
-    meaning = (source.labels, [listing.remap for listing in source.splits.values()])
-    note = hashlib.sha256(repr(meaning).encode()).hexdigest()[:16]
+        with ThreadPoolExecutor() as pool:
+            for done, written in enumerate(pool.map(one, todo), start=1):
+                self.progress(done, len(todo))
+                self.result.written += written is True
+                self.result.already += written is False
 
-    def one(what: tuple[str, str, SegmentationDataset, Item]) -> bool | None:
-        split, stem, dataset, item = what
-        target = out / "masks" / split / f"{stem}.png"
-        with _noted(stem, result.failures):
-            if _is_newer(target, item) and read_note(target) == note:
-                _place(dataset, item, out / "images" / split, stem, copy)
-                return False
-            mask = dataset.read_ids(item, read_size(item.image))
-            _place(dataset, item, out / "images" / split, stem, copy)
-            write_mask(target, mask, source.labels, note)
-            return True
-        return None
+    def write_format(self, writer: Writer, shapes: Shapes) -> None:
+        """Write images and the annotations of a tool."""
+        result, ignore = self.result, self.source.labels.ignore
+        total, ignored, pixels = sum(map(len, self.named.values())), 0, 0
 
-    with ThreadPoolExecutor() as pool:
-        for done, written in enumerate(pool.map(one, todo), start=1):
-            progress(done, len(todo))
-            result.written += written is True
-            result.already += written is False
+        def samples(split: str) -> Iterator[tuple[str, Pixels]]:
+            nonlocal ignored, pixels
+            folder = self.out / writer.images.format(split=split)
+            for stem, (dataset, item) in self.named[split].items():
+                with _noted(stem, result.failures):
+                    mask = dataset.read_ids(item, read_size(item.image))
+                    name = _place(dataset, item, folder, stem, self.copy).name
+                    ignored, pixels = ignored + int((mask == ignore).sum()), pixels + mask.size
+                    result.written += 1
+                    yield name, mask
+                self.progress(result.written + len(result.failures), total)
 
-
-def _write_format(
-    out: Path, source: Source, named: Named, copy: bool, result: Converted, progress: Callable[[int, int], None],
-    writer: Writer, shapes: Shapes,
-) -> None:  # fmt: skip
-    total, ignored, pixels = sum(map(len, named.values())), 0, 0
-
-    def samples(split: str) -> Iterator[tuple[str, Pixels]]:
-        nonlocal ignored, pixels
-        folder = out / writer.images.format(split=split)
-        for stem, (dataset, item) in named[split].items():
-            with _noted(stem, result.failures):
-                mask = dataset.read_ids(item, read_size(item.image))
-                name = _place(dataset, item, folder, stem, copy).name
-                ignored, pixels = ignored + int((mask == source.labels.ignore).sum()), pixels + mask.size
-                result.written += 1
-                yield name, mask
-            progress(result.written + len(result.failures), total)
-
-    writer.write(out, source.labels, {split: samples(split) for split in named}, shapes)
-    if ignored and not writer.ignores:
-        result.said.append(
-            f"{ignored / pixels:.1%} of the pixels are ignored, for which this format has no word: now background"
-        )
-    if writer.regions == "polygons" or shapes.polygons:
-        result.said.append(f"polygons leave the outlines by up to {shapes.tolerance:g} px (--tolerance)")
+        writer.write(self.out, self.source.labels, {split: samples(split) for split in self.named}, shapes)
+        if ignored and not writer.ignores:
+            share = f"{ignored / pixels:.1%}"
+            result.said.append(f"{share} of the pixels are ignored, for which this format has no word: now background")
+        if writer.regions == "polygons" or shapes.polygons:
+            result.said.append(f"polygons leave the outlines by up to {shapes.tolerance:g} px (--tolerance)")
 
 
 @contextlib.contextmanager
@@ -367,25 +352,17 @@ def _place(dataset: SegmentationDataset, item: Item, folder: Path, stem: str, co
             write_image(target, read_image(item.image, rule=dataset.rule))
         return target
     target = folder / f"{stem}{suffix}"
-    if target.exists() and (os.path.samefile(target, item.image) or _same_content(target, item.image)):
-        return target
-    if not copy and _linked(item.image, target):
-        return target
+    if target.exists():
+        ours, theirs = target.stat(), item.image.stat()
+        same = (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
+        if same or os.path.samestat(ours, theirs):
+            return target
+    if not copy:
+        with contextlib.suppress(OSError):  # as between disks
+            target.unlink(missing_ok=True)
+            os.link(item.image.resolve(), target)
+            return target
     with item.image.open("rb") as original, written_whole(target) as file:
         shutil.copyfileobj(original, file)
     shutil.copystat(item.image, target)
     return target
-
-
-def _same_content(first: Path, second: Path) -> bool:
-    ours, theirs = first.stat(), second.stat()
-    return (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
-
-
-def _linked(original: Path, target: Path) -> bool:
-    """Make a hard link; False where that cannot be, as between disks."""
-    with contextlib.suppress(OSError):
-        target.unlink(missing_ok=True)
-        os.link(original.resolve(), target)
-        return True
-    return False

@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from atrous.data.image_file import check_size
 from atrous.data.samples import ImageRule, check_bands, sample_values_to_rgb, scaled
 
 
@@ -70,8 +71,7 @@ def _size(dataset: Any, max_pixels: int) -> tuple[int, int]:
     if frames > 1:
         raise ValueError(f"{frames} frames in one file; expected one: save each frame as a file of its own")
     height, width = int(dataset.Rows), int(dataset.Columns)
-    if height * width > max_pixels:
-        raise ValueError(f"{width}x{height} pixels; expected at most {max_pixels} in all")
+    check_size(width, height, max_pixels)
     return height, width
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import stat
 import struct
@@ -37,7 +38,7 @@ MASK_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 """Suffixes of what counts as a mask."""
 
 SAID: set[str] = set()
-"""The warnings about parts of files that are left out; each is said once a process."""
+"""The warnings about what was decided for a person's data, or left out of a file; each is said once a process."""
 
 _MOST_PAGES = 10_000
 _TEXT_BYTES = 4 << 20  # limit on a PNG's text once unpacked: a decompression bomb can hide there, too
@@ -79,6 +80,13 @@ class _StrictPillow:
 
 
 STRICT_PILLOW = _StrictPillow()
+
+
+def say_once(text: str, about: str = "") -> None:
+    """Warn, once a process; of the first file that it is about, where it holds for others, too."""
+    if text not in SAID:
+        SAID.add(text)
+        warnings.warn(f"{about}: {text}" if about else text, stacklevel=3)
 
 
 @contextlib.contextmanager
@@ -142,7 +150,7 @@ def open_image(file: IO[bytes], max_pixels: int) -> Image.Image:
         if heif is None:
             raise ValueError(describe(file)) from None
         image = heif
-    check_size(image, max_pixels)
+    check_size(*image.size, max_pixels)
     check_complete(file, image.format)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _warn_of_what_is_left_out(image, file)
@@ -202,13 +210,21 @@ def _check_boxes(file: IO[bytes], kind: str) -> None:
 
 def _add_late_metadata(image: Image.Image, file: IO[bytes]) -> None:
     """Give a PNG its EXIF or XMP from behind the pixels, where Pillow sees it only after it has decoded them."""
+    with _kept_position(file):
+        for name, length in _png_chunks(file):
+            if name == b"eXIf" and "exif" not in image.info:
+                image.info["exif"] = b"Exif\0\0" + file.read(min(length, _TEXT_BYTES))
+            elif name == b"iTXt" and "xmp" not in image.info and file.read(18) == b"XML:com.adobe.xmp\0":
+                image.info["xmp"] = file.read(min(length, _TEXT_BYTES))
+
+
+@contextlib.contextmanager
+def _kept_position(file: IO[bytes]) -> Iterator[None]:
     position = file.tell()
-    for name, length in _png_chunks(file):
-        if name == b"eXIf" and "exif" not in image.info:
-            image.info["exif"] = b"Exif\0\0" + file.read(min(length, _TEXT_BYTES))
-        elif name == b"iTXt" and "xmp" not in image.info and file.read(18) == b"XML:com.adobe.xmp\0":
-            image.info["xmp"] = file.read(min(length, _TEXT_BYTES))
-    file.seek(position)
+    try:
+        yield
+    finally:
+        file.seek(position)
 
 
 def rawmode_of(image: Image.Image) -> str:
@@ -227,33 +243,36 @@ def with_rawmode(image: Image.Image, rawmode: str) -> Image.Image:
 
 def _warn_of_what_is_left_out(image: TiffImagePlugin.TiffImageFile, file: IO[bytes]) -> None:
     """Say, once a file, that further pages or bands of a TIFF are not read."""
-    pages, bands = _pages_of(image, file), int(image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+    pages, bands = _pages_of(file), int(image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
     read = len(image.getbands())
     parts = [f"page 1 of {pages} is read"] if pages > 1 else []
     if read < bands:
         parts.append(f"band 1 of {bands} is read" if read == 1 else f"bands 1 to {read} of {bands} are read")
-    text = f"{name_of(file, 'image')}: {', and '.join(parts)}; the others are left out"
-    if parts and text not in SAID:
-        SAID.add(text)
-        warnings.warn(text, stacklevel=2)
+    if parts:
+        say_once(f"{name_of(file, 'image')}: {', and '.join(parts)}; the others are left out")
 
 
-def _pages_of(image: TiffImagePlugin.TiffImageFile, file: IO[bytes]) -> int:
+def tiff_pages(file: IO[bytes]) -> Iterator[TiffImagePlugin.ImageFileDirectory_v2]:
+    """The directories of a TIFF, one a page; what is raised on a damaged one is of any type."""
+    file.seek(0)
+    start = file.read(16)
+    start = start if b"+" in start[2:4] else start[:8]  # of a BigTIFF, or of another
+    place, seen = TiffImagePlugin.ImageFileDirectory_v2(start).next, {0}
+    while place not in seen and len(seen) <= _MOST_PAGES:
+        seen.add(place)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+        file.seek(place)
+        tags.load(file)
+        place = tags.next
+        yield tags
+
+
+def _pages_of(file: IO[bytes]) -> int:
     """The number of pages, without smaller copies of a page and without masks of transparency."""
-    position, pages, place = file.tell(), 1, image.tag_v2.next
-    with contextlib.suppress(Exception):  # behind the first page, which is read, a file may be damaged
-        file.seek(0)
-        start = file.read(16)
-        start = start[: 16 if start[2:4] in (b"\x2b\0", b"\0\x2b") else 8]  # of a BigTIFF, or of another
-        seen = {0, TiffImagePlugin.ImageFileDirectory_v2(start).next}
-        while place not in seen and len(seen) < _MOST_PAGES:
-            seen.add(place)
-            tags = TiffImagePlugin.ImageFileDirectory_v2(start)
-            file.seek(place)
-            tags.load(file)
+    pages = 1
+    with _kept_position(file), contextlib.suppress(Exception):  # behind the first, which is read, it may be damaged
+        for tags in itertools.islice(tiff_pages(file), 1, None):
             pages += TiffImagePlugin.IMAGEWIDTH in tags and not tags.get(_NEW_SUBFILE_TYPE, 0) & 5
-            place = tags.next
-    file.seek(position)
     return pages
 
 
@@ -322,10 +341,7 @@ def describe(file: IO[bytes]) -> str:
         return f"a JPEG of {bits} bits, which is not read; expected 8 bits, or PNG or TIFF of 16: convert it"
     if kind == "TIFF":
         with contextlib.suppress(Exception):  # what is left of a damaged one
-            file.seek(0)
-            tags = TiffImagePlugin.ImageFileDirectory_v2(start[: 16 if start[2:4] in (b"\x2b\0", b"\0\x2b") else 8])
-            file.seek(tags.next)
-            tags.load(file)
+            tags = next(tiff_pages(file))
             if TiffImagePlugin.IMAGEWIDTH in tags:
                 return f"{_tiff_kind(tags)}; expected {_TIFF_KINDS}"
     return f"not an image, but the start of a damaged {kind}; expected a whole, sound image"
@@ -346,15 +362,12 @@ def significant_bits(image: Image.Image) -> int:
     file = getattr(image, "fp", None)
     if file is None or image.format != "PNG":
         return 0
-    position = file.tell()
-    bits = next((file.read(length) for name, length in _png_chunks(file) if name == b"sBIT"), b"\0")
-    file.seek(position)
-    return max(bits, default=0)
+    with _kept_position(file):
+        return max(next((file.read(length) for name, length in _png_chunks(file) if name == b"sBIT"), b""), default=0)
 
 
-def check_size(image: Image.Image, max_pixels: int) -> None:
-    """Raise ValueError if a picture, of which the header may be all that was read, has more than `max_pixels`."""
-    width, height = image.size
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise ValueError for more than `max_pixels`."""
     if width * height > max_pixels:
         raise ValueError(f"{width}x{height} pixels; expected at most {max_pixels} in all")
 
@@ -388,13 +401,9 @@ def check_complete(file: IO[bytes], kind: str | None) -> None:
         kind: Pillow's name of the format; other formats are not checked.
     """
     has_end = {"PNG": _png_has_end, "GIF": _gif_has_end, "JPEG2000": _codestream_has_end}.get(kind or "")
-    if has_end is None:
-        return
-    position = file.tell()
-    complete = has_end(file)
-    file.seek(position)
-    if not complete:
-        raise ValueError("truncated, for its end mark is missing; expected a whole file")
+    with _kept_position(file):
+        if has_end is not None and not has_end(file):
+            raise ValueError("truncated, for its end mark is missing; expected a whole file")
 
 
 def _png_has_end(file: IO[bytes]) -> bool:

@@ -40,6 +40,7 @@ from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, ids_of_colours, vo
 from atrous.data.samples import (
     AS_IT_IS,
     ImageRule,
+    Samples,
     all_bits,
     needs_all_bits,
     rgb_of_array,
@@ -121,8 +122,11 @@ def _decoded(file: IO[bytes], max_pixels: int, rule: ImageRule) -> Pixels:
     picture = open_picture(file, max_pixels, rule)
     if isinstance(picture, Image.Image):
         return _pixels(picture, rule)
-    turned = _TRANSPOSE.get(picture.orientation)
-    pixels = multiband.whole(picture, file, rule)
+    return _upright(multiband.whole(picture, file, rule), picture.orientation)
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    turned = _TRANSPOSE.get(orientation)
     return pixels if turned is None else np.array(Image.fromarray(pixels).transpose(turned))
 
 
@@ -145,8 +149,7 @@ def _is_for_blocks(tiff: Tiff) -> bool:
 
 
 def _checked(tiff: Tiff, file: IO[bytes], max_pixels: int) -> Tiff:
-    if tiff.width * tiff.height > max_pixels:
-        raise ValueError(f"{tiff.width}x{tiff.height} pixels; expected at most {max_pixels} in all")
+    check_size(tiff.width, tiff.height, max_pixels)
     check_blocks(tiff, file)
     return tiff
 
@@ -170,15 +173,11 @@ def stored_top(path: Path, *, rule: ImageRule = AS_IT_IS) -> int:
         picture = open_picture(file, MAX_PIXELS, rule)
         if not isinstance(picture, Image.Image):
             return max(multiband.tops_in(picture, file, rule), default=0)
-        samples, rawmode = samples_of(picture), rawmode_of(picture)
+        samples = samples_of(picture)
         if not samples.wide:
             return 0
-        picture.load()
-        if samples.mode == "I":
-            return tops_of([np.asarray(picture)[:, :, None]], samples)[0]
-        if not needs_all_bits(picture, samples):
-            return samples.full
-        return tops_of([all_bits(file, rawmode, samples)], samples)[0]
+        values = _loaded(picture, samples, AS_IT_IS)
+        return samples.full if values is None else tops_of([values], samples)[0]
 
     return with_file(path, top)
 
@@ -208,7 +207,7 @@ def _from_pil(image: Image.Image, max_pixels: int, rule: ImageRule) -> Pixels:
     """One with a file behind it goes through the same checks as a file."""
     file = getattr(image, "fp", None)
     with STRICT_PILLOW, errors_named(getattr(image, "filename", "") or "image"):
-        check_size(image, max_pixels)
+        check_size(*image.size, max_pixels)
         if isinstance(image, ImageFile.ImageFile) and image.format not in FORMATS:
             expected = f"{', '.join(FORMATS)}, or the pixels without their file: image.convert('RGB')"
             raise ValueError(f"a file of the format {image.format}; expected {expected}")
@@ -222,21 +221,24 @@ def _from_pil(image: Image.Image, max_pixels: int, rule: ImageRule) -> Pixels:
 
 
 def _pixels(image: Image.Image, rule: ImageRule) -> Pixels:
-    samples, file, rawmode = samples_of(image), getattr(image, "fp", None), rawmode_of(image)
     # A TIFF is transposed while it is loaded.
-    transpose = None if image.format == "TIFF" else _TRANSPOSE.get(orientation_of(image))
-    image.load()
-    values = None
-    if samples.mode == "I":
-        values = np.asarray(image)[:, :, None]
-    elif samples.wide and file is not None and needs_all_bits(image, samples, rule):
-        values = all_bits(file, rawmode, samples)
+    samples, orientation = samples_of(image), 1 if image.format == "TIFF" else orientation_of(image)
+    values = _loaded(image, samples, rule)
     if values is None:
-        pixels = to_rgb(image, samples, rule)
-    else:
-        tops = () if rule.value_range else tops_of([values], samples)
-        pixels = wide_to_rgb(values, samples, tops, rule)
-    return pixels if transpose is None else np.array(Image.fromarray(pixels).transpose(transpose))
+        return _upright(to_rgb(image, samples, rule), orientation)
+    tops = () if rule.value_range else tops_of([values], samples)
+    return _upright(wide_to_rgb(values, samples, tops, rule), orientation)
+
+
+def _loaded(image: Image.Image, samples: Samples, rule: ImageRule) -> npt.NDArray[Any] | None:
+    """Load the pixels; all bits of them, H,W,C, where the 8 that Pillow gives are not enough."""
+    file, rawmode = getattr(image, "fp", None), rawmode_of(image)
+    image.load()
+    if samples.mode == "I":
+        return np.asarray(image)[:, :, None]
+    if samples.wide and file is not None and needs_all_bits(image, samples, rule):
+        return all_bits(file, rawmode, samples)
+    return None
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -10,7 +10,7 @@ COCO.
 
 import reprlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,29 +194,54 @@ def ids_of_colours(
     Raises:
         ValueError: with the colour and its number of pixels, if a colour is none of those.
     """
-    codes = (colours.astype(np.int64) * (65536, 256, 1)).sum(axis=2)
-    # Of classes with the same colour the first counts, and a class counts before the border.
-    known = {(r << 16) + (g << 8) + b: index for index, (r, g, b) in reversed(list(enumerate(palette)))}
-    known.setdefault(int(np.dot(IGNORE_COLOUR, (65536, 256, 1))), ignore)
-    known |= {(r << 16) + (g << 8) + b: ignore for r, g, b in ignored}
-    ordered = np.array(sorted(known))
-    indices = np.searchsorted(ordered, codes).clip(max=len(ordered) - 1)
-    unknown = codes[ordered[indices] != codes]
+    ids, unknown = ids_and_unknown(colours, palette, ignore, ignored)
     if unknown.size:
         code, count = int(unknown[0]), int((unknown == unknown[0]).sum())
-        colour = (code >> 16, code >> 8 & 255, code & 255)
         shown = ", ".join(map(str, palette[:3])) + (f" and {len(palette) - 3} more" if len(palette) > 3 else "")
         raise ValueError(
-            f"mask has colour {colour} in {count} pixels, which is no class's; expected {shown}, by id (VOC's colours, "
-            f"unless dataset.yaml has a `palette`), or a mask of ids"
+            f"mask has colour {colour_of(code)} in {count} pixels, which is no class's; expected {shown}, by id (VOC's "
+            f"colours, unless dataset.yaml has a `palette`), or a mask of ids"
         )
-    dtype = np.uint8 if max(known.values()) < 256 else np.uint16
-    ids: npt.NDArray[Any] = np.array([known[int(code)] for code in ordered], dtype=dtype)[indices]
     return ids
+
+
+def ids_and_unknown(
+    colours: npt.NDArray[np.uint8], palette: Sequence[Colour], ignore: int, ignored: Sequence[Colour]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """As `ids_of_colours`, with the numbers of the colours that are no class's, for `colour_of`, of each such pixel."""
+    # Of classes with the same colour the first counts, and a class counts before the border.
+    known = {_code(colour): index for index, colour in reversed(list(enumerate(palette)))}
+    known.setdefault(_code(IGNORE_COLOUR), ignore)
+    known |= {_code(colour): ignore for colour in ignored}
+    return looked_up(colours.astype(np.int64) @ _BASES, known)
+
+
+_BASES = np.array((65536, 256, 1))
+
+
+def _code(colour: Colour) -> int:
+    return int(np.dot(colour, _BASES))
+
+
+def colour_of(code: int) -> Colour:
+    """The colour of a number, red being the highest byte."""
+    return (code >> 16, code >> 8 & 255, code & 255)
+
+
+def looked_up(stored: npt.NDArray[Any], known: Mapping[int, int]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Ids by stored value, uint8 or, where one needs it, uint16, of the same shape; and the values that are unknown."""
+    values = np.array(sorted(known))
+    places = np.searchsorted(values, stored).clip(max=len(values) - 1)
+    dtype = np.uint8 if max(known.values()) < 256 else np.uint16
+    return np.array([known[int(value)] for value in values], dtype)[places], stored[values[places] != stored]
 
 
 def write_labels(path: str | Path, labels: Labels) -> None:
     """Write a `dataset.yaml`, atomically."""
-    palette = [list(colour) for colour in labels.palette]
-    document = {"names": list(labels.names), "palette": palette, "ignore": labels.ignore}
+    document = described_labels(labels)
     write_text(Path(path), yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True))
+
+
+def described_labels(labels: Labels) -> dict[str, Any]:
+    """Classes in the form of `dataset.yaml`."""
+    return {"names": list(labels.names), "palette": [list(c) for c in labels.palette], "ignore": labels.ignore}

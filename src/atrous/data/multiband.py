@@ -6,14 +6,13 @@ Whole pictures and rows come from the same strips, so that both are the same pic
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.image_file import SAID, name_of
+from atrous.data.image_file import name_of, say_once
 from atrous.data.samples import ImageRule, Samples, check_bands, sample_values_to_rgb, tops_of
 from atrous.data.tiff_blocks import Tiff
 from atrous.messages import counted
@@ -38,12 +37,8 @@ def taken_bands(tiff: Tiff, rule: ImageRule, name: str) -> tuple[int, ...]:
     bands = (1, 2, 3) if tiff.bands >= 3 else (1,)
     if tiff.bands > len(bands):
         taken = "bands 1, 2 and 3 are taken for red, green and blue" if len(bands) == 3 else "band 1 is read as gray"
-        text = (
-            f"of {counted(tiff.bands, 'band')}, {taken}, and so of files like it; --bands takes others: --bands 4,3,2"
-        )
-        if text not in SAID:
-            SAID.add(text)
-            warnings.warn(f"{name}: {text}", stacklevel=2)
+        text = f"of {counted(tiff.bands, 'band')}, {taken}, and so of files like it"
+        say_once(f"{text}; --bands takes others: --bands 4,3,2", about=name)
     return bands
 
 

@@ -77,7 +77,9 @@ def open_strips(path: Path, *, max_pixels: int = MAX_PIXELS, rule: ImageRule = A
         ValueError: as `read_image`; also for a larger picture that is not read by rows, and without libvips. Damage
             behind the header is raised while the strips are read.
     """
-    picture = with_file(path, lambda file: _opened(file, max_pixels, rule))
+    picture = with_file(
+        path, lambda file: None if is_array(file) or is_dicom(file) else open_picture(file, max_pixels, rule)
+    )
     if isinstance(picture, Tiff) and picture.orientation == 1:
         return _strips_of_blocks(path, picture, rule)
     if not isinstance(picture, Image.Image):
@@ -115,11 +117,6 @@ def open_strips(path: Path, *, max_pixels: int = MAX_PIXELS, rule: ImageRule = A
         return tops_of(bands(256), header.samples)
 
     return Strips(header.size, strips)
-
-
-def _opened(file: IO[bytes], max_pixels: int, rule: ImageRule) -> Image.Image | Tiff | None:
-    """As `open_picture`; None for DICOM and arrays."""
-    return None if is_array(file) or is_dicom(file) else open_picture(file, max_pixels, rule)
 
 
 def _strips_of_blocks(path: Path, tiff: Tiff, rule: ImageRule) -> Strips:

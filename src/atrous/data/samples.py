@@ -162,7 +162,7 @@ def to_rgb(image: Image.Image, samples: Samples, rule: ImageRule = AS_IT_IS) -> 
         pixels = sample_values_to_rgb(np.asarray(image)[:, :, None], rule)
         return 255 - pixels if samples.inverted else pixels
     pixels = _rgb_of(_banded(image, rule.bands) if rule.bands else image)
-    return _stretched(pixels, rule) if rule.scales_bytes else pixels
+    return scaled(np.arange(256), rule)[pixels] if rule.scales_bytes else pixels
 
 
 def _banded(image: Image.Image, bands: tuple[int, ...]) -> Image.Image:
@@ -179,10 +179,6 @@ def check_bands(bands: tuple[int, ...], there: int) -> None:
     if bands and max(bands) > there:
         plural = "s" * (there != 1)
         raise ValueError(f"{there} band{plural}; expected at least {max(bands)}, for the bands {bands} are asked for")
-
-
-def _stretched(pixels: npt.NDArray[np.uint8], rule: ImageRule) -> npt.NDArray[np.uint8]:
-    return scaled(np.arange(256), rule)[pixels]
 
 
 def scaled(values: npt.NDArray[Any], rule: ImageRule) -> npt.NDArray[np.uint8]:

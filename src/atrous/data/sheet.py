@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -109,8 +110,7 @@ def sheet(
             unreadable.append(" ".join(str(error).split()))
     if not tiles:
         raise ValueError(f"{data}: no photograph can be shown: {unreadable[-1]}")
-    said = counted(len(tiles), "picture")
-    said += f" of {total}, rarest classes first"
+    said = f"{counted(len(tiles), 'picture')} of {total}, rarest classes first"
     said += f"; classes counted in {len(candidates)} masks" if len(candidates) < total else ""
     said += "; each: photograph, truth, prediction" if predict else ""
     legend = _legend(f"{data}: {said}", counts, labels, 2 * tiles[0].width + 3 * _GAP)
@@ -199,7 +199,7 @@ def _tile(one: _Candidate, listing: Listing, labels: Labels, predict: Predict | 
             (high, wide), (rows, columns) = masks[0].shape, masks[1].shape
             raise ValueError(f"{one.item.image}: the prediction is {columns}x{rows}; expected {wide}x{high}")
         ious = _agreement(masks[0], masks[1], labels)
-    pictures = [_fitted(Image.fromarray(image)), *(_drawn(image, mask, labels) for mask in masks)]
+    pictures = [_fitted(image), *(_drawn(image, mask, labels) for mask in masks)]
     tile = Image.new("RGB", (len(pictures) * (_SIDE + 4), max(picture.height for picture in pictures) + 20), "white")
     for place, picture in enumerate(pictures):
         tile.paste(picture, (place * (_SIDE + 4) + (_SIDE - picture.width) // 2, 0))
@@ -222,16 +222,16 @@ def _agreement(truth: Pixels, prediction: Pixels, labels: Labels) -> str:
     return "IoU " + ", ".join(f"{name} {iou:.2f}" for name, iou in sorted(ious.items(), key=lambda pair: pair[1]))
 
 
-def _fitted(image: Image.Image) -> Image.Image:
+def _fitted(picture: npt.NDArray[Any], nearest: bool = False) -> Image.Image:
+    image = Image.fromarray(picture)
     scale = min(_SIDE / image.width, 0.75 * _SIDE / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST)
+    return image.resize(size, Image.Resampling.NEAREST if nearest or scale >= 1 else Image.Resampling.BOX)
 
 
 def _drawn(image: Pixels, mask: Pixels, labels: Labels) -> Image.Image:
-    small = _fitted(Image.fromarray(image))
-    ids = Image.fromarray(mask).resize(small.size, Image.Resampling.NEAREST)
-    return overlay(np.asarray(small), np.asarray(ids), labels, alpha=0.6, legend=False, names=True)
+    small, ids = np.asarray(_fitted(image)), np.asarray(_fitted(mask, nearest=True))
+    return overlay(small, ids, labels, alpha=0.6, legend=False, names=True)
 
 
 def _legend(title: str, counts: npt.NDArray[np.int64], labels: Labels, width: int) -> Image.Image:

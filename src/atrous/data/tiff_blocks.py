@@ -17,7 +17,9 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, TiffImagePlugin
+from PIL import Image
+
+from atrous.data.image_file import tiff_pages
 
 _EXTRA_SAMPLES = 338
 _SAMPLE_FORMAT, _FILL_ORDER, _PREDICTOR, _MAX_SAMPLE_VALUE = 339, 266, 317, 281
@@ -150,16 +152,23 @@ class Tiff:
 def parse(file: IO[bytes]) -> Tiff | None:
     """The first page of a TIFF, from its header alone, see `check`; None for what is no TIFF of this kind."""
     file.seek(0)
-    start = file.read(16)
-    if start[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    start = file.read(4)
+    if start not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return None
     try:
-        tags = TiffImagePlugin.ImageFileDirectory_v2(start if b"+" in start[2:4] else start[:8])
-        file.seek(tags.next)
-        tags.load(file)
-        return _of_tags(tags, ">" if start[:2] == b"MM" else "<")
+        return _of_tags(next(tiff_pages(file)), ">" if start[:2] == b"MM" else "<")
     # What a damaged directory holds is of any type.
-    except (TypeError, ValueError, KeyError, IndexError, SyntaxError, OverflowError, struct.error, OSError):
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        IndexError,
+        SyntaxError,
+        OverflowError,
+        struct.error,
+        OSError,
+        StopIteration,
+    ):
         return None
 
 

@@ -19,13 +19,15 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 from atrous.atomic import sweep, written_folder
-from atrous.data.datasets.base import is_clutter, say_once
+from atrous.data.datasets.base import is_clutter
+from atrous.data.image_file import say_once
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _OTHERS = (".rar", ".7z", ".gz", ".bz2", ".xz", ".zst", ".z01", ".001")
@@ -50,7 +52,7 @@ class _Member(NamedTuple):
 
     path: PurePosixPath
     size: int
-    open: Callable[[], IO[bytes]]
+    open: Callable[[], Any]
 
 
 def is_archive(path: Path) -> bool:
@@ -68,7 +70,8 @@ def unpacked(path: Path) -> Path:
     if not path.name.lower().endswith(SUFFIXES):
         raise ValueError(f"{path}: an archive of another kind; expected {', '.join(SUFFIXES[:4])}, or the folder")
     status = path.stat()
-    place = path.absolute().with_name(_stem(path))
+    suffix = max((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), key=len)
+    place = path.absolute().with_name(path.name[: -len(suffix)] or "data")
     return unpacked_by(place, f"{status.st_size}/{status.st_mtime_ns}", partial(_fill, path), path)
 
 
@@ -117,14 +120,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atrous"
 
 
-def _stem(path: Path) -> str:
-    suffix = max((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), key=len)
-    return path.name[: -len(suffix)] or "data"
-
-
 def _fill(path: Path, folder: Path) -> None:
     with _opened(path) as members:
-        _check_space(path, members, shutil.disk_usage(folder).free)
+        size, free = sum(member.size for member in members), shutil.disk_usage(folder).free
+        if size + _MARGIN > free:
+            raise ValueError(f"{path}: its files take {size} bytes, and the disk has {free} free; make room")
         for member in members:
             _write(path, member, folder)
 
@@ -156,30 +156,34 @@ def _opened(path: Path) -> Iterator[list[_Member]]:
     with contextlib.ExitStack() as stack:
         try:
             if path.name.lower().endswith(".zip"):
-                members = _of_zip(path, stack.enter_context(zipfile.ZipFile(path)))
+                members = list(_of_zip(path, stack.enter_context(zipfile.ZipFile(path))))
             else:
-                members = _of_tar(path, stack.enter_context(tarfile.open(path)))
+                members = list(_of_tar(path, stack.enter_context(tarfile.open(path))))
         except _DAMAGE as error:
             raise ValueError(f"{path}: not a whole archive ({error}); {_DOWNLOAD}") from None
         except OSError as error:
             raise _of_damage(path, error) from None
+        if not members:
+            raise ValueError(f"{path}: no files in it; expected a data set")
+        if len(members) > _MOST_MEMBERS:
+            raise ValueError(f"{path}: {len(members)} files; expected at most {_MOST_MEMBERS}; {_BY_HAND}")
+        if twice := [place for place, times in Counter(member.path for member in members).items() if times > 1]:
+            raise ValueError(f"{path}: {twice[0]} occurs twice; {_BY_HAND}")
+        _check_growth(path, sum(member.size for member in members))
         yield members
 
 
-def _of_zip(path: Path, archive: zipfile.ZipFile) -> list[_Member]:
+def _of_zip(path: Path, archive: zipfile.ZipFile) -> Iterator[_Member]:
     infos = archive.infolist()
-    members = []
     for info in infos:
         if stat.S_ISLNK(info.external_attr >> 16):
             raise ValueError(f"{path}: {info.filename} is a link; expected files and folders; {_BY_HAND}")
         if info.flag_bits & 1:
             raise ValueError(f"{path}: it is encrypted; unpack it with its password and give the folder")
         if not info.is_dir() and (place := _inside(path, _name_of(info))):
-            members.append(_Member(place, info.file_size, lambda info=info: archive.open(info)))  # type: ignore[misc]
-    packed = path.stat().st_size
-    if sum(info.compress_size for info in infos) > packed:
+            yield _Member(place, info.file_size, partial(archive.open, info))
+    if sum(info.compress_size for info in infos) > path.stat().st_size:
         raise ValueError(f"{path}: its files overlap, as in a decompression bomb; {_BY_HAND}")
-    return _checked(path, members, packed)
 
 
 def _name_of(info: zipfile.ZipInfo) -> str:
@@ -192,22 +196,15 @@ def _name_of(info: zipfile.ZipInfo) -> str:
         return info.filename
 
 
-def _of_tar(path: Path, archive: tarfile.TarFile) -> list[_Member]:
-    members, total, packed = [], 0, path.stat().st_size
+def _of_tar(path: Path, archive: tarfile.TarFile) -> Iterator[_Member]:
+    total = 0
     for info in archive:
         if not (info.isfile() or info.isdir()):
             raise ValueError(f"{path}: {info.name} is a link or a device; expected files and folders; {_BY_HAND}")
         total += info.size
-        _check_growth(path, total, packed)
+        _check_growth(path, total)
         if info.isfile() and (place := _inside(path, info.name)):
-            members.append(_Member(place, info.size, lambda info=info: _open_in(archive, info)))  # type: ignore[misc]
-    return _checked(path, members, packed)
-
-
-def _open_in(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    file = archive.extractfile(info)
-    assert file is not None
-    return file
+            yield _Member(place, info.size, partial(archive.extractfile, info))
 
 
 def _inside(path: Path, name: str) -> PurePosixPath | None:
@@ -218,34 +215,9 @@ def _inside(path: Path, name: str) -> PurePosixPath | None:
     return None if not parts or any(map(is_clutter, parts)) else PurePosixPath(*parts)
 
 
-def _checked(path: Path, members: list[_Member], packed: int) -> list[_Member]:
-    if not members:
-        raise ValueError(f"{path}: no files in it; expected a data set")
-    if len(members) > _MOST_MEMBERS:
-        raise ValueError(f"{path}: {len(members)} files; expected at most {_MOST_MEMBERS}; {_BY_HAND}")
-    if twice := _first_twice(member.path for member in members):
-        raise ValueError(f"{path}: {twice} occurs twice; {_BY_HAND}")
-    _check_growth(path, sum(member.size for member in members), packed)
-    return members
-
-
-def _first_twice(paths: Iterable[PurePosixPath]) -> PurePosixPath | None:
-    seen: set[PurePosixPath] = set()
-    for path in paths:
-        if path in seen:
-            return path
-        seen.add(path)
-    return None
-
-
-def _check_growth(path: Path, size: int, packed: int) -> None:
+def _check_growth(path: Path, size: int) -> None:
+    packed = path.stat().st_size
     if size > _FREE_RATIO and size > _RATIO * packed:
         raise ValueError(
             f"{path}: its {packed} bytes would become {size} or more, as in a decompression bomb; {_BY_HAND}"
         )
-
-
-def _check_space(path: Path, members: list[_Member], free: int) -> None:
-    size = sum(member.size for member in members)
-    if size + _MARGIN > free:
-        raise ValueError(f"{path}: its files take {size} bytes, and the disk has {free} free; make room")

@@ -11,7 +11,6 @@ import itertools
 import operator
 import os
 import re
-import warnings
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, overload
 import numpy.typing as npt
 
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.image_file import IMAGE_SUFFIXES, SAID
+from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.labels import Colour, Labels
 from atrous.data.samples import AS_IT_IS, ImageRule
 from atrous.messages import listed
@@ -164,13 +163,6 @@ class Layout:
         )
 
 
-def say_once(text: str) -> None:
-    """Warn of what was decided about a person's data, once a process."""
-    if text not in SAID:
-        SAID.add(text)
-        warnings.warn(text, stacklevel=3)
-
-
 _NOTES = re.compile(r"(?i)(readme|licen[cs]e|notes?|citation|changelog)\b.*|.*\.(md|pdf|html|rst)")
 _CLUTTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "__macosx"})
 
@@ -228,6 +220,15 @@ def files_and_folders(folder: Path) -> tuple[list[str], list[str]]:
     if scans is not None:
         scans[key] = result
     return result
+
+
+def stamp_of(path: Path) -> str:
+    """What changes with a file; "" where it cannot be looked at."""
+    try:
+        status = path.stat()
+        return f"{status.st_mtime_ns}/{status.st_size}"
+    except OSError:
+        return ""
 
 
 def is_empty(path: Path) -> bool:

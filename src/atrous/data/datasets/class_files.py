@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from PIL import Image
 
 from atrous.data.image_file import decode_file
 from atrous.data.image_io import MAX_PIXELS, Pixels
-from atrous.data.labels import IGNORE_COLOUR, MOST_CLASSES, Colour, Labels, ids_of_colours, ignored_id, voc_palette
+from atrous.data.labels import MOST_CLASSES, Colour, Labels, colour_of, ids_and_unknown, ignored_id, voc_palette
 from atrous.messages import listed
 
 _BLACK: Colour = (0, 0, 0)
@@ -60,19 +61,13 @@ class ColourMask:
         if self.path.suffix.lower() in _LOSSY:
             raise ValueError(f"{self.path}: a mask in a format that changes colours; expected a lossless PNG")
         colours = decode_file(self.path, MAX_PIXELS, _colours)
-        try:
-            return ids_of_colours(colours, self.labels.palette, self.labels.ignore, ignored)
-        except ValueError:
-            unknown = self._unknown(colours)
-        raise ValueError(
-            f"{self.path}: the colours {unknown} are not in {self.source}; expected only colours listed there"
-        )
-
-    def _unknown(self, colours: Pixels) -> str:
-        distinct, counts = np.unique(colours.reshape(-1, 3), axis=0, return_counts=True)
-        pixels = {(r, g, b): count for (r, g, b), count in zip(distinct.tolist(), counts.tolist(), strict=True)}
-        unknown = sorted(pixels.keys() - {*self.labels.palette, IGNORE_COLOUR}, key=lambda colour: -pixels[colour])
-        return listed([f"{colour} ({pixels[colour]} pixels)" for colour in unknown])
+        ids, unknown = ids_and_unknown(colours, self.labels.palette, self.labels.ignore, ignored)
+        if unknown.size:
+            counts = listed([f"{colour_of(c)} ({n} pixels)" for c, n in Counter(unknown.tolist()).most_common()])
+            raise ValueError(
+                f"{self.path}: the colours {counts} are not in {self.source}; expected only colours listed there"
+            )
+        return ids
 
 
 def _colours(image: Image.Image) -> Pixels:
@@ -123,10 +118,10 @@ def read_classes(path: Path) -> tuple[Labels, bool]:
     rows = _rows(path, lines, _COLOUR_FILES[path.name])
     if _BLACK not in (colour for _, colour in rows) and not any(name.lower() in _BACKGROUND for name, _ in rows):
         rows.insert(0, ("background", _BLACK))
-    by_name: dict[Colour, str] = {}
+    by_colour_name: dict[Colour, str] = {}
     for name, colour in rows:
-        if by_name.setdefault(colour, name) != name:
-            raise ValueError(f"{path}: {by_name[colour]} and {name} have the colour {colour}; expected one each")
+        if (other := by_colour_name.setdefault(colour, name)) != name:
+            raise ValueError(f"{path}: {other} and {name} have the colour {colour}; expected one each")
     return _labels(path, tuple(name for name, _ in rows), tuple(colour for _, colour in rows)), True
 
 

@@ -42,9 +42,7 @@ def own_labels(options: DatasetOptions) -> tuple[Labels, tuple[int, ...] | None]
                 f"binary is object, but the classes are {names}; expected two, such as background and leaf"
             )
         options = replace(options, ids=(0, 255))
-    numbers = [int(entry) for entry in options.ignore if isinstance(entry, str) and entry.isdecimal()]
-    # A name that is a number is a class, not an id.
-    numbers = [number for number in numbers if str(number) not in options.names]
+    numbers = _numbers(options)
     stored = options.ids or range(count)
     if taken := [number for number in numbers if number in stored]:
         raise ValueError(_is_class(taken[0], options.names[list(stored).index(taken[0])]))
@@ -83,7 +81,8 @@ def folded(listing: Listing, options: DatasetOptions) -> Listing:
     """
     if not (options.names or options.palette or options.ignore or options.map or options.classes or options.rest):
         return listing
-    labels = _coloured(_renamed(listing.labels, options), options)
+    labels = _renamed(listing.labels, options)
+    labels = replace(labels, palette=options.palette) if options.palette else labels
     before = _table(labels, listing.remap, options)
     table = _mapped(_ignoring(before, labels, options), labels, options)
     kept = [index for index in range(len(labels)) if index in table or index not in before]
@@ -124,14 +123,15 @@ def _renamed(labels: Labels, options: DatasetOptions) -> Labels:
     return replace(labels, names=tuple(names))
 
 
-def _coloured(labels: Labels, options: DatasetOptions) -> Labels:
-    return replace(labels, palette=options.palette) if options.palette else labels
+def _numbers(options: DatasetOptions) -> list[int]:
+    """The ids that `ignore` names; a name that is a number is a class."""
+    words = [entry for entry in options.ignore if isinstance(entry, str) and entry.isdecimal()]
+    return [int(word) for word in words if word not in options.names]
 
 
 def _table_size(labels: Labels, options: DatasetOptions) -> int:
-    numbers = [int(word) for pair in options.map for word in pair if word.isdecimal()]
-    numbers += [int(entry) for entry in options.ignore if isinstance(entry, str) and entry.isdecimal()]
-    return 256 if max(len(labels), labels.ignore, *options.ids, *numbers, 0) < 256 else 65536
+    mapped = [int(word) for pair in options.map for word in pair if word.isdecimal()]
+    return 256 if max(len(labels), labels.ignore, *options.ids, *mapped, *_numbers(options), 0) < 256 else 65536
 
 
 def _table(labels: Labels, remap: Sequence[int] | None, options: DatasetOptions) -> list[int]:
@@ -144,20 +144,17 @@ def _table(labels: Labels, remap: Sequence[int] | None, options: DatasetOptions)
 
 def _number(word: str, labels: Labels, size: int, key: str) -> int:
     """A word that is no class's name as a stored id."""
-    if word.isdecimal() and int(word) < size:
-        return int(word)
-    if word.isdecimal():
+    if not word.isdecimal():
+        hint = did_you_mean(word, labels.names, otherwise="the classes are")
+        raise ValueError(f"{key} has {word!r}, which is no class{hint}")
+    if int(word) >= size:
         raise ValueError(f"{key} has the id {word}; expected 0 to {size - 1}")
-    raise ValueError(
-        f"{key} has {word!r}, which is no class{did_you_mean(word, labels.names, otherwise='the classes are')}"
-    )
+    return int(word)
 
 
-def _ignoring(table: list[int], labels: Labels, options: DatasetOptions) -> list[int]:
-    table = list(table)
-    for entry in options.ignore:
-        if not isinstance(entry, str):
-            continue  # a colour, for those who read colours
+def _ignoring(before: list[int], labels: Labels, options: DatasetOptions) -> list[int]:
+    table = list(before)
+    for entry in (entry for entry in options.ignore if isinstance(entry, str)):  # colours are for those who read them
         if entry in labels.names:
             index = labels.names.index(entry)
             table = [labels.ignore if value == index else value for value in table]

@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from atrous.data.datasets.array_mask import read_values
-from atrous.data.datasets.base import MaskSource
+from atrous.data.datasets.base import MaskSource, stamp_of
 from atrous.data.datasets.class_files import ColourMask
 from atrous.data.image_io import Pixels
-from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, voc_palette
+from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, colour_of, looked_up, voc_palette
 from atrous.messages import counted, listed
 
 MOST_READ = 1000
@@ -90,16 +90,14 @@ class ValueMask:
         stored = read_values(self.path)
         if stored.ndim == 3:
             raise ValueError(f"{self}: a mask in colours, among masks of numbers; expected all of one kind")
-        known = np.array(sorted((*self.values, *self.ignored)))
-        ids = np.array([self.values.index(v) if v in self.values else self.ignore for v in known.tolist()], np.uint8)
-        places = np.searchsorted(known, stored).clip(max=len(known) - 1)
-        if (unknown := stored[known[places] != stored]).size:
+        known = dict.fromkeys(self.ignored, self.ignore) | {value: index for index, value in enumerate(self.values)}
+        ids, unknown = looked_up(stored, known)
+        if unknown.size:
             raise ValueError(
-                f"{self}: values {_listed(Counter(unknown.ravel().tolist()))}, which no mask had that was read to find "
-                f"the classes; expected {listed([*map(str, known)], 9)}; name the classes in dataset.yaml"
+                f"{self}: values {_listed(Counter(unknown.tolist()))}, which no mask had that was read to find "
+                f"the classes; expected {listed([*map(str, sorted(known))], 9)}; name the classes in dataset.yaml"
             )
-        result: Pixels = ids[places]
-        return result
+        return ids
 
 
 def step_of(count: int) -> int:
@@ -119,19 +117,11 @@ def find_classes(root: Path, some: Sequence[Path], count: int, binary: str = "")
     Raises:
         ValueError: if none can be read, or their values are not those of classes.
     """
-    text = binary + "\0".join(f"{path} {_stamp(path)}" for path in some)
+    text = binary + "\0".join(f"{path} {stamp_of(path)}" for path in some)
     key = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
     if key not in _KNOWN:
         _KNOWN[key] = _find(root, some, count, binary)
     return _KNOWN[key]
-
-
-def _stamp(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:
-        return ""
-    return f"{status.st_mtime_ns}/{status.st_size}"
 
 
 def _find(root: Path, some: Sequence[Path], count: int, binary: str) -> FoundClasses:
@@ -166,9 +156,8 @@ def _pixels(path: Path) -> tuple[Counter[int], Counter[Colour], Counter[int]] | 
         inside = (middle == stored[:-2, 1:-1]) & (middle == stored[2:, 1:-1])
         inside &= (middle == stored[1:-1, :-2]) & (middle == stored[1:-1, 2:])
         return _counted(stored), Counter(), _counted(middle[inside])
-    codes, counts = np.unique(stored.astype(np.int64) @ (65536, 256, 1), return_counts=True)
-    colours = ((code >> 16, code >> 8 & 255, code & 255) for code in codes.tolist())
-    return Counter(), Counter(dict(zip(colours, counts.tolist(), strict=True))), Counter()
+    codes = _counted(stored.astype(np.int64) @ (65536, 256, 1))
+    return Counter(), Counter({colour_of(code): count for code, count in codes.items()}), Counter()
 
 
 def _counted(values: npt.NDArray[Any]) -> Counter[int]:
@@ -183,10 +172,8 @@ def _of_values(root: Path, pixels: Counter[int], of: str, binary: str) -> FoundC
     if 255 in values and others and (binary == "ignore" or (len(others) > 1 and others[-1] < _SMALL)):
         values = others
         ignored.append(255)
-    if len(values) == 2 and values[0] == 0:
-        names = ["background", "object"]
-    else:
-        names = ["background" if value == 0 else f"class {value}" for value in values]
+    two = len(values) == 2 and values[0] == 0
+    names = ["background", "object"] if two else [f"class {v}" if v else "background" for v in values]
     if not 0 < len(names) <= 255:
         raise ValueError(
             f"{root}: {len(names)} values in {of}, {_listed(pixels)}; expected 1 to 255, one a class, not one "

@@ -9,8 +9,9 @@ An image that is not there is taken from `imageData`, if the file has it.
 from __future__ import annotations
 
 import base64
+import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PureWindowsPath
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from atrous.data.datasets.annotations import Shape, ShapesMask, expecting, head_of, missing, remembered
+from atrous.data.datasets.archive import unpacked_by
 from atrous.data.datasets.base import (
     WHOLE,
     Item,
@@ -32,7 +34,6 @@ from atrous.data.datasets.base import (
     subfolders,
 )
 from atrous.data.datasets.class_files import background_index, find_class_file, read_classes, with_background
-from atrous.data.datasets.embedded_images import embedded_images
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch
 from atrous.data.datasets.json_records import load_json
 from atrous.data.datasets.options import DatasetOptions
@@ -128,9 +129,7 @@ def _read(root: Path, split: str, folders: list[Path], options: DatasetOptions) 
         prefix = f"{folder.name}/" if len(folders) > 1 and folder != root else ""
         search, used = ImageSearch([folder, options.images, root / "images"]), set()
         named = {stem: images.get(stem) or search.find(_scanned(path)[1]) for stem, path in paths.items()}
-        held = embedded_images(
-            folder, [paths[stem] for stem, at in named.items() if not at and _scanned(paths[stem])[2]]
-        )
+        held = _embedded(folder, [paths[stem] for stem, at in named.items() if not at and _scanned(paths[stem])[2]])
         for stem, path in paths.items():
             if (image := named[stem] or held.get(stem)) is None:
                 absent.append(path.name)
@@ -186,6 +185,32 @@ def _scanned(path: Path) -> tuple[frozenset[str], str, bool]:
     document = _load(path)
     labels = frozenset(_label(path, index, shape) for index, shape in enumerate(document["shapes"]))
     return labels, PureWindowsPath(str(document.get("imagePath") or "")).name, bool(document.get("imageData"))
+
+
+_FORMATS = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp"}
+
+
+def _embedded(folder: Path, paths: Sequence[Path]) -> dict[str, Path]:
+    """The images in some JSON files of a folder, by stem, in FOLDER-images beside it or in the cache folder.
+
+    Raises:
+        ValueError: naming the file, if its imageData is no image.
+        OSError: if they cannot be written anywhere.
+    """
+    if not paths:
+        return {}
+    stamp = "/".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in paths)
+    place = folder.absolute().with_name(f"{folder.absolute().name}-images")
+    return files_by_stem(unpacked_by(place, stamp, partial(_fill, paths), folder))[0]
+
+
+def _fill(paths: Sequence[Path], folder: Path) -> None:
+    for path in paths:
+        with expecting(f"{path}: imageData", "PNG or JPEG in base64"):
+            data = base64.b64decode(_load(path)["imageData"])
+            with Image.open(io.BytesIO(data), formats=[*_FORMATS]) as image:
+                suffix = _FORMATS[str(image.format)]
+        (folder / f"{path.stem}{suffix}").write_bytes(data)
 
 
 LAYOUT = Layout.of("NAME.json with shapes beside NAME.jpg, in a folder or in one a split", _folders, _read)

@@ -36,7 +36,6 @@ from atrous.data.datasets.base import (
     files_and_folders,
     is_note,
     names_in,
-    say_once,
     scanned_once,
     split_name,
     subfolders,
@@ -45,6 +44,7 @@ from atrous.data.datasets.folding import folded
 from atrous.data.datasets.options import FILE, NO_OPTIONS, DatasetOptions, read_options
 from atrous.data.datasets.parts import PARTS, is_undivided, part_of
 from atrous.data.datasets.unread import holds_photographs_only, looks_like
+from atrous.data.image_file import say_once
 from atrous.data.samples import ImageRule
 from atrous.messages import did_you_mean, listed
 
@@ -164,44 +164,51 @@ def _say_unused(kind: str, root: Path, options: DatasetOptions) -> None:
 
 def _located(data: str | Path) -> tuple[str, Path, DatasetOptions]:
     """The layout's name, the folder or file that it recognised, and the options of a `dataset.yaml`."""
-    prefix, colon, rest = str(data).partition(":")
-    named, path = (f"{prefix}:", Path(rest)) if colon and prefix in LAYOUTS else ("", Path(data))
-    path = path.expanduser()
+    named, rest = _named(str(data))
+    path = Path(rest).expanduser()
     is_file = path.suffix.lower() in (".yaml", ".yml") and path.is_file()
     if is_file and path.name == "data.yaml":  # YOLO's, which lies in the folder of its data
-        return *_recognise(f"{named}{path.parent}"), NO_OPTIONS
+        return *_recognise(named, str(path.parent)), NO_OPTIONS
     file = path if is_file else path / FILE
-    if not file.is_file():
-        kind, root = _recognise(data)
-        inner = (root if root.is_dir() else root.parent) / FILE  # as of an archive
-        return kind, root, read_options(inner)[0] if inner.is_file() else NO_OPTIONS
-    options, place = read_options(file)
+    options, place = read_options(file) if file.is_file() else (NO_OPTIONS, {})
     if not is_file and not place:
-        return *_recognise(data), options
+        kind, root = _recognise(named, rest)
+        inner = (root if root.is_dir() else root.parent) / FILE  # as of an archive
+        return kind, root, read_options(inner)[0] if inner.is_file() and not file.is_file() else options
     layout = place.get("layout", "")
     if layout and layout not in LAYOUTS:
         raise ValueError(f"{file}: layout is {layout!r}{did_you_mean(layout, LAYOUTS, otherwise='expected')}")
-    folder = file.parent / Path(place.get("path", "")).expanduser()
-    return *_recognise(f"{named or (layout and f'{layout}:')}{folder}"), options
+    return *_recognise(named or layout, str(file.parent / Path(place.get("path", "")).expanduser())), options
 
 
-def _recognise(data: str | Path) -> tuple[str, Path]:
-    """The layout's name, and the folder or file that it recognised."""
-    kind, colon, rest = str(data).partition(":")
+def _named(data: str) -> tuple[str, str]:
+    """The layout that `NAME:PATH` names, or "", and the path."""
+    kind, colon, rest = data.partition(":")
     if colon and kind in LAYOUTS:
         if not rest:
             raise ValueError(f"{data}: no path; expected {kind}:PATH")
-        return _as_said(kind, _existing(Path(rest).expanduser(), kind))
+        return kind, rest
     if colon and not Path(data).exists():
         hint = did_you_mean(kind, LAYOUTS, otherwise="") or f"; expected {', '.join(LAYOUTS)}, or a path"
         raise ValueError(f"{data}: unknown kind of data set {kind!r}{hint}")
-    root = _existing(Path(data).expanduser(), str(data))
+    return "", data
+
+
+def _recognise(named: str, path: str) -> tuple[str, Path]:
+    """The layout's name, which may be given, and the folder or file that it recognised."""
+    root = _existing(Path(path).expanduser(), named or path)
     places = _places(root)
     for place in places:
-        for kind in _in_order(place):
+        for kind in [named] if named else _in_order(place):
             if (home := LAYOUTS[kind].recognise(place)) is not None:
-                _say_others(kind, place)
-                return kind, _said(root, place, home)
+                if not named:
+                    _say_others(kind, place)
+                if root.is_file() and not is_archive(root) and place != root:
+                    say_once(f"{root}: read with the folder around it, {place}")
+                return kind, home
+    if named:
+        expected = f"{LAYOUTS[named].expected}{_instead(places[-1]) or _published(named)}"
+        raise ValueError(f"{root}: not the layout of {named}; expected {expected}")
     folder = root if root.is_file() and not is_archive(root) else places[-1]
     raise ValueError(f"{root}: layout not recognised{_instead(folder) or _expected(folder)}")
 
@@ -227,22 +234,17 @@ def _in_order(place: Path) -> list[str]:
     return [*(kind for kind in LAYOUTS if kind != "folder"), "folder"]
 
 
-def _as_said(kind: str, root: Path) -> tuple[str, Path]:
-    layout, places = LAYOUTS[kind], _places(root)
-    for place in places:
-        if (home := layout.recognise(place)) is not None:
-            return kind, _said(root, place, home)
-    expected = f"{layout.expected}{_instead(places[-1]) or _published(kind)}"
-    raise ValueError(f"{root}: not the layout of {kind}; expected {expected}")
-
-
 def _places(root: Path) -> list[Path]:
     """Where a data set may be that a path names: the innermost first of folders that hold one folder and no more.
 
-    For a file, it and then the folder around it; for an archive, the folder of its files.
+    For a file, it and then the folder around it; for an archive, the folder of its files, or of those of the archive
+    that is all that it holds.
     """
     if root.is_file() and is_archive(root):
-        root = _unpacked_all(root)
+        root = unpacked(root)
+        files, folders = files_and_folders(root)
+        if not folders and len(files) == 1 and is_archive(root / files[0]):
+            root = unpacked(root / files[0])
     elif root.is_file():
         beside = [root.parent.parent, root.parent] if root.parent.name.lower() in _OF_ANNOTATIONS else [root.parent]
         return [root, *beside]
@@ -250,15 +252,6 @@ def _places(root: Path) -> list[Path]:
     while len(places) < _DEPTH and (inner := _only_folder(places[0])) is not None:
         places.insert(0, inner)
     return places
-
-
-def _unpacked_all(archive: Path) -> Path:
-    """The folder of an archive's files, or of those of the archive that is all that it holds."""
-    folder = unpacked(archive)
-    files, folders = files_and_folders(folder)
-    if not folders and len(files) == 1 and is_archive(folder / files[0]):
-        return unpacked(folder / files[0])
-    return folder
 
 
 def _only_folder(folder: Path) -> Path | None:
@@ -269,13 +262,6 @@ def _only_folder(folder: Path) -> Path | None:
     return None if split_name(folders[0]) in _ORDER else folder / folders[0]
 
 
-def _said(root: Path, place: Path, home: Path) -> Path:
-    """The home of a data set; with a warning where it is another folder than a person named."""
-    if root.is_file() and not is_archive(root) and place != root:
-        say_once(f"{root}: read with the folder around it, {place}")
-    return home
-
-
 def _expected(root: Path) -> str:
     """A clause for messages about a folder that resembles nothing."""
     if holds_photographs_only(root):
@@ -284,9 +270,8 @@ def _expected(root: Path) -> str:
             "masks/train/NAME.png; docs/data.md lists the layouts"
         )
     if archives := [name for name in names_in(root) if is_archive(root / name)]:
-        return (
-            f"; it holds the archives {listed([str(root / name) for name in archives])}: give one of them, or unpack it"
-        )
+        paths = listed([str(root / name) for name in archives])
+        return f"; it holds the archives {paths}: give one of them, or unpack it"
     if not any(path.is_file() for path in root.rglob("*")):
         return "; there is no file in it"
     expected = "images/ and masks/, X.jpg with X_mask.png, or the export of a tool"

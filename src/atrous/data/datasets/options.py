@@ -73,27 +73,27 @@ class DatasetOptions:
         for key in values:
             if key not in KEYS:
                 raise ValueError(f"unknown key {reprlib.repr(key)}{did_you_mean(key, KEYS, otherwise='expected')}")
-        read: dict[str, Any] = {key: _READERS[key](value) for key, value in values.items() if key != "names"}
-        names, ids = _names(values["names"]) if "names" in values else ((), ())
+        read: dict[str, Any] = {key: _READERS[key](value) for key, value in values.items()}
+        names, ids = read.pop("names", ((), ()))
         return cls(names=names, ids=ids, **read)
+
+    def _given(self) -> dict[str, Any]:
+        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) != each.default}
 
     def over(self, other: DatasetOptions) -> DatasetOptions:
         """These options, and those of `other` where these say nothing."""
-        given = {each.name: value for each in fields(self) if (value := getattr(self, each.name)) != each.default}
-        if "names" in given:  # which go with their ids
-            given["ids"] = self.ids
-        return replace(other, **given)
+        given = self._given()
+        # Names go with their ids.
+        return replace(other, **given | ({"ids": self.ids} if "names" in given else {}))
 
     def as_dict(self) -> dict[str, Any]:
         """What is given, for `parse`, JSON and YAML."""
-        given = {each.name: value for each in fields(self) if (value := getattr(self, each.name)) != each.default}
+        given = self._given()
+        ids = given.pop("ids", None)
         plain = {key: [list(v) if isinstance(v, tuple) else v for v in value] if isinstance(value, tuple) else value
                  for key, value in given.items()}  # fmt: skip
-        if ids := plain.pop("ids", None):
-            plain["names"] = dict(zip(map(str, ids), plain["names"], strict=True))
-        if "map" in plain:
-            plain["map"] = dict(self.map)
-        return plain
+        plain |= {"names": dict(zip(map(str, ids), self.names, strict=True))} if ids else {}
+        return plain | ({"map": dict(self.map)} if self.map else {})
 
     def __str__(self) -> str:
         """As flow YAML, without the outer braces."""
@@ -119,7 +119,18 @@ def read_options(path: Path) -> tuple[DatasetOptions, dict[str, str]]:
         FileNotFoundError: if there is no such file.
         ValueError: naming the file, for any other content.
     """
-    document = _parsed(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; expected a dataset.yaml with the class names")
+    if not path.is_file():  # opening a pipe without a writer would block for ever
+        raise ValueError(f"{path}: not a file; expected a dataset.yaml with the class names")
+    try:
+        with path.open("rb") as file:
+            content = file.read(_YAML_BYTES + 1)
+        if len(content) > _YAML_BYTES:
+            raise ValueError(f"larger than {_YAML_BYTES} bytes")
+        document = parse_yaml(content.decode("utf-8-sig"), as_text=True)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as YAML ({error}); expected keys such as `names`") from None
     try:
         if not isinstance(document, Mapping):
             raise ValueError(f"the document is {described(document)}; expected keys such as names; see docs/data.md")
@@ -130,23 +141,6 @@ def read_options(path: Path) -> tuple[DatasetOptions, dict[str, str]]:
     if options.images:
         options = replace(options, images=str(path.parent / Path(options.images).expanduser()))
     return options, place
-
-
-def _parsed(path: Path) -> Any:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; expected a dataset.yaml with the class names")
-    if not path.is_file():  # opening a pipe without a writer would block for ever
-        raise ValueError(f"{path}: not a file; expected a dataset.yaml with the class names")
-    try:
-        with path.open("rb") as file:
-            content = file.read(_YAML_BYTES + 1)
-        if len(content) > _YAML_BYTES:
-            raise ValueError(f"larger than {_YAML_BYTES} bytes")
-        return parse_yaml(content.decode("utf-8-sig"), as_text=True)
-    # On odd documents, PyYAML also raises AttributeError, KeyError, IndexError and RecursionError.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: cannot be read as YAML ({reason}); expected keys such as `names`") from None
 
 
 def described(value: object) -> str:
@@ -171,25 +165,26 @@ def _whole(value: object, what: str, most: int = 65535) -> int:
     return int(text)
 
 
-def _list(value: object, key: str, of: str) -> list[Any]:
-    if not isinstance(value, (list, tuple)):
+def _list(value: object, key: str, of: str, *, alone: tuple[type, ...] = ()) -> list[Any]:
+    """A list that is not empty; of one value, if it may stand alone."""
+    values = [value] if isinstance(value, alone) and value != "" else value
+    if not isinstance(values, (list, tuple)):
         raise ValueError(f"{key} is {described(value)}; expected a list of {of}")
-    return list(value)
+    if not values and key != "palette":
+        raise ValueError(f"{key} is empty; expected {of}")
+    return list(values)
 
 
 def _names(value: object) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names, and their stored ids if they are given by id."""
     if not isinstance(value, Mapping):
         names = _list(value, "names", "names, or id: name")
-        if not names:
-            raise ValueError("names is empty; expected the class names")
         return tuple(_scalar(name, f"names[{index}]") for index, name in enumerate(names)), ()
     by_id = sorted((_whole(key, "an id in names"), _scalar(name, f"names[{key}]")) for key, name in value.items())
     if twice := [key for (key, _), (after, _) in zip(by_id, by_id[1:], strict=False) if key == after]:
         raise ValueError(f"names has the id {twice[0]} twice; expected one name for each id")
-    if not by_id:
-        raise ValueError("names is empty; expected the class names")
-    return tuple(name for _, name in by_id), tuple(key for key, _ in by_id)
+    names = [name for _, name in by_id]
+    return tuple(_list(names, "names", "the class names")), tuple(key for key, _ in by_id)
 
 
 def _palette(value: object) -> tuple[Colour, ...]:
@@ -205,12 +200,10 @@ def _colour(value: object, what: str) -> Colour:
 
 
 def _ignore(value: object) -> tuple[str | Colour, ...]:
-    entries = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not entries:
-        raise ValueError("ignore is empty; expected ids, colours or names")
+    entries = value if isinstance(value, (list, tuple)) else [value]
     return tuple(
         _colour(entry, "a colour in ignore") if isinstance(entry, (list, tuple)) else _scalar(entry, "ignore")
-        for entry in entries
+        for entry in _list(entries, "ignore", "ids, colours or names")
     )
 
 
@@ -222,9 +215,7 @@ def _map(value: object) -> tuple[tuple[str, str], ...]:
 
 
 def _classes(value: object) -> tuple[str, ...]:
-    names = _list([value] if isinstance(value, str) and value else value, "classes", "names to keep")
-    if not names:
-        raise ValueError("classes is empty; expected the names of those to keep")
+    names = _list(value, "classes", "names to keep", alone=(str,))
     return tuple(_scalar(name, f"classes[{index}]") for index, name in enumerate(names))
 
 
@@ -255,14 +246,11 @@ def value_range_of(value: object) -> tuple[float, float]:
     parts = value.split(",") if isinstance(value, str) else value
     try:
         low, high = (float(part) for part in parts)  # type: ignore[attr-defined]
-        sound = math.isfinite(low) and math.isfinite(high) and low < high
+        if -math.inf < low < high < math.inf:
+            return low, high
     except (TypeError, ValueError, OverflowError):
-        sound = False
-    if not sound:
-        raise ValueError(
-            f"value_range is {described(value)}; expected LOW,HIGH, such as 0,4095: two numbers, low first"
-        )
-    return low, high
+        pass
+    raise ValueError(f"value_range is {described(value)}; expected LOW,HIGH, such as 0,4095: two numbers, low first")
 
 
 def bands_of(value: object) -> tuple[int, ...]:
@@ -281,6 +269,7 @@ def bands_of(value: object) -> tuple[int, ...]:
 
 
 _READERS: dict[str, Callable[[object], Any]] = {
+    "names": _names,
     "palette": _palette,
     "ignore": _ignore,
     "map": _map,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from atrous.data.datasets.arrangement import Place, places_of, unread_masks
 from atrous.data.datasets.array_mask import ArrayMask
-from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, MaskSource, say_once, split_name, subfolders
+from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, MaskSource, split_name, subfolders
 from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines
 from atrous.data.datasets.folding import own_labels
 from atrous.data.datasets.found_classes import find_classes, step_of
@@ -30,7 +30,7 @@ from atrous.data.datasets.pairing import (
     stem,
     suffixed,
 )
-from atrous.data.image_file import IMAGE_SUFFIXES
+from atrous.data.image_file import IMAGE_SUFFIXES, say_once
 from atrous.data.labels import Labels
 from atrous.messages import counted, listed
 

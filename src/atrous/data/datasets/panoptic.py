@@ -29,7 +29,7 @@ from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.pairing import stem
 from atrous.data.image_file import decode_file
 from atrous.data.image_io import MAX_PIXELS, Pixels
-from atrous.data.labels import Labels, voc_palette
+from atrous.data.labels import Labels, looked_up, voc_palette
 from atrous.messages import counted, listed
 
 _PUBLISHED = "COCO's panoptic annotations are published at https://cocodataset.org/#download"
@@ -57,14 +57,12 @@ class PanopticMask:
     def read(self) -> Pixels:
         """Class ids, uint8 H,W; ValueError naming the file and the segments that the JSON does not list."""
         colours = decode_file(self.path, MAX_PIXELS, _rgb)
-        stored = colours.astype(np.int64) @ np.array((1, 256, 65536))
         pairs = (pair.split(":") for pair in self.segments.split())
-        known = np.array(sorted(({0: self.void} | {int(number): int(value) for number, value in pairs}).items()))
-        places = np.searchsorted(known[:, 0], stored).clip(max=len(known) - 1)
-        if (unknown := stored[known[places, 0] != stored]).size:
+        known = {0: self.void} | {int(number): int(value) for number, value in pairs}
+        ids, unknown = looked_up(colours.astype(np.int64) @ (1, 256, 65536), known)
+        if unknown.size:
             counts = [f"{value} ({count} pixels)" for value, count in sorted(Counter(unknown.tolist()).items())]
             raise ValueError(f"{self}: segments {listed(counts)} are not in segments_info; expected those of the JSON")
-        ids: Pixels = known[places, 1].astype(np.uint8)
         return ids
 
 

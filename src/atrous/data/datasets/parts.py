@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from atrous.data.datasets.base import WHOLE, Item, Listing, say_once, selected
+from atrous.data.datasets.base import WHOLE, Item, Listing, selected, stamp_of
 from atrous.data.datasets.split import SHARE, divide
+from atrous.data.image_file import say_once
 from atrous.data.image_io import read_mask
 from atrous.messages import counted
 
@@ -55,10 +57,8 @@ def _classes(item: Item, listing: Listing) -> frozenset[int]:
     try:
         if item.mask is None:
             return frozenset()
-        # As a path has no `read` of masks, and a source of masks is no path.
         palette = listing.colours or (listing.labels.palette if listing.remap is None else None)
-        mask = item.mask.read() if hasattr(item.mask, "read") else read_mask(item.mask, palette=palette)
-        ids = np.unique(mask)
+        ids = np.unique(read_mask(item.mask, palette=palette) if isinstance(item.mask, Path) else item.mask.read())
         classes = ids if listing.remap is None else np.array(listing.remap)[ids]
     except (ValueError, OSError, IndexError):
         return frozenset()
@@ -69,22 +69,13 @@ def _divided(listing: Listing) -> tuple[list[int], list[int]]:
     items = listing.items
     if len(items) < 2:
         raise ValueError(f"{listing.place}: {counted(len(items), 'image')}; expected two or more, to divide them")
-    digest = hashlib.sha256(
-        repr((listing.place, len(items), listing.labels, listing.remap)).encode("utf-8", "surrogateescape")
-    )
+    text = repr((listing.place, len(items), listing.labels, listing.remap))
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape"))
     for item in items:
-        digest.update(f"{item.name}\0{_stamp(item)}\0".encode("utf-8", "surrogateescape"))
+        path = item.mask if isinstance(item.mask, Path) else getattr(item.mask, "path", None)
+        digest.update(f"{item.name}\0{stamp_of(path) if path else ''}\0".encode("utf-8", "surrogateescape"))
     key = digest.digest()
     if key not in _KNOWN:
         classes = classes_in(listing) if len(items) <= MOST_READ else None
         _KNOWN[key] = divide([item.name for item in items], classes, SHARE)
     return _KNOWN[key]
-
-
-def _stamp(item: Item) -> str:
-    """What changes with a mask, where a file holds it."""
-    try:
-        status = getattr(item.mask, "path", item.mask).stat()  # type: ignore[union-attr]
-        return f"{status.st_mtime_ns}/{status.st_size}"
-    except (AttributeError, OSError):
-        return ""

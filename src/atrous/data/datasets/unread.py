@@ -7,9 +7,8 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from atrous.data.datasets.base import is_clutter
 from atrous.data.image_file import IMAGE_SUFFIXES, decode_file
@@ -38,8 +37,7 @@ _PAGE = re.compile(rb"(?i)<!doctype html|<html")
 _PLAIN = "write masks of ids as PNG into masks/SPLIT/, images into images/SPLIT/, and the names into dataset.yaml"
 
 
-@dataclass(frozen=True)
-class _Sign:
+class _Sign(NamedTuple):
     """What shows a format: a file whose path matches `name` and whose first bytes match `content`."""
 
     what: str
@@ -83,65 +81,42 @@ def holds_photographs_only(root: Path) -> bool:
     """Whether the files below a folder are images and notes, and none has a name that masks or annotations have."""
     paths = [Path(name) for name in itertools.islice(_names(root), _MOST_NAMES)]
     images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
-    others = [path for path in paths if path.suffix.lower() not in IMAGE_SUFFIXES]
     stems = {path.stem for path in images}
-    if (
-        not images
-        or _is_of_ids(root / images[0])
-        or any(path.suffix.lower() not in _NOTES or path.stem in stems for path in others)
-    ):
+    notes = (
+        path.suffix.lower() in _NOTES and path.stem not in stems
+        for path in paths
+        if path.suffix.lower() not in IMAGE_SUFFIXES
+    )
+    if not images or any(_NOT_ONLY_PHOTOGRAPHS.search(path.as_posix()) for path in paths) or not all(notes):
         return False
-    return not any(_NOT_ONLY_PHOTOGRAPHS.search(path.as_posix()) for path in paths)
-
-
-def _is_of_ids(path: Path) -> bool:
-    """Whether an image has one channel, as masks have."""
-    try:
-        return decode_file(path, MAX_PIXELS, lambda image: image.mode in ("1", "L", "P", "I;16"))
+    try:  # masks have one channel
+        return not decode_file(root / images[0], MAX_PIXELS, lambda image: image.mode in ("1", "L", "P", "I;16"))
     except (ValueError, OSError):
-        return False
+        return True
 
 
 def _clause(names: list[str], open_name: Callable[[str], IO[bytes]]) -> str:
-    if damaged := _damaged([name for name in names if Path(name).suffix.lower() in _STARTS][:_MOST_OPENED], open_name):
-        return damaged
-    for sign in _SIGNS:
-        matching = [name for name in names if re.search(sign.name, name)]
-        if matching and _holds(matching[0], sign.content, open_name):
-            return f"it looks like {sign.what} ({listed(matching, 1)}): {sign.advice}"
-    return ""
+    def start_of(name: str) -> bytes | None:
+        try:
+            with open_name(name) as file:
+                return file.read(_MOST_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
+        # Encrypted or damaged members of archives raise many kinds.
+        except Exception:
+            return None
 
-
-def _damaged(names: list[str], open_name: Callable[[str], IO[bytes]]) -> str:
-    """A clause about annotation files that are empty, or not what their names say."""
-    for name in names:
-        start, kind = _start_of(name, open_name), Path(name).suffix.lower()
+    for name in [name for name in names if Path(name).suffix.lower() in _STARTS][:_MOST_OPENED]:
+        start, kind = start_of(name), Path(name).suffix.lower()
         if start == b"":
             return f"{name} is empty; expected annotations: export anew"
         if start is not None and _PAGE.match(start):
             return f"it looks like a web page ({name}): download the export anew, signed in"
         if start is not None and not start.startswith(_STARTS[kind]):
             return f"{name} starts with {start[:20].decode('latin-1')!r}, and is no {kind[1:].upper()}: export anew"
+    for sign in _SIGNS:
+        matching = [name for name in names if re.search(sign.name, name)]
+        if matching and (not sign.content or re.search(sign.content, start_of(matching[0]) or b"")):
+            return f"it looks like {sign.what} ({listed(matching, 1)}): {sign.advice}"
     return ""
-
-
-def _start_of(name: str, open_name: Callable[[str], IO[bytes]]) -> bytes | None:
-    try:
-        with open_name(name) as file:
-            return file.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n")
-    except Exception:  # as for `_holds`
-        return None
-
-
-def _holds(name: str, content: bytes, open_name: Callable[[str], IO[bytes]]) -> bool:
-    if not content:
-        return True
-    try:
-        with open_name(name) as file:
-            return re.search(content, file.read(_MOST_BYTES)) is not None
-    # Encrypted or damaged members of archives raise many kinds.
-    except Exception:
-        return False
 
 
 def _names(root: Path) -> Iterator[str]:

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from atrous.data.datasets.annotations import expecting
 from atrous.data.datasets.base import Layout, Listing, MaskSource, by_split, files_by_stem, pair
 from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines, read_palette
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
@@ -55,14 +56,8 @@ class SbdMask:
             raise ValueError(
                 f"{self}: SBD's .mat files need scipy; install it, or use SegmentationClassAug/*.png"
             ) from None
-        try:
+        with expecting(self, "a MATLAB file with GTcls.Segmentation"):
             mask = np.asarray(loadmat(self.path)["GTcls"]["Segmentation"][0, 0])
-        except FileNotFoundError:
-            raise
-        # scipy raises many kinds on files that are not MATLAB's.
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{self}: {reason}; expected a MATLAB file with GTcls.Segmentation") from None
         if mask.ndim != 2 or mask.dtype != np.uint8:
             raise ValueError(f"{self}: Segmentation is {mask.dtype} of shape {mask.shape}; expected uint8 H,W")
         return mask
@@ -134,13 +129,9 @@ def _splits(home: Path) -> list[str]:
     splits = {*files_by_stem(home / _SETS, (".txt",))[0]}
     if {"train", "val"} <= splits and _find_sbd(home):
         splits.add("trainaug")
-    if "test" in splits and not _any_image(home, "test"):  # people copy test.txt without its images
-        splits.remove("test")
+    if "test" in splits and not any((home / "JPEGImages" / f"{n}.jpg").is_file() for n in _names(home, "test")):
+        splits.remove("test")  # people copy test.txt without its images
     return sorted(splits)
-
-
-def _any_image(home: Path, split: str) -> bool:
-    return any((home / "JPEGImages" / f"{name}.jpg").is_file() for name in _names(home, split))
 
 
 # Some lists have the paths of image and mask in place of a name, some a mark behind it.
@@ -165,14 +156,11 @@ def _read(home: Path, split: str, options: DatasetOptions) -> Listing:
     if class_file := _class_file(home):
         return _read_own(home, _lists(home)[split], class_file, options)
     images, duplicates = files_by_stem(home / "JPEGImages")
-    names = _names(home, split)
-    if split == "test":
-        items, problems = pair(place, names, images, None, "", _PUBLISHED)
-        why = "VOC keeps the masks of its test split for its server"
-        return Listing(str(place), items, VOC, problems=(*duplicates, *problems), unlabelled=why)
-    masks, more_images, where = _masks(home, split)
-    items, problems = pair(place, names, {**more_images, **images}, masks, where, _PUBLISHED)
-    return Listing(str(place), items, VOC, problems=(*duplicates, *problems), read_as="PASCAL VOC, with its 21 classes")
+    masks, more_images, where = (None, {}, "") if split == "test" else _masks(home, split)
+    items, problems = pair(place, _names(home, split), {**more_images, **images}, masks, where, _PUBLISHED)
+    why = "VOC keeps the masks of its test split for its server" if split == "test" else ""
+    read_as = "" if why else "PASCAL VOC, with its 21 classes"
+    return Listing(str(place), items, VOC, problems=(*duplicates, *problems), unlabelled=why, read_as=read_as)
 
 
 def _lists(home: Path) -> dict[str, Path]:
@@ -225,9 +213,8 @@ def _masks(home: Path, split: str) -> tuple[dict[str, Path | MaskSource], dict[s
 
 
 def _voc_masks(folder: Path, gray: bool = False) -> dict[str, Path | MaskSource]:
-    return {
-        name: VocMask(path, gray or bool(_VOC_NAME.fullmatch(name))) for name, path in files_by_stem(folder)[0].items()
-    }
+    files = files_by_stem(folder)[0]
+    return {name: VocMask(path, gray or bool(_VOC_NAME.fullmatch(name))) for name, path in files.items()}
 
 
 LAYOUT = Layout(
