@@ -62,7 +62,8 @@ def _page(report: DataReport) -> str:
     title = html.escape(f"Check of {report.data}")
     verdict = counted(len(report.problems), "problem") + ", " + counted(len(report.warnings), "warning")
     parts = [f"<h1>{title}</h1><p><b>{html.escape(report.saw)}</b><br>{verdict}</p>", _findings(report)]
-    parts += [_splits(report), _classes(report)]
+    splits = _table(SPLIT_HEADS, [[html.escape(cell) for cell in row] for row in split_rows(report)])
+    parts += [f"<h2>Splits</h2>{splits}", _classes(report)]
     head = f"<meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
@@ -77,10 +78,6 @@ def _findings(report: DataReport) -> str:
         )
         blocks.append(f"<div class={kind}><b>{kind}</b> {html.escape(finding.text)}{fix}<div>{figures}</div></div>")
     return f"<h2>What is wrong</h2>{''.join(blocks) or '<p>Nothing.</p>'}"
-
-
-def _splits(report: DataReport) -> str:
-    return f"<h2>Splits</h2>{_table(SPLIT_HEADS, [[html.escape(cell) for cell in row] for row in split_rows(report)])}"
 
 
 def _classes(report: DataReport) -> str:

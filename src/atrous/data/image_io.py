@@ -133,7 +133,9 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 def open_picture(file: IO[bytes], max_pixels: int, rule: ImageRule = AS_IT_IS) -> Image.Image | Tiff:
     """A file as Pillow opens it; or a TIFF, or bands of one, that Pillow does not open. Errors as `read_image`."""
     tiff = parse(file)
-    if tiff is not None and (rule.bands or _is_for_blocks(tiff)):
+    # Pillow would read the first band of several alone, or the upper 8 of 16 bits in planes.
+    wrong = tiff and not tiff.alpha and tiff.bands >= 3 and (not tiff.coloured or (tiff.planes and tiff.bits > 8))
+    if tiff is not None and (rule.bands or wrong):
         return _checked(tiff, file, max_pixels)
     try:
         return open_image(file, max_pixels)
@@ -141,11 +143,6 @@ def open_picture(file: IO[bytes], max_pixels: int, rule: ImageRule = AS_IT_IS) -
         if tiff is None or tiff.alpha:
             raise
         return _checked(tiff, file, max_pixels)
-
-
-def _is_for_blocks(tiff: Tiff) -> bool:
-    """Whether Pillow would open it, but read the first band of several alone, or the upper 8 of 16 bits in planes."""
-    return not tiff.alpha and tiff.bands >= 3 and (not tiff.coloured or (tiff.planes and tiff.bits > 8))
 
 
 def _checked(tiff: Tiff, file: IO[bytes], max_pixels: int) -> Tiff:

@@ -75,10 +75,6 @@ def ignored_id(classes: int) -> int:
     return 255 if classes <= 255 else 65535
 
 
-def _is_byte(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
-
-
 def _check_names(names: tuple[str, ...]) -> None:
     if not 1 <= len(names) <= MOST_CLASSES:
         raise ValueError(f"names has {len(names)} classes; expected 1 to {MOST_CLASSES}")
@@ -97,7 +93,11 @@ def _check_palette(palette: tuple[Colour, ...], count: int) -> None:
     if len(palette) != count:
         raise ValueError(f"palette has {len(palette)} colours for {count} names; expected one each")
     for index, colour in enumerate(palette):
-        if not isinstance(colour, tuple) or len(colour) != 3 or not all(_is_byte(part) for part in colour):
+        if (
+            not isinstance(colour, tuple)
+            or len(colour) != 3
+            or not all(p in range(256) and type(p) is int for p in colour)
+        ):
             raise ValueError(f"palette[{index}] is {reprlib.repr(colour)}; expected three integers in 0..255")
 
 
@@ -136,18 +136,12 @@ CITYSCAPES = Labels(tuple(row[0] for row in _CITYSCAPES), tuple(row[1] for row i
 CITYSCAPES_LABEL_IDS: tuple[int, ...] = tuple(row[2] for row in _CITYSCAPES)
 """Label id by train id; the Cityscapes evaluation server expects label ids."""
 
-_CITYSCAPES_LABELS = 34  # 0 unlabeled, ..., 33 bicycle; the licence plate is -1
-
-
-def _train_ids() -> tuple[int, ...]:
-    train_ids = {label: train for train, label in enumerate(CITYSCAPES_LABEL_IDS)}
-    known = {*range(_CITYSCAPES_LABELS), 255}
-    return tuple(train_ids.get(label, 255) if label in known else -1 for label in range(256))
-
-
-CITYSCAPES_TRAIN_IDS: tuple[int, ...] = _train_ids()
+CITYSCAPES_TRAIN_IDS: tuple[int, ...] = tuple(
+    CITYSCAPES_LABEL_IDS.index(label) if label in CITYSCAPES_LABEL_IDS else 255 if label in (*range(34), 255) else -1
+    for label in range(256)
+)
 """Train id by label id, 256 entries: 255 for a label that is not trained, and for the licence plate, whose -1 is stored
-as 255; -1 for an id without a label."""
+as 255; -1 for an id without a label, of which there are 34, 0 unlabeled to 33 bicycle."""
 
 CAMVID = Labels(
     tuple("sky building pole road pavement tree sign fence car pedestrian bicyclist".split()),

@@ -206,19 +206,18 @@ def run_lengths(region: Region, *, compressed: bool = True) -> dict[str, Any]:
         compressed: `counts` as a string, as pycocotools writes it; False for a list of numbers.
     """
     counts = lengths_of(region.T.ravel())
-    return {"size": [*region.shape], "counts": _compressed(counts) if compressed else counts}
+    if not compressed:
+        return {"size": [*region.shape], "counts": counts}
+    # A string: from the fourth on less the count two before, signed, five bits a character.
+    differences = (count - (counts[i - 2] if i > 2 else 0) for i, count in enumerate(counts))
+    text = "".join(chr(code + 48) for value in differences for code in _groups(value))
+    return {"size": [*region.shape], "counts": text}
 
 
 def lengths_of(flat: Region) -> list[int]:
     """The lengths of runs in bool N, by turns of what is not set and what is."""
     edges = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]])
     return [0] * bool(flat[:1].any()) + [int(count) for count in np.diff(edges)]
-
-
-def _compressed(counts: list[int]) -> str:
-    """COCO's string: from the fourth on less the count two before, signed, five bits a character."""
-    differences = [count - (counts[i - 2] if i > 2 else 0) for i, count in enumerate(counts)]
-    return "".join(chr(code + 48) for value in differences for code in _groups(value))
 
 
 def _groups(value: int) -> Iterable[int]:

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from atrous.data import findings
 from atrous.data.datasets.dataset import Listing, SegmentationDataset, list_split, splits
@@ -76,14 +75,11 @@ def check(
     found += [Finding(line, fatal=False) for listing in listings.values() for line in (*listing.warnings,)]
     found += _of_all(seen, reports, labels, allow_empty_classes)
     found += [Finding(line, fatal=False) for line in said] + ([] if "val" in names else [_no_val(names)])
-    mended = tuple(replace(finding, fix=_fix_of(finding, data)) for finding in found)
+    quoted, searched = shlex.quote(str(data)), takes(kind_of(data), "images")
+    fixes = (finding.fix.replace("DATA", quoted) for finding in found)
+    fixes = (fix if searched else fix.replace(", or give --images FOLDER", "") for fix in fixes)
+    mended = tuple(replace(finding, fix=fix) for finding, fix in zip(found, fixes, strict=True))
     return DataReport(str(data), labels.names, reports, mended, drawn_palette(labels), listings)
-
-
-def _fix_of(finding: Finding, data: str | Path) -> str:
-    """What mends a problem, for this data."""
-    fix = finding.fix.replace("DATA", shlex.quote(str(data)))
-    return fix if takes(kind_of(data), "images") else fix.replace(", or give --images FOLDER", "")
 
 
 def _of_all(
@@ -133,16 +129,12 @@ def _examined(
 
 def _split_report(seen: list[Examined], listing: Listing) -> SplitReport:
     histograms = [one.histogram for one in seen if one.histogram is not None]
-    counts = class_counts(_stacked(histograms, listing.labels), listing.labels)
+    empty = histogram_of(np.zeros((0,), dtype=np.uint8), listing.labels)[None][:0]
+    counts = class_counts(np.concatenate([empty, *(one[None] for one in histograms)]), listing.labels)
     by_area = sorted((one.size for one in seen if one.size is not None), key=lambda size: (size[0] * size[1], size))
     places = {"min": 0, "median": len(by_area) // 2, "max": -1}
     sizes = {name: by_area[i] for name, i in places.items()} if by_area else {}
     return SplitReport(len(seen), len(histograms), counts, sizes, listing.unlabelled, listing.left_out, listing.read_as)
-
-
-def _stacked(histograms: list[npt.NDArray[np.int64]], labels: Labels) -> npt.NDArray[np.int64]:
-    width = len(histogram_of(np.zeros((0,), dtype=np.uint8), labels))
-    return np.array(histograms, dtype=np.int64).reshape(-1, width)
 
 
 def _no_val(names: Sequence[str]) -> Finding:

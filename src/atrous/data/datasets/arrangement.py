@@ -148,11 +148,7 @@ def _is_flat(folder: Path) -> bool:
 def _holds_masks(folder: Path) -> bool:
     """Whether images or arrays are in a folder or in one of its folders: YOLO's labels/ has text."""
     places = itertools.chain((folder,), (folder / name for name in subfolders(folder)))
-    return any(suffixed(_files(place), MASK_SUFFIXES) for place in places)
-
-
-def _files(folder: Path) -> list[str]:
-    return files_and_folders(folder)[0][:_PEEKED]
+    return any(suffixed(files_and_folders(place)[0][:_PEEKED], MASK_SUFFIXES) for place in places)
 
 
 def _is_split(name: str) -> bool:

@@ -42,7 +42,9 @@ class ArrayMask:
 
     def read(self) -> npt.NDArray[Any]:
         """The ids as stored, uint8 or uint16 H,W; ValueError naming the file."""
-        values = _indices(self.path) if self.path.suffix.lower() == ".gif" else read_values(self.path)
+        is_gif = self.path.suffix.lower() == ".gif"
+        indices = decode_file(self.path, MAX_PIXELS, _of_ascending_grays) if is_gif else None
+        values = read_values(self.path) if indices is None else indices
         if values.ndim == 3:
             raise ValueError(f"{self}: a mask in colours; expected ids, or `palette` in dataset.yaml and a PNG")
         if not 0 <= (low := values.min()) <= (high := values.max()) <= self.largest:
@@ -71,13 +73,8 @@ def read_values(path: Path) -> Values:
     return _whole(path, decode_file(path, MAX_PIXELS, _decoded))
 
 
-def _indices(path: Path) -> Values:
-    """The indices of a GIF whose palette becomes lighter from black on, which they number; else as `read_values`."""
-    indices = decode_file(path, MAX_PIXELS, _of_ascending_grays)
-    return read_values(path) if indices is None else indices
-
-
 def _of_ascending_grays(image: Image.Image) -> Values | None:
+    """The indices of a GIF whose palette becomes lighter from black on, which they number."""
     image.load()
     palette = image.getpalette("RGB") if image.mode == "P" else None
     if palette is None:

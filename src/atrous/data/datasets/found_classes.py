@@ -182,18 +182,14 @@ def _of_values(root: Path, pixels: Counter[int], of: str, binary: str) -> FoundC
     meanings = [f"{value} is {name}" for value, name in zip(values, names, strict=True)]
     meanings += [f"{value} is ignored" for value in ignored]
     or_flag = ", or with `binary: ignore`" if [*values] == [0, 255] else ""
+    changed = ", ".join(f"{value}: {index}" for index, value in enumerate(values[:9]) if value != index)
+    example = f"`names: [{', '.join(names[:9])}]`" + (f" with `map: {{{changed}}}`" if changed else "")
     said = (
         f"no names of classes, so that they come from the values in {of}: {listed(meanings, 9)} (pixels: "
-        f"{_listed(pixels)}); a dataset.yaml there says otherwise, such as {_example(names, values)}{or_flag}"
+        f"{_listed(pixels)}); a dataset.yaml there says otherwise, such as {example}{or_flag}"
     )
     labels = Labels(tuple(names), voc_palette(len(names)))
     return FoundClasses(labels, tuple(values), tuple(ignored), root, said)
-
-
-def _example(names: Sequence[str], values: Sequence[int]) -> str:
-    """The lines of dataset.yaml that say what was assumed."""
-    changed = [f"{value}: {index}" for index, value in enumerate(values[:9]) if value != index]
-    return f"`names: [{', '.join(names[:9])}]`" + (f" with `map: {{{', '.join(changed)}}}`" if changed else "")
 
 
 def _refuse_shades(root: Path, pixels: Counter[int], inner: Counter[int], of: str) -> None:

@@ -5,8 +5,8 @@
 | image | `image`, `pixel_values`, `img`; as a file, `file_name`, `image_file_name` |
 | mask | `label`, `labels`, `annotation`, `mask`, `segmentation_mask`, ...; as a file, also with `_file_name` |
 
-Parquet files are unpacked once, as archives are. The classes are those of `id2label.json` or of a file of
-`class_files.py`; without one, they come from the values of the masks. Parquet takes `pip install 'atrous[parquet]'`.
+Parquet files are unpacked once, as archives are. The classes are those of a file of `class_files.py`, such as
+`id2label.json`; without one, they come from the values of the masks. Parquet takes `pip install 'atrous[parquet]'`.
 """
 
 from __future__ import annotations
@@ -216,13 +216,10 @@ def _splits(root: Path) -> list[str]:
     return list(_metadata(root) or _parquets(root))
 
 
-def _rows(root: Path, split: str) -> _Rows:
-    metadata = _metadata(root)
-    return _rows_of_metadata(metadata[split]) if metadata else _rows_of_parquet(root, _parquets(root)[split])
-
-
 def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
-    rows = {name: _rows(root, name) for name in _splits(root)}
+    metadata, parquets = _metadata(root), _parquets(root)
+    rows = {name: _rows_of_metadata(path) for name, path in metadata.items()}
+    rows = rows or {name: _rows_of_parquet(root, files) for name, files in parquets.items()}
     own = rows[split]
 
     def masks(step: int) -> list[Path]:

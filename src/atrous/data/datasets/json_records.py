@@ -37,11 +37,19 @@ def json_records(path: Path) -> Iterator[tuple[str, Any, int, int]]:
     Raises:
         ValueError, IndexError: if it is not JSON of an object.
     """
-    # In Latin-1, an index into the text is an offset in the file. The text of a record is UTF-8.
-    text = path.read_bytes().decode("latin-1")
-    for key, element, start, end in _records(text, len(_BOM) if text.startswith(_BOM) else 0):
-        plain = text[start:end].isascii()
-        yield key, element if plain else json.loads(text[start:end].encode("latin-1")), start, end
+    text, place = _opened(path)
+    place = _after(text, place, "{")
+    while text[place] != "}":
+        key, place = _DECODE(text, place)
+        place = _after(text, place, ":")
+        if text[place] == "[":
+            end = place + 1
+            for element, start, end in _elements(text, place):
+                yield key, element, start, end
+            place = _skipped(text, end) + 1  # behind the bracket
+        else:
+            _, place = _DECODE(text, place)
+        place = _next(text, place, "}")
 
 
 def json_elements(path: Path) -> Iterator[tuple[Any, int, int]]:
@@ -50,32 +58,27 @@ def json_elements(path: Path) -> Iterator[tuple[Any, int, int]]:
     Raises:
         ValueError: if it is not JSON of a list; RecursionError, if it is nested too deep.
     """
+    yield from _elements(*_opened(path))
+
+
+_DECODE = json.JSONDecoder().raw_decode
+
+
+def _opened(path: Path) -> tuple[str, int]:
+    """A file's bytes as Latin-1, so that an index is an offset in the file, and where it starts behind its mark."""
     text = path.read_bytes().decode("latin-1")
-    place = _after(text, len(_BOM) if text.startswith(_BOM) else 0, "[")
-    decode = json.JSONDecoder().raw_decode
+    return text, len(_BOM) if text.startswith(_BOM) else 0
+
+
+def _elements(text: str, place: int) -> Iterator[tuple[Any, int, int]]:
+    """As `json_elements`, of the list at a place."""
+    place = _after(text, place, "[")
     while text[place : place + 1] != "]":
-        element, end = decode(text, place)
-        plain = text[place:end].isascii()
-        yield element if plain else json.loads(text[place:end].encode("latin-1")), place, end
+        element, end = _DECODE(text, place)
+        if not text[place:end].isascii():  # the text of a record is UTF-8
+            element = json.loads(text[place:end].encode("latin-1"))
+        yield element, place, end
         place = _next(text, end, "]")
-
-
-def _records(text: str, place: int) -> Iterator[tuple[str, Any, int, int]]:
-    decode = json.JSONDecoder().raw_decode
-    place = _after(text, place, "{")
-    while text[place] != "}":
-        key, place = decode(text, place)
-        place = _after(text, place, ":")
-        if text[place] == "[":
-            place = _after(text, place, "[")
-            while text[place] != "]":
-                element, end = decode(text, place)
-                yield key, element, place, end
-                place = _next(text, end, "]")
-            place = _next(text, place + 1, "}")
-        else:
-            _, place = decode(text, place)
-            place = _next(text, place, "}")
 
 
 def _skipped(text: str, place: int) -> int:

@@ -144,10 +144,6 @@ def _is_ours(path: Path) -> bool:
     )
 
 
-def _contents(root: Path) -> dict[Path, _Content]:
-    return {path: _content(path) for path in _files(root)}
-
-
 @remembered(16)
 def _content(path: Path) -> _Content:
     content = _Content()
@@ -191,7 +187,8 @@ def _by_split(root: Path) -> dict[str, list[Path]]:
 
 
 def _read(root: Path, split: str, files: list[Path], options: DatasetOptions) -> Listing:
-    contents, brushes, folder = _contents(root), brush_files(_folder(root)), _folder(root)
+    folder, contents = _folder(root), {path: _content(path) for path in _files(root)}
+    brushes = brush_files(folder)
     if not contents:
         return _without_json(root, brushes)
     labels, ids = _labels(root, contents, brushes)

@@ -15,7 +15,6 @@ from atrous.data.datasets import (
     cityscapes,
     coco,
     cvat,
-    folder,
     huggingface,
     label_studio,
     labelme,
@@ -50,7 +49,7 @@ from atrous.messages import did_you_mean, listed
 
 LAYOUTS: dict[str, Layout] = {
     "yolo": yolo.LAYOUT,
-    "folder": folder.LAYOUT,
+    "folder": pairs.PLAIN,
     "voc": voc.LAYOUT,
     "cityscapes": cityscapes.LAYOUT,
     **published.LAYOUTS,

@@ -3,11 +3,20 @@
 With a file of `class_files.py`, the classes are those that it names by colour or by id; without one, they come from the
 values that the masks store (`found_classes.py`). Lists of names, `train.txt`, `val.txt` and `test.txt` as of CamVid,
 say which images are of which split.
+
+The plain layout has `dataset.yaml`, `images/SPLIT/NAME.jpg|png` and `masks/SPLIT/NAME.png` of the same stem:
+
+    names: [background, leaf, stem]
+    palette: [[0, 0, 0], [0, 200, 0], [200, 100, 0]]   # for masks in colours, and for overlays; by default VOC's
+    ignore: 255                                        # this id neither trains nor counts; by default 255
+    map: {128: 1, 255: stem}                           # masks store 128 for leaf and 255 for stem
+
+Other arrangements with a dataset.yaml have its classes, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -15,11 +24,11 @@ from typing import NamedTuple
 
 from atrous.data.datasets.arrangement import Place, places_of, unread_masks
 from atrous.data.datasets.array_mask import ArrayMask
-from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, MaskSource, split_name, subfolders
+from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, MaskSource, names_in, split_name, subfolders
 from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines
 from atrous.data.datasets.folding import own_labels
 from atrous.data.datasets.found_classes import find_classes, step_of
-from atrous.data.datasets.options import FILE, DatasetOptions
+from atrous.data.datasets.options import FILE, DatasetOptions, read_options
 from atrous.data.datasets.pairing import (
     ARRAY_SUFFIXES,
     MASK_SUFFIXES,
@@ -282,10 +291,56 @@ def listing_of(files: Files, source: Callable[[Path], Path | MaskSource], labels
     )
 
 
+def _is_plain(root: Path) -> bool:
+    """Whether the folders are images/SPLIT, or there are none of another arrangement."""
+    return bool(subfolders(root / "images")) or not places_of(root)
+
+
+def _plain_splits(root: Path) -> list[str]:
+    return subfolders(root / "images") if _is_plain(root) else splits_of(root)
+
+
+def _read_plain(root: Path, split: str, options: DatasetOptions) -> Listing:
+    if not (root / FILE).is_file():
+        read_options(root / FILE)  # which says what it is
+    if not _is_plain(root):
+        return listing_by(root, files_of(root), split, options)
+    if not options.names:
+        read = {name: files_in(Place(root / "images" / name, root / "masks" / name)) for name in _plain_splits(root)}
+    else:
+        read = {split: files_in(Place(root / "images" / split, root / "masks" / split))}
+    listing = listing_by(root, read, split, options)
+    read_as = "a plain folder with the classes of dataset.yaml" if options.names else listing.read_as
+    return replace(listing, problems=tuple(_plain_problems(read[split], split)), read_as=read_as)
+
+
+def _plain_problems(files: Files, split: str) -> list[str]:
+    assert files.place.masks is not None
+    advice = _other_files(files.place.masks, {*files.pairing.unmasked})
+    return files.problems(f"masks/{split}, of the same stem", advice)
+
+
+def _other_files(folder: Path, images: Collection[str]) -> str:
+    """What a folder holds in place of the masks of these images, for a message."""
+    if not folder.is_dir():
+        return "there is no such folder"
+    stems = {stem(name) for name in images}
+    others = [name for name in names_in(folder) if stem(name) in stems or not name.lower().endswith((*MASK_SUFFIXES,))]
+    return f"it has {listed(others)}: name each mask as its image, with .png" if others else ""
+
+
 LAYOUT = Layout(
     "folders of images and of masks, such as images/ and masks/; or X.jpg with X_mask.png",
     "",
     _recognise,
     splits_of,
     _read,
+)
+
+PLAIN = Layout(
+    "dataset.yaml, images/SPLIT/ and masks/SPLIT/",
+    "",
+    lambda root: root if (root / FILE).exists() else None,  # a pipe is one, too, and is refused by its reader
+    _plain_splits,
+    _read_plain,
 )

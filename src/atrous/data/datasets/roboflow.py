@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from atrous.data.datasets.annotations import head_of
 from atrous.data.datasets.base import WHOLE, Layout, Listing, by_split, files_by_stem, pair, subfolders
 from atrous.data.datasets.class_files import read_lines
 from atrous.data.datasets.options import DatasetOptions
@@ -21,17 +22,13 @@ def _folders(root: Path) -> dict[str, Path]:
     return by_split(root, {name: root / name for name in subfolders(root) if (root / name / _CLASSES).is_file()})
 
 
-def _recognise(root: Path) -> Path | None:
+def _is_ours(root: Path) -> bool:
     # Roboflow's classification exports have a file of the same name, whose first column is filename.
-    files = [folder / _CLASSES for folder in _folders(root).values()]
-    if not files:
-        return None
-    with files[0].open("rb") as file:
-        return root if b"pixel" in file.readline(1000).lower() else None
+    first = next(iter(_folders(root).values()), None)
+    return first is not None and b"pixel" in head_of(first / _CLASSES, 1000).partition(b"\n")[0].lower()
 
 
-def _read(root: Path, split: str, _: DatasetOptions) -> Listing:
-    folder = _folders(root)[split]
+def _read(root: Path, split: str, folder: Path, _: DatasetOptions) -> Listing:
     labels, remap = _read_classes(folder / _CLASSES)
     files, duplicates = files_by_stem(folder)
     images = {stem: path for stem, path in files.items() if not stem.endswith(_END)}
@@ -65,10 +62,9 @@ def _read_classes(path: Path) -> tuple[Labels, tuple[int, ...]]:
     return labels, tuple(remap)
 
 
-LAYOUT = Layout(
+LAYOUT = Layout.of(
     "train/_classes.csv with train/NAME.jpg and train/NAME_mask.png, and valid/ likewise",
-    "",
-    _recognise,
-    lambda root: list(_folders(root)),
+    _folders,
     _read,
+    recognise=_is_ours,
 )
