@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from atrous.data.datasets.base import files_with, is_clutter, is_empty
+from atrous.data.datasets.base import FileMask, files_with, is_clutter, is_empty
 from atrous.data.datasets.regions import Region, blank_mask
 from atrous.data.image_io import Pixels
 from atrous.messages import did_you_mean, listed
@@ -130,21 +130,16 @@ class Shape(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ShapesMask:
+class ShapesMask(FileMask):
     """The shapes of one image, later over earlier, drawn when the mask is read.
 
     Attributes:
-        path: the file of annotations.
         ids: label and class id, pairs, so that items can be hashed.
         ground: the class id of what no shape covers.
     """
 
-    path: Path
     ids: tuple[tuple[str, int], ...]
     ground: int = field(default=0, kw_only=True)
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     def shapes(self) -> tuple[tuple[int, int], Iterable[Shape]]:
         """Height and width of the image, and its shapes in the order of drawing; errors as `read`."""

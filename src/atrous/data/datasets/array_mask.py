@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from atrous.data.datasets.base import FileMask
 from atrous.data.datasets.pairing import ARRAY_SUFFIXES
 from atrous.data.image_file import decode_file
 from atrous.data.image_io import MAX_PIXELS, read_mask
@@ -26,19 +27,14 @@ _THRESHOLD = "Image.open(PATH).convert('L').point(lambda v: 255 * (v > 127)).sav
 
 
 @dataclass(frozen=True, slots=True)
-class ArrayMask:
+class ArrayMask(FileMask):
     """Ids in a file that is no plain image of ids: an array, or a GIF.
 
     Attributes:
-        path: of the file.
         largest: id that is allowed, up to 65,535.
     """
 
-    path: Path
     largest: int = 255
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     def read(self) -> npt.NDArray[Any]:
         """The ids as stored, uint8 or uint16 H,W; ValueError naming the file."""

@@ -36,6 +36,20 @@ class MaskSource(Protocol):
         """The ids as stored, uint8 or uint16 H,W; ValueError or FileNotFoundError naming the file."""
 
 
+@dataclass(frozen=True, slots=True)
+class FileMask:
+    """The start of a `MaskSource` that is in a file.
+
+    Attributes:
+        path: of the file.
+    """
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
 class Item(NamedTuple):
     """One image and its mask; without a mask, every pixel is ignored."""
 

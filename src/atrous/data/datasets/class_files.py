@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from atrous.data.datasets.base import FileMask
 from atrous.data.image_file import decode_file
 from atrous.data.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import MOST_CLASSES, Colour, Labels, colour_of, ids_and_unknown, ignored_id, voc_palette
@@ -36,22 +37,17 @@ _LOSSY = (".jpg", ".jpeg", ".webp", ".avif")
 Row = tuple[str, Colour]
 
 
-@dataclass(frozen=True)
-class ColourMask:
+@dataclass(frozen=True, slots=True)
+class ColourMask(FileMask):
     """A mask whose colours are classes: RGB, gray or a palette image, whose palette counts and not its indices.
 
     Attributes:
-        path: the image.
         labels: the classes by colour; VOC's border colour is ignored.
         source: the file that names the colours, for messages.
     """
 
-    path: Path
     labels: Labels
     source: Path
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     def read(self, ignored: Sequence[Colour] = ()) -> npt.NDArray[Any]:
         """Class ids, uint8 or uint16 H,W; ValueError naming the file, its unknown colours and their pixels.

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atrous.data.datasets.array_mask import read_values
-from atrous.data.datasets.base import MaskSource, stamp_of
+from atrous.data.datasets.base import FileMask, MaskSource, stamp_of
 from atrous.data.datasets.class_files import ColourMask
 from atrous.data.image_io import Pixels
 from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, colour_of, looked_up, voc_palette
@@ -67,23 +67,18 @@ class FoundClasses:
 
 
 @dataclass(frozen=True, slots=True)
-class ValueMask:
+class ValueMask(FileMask):
     """A mask whose values are numbered in order.
 
     Attributes:
-        path: of the file.
         values: the stored value of each class, ascending.
         ignored: values that become `ignore`.
         ignore: the ignored id.
     """
 
-    path: Path
     values: tuple[int, ...]
     ignored: tuple[int, ...]
     ignore: int
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     def read(self) -> Pixels:
         """Class ids, uint8 H,W; ValueError naming the file and the values that no class has."""

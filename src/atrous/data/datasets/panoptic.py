@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from atrous.data.datasets.annotations import expecting, head_of
-from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, by_split, files_with, is_empty
+from atrous.data.datasets.base import WHOLE, FileMask, Item, Items, Layout, Listing, by_split, files_with, is_empty
 from atrous.data.datasets.class_files import background_index, with_background
 from atrous.data.datasets.json_records import json_records
 from atrous.data.datasets.options import DatasetOptions
@@ -38,21 +38,16 @@ _COVERED = 0.75
 
 
 @dataclass(frozen=True, slots=True)
-class PanopticMask:
+class PanopticMask(FileMask):
     """A PNG of segments' ids.
 
     Attributes:
-        path: the PNG.
         segments: id of the segment and class id, a pair each, as text: it takes less memory than numbers.
         void: class id of pixels of no segment.
     """
 
-    path: Path
     segments: str
     void: int
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     def read(self) -> Pixels:
         """Class ids, uint8 H,W; ValueError naming the file and the segments that the JSON does not list."""

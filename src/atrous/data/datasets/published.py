@@ -29,7 +29,7 @@ import numpy as np
 from atrous.data.datasets.annotations import expecting, head_of
 from atrous.data.datasets.arrangement import Place
 from atrous.data.datasets.array_mask import read_values
-from atrous.data.datasets.base import WHOLE, Layout, Listing, MaskSource, by_split, split_name, subfolders
+from atrous.data.datasets.base import WHOLE, FileMask, Layout, Listing, MaskSource, by_split, split_name, subfolders
 from atrous.data.datasets.class_files import find_class_file, read_lines
 from atrous.data.datasets.options import FILE, DatasetOptions
 from atrous.data.datasets.pairs import files_in, listing_of, plain_mask
@@ -152,14 +152,10 @@ _INFO = "objectInfo150.txt"
 
 
 @dataclass(frozen=True, slots=True)
-class AdeMask:
+class AdeMask(FileMask):
     """A mask whose ids start at 1; 0 is ignored."""
 
-    path: Path
     classes: int
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     def read(self) -> Pixels:
         """Class ids, uint8 H,W, 255 for 0; ValueError naming the file, for an id of no class or a mask in colours."""

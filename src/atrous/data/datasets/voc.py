@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from atrous.data.datasets.base import Layout, Listing, MaskSource, by_split, files_by_stem, pair
+from atrous.data.datasets.base import FileMask, Layout, Listing, MaskSource, by_split, files_by_stem, pair
 from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines, read_palette
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.options import DatasetOptions
@@ -38,14 +38,9 @@ _PUBLISHED = (
 )
 
 
-@dataclass(frozen=True)
-class SbdMask:
+@dataclass(frozen=True, slots=True)
+class SbdMask(FileMask):
     """A mask of SBD, a MATLAB file with `GTcls.Segmentation`."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     def read(self) -> Pixels:
         """Class ids, uint8 H,W; ValueError naming the file if there is no scipy or no such mask in it."""
@@ -76,20 +71,15 @@ _OWN_CLASSES = (
 )
 
 
-@dataclass(frozen=True)
-class VocMask:
+@dataclass(frozen=True, slots=True)
+class VocMask(FileMask):
     """A mask of VOC's 21 classes, refused where its palette says that they are others.
 
     Attributes:
-        path: the image.
         gray: whether it may be ids without a palette.
     """
 
-    path: Path
     gray: bool
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     def read(self) -> Pixels:
         """Class ids, uint8 H,W; ValueError naming the file, if it cannot be read or its palette is not VOC's."""

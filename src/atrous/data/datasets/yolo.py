@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from atrous.data.datasets.annotations import expecting
-from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_by_stem, subfolders
+from atrous.data.datasets.base import WHOLE, FileMask, Item, Layout, Listing, by_split, files_by_stem, subfolders
 from atrous.data.datasets.class_files import read_lines, with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch
 from atrous.data.datasets.options import DatasetOptions
@@ -31,22 +31,17 @@ _NO_LABELS = {"classes", "labels"}
 _MOST_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class YoloMask:
-    """The polygons of one image.
+@dataclass(frozen=True, slots=True)
+class YoloMask(FileMask):
+    """The polygons of one image; without the file, it has no object.
 
     Attributes:
-        path: the text file; without it, the image has no object.
         image: for its size.
         ids: class id by class of the file.
     """
 
-    path: Path
     image: Path
     ids: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     def read(self) -> Pixels:
         """Class ids, uint8 H,W; ValueError naming file and line, for one that is no polygon."""
