@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from atrous.data.datasets.annotations import expecting
 from atrous.data.datasets.dataset import Item, Listing, list_split, refuse_problems, splits
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.labels import Labels
@@ -89,11 +90,9 @@ def predicted(folder: Path, photographs: Mapping[Path, str]) -> Source:
 def _written_labels(path: Path) -> Labels:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the output folder of atrous predict, which writes it")
-    try:
+    with expecting(path, "it as atrous predict wrote it"):
         document = parse_yaml(path.read_text("utf-8"))
         return Labels(tuple(document["names"]), tuple(map(tuple, document["palette"])), document["ignore"])
-    except (ValueError, TypeError, LookupError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}; expected it as atrous predict wrote it") from None
 
 
 def source_of_masks(place: Path, labels: Labels, items: Sequence[Item], said: Sequence[str] = ()) -> Source:

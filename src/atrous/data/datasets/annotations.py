@@ -30,13 +30,15 @@ _ODD = (
 
 
 @contextlib.contextmanager
-def expecting(place: object, expected: str = "") -> Iterator[None]:
-    """Turn what a parser raises into a ValueError of one line that says where, why, and what was expected."""
+def expecting(
+    place: object, expected: str = "", kinds: tuple[type[Exception], ...] | type[Exception] = _ODD
+) -> Iterator[None]:
+    """Turn what a parser raises, of some kinds, into a ValueError of one line: where, why, and what was expected."""
     try:
         yield
     except FileNotFoundError:
         raise
-    except _ODD as error:
+    except kinds as error:
         if str(error).startswith(str(place)):
             raise
         kind = "without" if isinstance(error, KeyError) else type(error).__name__

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from atrous.data.datasets.annotations import expecting
 from atrous.data.datasets.base import FileMask
 from atrous.data.datasets.pairing import ARRAY_SUFFIXES
 from atrous.data.image_file import decode_file
@@ -96,19 +97,14 @@ def _decoded(image: Image.Image) -> Values:
 
 
 def _load(path: Path) -> Values:
-    try:
+    # NumPy raises many kinds on files that are not its own, a SyntaxError of Python's parser among them.
+    with expecting(path, "NumPy's array of whole numbers, H,W", Exception):
         # Mapped, a header that promises more than the file has is an error before memory is taken.
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return np.array(loaded) if loaded.size <= MAX_PIXELS else loaded
         with loaded:
             return _of_several(loaded)
-    except FileNotFoundError:
-        raise
-    # NumPy raises many kinds on files that are not its own, a SyntaxError of Python's parser among them.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: {reason}; expected NumPy's array of whole numbers, H,W") from None
 
 
 def _of_several(loaded: Any) -> Values:

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from atrous.data.datasets.annotations import expecting
 from atrous.data.datasets.base import FileMask
 from atrous.data.image_file import decode_file
 from atrous.data.image_io import MAX_PIXELS, Pixels
@@ -122,11 +123,9 @@ def read_classes(path: Path) -> tuple[Labels, bool]:
 
 
 def _names_by_id(path: Path) -> list[str]:
-    try:
+    with expecting(path, 'names by id from 0 on, as in {"0": "background"}'):
         by_id = {int(number): str(name) for number, name in json.loads(path.read_text("utf-8-sig")).items()}
         return [by_id[index] for index in range(len(by_id))]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f'{path}: {error}; expected names by id from 0 on, as in {{"0": "background"}}') from None
 
 
 def _labels(path: Path, names: tuple[str, ...], palette: tuple[Colour, ...]) -> Labels:

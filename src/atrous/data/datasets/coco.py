@@ -133,14 +133,10 @@ class CocoMask:
             assert annotation["image_id"] == self.image_id
         except Exception:
             raise ValueError(f"{self}: {CHANGED}") from None
-        try:
-            return draw(annotation["segmentation"], self.height, self.width, border=self.border)
         # pycocotools raises many kinds, Exception itself among them.
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(
-                f"{self}: annotation {annotation.get('id')}: {reason}; expected polygons, or RLE of the image's size"
-            ) from None
+        expected = "polygons, or RLE of the image's size"
+        with expecting(f"{self}: annotation {annotation.get('id')}", expected, Exception):
+            return draw(annotation["segmentation"], self.height, self.width, border=self.border)
 
 
 def _files(root: Path) -> dict[str, tuple[Path, str]]:

@@ -25,6 +25,7 @@ from typing import Any
 
 from PIL import Image
 
+from atrous.data.datasets.annotations import expecting
 from atrous.data.datasets.archive import unpacked_by
 from atrous.data.datasets.base import (
     WHOLE,
@@ -174,11 +175,9 @@ def _cells(path: Path) -> Iterator[tuple[Any, Any]]:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise ValueError(f"{path}: parquet files are read by pyarrow; pip install 'atrous[parquet]'") from None
-    try:
-        file = parquet.ParquetFile(path)
     # pyarrow raises many kinds on files that are not its own.
-    except Exception as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}; expected a whole parquet file") from None
+    with expecting(path, "a whole parquet file", Exception):
+        file = parquet.ParquetFile(path)
     with file:
         names = file.schema_arrow.names
         columns = [_column(names, known) for known in (_IMAGES, _MASKS)]

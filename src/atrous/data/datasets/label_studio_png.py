@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from atrous.data.datasets.annotations import expecting
 from atrous.data.datasets.base import names_in, subfolders
 from atrous.data.datasets.regions import Region, blank_mask
 from atrous.data.image_file import decode_file
@@ -86,10 +87,8 @@ def merged(files: Iterable[tuple[Path, int]]) -> tuple[Pixels, int]:
 def _region(path: Path) -> Region:
     if path.suffix == ".png":
         return decode_file(path, MAX_PIXELS, lambda image: np.asarray(image.convert("L")) > 0)
-    try:
+    with expecting(path, "an array H,W"):
         array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}; expected an array H,W") from None
     if array.ndim != 2 or array.dtype.kind not in "biu":
         raise ValueError(f"{path}: {array.dtype} of shape {array.shape}; expected whole numbers H,W")
     return np.asarray(array > 0)

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from atrous.data.datasets.annotations import expecting
 from atrous.data.datasets.base import FileMask, Layout, Listing, MaskSource, by_split, files_by_stem, pair
 from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines, read_palette
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
@@ -50,14 +51,9 @@ class SbdMask(FileMask):
             raise ValueError(
                 f"{self}: SBD's .mat files need scipy; install it, or use SegmentationClassAug/*.png"
             ) from None
-        try:
-            mask = np.asarray(loadmat(self.path)["GTcls"]["Segmentation"][0, 0])
-        except FileNotFoundError:
-            raise
         # scipy raises many kinds on files that are not MATLAB's.
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{self}: {reason}; expected a MATLAB file with GTcls.Segmentation") from None
+        with expecting(self, "a MATLAB file with GTcls.Segmentation", Exception):
+            mask = np.asarray(loadmat(self.path)["GTcls"]["Segmentation"][0, 0])
         if mask.ndim != 2 or mask.dtype != np.uint8:
             raise ValueError(f"{self}: Segmentation is {mask.dtype} of shape {mask.shape}; expected uint8 H,W")
         return mask
