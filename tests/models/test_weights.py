@@ -285,6 +285,17 @@ def test_the_normalisation_comes_with_the_weights(tmp_path: Path) -> None:
     assert (ours.mean, ours.std) == (card.mean, card.std)
 
 
+def test_classes_start_from_classes_of_the_source(saved: tuple[Path, DeepLabV3, ModelCard]) -> None:
+    model = small(3)
+    load_into(model, saved[0], classes_from=(2, 0, 2))
+    theirs = saved[1].classifier
+    assert theirs.bias is not None and model.classifier.bias is not None
+    assert torch.equal(model.classifier.weight, theirs.weight[[2, 0, 2]].half().float())
+    assert torch.equal(model.classifier.bias, theirs.bias[[2, 0, 2]].half().float())
+    with pytest.raises(ValueError, match=r"classes_from is \[0, 9, 1\], expected for each of 3 classes one of .*0 to 3"):
+        load_into(model, saved[0], classes_from=(0, 9, 1))
+
+
 def test_reset_head_from_21_classes_to_5(tmp_path: Path) -> None:
     theirs = small(21)
     save(theirs, tmp_path / "m.safetensors", card_of(theirs))

@@ -235,17 +235,20 @@ def layout_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**others, "stride_in": stride_in, "consistent_rates": arguments.get("consistent_rates", before)}
 
 
-_LAYOUT = ("head_conv", "aspp_filters", "aspp_projection", "stem", "average_shortcut")
+_LAYOUT = ("last_conv", "head_conv", "aspp_filters", "aspp_projection", "stem", "average_shortcut")
 """Arguments that no recipe has: a network has them from the weights that it starts from."""
 
 
-def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False) -> None:
+def load_into(
+    model: DeepLabV3, source: str | Path, *, reset_head: bool = False, classes_from: Sequence[int] = ()
+) -> None:
     """Load the weights of `source` into a model, and the normalisation that they were trained with.
 
     Args:
         model: receives them.
         source: as for `load`.
         reset_head: keep the model's own classifier, for other classes, and the whole head where the shapes differ.
+        classes_from: the class of `source` that each class of the model starts from, by id; empty for the same classes.
 
     Raises:
         ValueError: if they do not fit; names both numbers of classes, and the keys and shapes that differ. Or if they
@@ -258,6 +261,9 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
     theirs, ours = card.arguments["num_classes"], model.num_classes
     state, own = _read_tensors(path), model.state_dict()
     problems = []
+    if classes_from:
+        rows, theirs = check_classes_from(classes_from, ours, theirs, path), ours
+        state |= {key: state[key][rows] for key in ("classifier.weight", "classifier.bias") if key in state}
     if theirs != ours and not reset_head:
         problems.append(
             f"{path} has {theirs} classes, expected {ours}; "
@@ -274,7 +280,21 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
     model.backbone.mean, model.backbone.std = card.mean, card.std
 
 
-_HEAD = ("head.", "head_conv.")
+def check_classes_from(classes_from: Sequence[int], classes: int, theirs: int, source: str | Path) -> list[int]:
+    """The classes to start from, as a list that indexes a classifier's rows.
+
+    Raises:
+        ValueError: if there is not one for each class, or one that the source does not have.
+    """
+    if len(classes_from) != classes or not all(0 <= one < theirs for one in classes_from):
+        raise ValueError(
+            f"classes_from is {list(classes_from)}, expected for each of {classes} classes one of {source}, 0 to "
+            f"{theirs - 1}"
+        )
+    return list(classes_from)
+
+
+_HEAD = ("last_conv.", "head.", "head_conv.")
 
 
 def _with_own(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *parts: str) -> dict[str, Tensor]:
