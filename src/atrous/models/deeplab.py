@@ -213,7 +213,7 @@ class DeepLabV3(FreezableBatchNorm):
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that ImageNet does not know: the head's and the classifier's."""
-        for part in (self.last_conv, self.head, self.head_conv, self.classifier):
+        for part in (self.head, self.head_conv, self.classifier):
             yield from part.parameters()
 
     def _initialise_head(self) -> None:
