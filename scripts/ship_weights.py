@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, help="the run of the same recipe to measure, if this one has seen val")
     parser.add_argument("--recipe", choices=RECIPES, help="the named one that the run followed, for the card")
     parser.add_argument("--longest-side", type=int, help="other than the run's; 0 for pictures as they are")
-    parser.add_argument("--start-of", choices=RECIPES, help="average with what the first stage, this recipe, started from")
+    parser.add_argument("--start-of", choices=RECIPES, help="average with what this recipe starts from")
     parser.add_argument("--start-share", type=float, default=0.25, help="of that start (default: %(default)s)")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     found = parser.parse_args()

@@ -30,6 +30,4 @@ def initialize(
     if is_classifier(source):
         model.backbone.load_imagenet(backbone_weights(source, model.backbone.name))
         return
-    (load_tflite if is_tflite(source) else load_into)(
-        model, source, reset_head=reset_head, classes_from=classes_from
-    )
+    (load_tflite if is_tflite(source) else load_into)(model, source, reset_head=reset_head, classes_from=classes_from)

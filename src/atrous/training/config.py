@@ -72,7 +72,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_range(self, 0, 1, "batch_norm_decay")
         if self.reset_head and self.classes_from:
-            raise ValueError("reset_head and classes_from exclude each other: the classifier starts anew or from classes")
+            raise ValueError("reset_head and classes_from exclude each other: a classifier starts anew or from classes")
 
     @property
     def from_model(self) -> bool:

@@ -68,8 +68,8 @@ _OBJECTS_MOBILENET = _over(
 )  # fmt: skip
 
 
-# Streets from a published graph that knows Cityscapes' classes: its backbone, its head, and for each of CamVid's classes
-# the row of its classifier that comes nearest (bicyclist: rider).
+# Streets from a published graph that knows Cityscapes' classes: its backbone and head, and for each class of CamVid the
+# row of its classifier that comes nearest (bicyclist: rider).
 _CAMVID_EDGETPU = _over(
     _CAMVID, backbone="timm/mobilenet_edgetpu_075", aspp_rates=(), batch_norm="statistics", crop=449, scales=(0.6, 1.5),
     weights="deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite", longest_side=960, color_jitter=0.5,

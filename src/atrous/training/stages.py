@@ -122,7 +122,7 @@ def check_stages(stages: Sequence[Stage], resume: bool) -> None:
         if before and classes != before and not (model.reset_head or model.classes_from):
             raise ValueError(
                 f"{stage.run}: {stage.data} has {classes} classes, the stage before {before}; "
-                "a recipe with reset_head: true starts the classifier anew, with classes_from from classes of the stage before"
+                "a recipe with reset_head: true starts the classifier anew, one with classes_from from that stage's"
             )
         before = classes
 

@@ -319,9 +319,7 @@ def build_model(
         **layout,
     )
     if config.weights not in (None, "imagenet") and not blank:
-        initialize(
-            model, config.weights, reset_head=config.reset_head, classes_from=config.classes_from
-        )
+        initialize(model, config.weights, reset_head=config.reset_head, classes_from=config.classes_from)
     model.set_batch_norm_decay(config.batch_norm_decay)
     set_checkpointing(model.backbone, config.activation_checkpointing)
     if config.batch_norm != "train":
