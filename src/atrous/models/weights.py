@@ -294,7 +294,7 @@ def check_classes_from(classes_from: Sequence[int], classes: int, theirs: int, s
     return list(classes_from)
 
 
-_HEAD = ("last_conv.", "head.", "head_conv.")
+_HEAD = ("head.", "head_conv.")
 
 
 def _with_own(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *parts: str) -> dict[str, Tensor]:
