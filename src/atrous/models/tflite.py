@@ -280,8 +280,8 @@ def _load_head(model: DeepLabV3, aspp: ASPP, head: dict[str, FoldedConv], *, cla
         _put(head[part].weight, head[part].bias, layer, norm)
     # They join the image-level features and the 1×1 branch in this order; ours come the other way about.
     pooling, pointwise = head["project"].weight.chunk(2, 1)
-    unused = pointwise.new_zeros(len(pointwise), len(aspp.rates) * pointwise.shape[1], 1, 1)
-    _put(torch.cat([pointwise, unused, pooling], 1), head["project"].bias, aspp.project[0], aspp.project[1])
+    projection = aspp.with_branches(torch.cat([pointwise, pooling], 1))
+    _put(projection, head["project"].bias, aspp.project[0], aspp.project[1])
     if classifier:
         _put(head["classifier"].weight, head["classifier"].bias, model.classifier, None)
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from atrous.atomic import written_whole
 from atrous.colours import voc_palette
 from atrous.messages import did_you_mean
+from atrous.models.aspp import ASPP
 from atrous.models.backbone import mismatch
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.exported import ExportedDeepLabV3, is_exported, open_file
@@ -247,7 +248,8 @@ def load_into(
     Args:
         model: receives them.
         source: as for `load`.
-        reset_head: keep the model's own classifier, for other classes, and the whole head where the shapes differ.
+        reset_head: keep the model's own classifier, for other classes, and the whole head where the shapes differ. 3×3
+            branches of ASPP that the file does not have are added to its head, without effect until they are trained.
         classes_from: the class of `source` that each class of the model starts from, by id; empty for the same classes.
 
     Raises:
@@ -271,6 +273,8 @@ def load_into(
         )
     if theirs != ours or reset_head:
         state = _with_own(state, own, "classifier.")
+    if reset_head and isinstance(model.head, ASPP) and not card.arguments.get("aspp_rates"):
+        state = _with_atrous_branches(state, own, model.head)
     if reset_head and _shapes(state) != _shapes(own):
         state = _with_own(state, own, *_HEAD)
     problems += _misfits(own, state, f"the weights in {path}")
@@ -301,6 +305,13 @@ def _with_own(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *parts: st
     """A state dict that was read, with the model's own tensors for some parts."""
     kept = {key: value for key, value in state.items() if not key.startswith(parts)}
     return {**kept, **{key: value for key, value in own.items() if key.startswith(parts)}}
+
+
+def _with_atrous_branches(state: Mapping[str, Tensor], own: Mapping[str, Tensor], aspp: ASPP) -> dict[str, Tensor]:
+    """The head of a network without 3×3 branches for one that has them, whose logits are the same at first."""
+    branches = {key: value for key, value in own.items() if key.startswith("head.atrous.")}
+    projection = {key: aspp.with_branches(state[key]) for key in ("head.project.0.weight",) if key in state}
+    return {**state, **branches, **projection}
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
