@@ -10,11 +10,15 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from atrous.data.datasets.dataset import open_dataset
 from atrous.evaluation.evaluate import PAPER_SCALES, checked_longest_side, evaluate
+from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load, save
 from atrous.training.config import Recipe, differences, override, settings_of
 from atrous.training.recipes import RECIPES
+from atrous.training.state import build_model
 
 SETTINGS: dict[str, tuple[int, tuple[float, ...], bool]] = {
     "output stride 16": (16, (1.0,), False),
@@ -24,6 +28,18 @@ SETTINGS: dict[str, tuple[int, tuple[float, ...], bool]] = {
     "output stride 16, scales and flip": (16, PAPER_SCALES, True),
     "output stride 8, scales and flip": (8, PAPER_SCALES, True),
 }
+
+
+@torch.no_grad()
+def average(model: DeepLabV3, recipe: str, share: float) -> None:
+    """Mean of a model's weights and those that its training started from (Wortsman et al. 2021, "WiSE-FT").
+
+    Between the two it holds more of what the start knows of other streets than the end of the training does.
+    """
+    start = build_model(RECIPES[recipe].model, model.num_classes).state_dict()
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(start[key], share)
 
 
 def main() -> None:
@@ -38,9 +54,13 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, help="the run of the same recipe to measure, if this one has seen val")
     parser.add_argument("--recipe", choices=RECIPES, help="the named one that the run followed, for the card")
     parser.add_argument("--longest-side", type=int, help="other than the run's; 0 for pictures as they are")
+    parser.add_argument("--start-of", choices=RECIPES, help="average with what this recipe starts from")
+    parser.add_argument("--start-share", type=float, default=0.25, help="of that start (default: %(default)s)")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     found = parser.parse_args()
     model, card = load(found.run)
+    if found.start_of:
+        average(model, found.start_of, found.start_share)
     if found.longest_side is not None:
         model.longest_side = checked_longest_side(found.longest_side)
         card = replace(card, longest_side=model.longest_side)
@@ -49,6 +69,8 @@ def main() -> None:
         card = replace(card, recipe=settings_of(RECIPES[found.recipe]))
     dataset = open_dataset(found.data, found.split)
     metrics, measured = {}, load(found.measured)[0] if found.measured else model
+    if found.measured and found.start_of:
+        average(measured, found.start_of, found.start_share)
     measured.longest_side = model.longest_side
     for setting in found.settings:
         stride, scales, flip = SETTINGS[setting]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from atrous import DeepLabV3
 from atrous.data.image_io import read_image
 from atrous.models.initialize import initialize
-from atrous.models.tflite import FoldedConv, load_tflite, read_graph
+from atrous.models.tflite import FoldedConv, layout_of_graph, load_tflite, read_graph
 
 litert = pytest.importorskip("ai_edge_litert.interpreter", reason="ai-edge-litert is not installed")
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="ai-edge-litert is not installed")
@@ -27,10 +27,12 @@ CITYSCAPES = MODELS / "deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite"
 HEAD = ("image_pooling", "aspp0", "concat_projection", "logits/semantic")
 
 
-def small(classes: int = 4, rates: tuple[int, ...] = (), backbone: str = "timm/mobilenetv2_035") -> DeepLabV3:
+def small(
+    classes: int = 4, rates: tuple[int, ...] = (), backbone: str = "timm/mobilenetv2_035", last_conv: int = 0
+) -> DeepLabV3:
     """A model whose batch norm shifts alone, as a folded one does."""
     torch.manual_seed(classes)
-    model = DeepLabV3(backbone, classes, aspp_rates=rates, output_stride=16)
+    model = DeepLabV3(backbone, classes, aspp_rates=rates, last_conv=last_conv, output_stride=16)
     for norm in model.batch_norms():
         nn.init.normal_(norm.bias, std=0.1)
         assert norm.running_var is not None
@@ -41,7 +43,7 @@ def small(classes: int = 4, rates: tuple[int, ...] = (), backbone: str = "timm/m
 
 def folded(model: DeepLabV3) -> list[FoldedConv]:
     """Its convolutions in the order of the authors' graphs: the network's, then the head's, image pooling first."""
-    layers = list(model.backbone.modules())
+    layers = [*model.backbone.modules(), *model.last_conv.modules()]
     convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
     norms = [layer for layer in layers if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     found = [
@@ -199,6 +201,29 @@ def test_a_graph_with_a_layer_before_the_head_gives_the_backbone_alone(tmp_path:
         torch.testing.assert_close(ours.backbone.state_dict()[key], value)
 
 
+def test_a_layer_before_the_head_is_loaded_where_the_model_has_it(tmp_path: Path) -> None:
+    theirs = small(last_conv=400)
+    graph = write_graph(tmp_path / "m.tflite", folded(theirs))
+    assert layout_of_graph(graph) == {"aspp_filters": 256, "last_conv": 400}
+    assert layout_of_graph(write_graph(tmp_path / "plain.tflite", folded(small()))) == {
+        "aspp_filters": 256, "last_conv": 0,
+    }  # fmt: skip
+    assert layout_of_graph(write_graph(tmp_path / "classifier.tflite", folded(small())[:-4])) == {}
+    ours = small(5, last_conv=400)
+    load_tflite(ours, graph, classes_from=(3, 3, 0, 1, 2))
+    x = torch.randn(1, 3, 65, 65)
+    torch.testing.assert_close(
+        ours.network(x), theirs.network(x)[:, [3, 3, 0, 1, 2]], rtol=1e-4, atol=1e-5, msg="five classes from four"
+    )
+
+
+@pytest.mark.parametrize("rows", [(0, 1), (0, 1, 2, 3, 4), (0, 1, 4), (0, -1, 2)])
+def test_classes_that_the_graph_does_not_have_are_refused(rows: tuple[int, ...], tmp_path: Path) -> None:
+    graph = write_graph(tmp_path / "m.tflite", folded(small()))
+    with pytest.raises(ValueError, match=r"classes_from is .*, expected for each of 3 .* one of .*m.tflite, 0 to 3"):
+        initialize(small(3), graph, classes_from=rows)
+
+
 def test_another_network_names_the_layer(tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "m.tflite", folded(small()))
     with pytest.raises(ValueError, match=r"is not of timm/mobilenetv2_050: net/conv\d+ has the shape \(.*net\.blocks"):
@@ -336,3 +361,17 @@ def test_the_published_cityscapes_graph_gives_its_own_features() -> None:
         ours = model.backbone(_normalised(model, page)).out
     # Theirs are rounded to bytes after each of 72 layers, in steps of up to 1.6.
     assert F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.98
+
+
+def test_the_published_cityscapes_graph_gives_its_own_classes() -> None:
+    graph, page = _published(CITYSCAPES), _page()
+    layout = layout_of_graph(CITYSCAPES)
+    assert layout == {"aspp_filters": 128, "last_conv": 1280}
+    model = DeepLabV3("timm/mobilenet_edgetpu_075", 19, aspp_rates=(), **layout).eval()
+    load_tflite(model, CITYSCAPES)
+    theirs = _run(graph, page, (1, 33, 33, 19))
+    with torch.inference_mode():
+        ours = model.low_resolution_logits(_normalised(model, page))
+    # Theirs are rounded to bytes after each of 76 layers, and a train in a station is no street of Cityscapes.
+    assert (ours.argmax(1) == theirs.argmax(1)).float().mean() > 0.9
+    assert (ours - theirs).pow(2).mean().sqrt() < 0.2 * theirs.std()

@@ -256,6 +256,20 @@ def test_reset_head_begins_a_head_of_another_shape_anew(
         load_into(small(4, **head), saved[0])
 
 
+@pytest.mark.parametrize("pointwise", [True, False])
+def test_atrous_branches_that_are_new_change_no_logits(pointwise: bool, tmp_path: Path) -> None:
+    layout = {"aspp_pointwise": pointwise, "image_pooling": True}
+    theirs, ours = small(4, aspp_rates=(), **layout).eval(), small(4, aspp_rates=(1, 2), **layout).eval()
+    save(theirs, tmp_path / "m.safetensors", card_of(theirs), half=False)
+    load_into(ours, tmp_path / "m.safetensors", reset_head=True)
+    x = torch.randn(2, 3, 65, 97)
+    features = [model.head(model.backbone(x).out) for model in (ours, theirs)]
+    torch.testing.assert_close(*features, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(ours.classifier.weight, theirs.classifier.weight)
+    with pytest.raises(ValueError, match="do not fit"):
+        load_into(ours, tmp_path / "m.safetensors")
+
+
 def reset_head_keeps_the_rest(path: Path, theirs: DeepLabV3, classes: int) -> int:
     """How many tensors came from the file as they are there."""
     model = small(classes)
@@ -283,6 +297,17 @@ def test_the_normalisation_comes_with_the_weights(tmp_path: Path) -> None:
     save(theirs, tmp_path / "m.safetensors", card)
     load_into(ours, tmp_path / "m.safetensors")
     assert (ours.mean, ours.std) == (card.mean, card.std)
+
+
+def test_classes_start_from_classes_of_the_source(saved: tuple[Path, DeepLabV3, ModelCard]) -> None:
+    model = small(3)
+    load_into(model, saved[0], classes_from=(2, 0, 2))
+    theirs = saved[1].classifier
+    assert theirs.bias is not None and model.classifier.bias is not None
+    assert torch.equal(model.classifier.weight, theirs.weight[[2, 0, 2]].half().float())
+    assert torch.equal(model.classifier.bias, theirs.bias[[2, 0, 2]].half().float())
+    with pytest.raises(ValueError, match=r"classes_from is \[0, 9, 1\], expected for each of 3 .* one of .*0 to 3"):
+        load_into(model, saved[0], classes_from=(0, 9, 1))
 
 
 def test_reset_head_from_21_classes_to_5(tmp_path: Path) -> None:

@@ -82,6 +82,16 @@ class ASPP(nn.Module):
         self.channels = filters
         self.set_output_stride(output_stride)
 
+    def with_branches(self, projection: Tensor) -> Tensor:
+        """A projection of the other branches alone, with zeros for the 3×3 ones, which then add nothing at first.
+
+        Args:
+            projection: filters,C,1,1 of an ASPP with this one's 1×1 branch and image-level features, and no rates.
+        """
+        filters, before = len(projection), 0 if self.pointwise is None else len(projection)
+        unused = projection.new_zeros(filters, len(self.rates) * filters, *projection.shape[2:])
+        return torch.cat([projection[:, :before], unused, projection[:, before:]], 1)
+
     def set_output_stride(self, output_stride: int) -> None:
         """Scale the rates to the map: doubled at 8, halved at 32."""
         for branch, rate in zip(self.atrous, Dial(output_stride).aspp_rates(self.rates), strict=True):

@@ -37,6 +37,7 @@ class FreezableBatchNorm(nn.Module):
     """
 
     backbone: nn.Module
+    last_conv: nn.Module
     frozen: tuple[Literal["statistics", "all"], bool] | None = None
 
     def batch_norms(self) -> Iterator[_BatchNorm]:
@@ -75,5 +76,6 @@ class FreezableBatchNorm(nn.Module):
         if self.frozen is None:
             return
         what, in_head = self.frozen
-        for norm in batch_norms_of(self if in_head else self.backbone):
+        parts = (self,) if in_head else (self.backbone, self.last_conv)
+        for norm in (norm for part in parts for norm in batch_norms_of(part)):
             norm.eval().requires_grad_(what == "statistics")

@@ -35,6 +35,8 @@ class DeepLabV3(FreezableBatchNorm):
         aspp_rates: rates of the 3×3 branches at output stride 16, scaled for others.
         aspp_pointwise: whether ASPP has its 1×1 branch.
         image_pooling: whether ASPP has image-level features.
+        last_conv: channels of one more 1×1 convolution with batch norm between backbone and head, 0 for none. The paper
+            has none; the authors' MobileNet-EdgeTPU does, and its published weights need it (`atrous.models.tflite`).
         head_conv: one more 3×3 convolution with batch norm before the classifier. The paper has none; torchvision and
             segmentation_models_pytorch do, and their weights need it (`atrous.models.convert`).
         aspp_filters: of each branch of ASPP and of its projection; mmsegmentation has 512.
@@ -70,6 +72,7 @@ class DeepLabV3(FreezableBatchNorm):
         aspp_rates: Sequence[int] = (6, 12, 18),
         aspp_pointwise: bool = True,
         image_pooling: bool = True,
+        last_conv: int = 0,
         head_conv: bool = False,
         aspp_filters: int = FILTERS,
         aspp_projection: int = 1,
@@ -96,7 +99,7 @@ class DeepLabV3(FreezableBatchNorm):
         self.arguments: dict[str, Any] = {
             "backbone": backbone, "num_classes": num_classes, "head": head, "last_block": last_block,
             "multi_grid": grid, "aspp_rates": list(aspp_rates), "aspp_pointwise": aspp_pointwise,
-            "image_pooling": image_pooling, "head_conv": head_conv, "stride_in": stride_in,
+            "image_pooling": image_pooling, "last_conv": last_conv, "head_conv": head_conv, "stride_in": stride_in,
             "consistent_rates": consistent_rates, "aspp_filters": aspp_filters, "aspp_projection": aspp_projection,
             "stem": list(stem), "average_shortcut": average_shortcut, "upsampling": upsampling,
         }  # fmt: skip
@@ -114,7 +117,8 @@ class DeepLabV3(FreezableBatchNorm):
             output_stride=output_stride,
             consistent_rates=consistent_rates,
         )
-        channels = self.backbone.channels
+        self.last_conv = conv_bn_relu(self.backbone.channels, last_conv) if last_conv else nn.Identity()
+        channels = last_conv or self.backbone.channels
         self.head = nn.Identity() if head == "cascade" else ASPP(
             channels, aspp_rates, pointwise=aspp_pointwise, image_pooling=image_pooling, filters=aspp_filters,
             projection=aspp_projection, output_stride=output_stride,
@@ -147,7 +151,7 @@ class DeepLabV3(FreezableBatchNorm):
     def network(self, images: Tensor) -> Tensor:
         """Logits without padding: B,3,H,W float to B,K,ceil(H / output_stride),ceil(W / output_stride)."""
         x = self.backbone(_checked(images).to(self.classifier.weight.dtype)).out  # sections 3.1 and 3.2
-        x = self.head(x)  # section 3.3
+        x = self.head(self.last_conv(x))  # section 3.3
         logits: Tensor = self.classifier(self.head_conv(x))
         return logits.float() if logits.dtype != torch.float64 else logits
 
@@ -213,7 +217,7 @@ class DeepLabV3(FreezableBatchNorm):
             yield from part.parameters()
 
     def _initialise_head(self) -> None:
-        for module in (*self.head.modules(), *self.head_conv.modules()):
+        for module in (*self.last_conv.modules(), *self.head.modules(), *self.head_conv.modules()):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.classifier.weight, std=0.01)

@@ -407,7 +407,7 @@ class ExportedDeepLabV3(DeepLabV3):
         self.num_classes, self._output_stride = arguments["num_classes"], stride
         self.upsampling = arguments.get("upsampling", "grid")
         self.backbone = ExportedBackbone(str(arguments.get("backbone")), mean, std, stride)
-        self.head, self.head_conv = nn.Identity(), nn.Identity()
+        self.last_conv, self.head, self.head_conv = nn.Identity(), nn.Identity(), nn.Identity()
         # It computes nothing: it stands for the device and the dtype of a model.
         self.classifier = nn.Conv2d(1, self.num_classes, 1).requires_grad_(False)
         nn.init.zeros_(self.classifier.weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from atrous.models.classifier import backbone_weights, is_classifier
@@ -10,7 +11,9 @@ from atrous.models.tflite import is_tflite, load_tflite
 from atrous.models.weights import load_into
 
 
-def initialize(model: DeepLabV3, source: str | Path, *, reset_head: bool = False) -> None:
+def initialize(
+    model: DeepLabV3, source: str | Path, *, reset_head: bool = False, classes_from: Sequence[int] = ()
+) -> None:
     """Load the weights of `source` into a model, and the normalisation that they were trained with.
 
     Args:
@@ -18,6 +21,7 @@ def initialize(model: DeepLabV3, source: str | Path, *, reset_head: bool = False
         source: as for `atrous.load`; or a DeepLab graph of TF-Lite, see `atrous.models.tflite`; or a classifier's file,
             for the backbone alone.
         reset_head: keep the model's own classifier, for other classes, and the whole head where the shapes differ.
+        classes_from: the class of `source` that each class of the model starts from, by id; empty for the same classes.
 
     Raises:
         ValueError: if they do not fit.
@@ -26,4 +30,4 @@ def initialize(model: DeepLabV3, source: str | Path, *, reset_head: bool = False
     if is_classifier(source):
         model.backbone.load_imagenet(backbone_weights(source, model.backbone.name))
         return
-    (load_tflite if is_tflite(source) else load_into)(model, source, reset_head=reset_head)
+    (load_tflite if is_tflite(source) else load_into)(model, source, reset_head=reset_head, classes_from=classes_from)

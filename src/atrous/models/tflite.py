@@ -19,6 +19,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from atrous.models.aspp import ASPP
+from atrous.models.weights import check_classes_from
 
 if TYPE_CHECKING:
     from atrous.models.deeplab import DeepLabV3
@@ -70,16 +72,20 @@ def is_tflite(source: str | Path) -> bool:
     return Path(source).suffix == ".tflite" and not os.path.isdir(source)
 
 
-def load_tflite(model: DeepLabV3, path: str | Path, *, reset_head: bool = False) -> None:
+def load_tflite(
+    model: DeepLabV3, path: str | Path, *, reset_head: bool = False, classes_from: Sequence[int] = ()
+) -> None:
     """Load a DeepLab graph's weights and normalisation into a model with a network of timm.
 
-    ASPP takes the graph's 1×1 branch, image-level features and projection where it has as many channels. These graphs
-    have no atrous branches: in the projection those start with zeros. Otherwise the head starts anew.
+    ASPP takes the graph's 1×1 branch, image-level features and projection where it has as many channels, and the graph
+    a layer before them only where the model has it (`layout_of_graph`). These graphs have no atrous branches: in the
+    projection those start with zeros. Otherwise the head starts anew.
 
     Args:
         model: receives them.
         path: of the graph, uint8, int8 or float32.
         reset_head: keep the model's own classifier, for other classes.
+        classes_from: the graph's class that each class of the model starts from, by id; empty for the same classes.
 
     Raises:
         ValueError: if the file is no TF-Lite graph, ai-edge-litert is not there, or the graph is not of the model's
@@ -87,7 +93,7 @@ def load_tflite(model: DeepLabV3, path: str | Path, *, reset_head: bool = False)
         FileNotFoundError: if there is no such file.
     """
     graph = read_graph(Path(path))
-    pairs = _pairs(model.backbone)
+    pairs = _pairs(model.backbone) + _pairs(model.last_conv)
     if len(graph.convs) < len(pairs):
         raise ValueError(f"{path} has {len(graph.convs)} convolutions, {model.backbone.name} {len(pairs)}")
     for conv, (layer, name, _) in zip(graph.convs, pairs, strict=False):
@@ -97,8 +103,11 @@ def load_tflite(model: DeepLabV3, path: str | Path, *, reset_head: bool = False)
                 f"{name} {tuple(layer.weight.shape)}"
             )
     rest = graph.convs[len(pairs) :]
-    head = {part: conv for conv in rest for word, part in _HEAD.items() if word in conv.name}
+    head = _head(rest)
     theirs = len(head["classifier"].bias) if "classifier" in head else 0
+    if classes_from and theirs:
+        head["classifier"] = _rows(head["classifier"], classes_from, model.num_classes, path)
+        theirs = model.num_classes
     if theirs != model.num_classes and not reset_head:
         raise ValueError(
             f"{path} has {theirs} classes, expected {model.num_classes}; with reset_head the classifier starts anew"
@@ -109,6 +118,34 @@ def load_tflite(model: DeepLabV3, path: str | Path, *, reset_head: bool = False)
     if len(rest) == len(head) == len(_HEAD) and isinstance(model.head, ASPP) and _fits(model.head, head):
         _load_head(model, model.head, head, classifier=not reset_head)
     model.backbone.mean, model.backbone.std = (graph.mean,) * 3, (graph.std,) * 3
+
+
+def layout_of_graph(path: str | Path) -> dict[str, int]:
+    """Arguments of `DeepLabV3` with which a model has a graph's own head, but for its classes and `aspp_rates`.
+
+    Empty where the graph's head is not the authors'.
+
+    Raises:
+        ValueError: see `read_graph`.
+        FileNotFoundError: likewise.
+    """
+    convs = read_graph(Path(path)).convs
+    head = _head(convs)
+    if len(head) < len(_HEAD):
+        return {}
+    filters, channels = head["pointwise"].weight.shape[:2]
+    # An inverted residual ends with fewer channels than it has within, a layer between backbone and head with more.
+    widens = channels > convs[-len(head) - 1].weight.shape[1]
+    return {"aspp_filters": filters, "last_conv": channels if widens else 0}
+
+
+def _head(convs: Sequence[FoldedConv]) -> dict[str, FoldedConv]:
+    return {part: conv for conv in convs for word, part in _HEAD.items() if word in conv.name}
+
+
+def _rows(conv: FoldedConv, classes_from: Sequence[int], classes: int, path: str | Path) -> FoldedConv:
+    rows = check_classes_from(classes_from, classes, len(conv.bias), path)
+    return FoldedConv(conv.name, conv.weight[rows], conv.bias[rows])
 
 
 def read_graph(path: Path) -> Graph:
@@ -243,8 +280,8 @@ def _load_head(model: DeepLabV3, aspp: ASPP, head: dict[str, FoldedConv], *, cla
         _put(head[part].weight, head[part].bias, layer, norm)
     # They join the image-level features and the 1×1 branch in this order; ours come the other way about.
     pooling, pointwise = head["project"].weight.chunk(2, 1)
-    unused = pointwise.new_zeros(len(pointwise), len(aspp.rates) * pointwise.shape[1], 1, 1)
-    _put(torch.cat([pointwise, unused, pooling], 1), head["project"].bias, aspp.project[0], aspp.project[1])
+    projection = aspp.with_branches(torch.cat([pointwise, pooling], 1))
+    _put(projection, head["project"].bias, aspp.project[0], aspp.project[1])
     if classifier:
         _put(head["classifier"].weight, head["classifier"].bias, model.classifier, None)
 

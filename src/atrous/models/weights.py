@@ -13,7 +13,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from atrous.atomic import written_whole
 from atrous.colours import voc_palette
 from atrous.messages import did_you_mean
+from atrous.models.aspp import ASPP
 from atrous.models.backbone import mismatch
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.exported import ExportedDeepLabV3, is_exported, open_file
@@ -235,17 +236,21 @@ def layout_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**others, "stride_in": stride_in, "consistent_rates": arguments.get("consistent_rates", before)}
 
 
-_LAYOUT = ("head_conv", "aspp_filters", "aspp_projection", "stem", "average_shortcut")
+_LAYOUT = ("last_conv", "head_conv", "aspp_filters", "aspp_projection", "stem", "average_shortcut")
 """Arguments that no recipe has: a network has them from the weights that it starts from."""
 
 
-def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False) -> None:
+def load_into(
+    model: DeepLabV3, source: str | Path, *, reset_head: bool = False, classes_from: Sequence[int] = ()
+) -> None:
     """Load the weights of `source` into a model, and the normalisation that they were trained with.
 
     Args:
         model: receives them.
         source: as for `load`.
-        reset_head: keep the model's own classifier, for other classes, and the whole head where the shapes differ.
+        reset_head: keep the model's own classifier, for other classes, and the whole head where the shapes differ. 3×3
+            branches of ASPP that the file does not have are added to its head, without effect until they are trained.
+        classes_from: the class of `source` that each class of the model starts from, by id; empty for the same classes.
 
     Raises:
         ValueError: if they do not fit; names both numbers of classes, and the keys and shapes that differ. Or if they
@@ -258,6 +263,9 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
     theirs, ours = card.arguments["num_classes"], model.num_classes
     state, own = _read_tensors(path), model.state_dict()
     problems = []
+    if classes_from:
+        rows, theirs = check_classes_from(classes_from, ours, theirs, path), ours
+        state |= {key: state[key][rows] for key in ("classifier.weight", "classifier.bias") if key in state}
     if theirs != ours and not reset_head:
         problems.append(
             f"{path} has {theirs} classes, expected {ours}; "
@@ -265,6 +273,8 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
         )
     if theirs != ours or reset_head:
         state = _with_own(state, own, "classifier.")
+    if reset_head and isinstance(model.head, ASPP) and not card.arguments.get("aspp_rates"):
+        state = _with_atrous_branches(state, own, model.head)
     if reset_head and _shapes(state) != _shapes(own):
         state = _with_own(state, own, *_HEAD)
     problems += _misfits(own, state, f"the weights in {path}")
@@ -274,6 +284,20 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
     model.backbone.mean, model.backbone.std = card.mean, card.std
 
 
+def check_classes_from(classes_from: Sequence[int], classes: int, theirs: int, source: str | Path) -> list[int]:
+    """The classes to start from, as a list that indexes a classifier's rows.
+
+    Raises:
+        ValueError: if there is not one for each class, or one that the source does not have.
+    """
+    if len(classes_from) != classes or not all(0 <= one < theirs for one in classes_from):
+        raise ValueError(
+            f"classes_from is {list(classes_from)}, expected for each of {classes} classes one of {source}, 0 to "
+            f"{theirs - 1}"
+        )
+    return list(classes_from)
+
+
 _HEAD = ("head.", "head_conv.")
 
 
@@ -281,6 +305,13 @@ def _with_own(state: Mapping[str, Tensor], own: Mapping[str, Tensor], *parts: st
     """A state dict that was read, with the model's own tensors for some parts."""
     kept = {key: value for key, value in state.items() if not key.startswith(parts)}
     return {**kept, **{key: value for key, value in own.items() if key.startswith(parts)}}
+
+
+def _with_atrous_branches(state: Mapping[str, Tensor], own: Mapping[str, Tensor], aspp: ASPP) -> dict[str, Tensor]:
+    """The head of a network without 3×3 branches for one that has them, whose logits are the same at first."""
+    branches = {key: value for key, value in own.items() if key.startswith("head.atrous.")}
+    projection = {key: aspp.with_branches(state[key]) for key in ("head.project.0.weight",) if key in state}
+    return {**state, **branches, **projection}
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

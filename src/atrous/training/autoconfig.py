@@ -195,6 +195,8 @@ def _start(survey: Survey, weights: str | None) -> tuple[Recipe, str]:
     if told.get("last_block") != (7 if told.get("head") == "cascade" else 4):
         kept["last_block"] = told.get("last_block")
     kept["aspp_rates"] = told.get("aspp_rates") or list(RECIPES[BASE].model.aspp_rates)
+    if told.get("last_conv"):  # 3×3 branches of so many channels would cost twice what the rest of a step does
+        kept["aspp_rates"] = told.get("aspp_rates")
     return override(RECIPES[BASE], {**kept, "weights": weights}), why
 
 

@@ -43,6 +43,8 @@ class ModelConfig:
         weights: ``imagenet``; a classifier's file, for the backbone; a named model, a weight file, a run folder or a
             DeepLab graph of TF-Lite to start from; or None.
         reset_head: start with a new classifier, where `weights` are a model's with other classes.
+        classes_from: start each class from one of that model's, by id, instead: ``[13, 11]`` for cars and pedestrians
+            from Cityscapes' car and person; empty for the same classes.
         batch_norm: ``train``; ``freeze`` it whole (section 4.1, second stage); freeze its ``statistics``; or freeze the
             statistics of the backbone and train all of it in the ``head``.
         batch_norm_decay: of the running statistics.
@@ -61,6 +63,7 @@ class ModelConfig:
     output_stride: int = 16
     weights: str | None = "imagenet"
     reset_head: bool = False
+    classes_from: tuple[int, ...] = ()
     batch_norm: Literal["train", "statistics", "freeze", "head"] = "train"
     batch_norm_decay: float = 0.9997
     activation_checkpointing: bool = False
@@ -68,6 +71,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_range(self, 0, 1, "batch_norm_decay")
+        if self.reset_head and self.classes_from:
+            raise ValueError("reset_head and classes_from exclude each other: a classifier starts anew or from classes")
 
     @property
     def from_model(self) -> bool:

@@ -118,10 +118,11 @@ def check_stages(stages: Sequence[Stage], resume: bool) -> None:
             check_no_result(stage.run)
         splits = [split for split in (stage.recipe.data.train_split, stage.recipe.data.val_split) if split]
         classes = [len(open_splits(stage.data, split, stage.recipe.data.options).labels) for split in splits][0]
-        if before and classes != before and not stage.recipe.model.reset_head:
+        model = stage.recipe.model
+        if before and classes != before and not (model.reset_head or model.classes_from):
             raise ValueError(
                 f"{stage.run}: {stage.data} has {classes} classes, the stage before {before}; "
-                "a recipe with reset_head: true starts the classifier anew"
+                "a recipe with reset_head: true starts the classifier anew, one with classes_from from that stage's"
             )
         before = classes
 

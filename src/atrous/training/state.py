@@ -22,7 +22,7 @@ from atrous.models.batch_norm import batch_norms_of
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import compiled
 from atrous.models.initialize import initialize
-from atrous.models.tflite import is_tflite
+from atrous.models.tflite import is_tflite, layout_of_graph
 from atrous.models.weights import MODEL_FILE, ModelCard, layout_of, read_card, resolve, save
 from atrous.ops.normalization import Normalization
 from atrous.ops.resize import cross_entropy_sum, label_weight
@@ -299,10 +299,12 @@ def build_model(
             not be there any more.
     """
     source = config.weights if config.from_model else None
-    if layout is None and source and not config.stride_in and not is_tflite(source):
+    if layout is None and source and is_tflite(source):
+        layout = layout_of_graph(source)
+    elif layout is None and source and not config.stride_in:
         layout = layout_of(read_card(resolve(source)).arguments)
     classifies = config.weights is not None and not config.from_model  # whose stride sits in the first unit
-    layout = layout or {"stride_in": config.stride_in or ("first" if classifies else None)}
+    layout = {"stride_in": config.stride_in or ("first" if classifies else None), **(layout or {})}
     model = DeepLabV3(
         config.backbone,
         num_classes,
@@ -317,7 +319,7 @@ def build_model(
         **layout,
     )
     if config.weights not in (None, "imagenet") and not blank:
-        initialize(model, config.weights, reset_head=config.reset_head)
+        initialize(model, config.weights, reset_head=config.reset_head, classes_from=config.classes_from)
     model.set_batch_norm_decay(config.batch_norm_decay)
     set_checkpointing(model.backbone, config.activation_checkpointing)
     if config.batch_norm != "train":
