@@ -11,8 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from atrous.models.batch_norm import BatchNorm
 from atrous.models.output_stride import Dial
-from atrous.ops.conv import AtrousConv2d, parallel
-from atrous.ops.conv import place as set_stride_and_dilation
+from atrous.ops.conv import AtrousConv2d, parallel, set_stride_and_dilation
 from atrous.ops.conv_kernels.tap_gemm import order
 
 FILTERS = 256

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, mismatch
 from atrous.models.output_stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
-from atrous.ops.conv import AtrousConv2d
-from atrous.ops.conv import place as set_stride_and_dilation
+from atrous.ops.conv import AtrousConv2d, set_stride_and_dilation
 
 StrideIn = Literal["first", "last"]
 

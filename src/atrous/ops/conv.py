@@ -2,8 +2,7 @@
 
 ``y[i] = sum_k x[i + r * k] * w[k]``: the filter is applied to every ``r``-th value of its input, so that the same
 weights see a wider field on a denser map. `AtrousConv2d` is ``nn.Conv2d`` whose stride and rate can be changed at any
-time. `place` changes them in a layer that another library built. `atrous_conv2d` spells out the equation, and is the
-reference of the tests.
+time, and `set_stride_and_dilation` changes them in a layer that another library built.
 """
 
 from __future__ import annotations
@@ -104,10 +103,6 @@ class AtrousConv2d(nn.Conv2d):
                 y = wide_gradients(inputs, weight, self.stride, padding, self.dilation)
                 return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
         return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
-
-    def place(self, stride: int, rate: int) -> None:
-        """Give this layer another stride and atrous rate; its parameters stay as they are."""
-        place(self, stride, rate)
 
 
 class AtrousConv2dSame(AtrousConv2d):
@@ -249,7 +244,7 @@ def _together(x: Tensor, layers: Sequence[AtrousConv2d]) -> list[Tensor]:
     ]
 
 
-def place(layer: nn.Module, stride: int, rate: int) -> None:
+def set_stride_and_dilation(layer: nn.Module, stride: int, rate: int) -> None:
     """Give a convolution or pooling layer another stride and atrous rate, in place.
 
     The padding follows, so that the layer stays centred. One that pads for itself in its forward (`PatchConv2d`,
@@ -260,41 +255,17 @@ def place(layer: nn.Module, stride: int, rate: int) -> None:
         stride: the new stride, the same in both directions.
         rate: the new atrous rate.
     """
-    pads_itself = isinstance(layer, PatchConv2d) or type(layer).__name__.endswith("Same")
     if isinstance(layer, AtrousPool2d):
         layer.stride, layer.rate = stride, rate
         return
     assert isinstance(layer, nn.Conv2d | nn.MaxPool2d), type(layer)
-    height, width = _pair(layer.kernel_size)
+    if not (isinstance(layer, PatchConv2d) or type(layer).__name__.endswith("Same")):
+        height, width = (rate * (side // 2) for side in _pair(layer.kernel_size))
+        layer.padding = (height, width) if isinstance(layer, nn.Conv2d) else height
     if isinstance(layer, nn.Conv2d):
         layer.stride, layer.dilation = (stride, stride), (rate, rate)
-        layer.padding = layer.padding if pads_itself else (rate * (height // 2), rate * (width // 2))
     else:
         layer.stride, layer.dilation = stride, rate
-        layer.padding = layer.padding if pads_itself else rate * (height // 2)
-
-
-def atrous_conv2d(x: Tensor, weight: Tensor, rate: int, stride: int = 1) -> Tensor:
-    """Equation 1, term by term, with zeros outside of the map: the reference, not meant to be fast.
-
-    Args:
-        x: B,C,H,W float.
-        weight: K,C,h,w float, h and w odd.
-        rate: atrous rate ``r``.
-        stride: keep every `stride`-th output.
-
-    Returns:
-        B,K,ceil(H/stride),ceil(W/stride) float.
-    """
-    height, width = x.shape[-2:]
-    reach_y, reach_x = rate * (weight.shape[-2] // 2), rate * (weight.shape[-1] // 2)
-    padded = F.pad(x, (reach_x, reach_x, reach_y, reach_y))
-    y = x.new_zeros(x.shape[0], weight.shape[0], height, width)
-    for i in range(weight.shape[-2]):
-        for j in range(weight.shape[-1]):
-            shifted = padded[..., i * rate : i * rate + height, j * rate : j * rate + width]
-            y = y + torch.einsum("bchw,kc->bkhw", shifted, weight[:, :, i, j])
-    return y[..., ::stride, ::stride]
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Cross-entropy and argmax of upsampled logits, without full-resolution logits (section 4.1, "Upsampling logits").
 
-`upsampled_cross_entropy_sum` is ``cross_entropy_sum(..., upsampled=True)`` of `resize`, and `upsampled_argmax` is
+`upsampled_cross_entropy_sum` is ``F.cross_entropy(upsample(...), labels, reduction="sum")``, and `upsampled_argmax` is
 ``upsample(...).argmax(1)``. Both upsample the logits tile by tile, a tile being some rows of pixels that stay in the
 cache. What makes them fast is that bilinear upsampling by an integer factor is a product with two small constant
 matrices, one for rows and one for columns:
@@ -15,7 +15,7 @@ On CUDA the loss is one Triton kernel instead (`upsampled_loss_triton`): on an H
 PyTorch's operators at output stride 16, where the tiles take 1.7 times as long. Where Triton is missing, or a kernel
 fails its trial (`atrous.ops.trusted`), the loss is PyTorch's.
 
-    loss = upsampled_cross_entropy_sum(logits, labels, output_stride=16) / label_weight(labels, 16)
+    loss = upsampled_cross_entropy_sum(logits, labels, output_stride=16) / label_weight(labels)
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def upsampled_cross_entropy_sum(
 ) -> Tensor:
     """Cross-entropy of bilinearly upsampled logits, summed over the valid pixels (section 4.1, "Upsampling logits").
 
-    Equals `atrous.ops.resize.cross_entropy_sum` with ``upsampled=True``. Extra memory is of the order of `logits`.
+    Extra memory is of the order of `logits`.
     The gradient can be taken once: there is no second derivative.
 
     Args:

@@ -66,17 +66,8 @@ def train(
             crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
             batches = iter(loader(crops, recipe.optim, range(state.step, iterations), workers, ctx))
         alone, save = ctx.size == 1, partial(state.save, run, ctx, describe(dataset))
-        headline = begun.headline
-        logger = RunLogger(
-            run,
-            iterations=iterations,
-            start=state.step,
-            batch_size=recipe.optim.batch_size,
-            silent=not ctx.first,
-            page=begun.page(headline),
-            pace=begun.pace,
-        )
-        with explained(recipe, run, lambda: state.step), logger.running(headline):
+        logger = RunLogger(begun.page, state.step, begun.pace, silent=not ctx.first)
+        with explained(recipe, run, lambda: state.step), logger.running():
             # A run that was stopped while it validated begins with that.
             while state.step < iterations or state.must_validate(held_out):
                 if held_out and state.must_validate(held_out):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,7 +26,7 @@ from atrous.models.initialize import initialize
 from atrous.models.tflite import is_tflite
 from atrous.models.weights import MODEL_FILE, ModelCard, layout_of, read_card, resolve, save
 from atrous.ops.normalization import Normalization
-from atrous.ops.resize import cross_entropy_sum, label_weight
+from atrous.ops.resize import downsample_labels, label_weight
 from atrous.ops.upsampled_loss import upsampled_cross_entropy_sum
 from atrous.training import checkpoint
 from atrous.training.config import LossConfig, ModelConfig, OptimConfig, Recipe
@@ -59,26 +60,22 @@ class Objective(nn.Module):
         inputs = self.normalise(images).contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, self.amp, enabled=self.amp is not None):
             logits = self.logits(inputs)
-        loss = self._against_truth(logits, labels)
-        return self.teaching.mixed(loss, logits, inputs, self.weight(labels)) if self.teaching else loss
-
-    def _against_truth(self, logits: Tensor, labels: Tensor) -> Tensor:
-        stride = self.model.output_stride
         if self.upsampled:
-            return upsampled_cross_entropy_sum(logits, labels, stride, self.class_weights, ignore=self.ignore)
-        return cross_entropy_sum(
-            logits, labels, stride, upsampled=False, class_weights=self.class_weights, ignore=self.ignore
-        )
+            stride = self.model.output_stride
+            loss = upsampled_cross_entropy_sum(logits, labels, stride, self.class_weights, ignore=self.ignore)
+        else:
+            target = self._small(labels).long()
+            loss = F.cross_entropy(
+                logits.float(), target, self.class_weights, ignore_index=self.ignore, reduction="sum"
+            )
+        return self.teaching.mixed(loss, logits, inputs, self.weight(labels)) if self.teaching else loss
 
     def weight(self, labels: Tensor) -> Tensor:
         """What the summed loss is divided by."""
-        return label_weight(
-            labels,
-            self.model.output_stride,
-            upsampled=self.upsampled,
-            class_weights=self.class_weights,
-            ignore=self.ignore,
-        )
+        return label_weight(labels if self.upsampled else self._small(labels), self.class_weights, self.ignore)
+
+    def _small(self, labels: Tensor) -> Tensor:
+        return downsample_labels(labels, self.model.output_stride, self.ignore)
 
 
 @dataclass

@@ -85,16 +85,10 @@ def train_asynchronously(
             crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
             given = {"recipe": recipe, "crops": crops, "held_out": held_out, "workers": workers}
             fleet = stack.enter_context(Fleet(replicas, state.model, given, chosen))
-        headline = f"{begun.headline}; {replicas} asynchronous replicas"
-        logger = RunLogger(
-            run,
-            iterations=recipe.schedule.iterations,
-            start=state.step,
-            batch_size=recipe.optim.batch_size,
-            page=begun.page(headline),
-        )
+        begun.page.headline += f"; {replicas} asynchronous replicas"
+        logger = RunLogger(begun.page, state.step)
         stack.enter_context(explained(recipe, run, lambda: state.step))
-        stack.enter_context(logger.running(headline))
+        stack.enter_context(logger.running())
         coordinator = Coordinator(server, fleet, logger, run, data, dataset, held_out)
         for number in range(replicas):
             coordinator.hand_out(number)
