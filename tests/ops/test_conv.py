@@ -1,5 +1,7 @@
 """Atrous convolution against equation 1, and layers placed at any stride and rate."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -220,7 +222,7 @@ def test_at_stride_1_a_same_padding_one_has_the_forms(
 @pytest.mark.parametrize("size", [(9, 9), (8, 10), (7, 12)])
 def test_same_padding_is_timms(size: tuple[int, int], stride: int) -> None:
     native = Conv2dSame(8, 8, 3, stride=stride)
-    layer = AtrousConv2dSame.over(native)
+    layer = AtrousConv2dSame.over(copy.deepcopy(native))
     x = torch.randn(2, 8, *size)
     torch.testing.assert_close(layer(x), native(x))
     assert layer.state_dict().keys() == native.state_dict().keys()

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook as has_global_hook
+from torch.nn.utils.parametrize import is_parametrized
 
 from atrous.ops.conv_kernels.depthwise import gains_by_wide_gradients, wide_gradients
 from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast, is_recorded
@@ -37,45 +39,24 @@ class AtrousConv2d(nn.Conv2d):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        *,
-        stride: int = 1,
-        rate: int = 1,
-        groups: int = 1,
-        bias: bool = False,
-    ) -> None:
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, rate: int = 1,
+        groups: int = 1, bias: bool = False,
+    ) -> None:  # fmt: skip
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}, expected an odd number")
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=rate * (kernel_size // 2),
-            dilation=rate,
-            groups=groups,
-            bias=bias,
-        )
+            in_channels, out_channels, kernel_size, stride=stride, padding=rate * (kernel_size // 2), dilation=rate,
+            groups=groups, bias=bias,
+        )  # fmt: skip
 
     @classmethod
     def over(cls, native: nn.Conv2d) -> AtrousConv2d:
-        """A stand-in for a centred convolution of another library, with its parameters."""
-        side, stride, rate = native.kernel_size[0], native.stride[0], native.dilation[0]
-        with torch.device("meta"):
-            layer = cls(
-                native.in_channels,
-                native.out_channels,
-                side,
-                stride=stride,
-                rate=rate,
-                groups=native.groups,
-                bias=native.bias is not None,
-            )
-        layer.weight, layer.bias = native.weight, native.bias
-        return layer.train(native.training)
+        """Turn a centred convolution of another library into one of this class, in place: the same parameters."""
+        rate = native.dilation[0]
+        native.__class__ = cls  # type: ignore[assignment]
+        native.padding = (rate * (native.kernel_size[0] // 2),) * 2
+        assert isinstance(native, cls)
+        return native
 
     @property
     def rate(self) -> int:
@@ -229,11 +210,24 @@ class AtrousPool2d(nn.Module):
         )
 
 
-def parallel(x: Tensor, layers: Sequence[AtrousConv2d]) -> list[Tensor]:
-    """Several atrous convolutions of one map, as in ASPP, in one call: B,C,H,W float to B,K,H,W each."""
-    if any(type(layer) is not AtrousConv2d for layer in layers):  # one with a forward of its own
-        return [layer(x) for layer in layers]
-    return _together(x, layers)
+def parallel(x: Tensor, branches: Sequence[nn.Module]) -> list[Tensor]:
+    """Branches that read one map, as in ASPP, each of which begins with an `AtrousConv2d`: B,C,H,W float to a list.
+
+    Their convolutions are computed together. With a hook, pruning or another kind of layer the branches are called.
+    """
+    sequences = [branch for branch in branches if isinstance(branch, nn.Sequential)]
+    convolutions = [branch[0] for branch in sequences if type(branch[0]) is AtrousConv2d]
+    together = len(convolutions) == len(branches) and all(map(runs_forward_alone, (*sequences, *convolutions)))
+    if not convolutions or not together or has_global_hook():  # type: ignore[no-untyped-call]
+        return [branch(x) for branch in branches]
+    return [branch[1:](y) for branch, y in zip(sequences, _together(x, convolutions), strict=True)]
+
+
+def runs_forward_alone(module: nn.Module) -> bool:
+    """Whether calling a module does what its class's ``forward`` does: no hooks, no pruning, no parametrization."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    changed = "forward" in module.__dict__ or module._compiled_call_impl is not None or is_parametrized(module)
+    return not (any(hooks) or changed)
 
 
 def _together(x: Tensor, layers: Sequence[AtrousConv2d]) -> list[Tensor]:

@@ -39,11 +39,7 @@ SMALLEST_SUM = 2.0**-90
 
 
 def upsampled_cross_entropy_sum(
-    logits: Tensor,
-    labels: Tensor,
-    output_stride: int,
-    class_weights: Tensor | None = None,
-    ignore: int = IGNORE,
+    logits: Tensor, labels: Tensor, output_stride: int, class_weights: Tensor | None = None, ignore: int = IGNORE
 ) -> Tensor:
     """Cross-entropy of bilinearly upsampled logits, summed over the valid pixels (section 4.1, "Upsampling logits").
 
@@ -165,12 +161,7 @@ def _by_library(logits: Tensor, labels: Tensor, stride: int, class_weights: Tens
 
 @torch.library.custom_op("atrous::upsampled_cross_entropy", mutates_args=())
 def _cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    class_weights: Tensor | None,
-    output_stride: int,
-    ignore: int,
-    with_gradient: bool,
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None, output_stride: int, ignore: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """The loss and, `with_gradient`, its gradient in the shape of the logits; empty otherwise."""
     return _by_kernel(logits, labels, class_weights, output_stride, ignore, with_gradient)
@@ -290,12 +281,7 @@ class _CrossEntropy:
 
 @_cross_entropy.register_fake
 def _(
-    logits: Tensor,
-    labels: Tensor,
-    class_weights: Tensor | None,
-    output_stride: int,
-    ignore: int,
-    with_gradient: bool,
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None, output_stride: int, ignore: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(logits)
     gradient = torch.empty_like(logits if with_gradient else logits.new_empty(0), dtype=dtype)

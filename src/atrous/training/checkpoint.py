@@ -66,12 +66,6 @@ def save(run: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
 
     A whole one of the same step is left as it is: a run's state is a function of its step.
 
-    Args:
-        run: the run's folder.
-        step: steps done.
-        state: tensors and plain values in dicts and lists.
-        keep: checkpoints to keep.
-
     Returns:
         The checkpoint's folder.
     """

@@ -25,15 +25,9 @@ from atrous.training.start import start
 
 
 def train(
-    recipe: Recipe,
-    data: str | Path,
-    run: Path,
-    *,
-    resume: bool = False,
-    workers: int = 1,
-    device: str | None = None,
-    seconds: float | None = None,
-) -> float | None:
+    recipe: Recipe, data: str | Path, run: Path, *, resume: bool = False, workers: int = 1,
+    device: str | None = None, seconds: float | None = None,
+) -> float | None:  # fmt: skip
     """Train a model, validate and save it along the way.
 
     Args:
@@ -73,14 +67,10 @@ def train(
                 if held_out and state.must_validate(held_out):
                     with signals.interrupting(alone, state.step):
                         evaluation = evaluate(
-                            state.evaluated,
-                            held_out,
-                            output_stride=recipe.run.val_output_stride,
-                            pad_to=recipe.run.val_pad_to,
-                            worst=SHOWN,
-                            ctx=ctx,
+                            state.evaluated, held_out, output_stride=recipe.run.val_output_stride,
+                            pad_to=recipe.run.val_pad_to, worst=SHOWN, ctx=ctx,
                             progress=lambda _: signals.leave(state.step),
-                        )
+                        )  # fmt: skip
                     better = state.note(evaluation.scores.miou)
                     if better:
                         state.keep(run, card_of(recipe, state, dataset, data, evaluation), ctx)

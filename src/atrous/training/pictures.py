@@ -50,12 +50,7 @@ class _Panel:
 
 
 def draw_curves(log: Log, iterations: int) -> Image.Image:
-    """A panel each for loss, mIoU and learning rate; without a validation there is no panel of mIoU.
-
-    Args:
-        log: of the run so far.
-        iterations: steps of the whole run, the end of the horizontal axis.
-    """
+    """A panel each for loss, mIoU and learning rate; without a validation there is no panel of mIoU."""
     smooth = _smoothed(log.loss)
     loss = f"loss, now {smooth[-1][1]:.3g}" if smooth else "loss"
     panels = [_Panel(loss, log.loss, _LOSS, bold=smooth if len(log.loss) >= 12 else ())]
@@ -105,13 +100,9 @@ def _draw_panel(draw: ImageDraw.ImageDraw, panel: _Panel, top: int, iterations: 
 
 
 def _text(
-    draw: ImageDraw.ImageDraw,
-    place: tuple[float, float],
-    text: str,
-    size: int,
-    colour: tuple[int, int, int] = _INK,
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, colour: tuple[int, int, int] = _INK,
     anchor: str = "la",
-) -> None:
+) -> None:  # fmt: skip
     x, y = place
     font = ImageFont.load_default(size=size * _DRAWN_AT)
     draw.text((x * _DRAWN_AT, y * _DRAWN_AT), text, fill=colour, font=font, anchor=anchor)
@@ -164,12 +155,7 @@ _DARK = np.array([16, 66, 140])
 
 
 def draw_confusion(counts: Counts, names: Sequence[str]) -> Image.Image:
-    """Draw a confusion matrix, each row in percent of the true class's pixels.
-
-    Args:
-        counts: of K classes.
-        names: of the K classes.
-    """
+    """Draw a confusion matrix, each row in percent of the true class's pixels."""
     shares, note = shares_of(counts), "percent of the pixels of the true class; a gray row has no pixel"
     if len(names) > _MOST:
         worst = np.sort(np.argsort(shares.diagonal(), kind="stable")[:_MOST])  # what is not a number comes last
@@ -239,12 +225,7 @@ _GAP, _LINE = 8, 24
 
 
 def draw_examples(examples: Sequence[Example], dataset: SegmentationDataset) -> Image.Image:
-    """A row for each example, in their order, and a legend of the classes that occur.
-
-    Args:
-        examples: one or more of an evaluation.
-        dataset: that it was of.
-    """
+    """A row for each example, in their order, and a legend of the classes that occur."""
     rows, seen = [], set[int]()
     for example in examples:
         sample = dataset[example.index]

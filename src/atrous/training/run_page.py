@@ -100,12 +100,7 @@ class RunPage:
         return sheet
 
     def update(self, state: str, *, refresh: bool) -> None:
-        """Draw the curves and write the page.
-
-        Args:
-            state: where the run is, in a sentence.
-            refresh: whether the page is to load itself again after a while.
-        """
+        """Draw the curves and write the page."""
         self._tried("the run's page", lambda: self._update(state, refresh))
 
     def _update(self, state: str, refresh: bool) -> None:

@@ -45,27 +45,10 @@ class Start:
 
 
 def start(
-    recipe: Recipe,
-    data: str | Path,
-    run: Path,
-    ctx: DistributedContext,
-    claimed: ExitStack,
-    *,
-    resume: bool,
-    workers: int,
-    seconds: float | None = None,
-) -> Start:
+    recipe: Recipe, data: str | Path, run: Path, ctx: DistributedContext, claimed: ExitStack, *, resume: bool,
+    workers: int, seconds: float | None = None,
+) -> Start:  # fmt: skip
     """Begin a run, or go on with it.
-
-    Args:
-        recipe: as asked for.
-        data: as for `open_dataset`.
-        run: the run's folder.
-        ctx: of the run.
-        claimed: holds the lock on the folder until the run ends.
-        resume: as for `train`, and so are the rest.
-        workers: processes that load data.
-        seconds: that the run may take.
 
     Raises:
         ValueError: as of `train`.
@@ -83,7 +66,7 @@ def start(
     pace = None
     if not checkpoint.steps(run):
         recipe, pace = planned(recipe, dataset, held_out, ctx, workers=workers, seconds=seconds, since=since)
-    changed = claim(run, recipe, resume, ctx)
+    changed = claim(run, recipe, ctx)
     if held_out and ctx.first and own_split(data, recipe.data):
         write_split(run, dataset, held_out)
     saved = saved_state(run, dataset) if resume else None

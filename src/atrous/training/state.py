@@ -95,12 +95,7 @@ class State:
 
     @classmethod
     def build(
-        cls,
-        recipe: Recipe,
-        num_classes: int,
-        ignore: int,
-        ctx: DistributedContext,
-        saved: dict[str, Any] | None = None,
+        cls, recipe: Recipe, num_classes: int, ignore: int, ctx: DistributedContext, saved: dict[str, Any] | None = None
     ) -> State:
         """The state at the start of a run, or as it was `saved`."""
         torch.manual_seed(recipe.run.seed)
@@ -212,17 +207,19 @@ class State:
             score, step = found["miou"], found["step"]
         except (ValueError, LookupError, TypeError):  # there is none, or it cannot be used
             return
-        if not isinstance(score, float) or step > self.step - self.must_validate(held_out):
-            return
-        if self.best is None or self.best != self.best or score > self.best:
+        if isinstance(score, float) and step <= self.step - self.must_validate(held_out) and self._is_better(score):
             self.best = score
 
     def note(self, score: float) -> bool:
-        """Note a validation; whether it is the best so far: anything is better than none, and than no number."""
+        """Note a validation; whether it is the best so far."""
         self.validated = self.step
-        better = self.best is None or self.best != self.best or score > self.best
+        better = self._is_better(score)
         self.best = score if better else self.best
         return better
+
+    def _is_better(self, score: float) -> bool:
+        """Anything is better than none, and than no number."""
+        return self.best is None or self.best != self.best or score > self.best
 
     def save(self, run: Path, ctx: DistributedContext, data: dict[str, Any]) -> None:
         """Write a checkpoint, with a description of the data that the run is on.
@@ -301,18 +298,11 @@ def build_model(
     classifies = config.weights is not None and not config.from_model  # whose stride sits in the first unit
     layout = layout or {"stride_in": config.stride_in or ("first" if classifies else None)}
     model = DeepLabV3(
-        config.backbone,
-        num_classes,
-        head=config.head,
-        last_block=config.last_block,
-        multi_grid=config.multi_grid,
-        aspp_rates=config.aspp_rates,
-        aspp_pointwise=config.aspp_pointwise,
-        image_pooling=config.image_pooling,
+        config.backbone, num_classes, head=config.head, last_block=config.last_block, multi_grid=config.multi_grid,
+        aspp_rates=config.aspp_rates, aspp_pointwise=config.aspp_pointwise, image_pooling=config.image_pooling,
         output_stride=config.output_stride,
-        weights="imagenet" if config.weights == "imagenet" and not blank else None,
-        **layout,
-    )
+        weights="imagenet" if config.weights == "imagenet" and not blank else None, **layout,
+    )  # fmt: skip
     if config.weights not in (None, "imagenet") and not blank:
         initialize(model, config.weights, reset_head=config.reset_head)
     model.set_batch_norm_decay(config.batch_norm_decay)
@@ -327,10 +317,6 @@ def loses_scale(config: ModelConfig, model: DeepLabV3) -> bool:
 
     Where it has been folded away, its statistics are 0 and 1 and say nothing of the maps. With a batch's own in their
     place the first step is that of another network (``docs/results.md``, the ablation).
-
-    Args:
-        config: of the network.
-        model: as it starts.
     """
     if not config.from_model or config.batch_norm != "train":
         return False
@@ -347,13 +333,10 @@ def build_optimizer(config: OptimConfig, model: DeepLabV3) -> torch.optim.Optimi
     for parameter in model.parameters():
         if parameter.requires_grad:
             groups.setdefault((id(parameter) in new, parameter.ndim > 1 or config.decay_all), []).append(parameter)
+    factors = {True: config.head_lr_factor, False: 1.0}
     settings: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            "factor": config.head_lr_factor if in_head else 1.0,
-            "weight_decay": config.weight_decay if decayed else 0.0,
-        }
-        for (in_head, decayed), parameters in groups.items()
+        {"params": group, "factor": factors[in_head], "weight_decay": config.weight_decay if decayed else 0.0}
+        for (in_head, decayed), group in groups.items()
     ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(settings, lr=config.lr, fused=True)
