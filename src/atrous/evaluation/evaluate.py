@@ -185,12 +185,12 @@ def evaluate_settings(
         check_reachable(setting.output_stride, model.backbone.reachable, model.backbone.name)
     rank, size = (ctx.rank, ctx.size) if ctx else (0, 1)
     matrices = [ConfusionMatrix(model.num_classes, ignore=dataset.labels.ignore) for _ in settings]
-    seconds, examples = [0.0] * len(settings), [Worst(worst) for _ in settings]
+    seconds, examples = [0.0] * len(settings), [list[Example]() for _ in settings]
     for done, index in enumerate(range(rank, len(dataset), size), 1):
         sample = dataset[index]
         for i, mask, took in predict(sample.image):
             counts = matrices[i].update(mask.cpu(), sample.mask)
-            examples[i].add(index, counts, mask)
+            _keep_worst(examples[i], worst, index, counts, mask)
             seconds[i] += took
         progress(done)
     for matrix in matrices:
@@ -198,27 +198,19 @@ def evaluate_settings(
     return [
         Evaluation(
             matrix.scores(dataset.labels.names), len(dataset), spent, setting.output_stride, setting.scales,
-            setting.flip, model.longest_side, setting.pad_to, matrix.counts, kept.examples,
+            setting.flip, model.longest_side, setting.pad_to, matrix.counts, tuple(kept),
         )
         for matrix, spent, setting, kept in zip(matrices, seconds, settings, examples, strict=True)
     ]  # fmt: skip
 
 
-class Worst:
-    """The images of the lowest IoU so far, at most `count`."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.examples: tuple[Example, ...] = ()
-
-    def add(self, index: int, counts: Tensor, mask: Tensor) -> None:
-        """Note an image: its index, its confusion matrix and its predicted mask."""
-        if not self.count:
-            return
-        iou = image_iou(counts)
-        if iou == iou and (len(self.examples) < self.count or iou < self.examples[-1].iou):
-            example = Example(index, iou, mask.cpu())
-            self.examples = tuple(sorted((*self.examples, example), key=lambda one: (one.iou, one.index)))[: self.count]
+def _keep_worst(kept: list[Example], most: int, index: int, counts: Tensor, mask: Tensor) -> None:
+    """Note an image, by its confusion matrix, if it is among the `most` of the lowest IoU so far."""
+    iou = image_iou(counts) if most else float("nan")
+    if iou == iou and (len(kept) < most or iou < kept[-1].iou):
+        kept.append(Example(index, iou, mask.cpu()))
+        kept.sort(key=lambda one: (one.iou, one.index))
+        del kept[most:]
 
 
 @torch.inference_mode()

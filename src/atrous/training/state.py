@@ -235,7 +235,8 @@ class State:
     def check_finite(self) -> None:
         """Raise FloatingPointError if anything that a checkpoint would hold is not finite."""
         held = {**self.model.state_dict()}
-        held |= {f"average.{key}": value for key, value in self.average.state_dict().items()} if self.average else {}
+        if self.average:
+            held |= {f"average.{key}": value for key, value in self.average.model.state_dict().items()}
         for entry, moments in self.optimizer.state_dict()["state"].items():
             held |= {f"optimizer.{entry}.{key}": value for key, value in moments.items() if torch.is_tensor(value)}
         if bad := _not_finite(held):
@@ -252,7 +253,7 @@ class State:
             "normalization": (self.model.mean, self.model.std),
             "best": self.best,
             "model": self.model.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
+            "average": self.average.model.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": torch.get_rng_state(),
@@ -269,7 +270,7 @@ class State:
             self.step, self.best = saved["step"], saved["best"]
             self.model.load_state_dict(saved["model"])
             if self.average:
-                self.average.load_state_dict(saved["average"])
+                self.average.model.load_state_dict(saved["average"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scaler.load_state_dict(saved["scaler"])
             torch.set_rng_state(saved["random"])
