@@ -34,9 +34,6 @@ _UNREADABLE = (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, Ty
 def lock(run: Path) -> Iterator[None]:
     """Hold a run's folder against a second process; the system lets go when this one ends, however it ends.
 
-    Args:
-        run: the run's folder, made if there is none.
-
     Raises:
         ValueError: if another process holds it, it is no folder, or its name is not UTF-8.
     """

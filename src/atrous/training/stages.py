@@ -150,10 +150,7 @@ def mark_finished(run: Path, miou: float | None, keep_checkpoints: bool = True) 
 def finished(run: Path, recipe: Recipe, *, extend: bool = False) -> dict[str, Any] | None:
     """What a finished run left behind, with its last ``miou``; None for one that is not finished.
 
-    Args:
-        run: folder.
-        recipe: that it should be of.
-        extend: a run that can be resumed with the recipe's other steps or schedule is not finished.
+    With `extend`, a run that can be resumed with the recipe's other steps or schedule is not finished.
 
     Raises:
         ValueError: if the run there is of another recipe.
