@@ -226,13 +226,6 @@ def next_part(
 ) -> Part:
     """The next part of a batch; a signal does not wait for a loader that stalls.
 
-    Args:
-        batches: of `loader`.
-        step: steps done.
-        signals: of the run.
-        alone: whether there are no other ranks, which would wait for this one.
-        save: saves the run as it is.
-
     Raises:
         Exception: what is wrong with a file.
         Stopped: for a signal, or if a worker has died; all is saved where this process is alone.
