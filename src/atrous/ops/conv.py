@@ -7,6 +7,7 @@ time, and `set_stride_and_dilation` changes them in a layer that another library
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -128,6 +129,13 @@ def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return x.to(dtype), weight.to(dtype)
 
 
+def take_place(layer: nn.Conv2d, native: nn.Conv2d) -> None:
+    """Initialise a layer that stands in for a convolution: with the same parameters, geometry and mode."""
+    nn.Module.__init__(layer)
+    held = vars(native).items()
+    vars(layer).update({key: copy.copy(value) if isinstance(value, dict | set) else value for key, value in held})
+
+
 class PatchConv2d(nn.Conv2d):
     """A convolution with an even kernel at any stride and rate, as in networks that cut their map into patches.
 
@@ -138,16 +146,7 @@ class PatchConv2d(nn.Conv2d):
     """
 
     def __init__(self, native: nn.Conv2d) -> None:
-        with torch.device("meta"):
-            super().__init__(
-                native.in_channels,
-                native.out_channels,
-                _pair(native.kernel_size),
-                _pair(native.stride),
-                groups=native.groups,
-                bias=native.bias is not None,
-            )
-        self.weight, self.bias = native.weight, native.bias
+        take_place(self, native)
         self.native_stride = self.stride
 
     def forward(self, x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atrous.ops.conv import AtrousConv2d, same_padding
+from atrous.ops.conv import AtrousConv2d, same_padding, take_place
 from atrous.ops.conv_kernels import winograd
 from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast, forward_form, is_recorded
 from atrous.ops.conv_kernels.tap_gemm import has_onednn
@@ -75,19 +75,7 @@ class PackedConv2d(AtrousConv2d):
     """
 
     def __init__(self, native: nn.Conv2d, activation: nn.Module | None = None) -> None:
-        with torch.device("meta"):
-            nn.Conv2d.__init__(
-                self,
-                native.in_channels,
-                native.out_channels,
-                native.kernel_size,  # type: ignore[arg-type]
-                native.stride,  # type: ignore[arg-type]
-                native.padding,  # type: ignore[arg-type]
-                native.dilation,  # type: ignore[arg-type]
-                native.groups,
-                native.bias is not None,
-            )
-        self.weight, self.bias = native.weight, native.bias
+        take_place(self, native)
         self.activation = activation or nn.Identity()
         self._layout: tuple[Any, Tensor | Winograd | None] = (None, None)
         self._within: tuple[Any, bool] = (None, False)
