@@ -54,7 +54,7 @@ class AtrousConv2d(nn.Conv2d):
     def over(cls, native: nn.Conv2d) -> AtrousConv2d:
         """Turn a centred convolution of another library into one of this class, in place: the same parameters."""
         rate = native.dilation[0]
-        native.__class__ = cls  # type: ignore[assignment]
+        native.__class__ = cls
         native.padding = (rate * (native.kernel_size[0] // 2),) * 2
         assert isinstance(native, cls)
         return native
@@ -252,13 +252,14 @@ def set_stride_and_dilation(layer: nn.Module, stride: int, rate: int) -> None:
         layer.stride, layer.rate = stride, rate
         return
     assert isinstance(layer, nn.Conv2d | nn.MaxPool2d), type(layer)
-    if not (isinstance(layer, PatchConv2d) or type(layer).__name__.endswith("Same")):
-        height, width = (rate * (side // 2) for side in _pair(layer.kernel_size))
-        layer.padding = (height, width) if isinstance(layer, nn.Conv2d) else height
+    pads_itself = isinstance(layer, PatchConv2d) or type(layer).__name__.endswith("Same")
+    height, width = (rate * (side // 2) for side in _pair(layer.kernel_size))
     if isinstance(layer, nn.Conv2d):
         layer.stride, layer.dilation = (stride, stride), (rate, rate)
+        layer.padding = layer.padding if pads_itself else (height, width)
     else:
         layer.stride, layer.dilation = stride, rate
+        layer.padding = layer.padding if pads_itself else height
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
