@@ -75,7 +75,7 @@ class Skeleton:
                 layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
             put(layers, norm, what_remains(layers.get_submodule(norm)))
         self.layers: Any = layers.to("meta")  # its values would only take memory: all are given at each call
-        self.layers.forward = layers.low_resolution_logits
+        self.layers.forward = layers.low_resolution_logits  # type: ignore[method-assign]
         self.wanted = set(_tensors_of(layers))
 
     def __call__(self, images: Tensor) -> Tensor:
