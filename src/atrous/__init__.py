@@ -7,21 +7,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atrous import models
-    from atrous.data.datasets.dataset import open_dataset
-    from atrous.data.labels import Labels
-    from atrous.data.transforms import Augment
-    from atrous.data.validate import check
-    from atrous.evaluation.evaluate import evaluate
-    from atrous.evaluation.metrics import ConfusionMatrix
-    from atrous.models.deeplab import DeepLabV3
-    from atrous.models.output_stride import Dial
-    from atrous.models.weights import ModelCard, load, save
-    from atrous.prediction.predictor import Predictor
-    from atrous.prediction.segmentation import Segmentation
-    from atrous.training.config import Recipe
-    from atrous.training.loop import train
-    from atrous.training.recipes import load_recipe
+    from atrous import models as models
+    from atrous.data.datasets.dataset import open_dataset as open_dataset
+    from atrous.data.labels import Labels as Labels
+    from atrous.data.transforms import Augment as Augment
+    from atrous.data.validate import check as check
+    from atrous.evaluation.evaluate import evaluate as evaluate
+    from atrous.evaluation.metrics import ConfusionMatrix as ConfusionMatrix
+    from atrous.models.deeplab import DeepLabV3 as DeepLabV3
+    from atrous.models.output_stride import Dial as Dial
+    from atrous.models.weights import ModelCard as ModelCard
+    from atrous.models.weights import load as load
+    from atrous.models.weights import save as save
+    from atrous.prediction.predictor import Predictor as Predictor
+    from atrous.prediction.segmentation import Segmentation as Segmentation
+    from atrous.training.config import Recipe as Recipe
+    from atrous.training.loop import train as train
+    from atrous.training.recipes import load_recipe as load_recipe
 
 __version__ = "0.1.0"
 
@@ -45,25 +47,7 @@ _HOMES = {
     "train": "training.loop",
 }
 
-__all__ = [
-    "Augment",
-    "ConfusionMatrix",
-    "DeepLabV3",
-    "Dial",
-    "Labels",
-    "ModelCard",
-    "Predictor",
-    "Recipe",
-    "Segmentation",
-    "check",
-    "evaluate",
-    "load",
-    "load_recipe",
-    "models",
-    "open_dataset",
-    "save",
-    "train",
-]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

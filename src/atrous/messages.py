@@ -1,4 +1,4 @@
-"""Parts of error messages: the nearest known word, and a list cut short."""
+"""Wording: the nearest known word, a list cut short, a number with its noun, a table of Markdown."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def did_you_mean(word: object, known: Iterable[str], *, otherwise: str = "there 
 def listed(names: Sequence[str], most: int = 3) -> str:
     """The first names, and how many more there are: ``a, b, c and 2 more``."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, the head first, as a table of Markdown."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], ["---"] * len(lines[0]), *lines[1:]))
 
 
 def counted(count: int, one: str, many: str = "") -> str:

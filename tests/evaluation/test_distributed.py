@@ -23,8 +23,8 @@ SAMPLES, BATCH = 37, 5
 STEPS = 3 * SAMPLES // BATCH + 1
 
 
-def places(**options: Any) -> list[tuple[int, int]]:
-    stream = ResumableBatchSampler(SAMPLES, seed=3, **{"batch_size": BATCH, "stop": STEPS, **options})
+def places(start: int = 0, stop: int = STEPS, **options: Any) -> list[tuple[int, int]]:
+    stream = ResumableBatchSampler(SAMPLES, range(start, stop), seed=3, **{"batch_size": BATCH, **options})
     return [place for part in stream for place in part]
 
 
@@ -48,7 +48,7 @@ def test_stopped_again_and_again() -> None:
 @pytest.mark.parametrize(("batch", "size", "parts"), [(6, 1, 2), (6, 2, 1), (6, 3, 2), (12, 2, 3), (4, 2, 2)])
 def test_ranks_and_parts_share_out_the_batch_of_one_process(batch: int, size: int, parts: int) -> None:
     steps = 3 * SAMPLES // batch + 1
-    options = {"seed": 3, "batch_size": batch, "stop": steps}
+    options = {"steps": range(steps), "seed": 3, "batch_size": batch}
     one = list(ResumableBatchSampler(SAMPLES, **options))
     ranks = [list(ResumableBatchSampler(SAMPLES, **options, parts=parts, rank=rank, size=size)) for rank in range(size)]
     assert all(len(part) == batch // size // parts for found in ranks for part in found)
@@ -71,18 +71,18 @@ def test_two_ranks_stopped_at_every_step_lose_nothing() -> None:
 
 
 def test_the_length_is_the_number_of_parts() -> None:
-    stream = ResumableBatchSampler(SAMPLES, seed=0, batch_size=6, parts=3, start=4, stop=10)
+    stream = ResumableBatchSampler(SAMPLES, range(4, 10), seed=0, batch_size=6, parts=3)
     assert len(stream) == 18 == len(list(stream))
 
 
 def test_a_data_set_smaller_than_the_batch() -> None:
-    found = [place for part in ResumableBatchSampler(3, seed=0, batch_size=8, stop=3) for place in part]
+    found = [place for part in ResumableBatchSampler(3, range(3), seed=0, batch_size=8) for place in part]
     assert Counter(found) == {(epoch, index): 1 for epoch in range(8) for index in range(3)}
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
     def orders(seed: int) -> list[tuple[int, ...]]:
-        found = [place for part in ResumableBatchSampler(50, seed=seed, batch_size=50, stop=3) for place in part]
+        found = [place for part in ResumableBatchSampler(50, range(3), seed=seed, batch_size=50) for place in part]
         return [tuple(index for epoch, index in found if epoch == e) for e in range(3)]
 
     assert orders(1) == orders(1)
@@ -92,7 +92,7 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     said = "batch_size is 6, expected a multiple of 2 processes times 2 accumulated parts"
     with pytest.raises(ValueError, match=said):
-        ResumableBatchSampler(10, seed=0, batch_size=6, parts=2, size=2, stop=1)
+        ResumableBatchSampler(10, range(1), seed=0, batch_size=6, parts=2, size=2)
 
 
 def test_a_generator_is_a_function_of_all_its_numbers() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from atrous.models import timm_backbone
 from atrous.models.backbone import Features, mismatch
 from atrous.models.timm_backbone import TimmBackbone
-from atrous.ops.conv import place as set_stride_and_dilation
+from atrous.ops.conv import set_stride_and_dilation
 from shaken import shake
 
 FAMILIES = [

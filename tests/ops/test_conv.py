@@ -1,5 +1,7 @@
 """Atrous convolution against equation 1, and layers placed at any stride and rate."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,9 +9,10 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from atrous.ops import conv
-from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d, atrous_conv2d, place
+from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d, set_stride_and_dilation
 from atrous.ops.conv_kernels import depthwise, dispatch
 from atrous.ops.conv_kernels.space_to_batch import space_to_batch
+from equation_1 import atrous_conv2d
 
 
 def equation_1(x: Tensor, w: Tensor, rate: int) -> Tensor:
@@ -72,9 +75,9 @@ def test_place_changes_no_parameter_and_keeps_the_centre() -> None:
     before = {key: value.clone() for key, value in layer.state_dict().items()}
     x = torch.randn(1, 2, 9, 11)
     strided = layer(x)
-    layer.place(1, 1)
+    set_stride_and_dilation(layer, 1, 1)
     torch.testing.assert_close(layer(x)[..., ::2, ::2], strided)
-    layer.place(1, 4)
+    set_stride_and_dilation(layer, 1, 4)
     assert layer.rate == 4 and layer(x).shape[-2:] == x.shape[-2:]
     assert before.keys() == layer.state_dict().keys()
     assert all(torch.equal(before[key], value) for key, value in layer.state_dict().items())
@@ -91,13 +94,13 @@ def test_even_kernel_is_refused() -> None:
 def test_pool_without_its_stride_holds_the_strided_values(native: nn.AvgPool2d | nn.MaxPool2d) -> None:
     pool, x = AtrousPool2d(native), torch.randn(1, 2, 12, 16)
     assert torch.equal(pool(x), native(x))
-    place(pool, 1, 1)
+    set_stride_and_dilation(pool, 1, 1)
     torch.testing.assert_close(pool(x)[..., ::2, ::2], native(x))
     # On a map made twice as dense, rate 2 sees what rate 1 saw.
     dense = x.repeat_interleave(2, -1).repeat_interleave(2, -2)
-    place(pool, 1, 2)
+    set_stride_and_dilation(pool, 1, 2)
     sparse = AtrousPool2d(native)
-    place(sparse, 1, 1)
+    set_stride_and_dilation(sparse, 1, 1)
     torch.testing.assert_close(pool(dense)[..., ::2, ::2], sparse(x))
 
 
@@ -106,7 +109,7 @@ def test_patch_convolution_without_its_stride_holds_the_strided_values(side: int
     native = nn.Conv2d(2, 3, side, side)
     layer, x = PatchConv2d(native), torch.randn(1, 2, 16, 24)
     assert torch.equal(layer(x), native(x)) and layer.weight is native.weight
-    place(layer, 1, 1)
+    set_stride_and_dilation(layer, 1, 1)
     assert layer(x).shape[-2:] == x.shape[-2:]
     torch.testing.assert_close(layer(x)[..., ::side, ::side], native(x))
 
@@ -114,7 +117,7 @@ def test_patch_convolution_without_its_stride_holds_the_strided_values(side: int
 def test_odd_max_pool_is_placed_as_a_convolution_is() -> None:
     pool, x = nn.MaxPool2d(3, 2, 1), torch.randn(1, 2, 9, 9)
     strided = pool(x)
-    place(pool, 1, 1)
+    set_stride_and_dilation(pool, 1, 1)
     torch.testing.assert_close(pool(x)[..., ::2, ::2], strided)
 
 
@@ -219,7 +222,7 @@ def test_at_stride_1_a_same_padding_one_has_the_forms(
 @pytest.mark.parametrize("size", [(9, 9), (8, 10), (7, 12)])
 def test_same_padding_is_timms(size: tuple[int, int], stride: int) -> None:
     native = Conv2dSame(8, 8, 3, stride=stride)
-    layer = AtrousConv2dSame.over(native)
+    layer = AtrousConv2dSame.over(copy.deepcopy(native))
     x = torch.randn(2, 8, *size)
     torch.testing.assert_close(layer(x), native(x))
     assert layer.state_dict().keys() == native.state_dict().keys()
@@ -235,12 +238,12 @@ def test_a_mean_counts_its_border_as_the_native_pooling_does(
     native = nn.AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad, divisor)
     pool, x = AtrousPool2d(native), torch.rand(2, 3, 17, 21) + 1
     expected = native(x)
-    place(pool, 1, 1)
+    set_stride_and_dilation(pool, 1, 1)
     rows, columns = expected.shape[-2:]
     dense = pool(x)[..., ::stride, ::stride][..., :rows, :columns]
     torch.testing.assert_close(dense, expected[..., : dense.shape[-2], : dense.shape[-1]])
-    place(pool, stride, 2)  # on every second value of a map
+    set_stride_and_dilation(pool, stride, 2)  # on every second value of a map
     sparse = AtrousPool2d(nn.AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad, divisor))
-    place(sparse, 1, 1)
-    place(pool, 1, 2)
+    set_stride_and_dilation(sparse, 1, 1)
+    set_stride_and_dilation(pool, 1, 2)
     torch.testing.assert_close(pool(x)[..., ::2, ::2], sparse(x[..., ::2, ::2].contiguous()))

@@ -14,10 +14,10 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from atrous.ops import packed_conv, trusted
-from atrous.ops.conv import AtrousConv2d
+from atrous.ops.conv import AtrousConv2d, set_stride_and_dilation
 from atrous.ops.conv_kernels import depthwise, dispatch
 from atrous.ops.conv_kernels.space_to_batch import space_to_batch
-from atrous.ops.packed_conv import PackedConv2d, PackedConv2dSame, fuses, holds
+from atrous.ops.packed_conv import PackedConv2d, PackedConv2dSame, begin_pass, fuses, holds
 
 ACTIVATIONS = [nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh]
 LAST = torch.channels_last
@@ -86,7 +86,7 @@ def test_weights_are_laid_out_once_a_size_comes_again_and_anew_when_they_change(
     with torch.inference_mode():
         for _ in range(3):
             close(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1).relu().double())
-    layer.place(1, 2)
+    set_stride_and_dilation(layer, 1, 2)
     with torch.inference_mode():
         for _ in range(3):
             close(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=2, dilation=2).relu().double())
@@ -206,6 +206,12 @@ def test_a_shape_gives_the_same_bytes_whatever_came_before() -> None:
 # NaN and infinity ---------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def sound_pass() -> None:
+    """The layers here have no network around them that begins their pass."""
+    packed_conv._current.plain = False
+
+
 def small_net(activation: type[nn.Module], *, packed: bool) -> nn.Sequential:
     """An image to classes, as in a mobile network; the layers beyond the first know nothing of the image."""
     torch.manual_seed(0)
@@ -217,7 +223,10 @@ def small_net(activation: type[nn.Module], *, packed: bool) -> nn.Sequential:
         (nn.Conv2d(128, 5, 1), nn.Identity()),
     ]
     layers = [PackedConv2d(conv, act) if packed else nn.Sequential(conv, act) for conv, act in convs]
-    return nn.Sequential(*layers).requires_grad_(False).to(memory_format=LAST).eval()
+    net = nn.Sequential(*layers).requires_grad_(False).to(memory_format=LAST).eval()
+    if packed:
+        net.register_forward_pre_hook(begin_pass)
+    return net
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import hashlib, sys, threading
 import torch
@@ -45,6 +47,7 @@ done.set()
 """
 
 
+@pytest.mark.integration
 def test_two_processes_one_of_them_under_load() -> None:
     command = [sys.executable, "-c", PROGRAM]
     processes = [subprocess.Popen([*command, load], stdout=subprocess.PIPE, text=True) for load in ("0", "1")]

@@ -8,11 +8,9 @@ from torch import Tensor
 
 from atrous.data.resize import shrunk, viewing_factor
 from atrous.ops.resize import (
-    cross_entropy_sum,
     downsample_labels,
     feature_count,
     grid_size,
-    label_weight,
     pad_image,
     resize,
     upsample,
@@ -97,30 +95,6 @@ def test_downsampled_labels_are_those_under_the_features() -> None:
     assert small.shape == (1, 3, 3)
     assert torch.equal(small[0, :2, :2], labels[0, ::16, ::16])
     assert small[0, 2].eq(255).all() and small[0, :, 2].eq(255).all()
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("upsampled", [False, True])
-def test_loss_is_the_mean_over_valid_pixels(upsampled: bool, weighted: bool) -> None:
-    logits, labels = torch.randn(2, 5, 3, 4), torch.randint(0, 5, (2, 33, 40))
-    labels[:, :7] = 255
-    weights = torch.tensor([0.5, 1.0, 2.0, 0.1, 3.0]) if weighted else None
-    found = cross_entropy_sum(logits, labels.byte(), 16, upsampled=upsampled, class_weights=weights)
-    found = found / label_weight(labels.byte(), 16, upsampled=upsampled, class_weights=weights)
-    if upsampled:
-        large = F.interpolate(logits, (33, 49), mode="bilinear", align_corners=True)[..., :40]
-        expected = F.cross_entropy(large, labels, weights, ignore_index=255)
-    else:
-        expected = F.cross_entropy(logits[..., :3], labels[:, ::16, ::16], weights, ignore_index=255)
-    torch.testing.assert_close(found.float(), expected)
-
-
-def test_no_valid_pixel_is_no_loss_and_no_gradient() -> None:
-    logits = torch.randn(1, 5, 3, 3, requires_grad=True)
-    labels = torch.full((1, 33, 33), 255)
-    loss = cross_entropy_sum(logits, labels, 16)
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert loss == 0 and logits.grad is not None and logits.grad.eq(0).all() and label_weight(labels, 16) == 0
 
 
 @pytest.mark.parametrize(

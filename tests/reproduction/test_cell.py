@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,25 +11,16 @@ from pathlib import Path
 import pytest
 
 from atrous.evaluation.evaluate import Setting
-from atrous.reproduction.cell import ERROR, Job, do
+from atrous.reproduction.cell import ERROR, OUTPUT, do, start
 from atrous.reproduction.plan import Training
 from atrous.training.config import Recipe, override
-
-
-def started(training: Training) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "atrous.reproduction.cell"]
-    cell = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0)
-    assert cell.stdin
-    cell.stdin.write(Job(training, "cpu", 0).to_json().encode() + b"\n")
-    cell.stdin.flush()
-    return cell
 
 
 def test_a_job_trains_and_evaluates(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
     recipe = override(tiny, {"iterations": 2, "val_every": 2})
     settings = (Setting(8), Setting(16, (1.0,), True))
     training = Training("run", recipe, str(tiny_data), tmp_path / "run", settings)
-    do(Job(training, "cpu", 0))
+    do(training, "cpu", 0)
     assert training.state == "finished" and not (tmp_path / "run" / "checkpoints").exists()
     result = json.loads(training.result(settings[1]).read_text())
     assert result["images"] == 4 and result["flip"] and result["split"] == "val" and 0 <= result["miou"] <= 1
@@ -41,17 +30,17 @@ def test_only_what_is_missing_is_evaluated(tiny: Recipe, tiny_data: Path, tmp_pa
     training = Training(
         "run", override(tiny, {"iterations": 2, "val_every": 2}), str(tiny_data), tmp_path / "run", (Setting(8),)
     )
-    do(Job(training, "cpu", 0))
+    do(training, "cpu", 0)
     before = training.result(Setting(8)).stat().st_mtime_ns
     more = replace(training, settings=(Setting(8), Setting(16)))
-    do(Job(more, "cpu", 0))
+    do(more, "cpu", 0)
     assert more.state == "finished" and training.result(Setting(8)).stat().st_mtime_ns == before
 
 
 def test_a_failure_is_the_last_line_that_it_prints(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
-    cell = started(Training("f", override(tiny, {"train_split": "nosuch"}), str(tiny_data), tmp_path / "f"))
-    assert cell.wait() == 1 and cell.stderr
-    last = cell.stderr.read().decode().splitlines()[-1]
+    training = Training("f", override(tiny, {"train_split": "nosuch"}), str(tiny_data), tmp_path / "f")
+    assert start(training, "cpu", 0, {}).wait() == 1
+    last = (tmp_path / "f" / OUTPUT).read_text().splitlines()[-1]
     assert last.startswith(f"{ERROR}ValueError: ") and "no split 'nosuch'" in last
 
 
@@ -61,7 +50,7 @@ def test_it_ends_by_a_signal_or_with_its_parent(signalled: str, tiny: Recipe, ti
     training = Training(
         "run", override(tiny, {"iterations": 10**6, "val_split": None}), str(tiny_data), run, (Setting(16),)
     )
-    cell = started(training)
+    cell = start(training, "cpu", 0, {})
     while not (run / "log.csv").exists():
         assert cell.poll() is None
         time.sleep(0.05)

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from atrous.reproduction import pool as pool_module
-from atrous.reproduction.cell import Job
+from atrous.reproduction.cell import OUTPUT
 from atrous.reproduction.plan import Options, Training
-from atrous.reproduction.pool import OUTPUT, Pool, environments, gpus, progress
+from atrous.reproduction.pool import Pool, environments, gpus, progress
 
 DIES = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 FAILS = "import sys; print('a traceback'); print('error: ValueError: why'); sys.exit(1)"
@@ -39,10 +39,11 @@ class Recorder:
         self.events: list[tuple[str, str]] = []
         monkeypatch.setattr(pool_module, "start", self.start)
 
-    def start(self, job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        job.training.run.mkdir(parents=True, exist_ok=True)
-        with open(job.training.run / OUTPUT, "ab") as output:
-            line = [sys.executable, "-S", "-c", self.code.get(job.training.name, "")]
+    def start(self, training: Training, *options: Any) -> subprocess.Popen[bytes]:
+        environment: Mapping[str, str] = options[-1]
+        training.run.mkdir(parents=True, exist_ok=True)
+        with open(training.run / OUTPUT, "ab") as output:
+            line = [sys.executable, "-S", "-c", self.code.get(training.name, "")]
             return subprocess.Popen(line, stdout=output, env={**os.environ, **environment}, process_group=0)
 
     def run(self, parallel: int = 1, variables: list[dict[str, str]] | None = None, **more: Any) -> Pool:

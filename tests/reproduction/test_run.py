@@ -20,7 +20,8 @@ from atrous.cli.parser import main
 from atrous.models.weights import load, save
 from atrous.reproduction import estimate
 from atrous.reproduction import pool as pool_module
-from atrous.reproduction.cell import Job, do
+from atrous.reproduction.cell import do
+from atrous.reproduction.plan import Training
 
 SMALL = ["--backbone", "timm/lcnet_050", "--iterations", "8", "-j", "0", "--device", "cpu"]
 SETTINGS = ["weights=null", "save_every=1", "aspp_rates=[1]", "crop=33", "batch_size=4"]
@@ -55,6 +56,7 @@ def child_of(parent: int) -> int:
     return int(child)
 
 
+@pytest.mark.integration
 def test_tiny_is_killed_in_the_middle_goes_on_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     process = started(command("table-10", out))
@@ -112,15 +114,15 @@ def test_ctrl_c_stops_cleanly_says_what_is_left_and_the_same_command_goes_on(tmp
     assert "going on at step" in (run / "output.txt").read_text()
 
 
-def in_this_process(monkeypatch: pytest.MonkeyPatch, cell: Callable[[Job], None]) -> None:
+def in_this_process(monkeypatch: pytest.MonkeyPatch, cell: Callable[[Training, str | None, int], None]) -> None:
     """A cell is a call here, and its process only prints its error."""
 
-    def start(job: Job, environment: Any) -> subprocess.Popen[bytes]:
-        job.training.run.mkdir(parents=True, exist_ok=True)
+    def start(training: Training, device: str | None, workers: int, _: Any) -> subprocess.Popen[bytes]:
+        training.run.mkdir(parents=True, exist_ok=True)
         try:
-            cell(job)
+            cell(training, device, workers)
         except Exception as error:
-            (job.training.run / "output.txt").write_text(f"error: {type(error).__name__}: {error}\n")
+            (training.run / "output.txt").write_text(f"error: {type(error).__name__}: {error}\n")
             return subprocess.Popen(["false"])
         return subprocess.Popen(["true"])
 
@@ -128,8 +130,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, cell: Callable[[Job], None]
     monkeypatch.setattr(estimate, "probed_speed", lambda recipe, device: 1e9)
 
 
-def pretended(job: Job) -> None:
-    training = job.training
+def pretended(training: Training, *_: Any) -> None:
     assert training.recipe
     if training.recipe.model.output_stride == 16:
         raise FloatingPointError("the loss is nan at step 3")
@@ -159,11 +160,11 @@ def test_several_tables_train_what_they_share_once(
 ) -> None:
     ran: list[str] = []
 
-    def noted(job: Job) -> None:
-        ran.append(job.training.name)
-        for setting in job.training.settings:
-            job.training.result(setting).parent.mkdir(parents=True, exist_ok=True)
-            job.training.result(setting).write_text(json.dumps({"miou": 0.5}))
+    def noted(training: Training, *_: Any) -> None:
+        ran.append(training.name)
+        for setting in training.settings:
+            training.result(setting).parent.mkdir(parents=True, exist_ok=True)
+            training.result(setting).write_text(json.dumps({"miou": 0.5}))
 
     in_this_process(monkeypatch, noted)
     words = command("table-9", tmp_path, "--json", "--parallel", "3")

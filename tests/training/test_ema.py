@@ -32,7 +32,7 @@ def test_it_is_the_recursion_with_a_decay_that_rises(decay: float) -> None:
         keep = min(decay, (1 + step) / (10 + step))
         for key, value in model.state_dict().items():
             expected[key] = keep * expected[key] + (1 - keep) * value.double()
-    found = average.state_dict()
+    found = average.model.state_dict()
     for key in (key for key in expected if key != "1.num_batches_tracked"):
         torch.testing.assert_close(found[key].double(), expected[key], rtol=1e-5, atol=1e-5)
     assert found["1.num_batches_tracked"] == model.state_dict()["1.num_batches_tracked"] == 29
@@ -47,18 +47,18 @@ def test_the_first_weights_are_soon_forgotten() -> None:
         model[0].weight.fill_(1.0)
     for step in range(1, 100):
         average.update(model, step)
-    assert average.state_dict()["0.weight"].max() < 1.01
+    assert average.model.state_dict()["0.weight"].max() < 1.01
 
 
 def test_it_neither_trains_nor_follows_by_itself() -> None:
     model = network().train()
     average = ExponentialMovingAverage(model, 0.9)
-    before = copy.deepcopy(average.state_dict())
+    before = copy.deepcopy(average.model.state_dict())
     wander(model)
     assert not average.model.training and model.training
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert all(torch.equal(before[key], value) for key, value in average.state_dict().items())
+    assert all(torch.equal(before[key], value) for key, value in average.model.state_dict().items())
 
 
 def test_it_is_saved_and_restored() -> None:

@@ -68,7 +68,7 @@ def test_a_run_leaves_all_that_it_promises(trained: Path, tiny_data: Path) -> No
 
 
 def test_a_tiny_data_set_is_overfitted(tmp_path: Path, make_data: Callable[..., Path]) -> None:
-    data = make_data(tmp_path / "data", {"train": 4}, sizes=[(64, 64)])
+    data = make_data(tmp_path / "data", {"train": 2}, sizes=[(64, 64)])
     recipe = override(
         Recipe(),
         {
@@ -82,7 +82,7 @@ def test_a_tiny_data_set_is_overfitted(tmp_path: Path, make_data: Callable[..., 
             "scales": (1.0, 1.0),
             "flip": 0.0,
             "output_stride": 4,
-            "batch_size": 4,
+            "batch_size": 2,
             "iterations": 32,
             "optimizer": "adamw",
             "lr": 0.002,

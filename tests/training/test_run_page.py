@@ -116,7 +116,7 @@ def page(trained: Path, tiny_data: Path, tiny: Recipe, tmp_path: Path) -> tuple[
     names = ("ground", "<b>red</b>", "green, 'x'", "été")
     labels = replace(val.labels, names=names)
     presence = np.array([[True, True, False, False], [True, False, False, True]])
-    shown = RunPage.of(tmp_path, tiny, "data", labels, presence, val, "two\nlines & more")
+    shown = RunPage(tmp_path, tiny, "data", labels, presence, val, "two\nlines & more")
     return shown, evaluate(model, val, worst=3)
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from atrous.training.confusion import Mistake
 from atrous.training.log_file import Log
-from atrous.training.verdict import Outcome, advice, next_commands, verdict
+from atrous.training.verdict import Mistake, Outcome, advice, next_commands, verdict
 
 
 def outcome(**changes: object) -> Outcome:

@@ -160,11 +160,10 @@ class ResumableBatchSampler:
 
     Args:
         samples: in the data set.
+        steps: to be taken.
         seed: of the run.
         batch_size: of one step over all processes.
         parts: that a process cuts its share into.
-        start: first step.
-        stop: step to end before.
         rank: of this process.
         size: processes in all.
 
@@ -174,30 +173,21 @@ class ResumableBatchSampler:
 
     def __init__(
         self,
-        samples: int,
-        *,
-        seed: int,
-        batch_size: int,
-        parts: int = 1,
-        start: int = 0,
-        stop: int,
-        rank: int = 0,
-        size: int = 1,
-    ) -> None:
+        samples: int, steps: range, *, seed: int, batch_size: int, parts: int = 1, rank: int = 0, size: int = 1,
+    ) -> None:  # fmt: skip
         if batch_size % (size * parts):
             raise ValueError(
                 f"batch_size is {batch_size}, expected a multiple of {size} processes times {parts} accumulated parts"
             )
-        self.samples, self.seed = samples, seed
-        self.batch_size, self.share = batch_size, batch_size // size // parts
-        self.parts, self.start, self.stop, self.rank, self.size = parts, start, stop, rank, size
+        self.samples, self.steps, self.seed, self.batch_size = samples, steps, seed, batch_size
+        self.parts, self.share, self.rank = parts, batch_size // size // parts, rank
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.parts
+        return len(self.steps) * self.parts
 
     def __iter__(self) -> Iterator[list[EpochIndex]]:
         epoch, order = -1, torch.empty(0)
-        for step in range(self.start, self.stop):
+        for step in self.steps:
             for part in range(self.parts):
                 first = step * self.batch_size + (self.rank * self.parts + part) * self.share
                 places = []

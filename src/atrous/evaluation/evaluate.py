@@ -121,18 +121,11 @@ class Evaluation:
 
 
 def evaluate(
-    model: DeepLabV3,
-    dataset: SegmentationDataset,
-    *,
-    output_stride: int | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    pad_to: int | None = None,
-    names: Sequence[str] | None = None,
-    worst: int = 0,
-    ctx: DistributedContext | None = None,
+    model: DeepLabV3, dataset: SegmentationDataset, *, output_stride: int | None = None,
+    scales: Sequence[float] = (1.0,), flip: bool = False, pad_to: int | None = None,
+    names: Sequence[str] | None = None, worst: int = 0, ctx: DistributedContext | None = None,
     progress: Callable[[int], None] = lambda done: None,
-) -> Evaluation:
+) -> Evaluation:  # fmt: skip
     """Count one confusion matrix over a data set, at the size of each image.
 
     Args:
@@ -167,16 +160,10 @@ def evaluate(
 
 
 def evaluate_settings(
-    model: DeepLabV3,
-    dataset: SegmentationDataset,
-    settings: Sequence[Setting],
-    predict: Callable[[Tensor], Iterable[tuple[int, Tensor, float]]],
-    *,
-    names: Sequence[str] | None = None,
-    worst: int = 0,
-    ctx: DistributedContext | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-) -> list[Evaluation]:
+    model: DeepLabV3, dataset: SegmentationDataset, settings: Sequence[Setting],
+    predict: Callable[[Tensor], Iterable[tuple[int, Tensor, float]]], *, names: Sequence[str] | None = None,
+    worst: int = 0, ctx: DistributedContext | None = None, progress: Callable[[int], None] = lambda done: None,
+) -> list[Evaluation]:  # fmt: skip
     """Go over a data set once and count a confusion matrix for each of several settings.
 
     Args:
@@ -198,12 +185,12 @@ def evaluate_settings(
         check_reachable(setting.output_stride, model.backbone.reachable, model.backbone.name)
     rank, size = (ctx.rank, ctx.size) if ctx else (0, 1)
     matrices = [ConfusionMatrix(model.num_classes, ignore=dataset.labels.ignore) for _ in settings]
-    seconds, examples = [0.0] * len(settings), [Worst(worst) for _ in settings]
+    seconds, examples = [0.0] * len(settings), [list[Example]() for _ in settings]
     for done, index in enumerate(range(rank, len(dataset), size), 1):
         sample = dataset[index]
         for i, mask, took in predict(sample.image):
             counts = matrices[i].update(mask.cpu(), sample.mask)
-            examples[i].add(index, counts, mask)
+            _keep_worst(examples[i], worst, index, counts, mask)
             seconds[i] += took
         progress(done)
     for matrix in matrices:
@@ -211,61 +198,40 @@ def evaluate_settings(
     return [
         Evaluation(
             matrix.scores(dataset.labels.names), len(dataset), spent, setting.output_stride, setting.scales,
-            setting.flip, model.longest_side, setting.pad_to, matrix.counts, kept.examples,
+            setting.flip, model.longest_side, setting.pad_to, matrix.counts, tuple(kept),
         )
         for matrix, spent, setting, kept in zip(matrices, seconds, settings, examples, strict=True)
     ]  # fmt: skip
 
 
-class Worst:
-    """The images of the lowest IoU so far, at most `count`."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.examples: tuple[Example, ...] = ()
-
-    def add(self, index: int, counts: Tensor, mask: Tensor) -> None:
-        """Note an image: its index, its confusion matrix and its predicted mask."""
-        if not self.count:
-            return
-        iou = image_iou(counts)
-        if iou == iou and (len(self.examples) < self.count or iou < self.examples[-1].iou):
-            example = Example(index, iou, mask.cpu())
-            self.examples = tuple(sorted((*self.examples, example), key=lambda one: (one.iou, one.index)))[: self.count]
+def _keep_worst(kept: list[Example], most: int, index: int, counts: Tensor, mask: Tensor) -> None:
+    """Note an image, by its confusion matrix, if it is among the `most` of the lowest IoU so far."""
+    iou = image_iou(counts) if most else float("nan")
+    if iou == iou and (len(kept) < most or iou < kept[-1].iou):
+        kept.append(Example(index, iou, mask.cpu()))
+        kept.sort(key=lambda one: (one.iou, one.index))
+        del kept[most:]
 
 
 @torch.inference_mode()
 def predict_classes(
-    model: DeepLabV3,
-    images: Tensor,
-    *,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    pad_to: int | None = None,
+    model: DeepLabV3, images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False, pad_to: int | None = None
 ) -> Tensor:
     """The class of every pixel, B,H,W uint8, or int32 for more than 256 classes.
 
     Arguments and errors are those of `predict_probabilities`.
     """
-    check_scales(scales)
-    size, preprocess = (images.shape[-2], images.shape[-1]), Preprocessor(model, pad_to=pad_to)
-    views = run_passes(model, preprocess, images, scales, flip)
-    return classes_of(views, size, model.output_stride)
+    views = run_passes(model, Preprocessor(model, pad_to=pad_to), images, scales, flip)
+    return classes_of(views, (images.shape[-2], images.shape[-1]), model.output_stride)
 
 
 @torch.inference_mode()
 def predict_with_confidence(
-    model: DeepLabV3,
-    images: Tensor,
-    *,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    pad_to: int | None = None,
+    model: DeepLabV3, images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False, pad_to: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """`predict_classes`, and the probability of that class at every pixel, B,H,W float32."""
-    check_scales(scales)
-    size, preprocess = (images.shape[-2], images.shape[-1]), Preprocessor(model, pad_to=pad_to)
-    views = run_passes(model, preprocess, images, scales, flip)
+    size = (images.shape[-2], images.shape[-1])
+    views = run_passes(model, Preprocessor(model, pad_to=pad_to), images, scales, flip)
     classes = classes_of(views, size, model.output_stride)
     return classes, confidence_of(views, size, model.output_stride, classes)
 
@@ -280,14 +246,9 @@ def classes_of(views: Sequence[View], size: tuple[int, int], output_stride: int)
 
 @torch.inference_mode()
 def predict_probabilities(
-    model: DeepLabV3,
-    images: Tensor,
-    *,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    pad_to: int | None = None,
-    fit: bool = True,
-) -> Tensor:
+    model: DeepLabV3, images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False,
+    pad_to: int | None = None, fit: bool = True,
+) -> Tensor:  # fmt: skip
     """Mean of the probabilities over scales and flips (section 4.2, "Inference strategy").
 
     Args:
@@ -304,7 +265,6 @@ def predict_probabilities(
     Raises:
         ValueError: if there is no scale, or one is beyond `SCALE_LIMITS`.
     """
-    check_scales(scales)
     views = run_passes(model, Preprocessor(model, fit=fit, pad_to=pad_to), images, scales, flip)
     return mean_probabilities(views, (images.shape[-2], images.shape[-1]), model.output_stride)
 
@@ -313,6 +273,7 @@ def run_passes(
     model: DeepLabV3, preprocess: Preprocessor, images: Tensor, scales: Sequence[float], flip: bool
 ) -> list[View]:
     """Low-resolution logits at each scale and, with `flip`, of the flipped image."""
+    check_scales(scales)
     view, flips = preprocess.views(images, max(scales)), (False, True) if flip else (False,)
     return [run_pass(model, preprocess, view, scale, flipped) for scale in scales for flipped in flips]
 

@@ -28,6 +28,7 @@ from atrous.evaluation.evaluate import (
     run_pass,
 )
 from atrous.evaluation.preprocessor import Preprocessor
+from atrous.messages import markdown_table
 from atrous.models.deeplab import DeepLabV3
 from atrous.ops.tiled_upsample import class_dtype
 from atrous.ops.tta import mean_probabilities
@@ -50,13 +51,9 @@ def rungs(finest: int = 8, scales: Sequence[float] = PAPER_SCALES, pad_to: int |
 
 
 def ladder(
-    model: DeepLabV3,
-    dataset: SegmentationDataset,
-    rows: Sequence[Setting],
-    *,
-    names: Sequence[str] | None = None,
+    model: DeepLabV3, dataset: SegmentationDataset, rows: Sequence[Setting], *, names: Sequence[str] | None = None,
     progress: Callable[[int], None] = lambda done: None,
-) -> list[Evaluation]:
+) -> list[Evaluation]:  # fmt: skip
     """Evaluate a model at several settings in one pass over a data set.
 
     Args:
@@ -125,8 +122,7 @@ def _predict_chain(
 def markdown(evaluations: Sequence[Evaluation]) -> str:
     """The rows in the form of Table 4."""
     strides = sorted({row.output_stride for row in evaluations}, reverse=True)
-    head = [*(f"OS={stride}" for stride in strides), "MS", "Flip", "mIOU", "seconds an image"]
-    lines = [head, ["---"] * len(head)]
+    lines = [[*(f"OS={stride}" for stride in strides), "MS", "Flip", "mIOU", "seconds an image"]]
     for row in evaluations:
         ticks = Setting(row.output_stride, row.scales, row.flip).ticks
         strides_ticked = ["✓" if stride == row.output_stride else "" for stride in strides]
@@ -134,4 +130,4 @@ def markdown(evaluations: Sequence[Evaluation]) -> str:
         lines.append([*strides_ticked, *ticks.values(), f"{100 * row.scores.miou:.2f}", f"{spent:.3g}"])
     scales = next((row.scales for row in evaluations if len(row.scales) > 1), None)
     note = f"\n\nMS: scales {', '.join(f'{scale:g}' for scale in scales)}." if scales else ""
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + note + "\n"
+    return markdown_table(lines) + note + "\n"

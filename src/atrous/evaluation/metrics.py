@@ -60,13 +60,10 @@ class ConfusionMatrix:
         union = true + predicted - hit
         present = true > 0
         return Scores(
-            names=tuple(names),
-            iou=tuple((hit / union).tolist()),
-            accuracy=tuple((hit / true).tolist()),
-            miou=_mean((hit / union)[union > 0]),
-            mean_accuracy=_mean((hit / true)[present]),
+            names=tuple(names), iou=tuple((hit / union).tolist()), accuracy=tuple((hit / true).tolist()),
+            miou=_mean((hit / union)[union > 0]), mean_accuracy=_mean((hit / true)[present]),
             pixel_accuracy=float(hit.sum() / true.sum()) if true.sum() else float("nan"),
-        )
+        )  # fmt: skip
 
 
 LEAST_UNION = 0.005

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook as has_global_hook
-from torch.nn.utils.parametrize import is_parametrized
 
 from atrous.models.batch_norm import BatchNorm
 from atrous.models.output_stride import Dial
-from atrous.ops.conv import AtrousConv2d, parallel
-from atrous.ops.conv import place as set_stride_and_dilation
+from atrous.ops.conv import AtrousConv2d, parallel, set_stride_and_dilation
 from atrous.ops.conv_kernels.tap_gemm import order
 
 FILTERS = 256
@@ -58,16 +55,9 @@ class ASPP(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        rates: Sequence[int] = (6, 12, 18),
-        *,
-        pointwise: bool = True,
-        image_pooling: bool = True,
-        filters: int = FILTERS,
-        projection: int = 1,
-        output_stride: int = 16,
-    ) -> None:
+        self, channels: int, rates: Sequence[int] = (6, 12, 18), *, pointwise: bool = True,
+        image_pooling: bool = True, filters: int = FILTERS, projection: int = 1, output_stride: int = 16,
+    ) -> None:  # fmt: skip
         super().__init__()
         if any(not isinstance(rate, int) or rate < 1 for rate in rates):
             raise ValueError(f"aspp_rates is {tuple(rates)}, expected whole numbers of at least 1")
@@ -101,23 +91,7 @@ class ASPP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """B,C,h,w float to B,filters,h,w."""
         maps = [] if self.pointwise is None else [self.pointwise(x)]
-        maps += self._atrous_maps(x)
+        maps += parallel(x, list(self.atrous))
         maps += [] if self.image_pooling is None else [self.image_pooling(x)]
         y: Tensor = self.project(torch.cat(maps, 1))
         return y
-
-    def _atrous_maps(self, x: Tensor) -> list[Tensor]:
-        """The maps of the 3×3 branches. Their convolutions are computed together, since they read the same map."""
-        branches = [branch for branch in self.atrous if isinstance(branch, nn.Sequential)]
-        convolutions = [branch[0] for branch in branches if type(branch[0]) is AtrousConv2d]
-        together = len(convolutions) == len(self.atrous) and all(map(runs_forward_alone, (*branches, *convolutions)))
-        if not convolutions or not together or has_global_hook():  # type: ignore[no-untyped-call]  # a hook, pruning or another kind of layer: call the modules
-            return [branch(x) for branch in self.atrous]
-        return [branch[1:](y) for branch, y in zip(branches, parallel(x, convolutions), strict=True)]
-
-
-def runs_forward_alone(module: nn.Module) -> bool:
-    """Whether calling a module does what its class's ``forward`` does: no hooks, no pruning, no parametrization."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    changed = "forward" in module.__dict__ or module._compiled_call_impl is not None or is_parametrized(module)
-    return not (any(hooks) or changed)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,7 +12,7 @@ from atrous.models.aspp import ASPP, FILTERS, conv_bn_relu
 from atrous.models.backbone import Backbone
 from atrous.models.batch_norm import FreezableBatchNorm
 from atrous.models.imagenet import imagenet
-from atrous.models.inference import inference_form
+from atrous.models.pretrained import Pretrained
 from atrous.models.resnet import UNITS, ResNet, StrideIn
 from atrous.models.timm_backbone import TimmBackbone
 from atrous.ops.resize import Upsampling, pad_image, upsample
@@ -22,7 +20,7 @@ from atrous.ops.resize import Upsampling, pad_image, upsample
 Head = Literal["aspp", "cascade"]
 
 
-class DeepLabV3(FreezableBatchNorm):
+class DeepLabV3(FreezableBatchNorm, Pretrained):
     """DeepLabv3 with every mechanism of the paper.
 
     Args:
@@ -136,10 +134,8 @@ class DeepLabV3(FreezableBatchNorm):
         Raises:
             ValueError: if `images` is not B,3,H,W float.
         """
-        logits = self.low_resolution_logits(images)
-        return upsample(
-            logits, (images.shape[-2], images.shape[-1]), self.output_stride, self.upsampling
-        )  # section 4.1
+        size = (images.shape[-2], images.shape[-1])
+        return upsample(self.low_resolution_logits(images), size, self.output_stride, self.upsampling)  # section 4.1
 
     def low_resolution_logits(self, images: Tensor) -> Tensor:
         """Logits before upsampling, B,K,h,w float; on the grid, feature ``j`` is on pixel ``output_stride * j``.
@@ -179,37 +175,6 @@ class DeepLabV3(FreezableBatchNorm):
     def std(self) -> tuple[float, float, float]:
         """Standard deviation of each colour, white being 1, that images are normalised with."""
         return self.backbone.std
-
-    def for_inference(self, *, dtype: torch.dtype | None = None, compile: bool | str = False) -> DeepLabV3:
-        """A copy for inference alone: batch norm folded into the convolutions, ``channels_last``.
-
-        Args:
-            dtype: of weights and activations. None is the fastest that the machine has: bfloat16 on a CPU with
-                AVX512-BF16 or AMX and on a GPU from Ampere on, float16 on an older GPU, float32 elsewhere.
-            compile: by ``torch.compile``, at the first images of a size and output stride: True for its own backend,
-                which on a CPU needs a C++ compiler, or a backend's name. Meant for GPUs; on a CPU our own convolutions,
-                which are then left out, are faster.
-
-        Returns:
-            A model that takes and gives float32, whatever `dtype`, with this one's logits up to rounding in `dtype`;
-            its `output_stride` can be set.
-        """
-        return inference_form(self, dtype, compile=compile)
-
-    def save_pretrained(self, folder: str | Path, card: Any = None, *, half: bool = True) -> None:
-        """Write weights and a README for the Hugging Face hub into a folder; see `atrous.models.publish`."""
-        import_module("atrous.models.publish").save_pretrained(self, folder, card, half=half)  # which imports this
-
-    def push_to_hub(self, name: str, card: Any = None, *, private: bool = False, half: bool = True) -> str:
-        """Upload to ``user/name`` on the Hugging Face hub; gives ``user/name@commit``. See `atrous.models.publish`."""
-        said: str = import_module("atrous.models.publish").push_to_hub(self, name, card, private=private, half=half)
-        return said
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, *, output_stride: int | None = None) -> DeepLabV3:
-        """The model in a folder, or ``user/name`` on the Hugging Face hub; its `card` is kept. See `atrous.load`."""
-        model: DeepLabV3 = import_module("atrous.models.weights").load(source, output_stride=output_stride)[0]
-        return model
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that ImageNet does not know: the head's and the classifier's."""

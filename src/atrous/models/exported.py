@@ -435,7 +435,7 @@ class ExportedDeepLabV3(DeepLabV3):
             raise ValueError(f"{self.runtime.path} gave {tuple(logits.shape)}, expected logits of {expected}")
         return logits.to(images.device)
 
-    def for_inference(self, *, dtype: torch.dtype | None = None, compile: bool | str = False) -> DeepLabV3:
+    def for_inference(self, *, dtype: torch.dtype | None = None, compile: bool | str = False) -> Self:
         """The model as it is: a runtime has its own number format."""
         del dtype, compile
         return self

@@ -17,9 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from atrous.models.activation_checkpointing import set_checkpointing
-from atrous.models.aspp import runs_forward_alone
 from atrous.models.resnet import Basic, Bottleneck, ResNet, Unit
-from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame
+from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, runs_forward_alone
 from atrous.ops.packed_conv import DTYPES, PackedConv2d, PackedConv2dSame, begin_pass, fuses, holds
 
 _PROBE = 65
@@ -165,12 +164,7 @@ def what_remains(norm: nn.Module) -> nn.Module:
 
 
 def pack(model: nn.Module, pairs: dict[str, str]) -> None:
-    """Replace every plain convolution by a `PackedConv2d` with the activation that follows it, in place.
-
-    Args:
-        model: with batch norm folded.
-        pairs: path of each folded batch norm to that of its convolution.
-    """
+    """Replace every plain convolution by a `PackedConv2d` with the activation that follows it, in place."""
     after = {conv: norm for norm, conv in pairs.items()}
     for path, module in list(model.named_modules()):
         if isinstance(module, ResNet) and all(map(runs_forward_alone, module.modules())):
@@ -263,10 +257,6 @@ def with_output_stride(model: Model, output_stride: int) -> Model:
     """A copy at another output stride that shares the model's parameters and buffers; the model stays as it is.
 
     It costs little memory, and lets threads that share a model predict at different output strides.
-
-    Args:
-        model: a `DeepLabV3`, or its inference form.
-        output_stride: of the copy.
 
     Raises:
         ValueError: if the model cannot reach it.

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, mismatch
 from atrous.models.output_stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
-from atrous.ops.conv import AtrousConv2d
-from atrous.ops.conv import place as set_stride_and_dilation
+from atrous.ops.conv import AtrousConv2d, set_stride_and_dilation
 
 StrideIn = Literal["first", "last"]
 
@@ -41,9 +40,16 @@ class Unit(nn.Module):
         """Atrous rate of the unit's last 3×3 convolution: the rate in the paper's sense."""
         return self.conv2.rate
 
-    def set_stride_and_dilation(self, stride: int, entry_rate: int, rate: int) -> None:
+    def set_stride_and_rates(self, stride: int, entry_rate: int, rate: int) -> None:
         """Set the unit's stride, the rate of the 3×3 convolution that carries it, and the rate of one after that."""
-        raise NotImplementedError
+        first, *others = (conv for conv in (self.conv1, self.conv2) if conv.kernel_size == (3, 3))
+        set_stride_and_dilation(first, stride, entry_rate)
+        for conv in others:
+            set_stride_and_dilation(conv, 1, rate)
+        if isinstance(self.downsample, AverageShortcut):
+            self.downsample.stride = stride
+        elif self.downsample is not None:
+            set_stride_and_dilation(self.downsample[0], stride, 1)
 
     def shortcut(self, x: Tensor, stride: int) -> Tensor:
         """The input at the size of the output: projected, or subsampled as it is."""
@@ -67,11 +73,6 @@ class Basic(Unit):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _projection(channels, width, average)
 
-    def set_stride_and_dilation(self, stride: int, entry_rate: int, rate: int) -> None:  # noqa: D102
-        set_stride_and_dilation(self.conv1, stride, entry_rate)
-        set_stride_and_dilation(self.conv2, 1, rate)
-        _set_stride(self.downsample, stride)
-
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         y: Tensor = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
@@ -94,11 +95,6 @@ class Bottleneck(Unit):
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _projection(channels, width * self.expansion, average)
-
-    def set_stride_and_dilation(self, stride: int, entry_rate: int, rate: int) -> None:  # noqa: D102
-        del rate  # its only 3×3 convolution carries the stride
-        set_stride_and_dilation(self.conv2, stride, entry_rate)
-        _set_stride(self.downsample, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         y: Tensor = self.relu(self.bn1(self.conv1(x)))
@@ -138,17 +134,10 @@ class ResNet(Backbone):
     """
 
     def __init__(
-        self,
-        depth: int,
-        *,
-        stride_in: StrideIn = "last",
-        consistent_rates: bool = False,
-        multi_grid: Sequence[int] | None = None,
-        last_block: int = 4,
-        stem: Sequence[int] = (),
-        average_shortcut: bool = False,
-        output_stride: int = 16,
-    ) -> None:
+        self, depth: int, *, stride_in: StrideIn = "last", consistent_rates: bool = False,
+        multi_grid: Sequence[int] | None = None, last_block: int = 4, stem: Sequence[int] = (),
+        average_shortcut: bool = False, output_stride: int = 16,
+    ) -> None:  # fmt: skip
         super().__init__()
         if depth not in UNITS:
             raise ValueError(f"there is no ResNet-{depth}; there are {', '.join(map(str, UNITS))}")
@@ -203,7 +192,7 @@ class ResNet(Backbone):
             stride, entry_rate = dial.stride_and_rate(reads, writes)
             if not in_last and not (self.consistent_rates and set(unit_rates) == {1}):
                 entry_rate = dial.rate(writes)  # one rate for all units of a block, as in the paper
-            unit.set_stride_and_dilation(stride, entry_rate * unit_rate, dial.rate(writes) * unit_rate)
+            unit.set_stride_and_rates(stride, entry_rate * unit_rate, dial.rate(writes) * unit_rate)
         return native_out
 
     def block(self, number: int) -> list[Unit]:
@@ -276,10 +265,3 @@ def _projection(channels: int, out_channels: int, average: bool) -> nn.Sequentia
         return None
     kind = AverageShortcut if average else nn.Sequential
     return kind(AtrousConv2d(channels, out_channels, 1), nn.BatchNorm2d(out_channels))
-
-
-def _set_stride(projection: nn.Sequential | None, stride: int) -> None:
-    if isinstance(projection, AverageShortcut):
-        projection.stride = stride
-    elif projection is not None:
-        set_stride_and_dilation(projection[0], stride, 1)

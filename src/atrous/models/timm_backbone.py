@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, mismatch
 from atrous.models.output_stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
-from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d
-from atrous.ops.conv import place as set_stride_and_dilation
+from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d, set_stride_and_dilation
 
 UNNAMED: dict[str, tuple[str, dict[str, Any]]] = {
     "mobilenet_edgetpu_075": ("mobilenet_edgetpu_100", {"channel_multiplier": 0.75}),
@@ -53,14 +52,9 @@ class TimmBackbone(Backbone):
     """
 
     def __init__(
-        self,
-        name: str,
-        *,
-        multi_grid: Sequence[int] | None = None,
-        last_block: int = 4,
-        output_stride: int = 16,
+        self, name: str, *, multi_grid: Sequence[int] | None = None, last_block: int = 4, output_stride: int = 16,
         consistent_rates: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.name = f"timm/{name}"
         self.last_block = last_block

@@ -2,17 +2,19 @@
 
 ``y[i] = sum_k x[i + r * k] * w[k]``: the filter is applied to every ``r``-th value of its input, so that the same
 weights see a wider field on a denser map. `AtrousConv2d` is ``nn.Conv2d`` whose stride and rate can be changed at any
-time. `place` changes them in a layer that another library built. `atrous_conv2d` spells out the equation, and is the
-reference of the tests.
+time, and `set_stride_and_dilation` changes them in a layer that another library built.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook as has_global_hook
+from torch.nn.utils.parametrize import is_parametrized
 
 from atrous.ops.conv_kernels.depthwise import gains_by_wide_gradients, wide_gradients
 from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast, is_recorded
@@ -38,45 +40,24 @@ class AtrousConv2d(nn.Conv2d):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        *,
-        stride: int = 1,
-        rate: int = 1,
-        groups: int = 1,
-        bias: bool = False,
-    ) -> None:
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, rate: int = 1,
+        groups: int = 1, bias: bool = False,
+    ) -> None:  # fmt: skip
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}, expected an odd number")
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=rate * (kernel_size // 2),
-            dilation=rate,
-            groups=groups,
-            bias=bias,
-        )
+            in_channels, out_channels, kernel_size, stride=stride, padding=rate * (kernel_size // 2), dilation=rate,
+            groups=groups, bias=bias,
+        )  # fmt: skip
 
     @classmethod
     def over(cls, native: nn.Conv2d) -> AtrousConv2d:
-        """A stand-in for a centred convolution of another library, with its parameters."""
-        side, stride, rate = native.kernel_size[0], native.stride[0], native.dilation[0]
-        with torch.device("meta"):
-            layer = cls(
-                native.in_channels,
-                native.out_channels,
-                side,
-                stride=stride,
-                rate=rate,
-                groups=native.groups,
-                bias=native.bias is not None,
-            )
-        layer.weight, layer.bias = native.weight, native.bias
-        return layer.train(native.training)
+        """Turn a centred convolution of another library into one of this class, in place: the same parameters."""
+        rate = native.dilation[0]
+        native.__class__ = cls
+        native.padding = (rate * (native.kernel_size[0] // 2),) * 2
+        assert isinstance(native, cls)
+        return native
 
     @property
     def rate(self) -> int:
@@ -104,10 +85,6 @@ class AtrousConv2d(nn.Conv2d):
                 y = wide_gradients(inputs, weight, self.stride, padding, self.dilation)
                 return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
         return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
-
-    def place(self, stride: int, rate: int) -> None:
-        """Give this layer another stride and atrous rate; its parameters stay as they are."""
-        place(self, stride, rate)
 
 
 class AtrousConv2dSame(AtrousConv2d):
@@ -152,6 +129,13 @@ def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return x.to(dtype), weight.to(dtype)
 
 
+def take_place(layer: nn.Conv2d, native: nn.Conv2d) -> None:
+    """Initialise a layer that stands in for a convolution: with the same parameters, geometry and mode."""
+    nn.Module.__init__(layer)
+    held = vars(native).items()
+    vars(layer).update({key: copy.copy(value) if isinstance(value, dict | set) else value for key, value in held})
+
+
 class PatchConv2d(nn.Conv2d):
     """A convolution with an even kernel at any stride and rate, as in networks that cut their map into patches.
 
@@ -162,16 +146,7 @@ class PatchConv2d(nn.Conv2d):
     """
 
     def __init__(self, native: nn.Conv2d) -> None:
-        with torch.device("meta"):
-            super().__init__(
-                native.in_channels,
-                native.out_channels,
-                _pair(native.kernel_size),
-                _pair(native.stride),
-                groups=native.groups,
-                bias=native.bias is not None,
-            )
-        self.weight, self.bias = native.weight, native.bias
+        take_place(self, native)
         self.native_stride = self.stride
 
     def forward(self, x: Tensor) -> Tensor:
@@ -234,11 +209,24 @@ class AtrousPool2d(nn.Module):
         )
 
 
-def parallel(x: Tensor, layers: Sequence[AtrousConv2d]) -> list[Tensor]:
-    """Several atrous convolutions of one map, as in ASPP, in one call: B,C,H,W float to B,K,H,W each."""
-    if any(type(layer) is not AtrousConv2d for layer in layers):  # one with a forward of its own
-        return [layer(x) for layer in layers]
-    return _together(x, layers)
+def parallel(x: Tensor, branches: Sequence[nn.Module]) -> list[Tensor]:
+    """Branches that read one map, as in ASPP, each of which begins with an `AtrousConv2d`: B,C,H,W float to a list.
+
+    Their convolutions are computed together. With a hook, pruning or another kind of layer the branches are called.
+    """
+    sequences = [branch for branch in branches if isinstance(branch, nn.Sequential)]
+    convolutions = [branch[0] for branch in sequences if type(branch[0]) is AtrousConv2d]
+    together = len(convolutions) == len(branches) and all(map(runs_forward_alone, (*sequences, *convolutions)))
+    if not convolutions or not together or has_global_hook():  # type: ignore[no-untyped-call]
+        return [branch(x) for branch in branches]
+    return [branch[1:](y) for branch, y in zip(sequences, _together(x, convolutions), strict=True)]
+
+
+def runs_forward_alone(module: nn.Module) -> bool:
+    """Whether calling a module does what its class's ``forward`` does: no hooks, no pruning, no parametrization."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    changed = "forward" in module.__dict__ or module._compiled_call_impl is not None or is_parametrized(module)
+    return not (any(hooks) or changed)
 
 
 def _together(x: Tensor, layers: Sequence[AtrousConv2d]) -> list[Tensor]:
@@ -249,7 +237,7 @@ def _together(x: Tensor, layers: Sequence[AtrousConv2d]) -> list[Tensor]:
     ]
 
 
-def place(layer: nn.Module, stride: int, rate: int) -> None:
+def set_stride_and_dilation(layer: nn.Module, stride: int, rate: int) -> None:
     """Give a convolution or pooling layer another stride and atrous rate, in place.
 
     The padding follows, so that the layer stays centred. One that pads for itself in its forward (`PatchConv2d`,
@@ -260,41 +248,18 @@ def place(layer: nn.Module, stride: int, rate: int) -> None:
         stride: the new stride, the same in both directions.
         rate: the new atrous rate.
     """
-    pads_itself = isinstance(layer, PatchConv2d) or type(layer).__name__.endswith("Same")
     if isinstance(layer, AtrousPool2d):
         layer.stride, layer.rate = stride, rate
         return
     assert isinstance(layer, nn.Conv2d | nn.MaxPool2d), type(layer)
-    height, width = _pair(layer.kernel_size)
+    pads_itself = isinstance(layer, PatchConv2d) or type(layer).__name__.endswith("Same")
+    height, width = (rate * (side // 2) for side in _pair(layer.kernel_size))
     if isinstance(layer, nn.Conv2d):
         layer.stride, layer.dilation = (stride, stride), (rate, rate)
-        layer.padding = layer.padding if pads_itself else (rate * (height // 2), rate * (width // 2))
+        layer.padding = layer.padding if pads_itself else (height, width)
     else:
         layer.stride, layer.dilation = stride, rate
-        layer.padding = layer.padding if pads_itself else rate * (height // 2)
-
-
-def atrous_conv2d(x: Tensor, weight: Tensor, rate: int, stride: int = 1) -> Tensor:
-    """Equation 1, term by term, with zeros outside of the map: the reference, not meant to be fast.
-
-    Args:
-        x: B,C,H,W float.
-        weight: K,C,h,w float, h and w odd.
-        rate: atrous rate ``r``.
-        stride: keep every `stride`-th output.
-
-    Returns:
-        B,K,ceil(H/stride),ceil(W/stride) float.
-    """
-    height, width = x.shape[-2:]
-    reach_y, reach_x = rate * (weight.shape[-2] // 2), rate * (weight.shape[-1] // 2)
-    padded = F.pad(x, (reach_x, reach_x, reach_y, reach_y))
-    y = x.new_zeros(x.shape[0], weight.shape[0], height, width)
-    for i in range(weight.shape[-2]):
-        for j in range(weight.shape[-1]):
-            shifted = padded[..., i * rate : i * rate + height, j * rate : j * rate + width]
-            y = y + torch.einsum("bchw,kc->bkhw", shifted, weight[:, :, i, j])
-    return y[..., ::stride, ::stride]
+        layer.padding = layer.padding if pads_itself else height
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:

@@ -9,9 +9,9 @@ and where gradients are wanted or PyTorch traces, the layer computes the same wi
     y = layer(x)                    # relu(conv(x))
     y = layer(x, shortcut)          # relu(conv(x) + shortcut)
 
-oneDNN's ReLU gives 0 for NaN. So that NaN and infinity reach the logits as in the plain network, the first layer looks
-at the image, each layer once at its weights; from the first one that is not within `LARGEST`, the rest of the network
-runs with PyTorch's usual operators.
+oneDNN's ReLU gives 0 for NaN. So that NaN and infinity reach the logits as in the plain network, a network looks at its
+image (`begin_pass`), and each layer once at its weights; from the first that is not within `LARGEST`, the rest of the
+network runs with PyTorch's usual operators.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atrous.ops.conv import AtrousConv2d, same_padding
+from atrous.ops.conv import AtrousConv2d, same_padding, take_place
 from atrous.ops.conv_kernels import winograd
 from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast, forward_form, is_recorded
 from atrous.ops.conv_kernels.tap_gemm import has_onednn
@@ -47,9 +47,6 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
 
 AFTER_ADDITION = (nn.Identity, nn.ReLU)
 """Those that every version of PyTorch takes after an addition."""
-
-IMAGE_CHANNELS = 3
-"""Channels by which a network's first layer is told."""
 
 LARGEST = 1e9
 """Of images and weights: below it no sum in a network overflows, above it nothing is an image."""
@@ -78,19 +75,7 @@ class PackedConv2d(AtrousConv2d):
     """
 
     def __init__(self, native: nn.Conv2d, activation: nn.Module | None = None) -> None:
-        with torch.device("meta"):
-            nn.Conv2d.__init__(
-                self,
-                native.in_channels,
-                native.out_channels,
-                native.kernel_size,  # type: ignore[arg-type]
-                native.stride,  # type: ignore[arg-type]
-                native.padding,  # type: ignore[arg-type]
-                native.dilation,  # type: ignore[arg-type]
-                native.groups,
-                native.bias is not None,
-            )
-        self.weight, self.bias = native.weight, native.bias
+        take_place(self, native)
         self.activation = activation or nn.Identity()
         self._layout: tuple[Any, Tensor | Winograd | None] = (None, None)
         self._within: tuple[Any, bool] = (None, False)
@@ -106,7 +91,7 @@ class PackedConv2d(AtrousConv2d):
         """
         x, padding = self._padded(x)
         assert not isinstance(padding, str)
-        if not self._fuses(x, other) or self._runs_plain(x) or self._has_faster_form(x, padding):
+        if not self._fuses(x, other) or self._runs_plain() or self._has_faster_form(x, padding):
             return self._plain(x, other, padding)
         weight = self._laid_out(x, padding)
         if isinstance(weight, Winograd) and not winograd.is_tame(x):
@@ -132,10 +117,8 @@ class PackedConv2d(AtrousConv2d):
             return False
         return fuses(x.dtype, type(self.activation), other is not None)
 
-    def _runs_plain(self, x: Tensor) -> bool:
-        """Whether this forward pass, begun by `begin_pass` or the first layer, has met numbers not within `LARGEST`."""
-        if self.in_channels == IMAGE_CHANNELS:
-            _current.plain = not _is_within(x)
+    def _runs_plain(self) -> bool:
+        """Whether this forward pass, begun by `begin_pass`, has met numbers not within `LARGEST`."""
         state = self._weights_state()
         if self._within[0] != state:
             self._within = (state, _is_within(self.weight) and (self.bias is None or _is_within(self.bias)))
@@ -208,16 +191,9 @@ def holds(activation: nn.Module) -> bool:
 
 
 def fused_convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    padding: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-    activation: type[nn.Module],
-    into: Tensor | None = None,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...], stride: tuple[int, ...],
+    dilation: tuple[int, ...], groups: int, activation: type[nn.Module], into: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Convolution and activation by oneDNN; with `into`, the sum with it is activated, and written there."""
     name, scalars = ACTIVATIONS[activation]
     geometry = (padding, stride, dilation, groups)

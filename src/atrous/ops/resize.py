@@ -1,4 +1,4 @@
-"""Padding to the grid, upsampling of logits, and the plain loss (section 4.1, "Upsampling logits").
+"""Padding to the grid, upsampling of logits and downsampling of labels (section 4.1, "Upsampling logits").
 
 One convention holds everywhere: **feature ``j`` sits on pixel ``output_stride * j``**. That is where the centred,
 strided convolutions of the backbone put it, and why the paper crops 513 = 16 * 32 + 1 pixels: the first and the last
@@ -107,54 +107,21 @@ def downsample_labels(labels: Tensor, output_stride: int, ignore: int = IGNORE) 
     return F.pad(labels, (0, right, 0, below), value=ignore)[..., ::output_stride, ::output_stride]
 
 
-def cross_entropy_sum(
-    logits: Tensor,
-    labels: Tensor,
-    output_stride: int,
-    *,
-    upsampled: bool = True,
-    class_weights: Tensor | None = None,
-    ignore: int = IGNORE,
-) -> Tensor:
-    """Cross-entropy summed over the valid pixels; divided by `label_weight` it is their mean.
+def label_weight(labels: Tensor, class_weights: Tensor | None = None, ignore: int = IGNORE) -> Tensor:
+    """Number of valid pixels, each times the weight of its class: the divisor of a summed cross-entropy.
 
     The two are separate so that both can be summed over accumulated parts and processes before the division: the
     gradient is then that of the whole batch, wherever its valid pixels are.
 
     Args:
-        logits: B,K,h,w float at `output_stride`.
         labels: B,H,W int, class ids or `ignore`.
-        output_stride: pixels from one feature to the next.
-        upsampled: upsample the logits (section 4.1), or downsample the labels (Table 8, without UL).
         class_weights: K float, or None for ones.
         ignore: the label that does not count.
 
     Returns:
-        A scalar float32. Without a valid pixel it is 0, and its gradient too.
-    """
-    if upsampled:
-        logits = upsample(logits, (labels.shape[-2], labels.shape[-1]), output_stride)
-    else:
-        labels = downsample_labels(labels, output_stride, ignore)
-    return F.cross_entropy(logits.float(), labels.long(), class_weights, ignore_index=ignore, reduction="sum")
-
-
-def label_weight(
-    labels: Tensor,
-    output_stride: int,
-    *,
-    upsampled: bool = True,
-    class_weights: Tensor | None = None,
-    ignore: int = IGNORE,
-) -> Tensor:
-    """Number of valid pixels, each times the weight of its class: the divisor of `cross_entropy_sum`.
-
-    The arguments are those of `cross_entropy_sum`; the logits are not needed. Scalar float64, exact for any count;
-    float32 on MPS, which has no float64.
+        Scalar float64, exact for any count; float32 on MPS, which has no float64.
     """
     exact = torch.float32 if labels.device.type == "mps" else torch.float64
-    if not upsampled:
-        labels = downsample_labels(labels, output_stride, ignore)
     counted = labels != ignore
     if class_weights is None:
         return counted.sum(dtype=exact)

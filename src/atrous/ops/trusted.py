@@ -73,19 +73,18 @@ def library_only() -> bool:
     return setting == "library"
 
 
-def trusted(kernel: str, trial: Trial, device: torch.device, dtype: torch.dtype, *case: object) -> bool:
+def trusted(kernel: str, trial: Trial, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a kernel may be used: it has passed its trial on this device, in this dtype, in this process.
 
     Args:
         kernel: its name, for the warning.
-        trial: what to run; called at most once for each `kernel`, `device`, `dtype` and `case`.
+        trial: what to run; called at most once for each `kernel`, `device` and `dtype`.
         device: that it will run on.
         dtype: of its input.
-        case: what else makes it another kernel.
     """
     if library_only():
         return False
-    key = (kernel, device, dtype, *case)
+    key = (kernel, device, dtype)
     if key not in _RESULTS:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return False  # a trial waits for the device, which a capture does not allow

@@ -1,6 +1,6 @@
 """Cross-entropy and argmax of upsampled logits, without full-resolution logits (section 4.1, "Upsampling logits").
 
-`upsampled_cross_entropy_sum` is ``cross_entropy_sum(..., upsampled=True)`` of `resize`, and `upsampled_argmax` is
+`upsampled_cross_entropy_sum` is ``F.cross_entropy(upsample(...), labels, reduction="sum")``, and `upsampled_argmax` is
 ``upsample(...).argmax(1)``. Both upsample the logits tile by tile, a tile being some rows of pixels that stay in the
 cache. What makes them fast is that bilinear upsampling by an integer factor is a product with two small constant
 matrices, one for rows and one for columns:
@@ -15,7 +15,7 @@ On CUDA the loss is one Triton kernel instead (`upsampled_loss_triton`): on an H
 PyTorch's operators at output stride 16, where the tiles take 1.7 times as long. Where Triton is missing, or a kernel
 fails its trial (`atrous.ops.trusted`), the loss is PyTorch's.
 
-    loss = upsampled_cross_entropy_sum(logits, labels, output_stride=16) / label_weight(labels, 16)
+    loss = upsampled_cross_entropy_sum(logits, labels, output_stride=16) / label_weight(labels)
 """
 
 from __future__ import annotations
@@ -39,15 +39,11 @@ SMALLEST_SUM = 2.0**-90
 
 
 def upsampled_cross_entropy_sum(
-    logits: Tensor,
-    labels: Tensor,
-    output_stride: int,
-    class_weights: Tensor | None = None,
-    ignore: int = IGNORE,
+    logits: Tensor, labels: Tensor, output_stride: int, class_weights: Tensor | None = None, ignore: int = IGNORE
 ) -> Tensor:
     """Cross-entropy of bilinearly upsampled logits, summed over the valid pixels (section 4.1, "Upsampling logits").
 
-    Equals `atrous.ops.resize.cross_entropy_sum` with ``upsampled=True``. Extra memory is of the order of `logits`.
+    Extra memory is of the order of `logits`.
     The gradient can be taken once: there is no second derivative.
 
     Args:
@@ -165,12 +161,7 @@ def _by_library(logits: Tensor, labels: Tensor, stride: int, class_weights: Tens
 
 @torch.library.custom_op("atrous::upsampled_cross_entropy", mutates_args=())
 def _cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    class_weights: Tensor | None,
-    output_stride: int,
-    ignore: int,
-    with_gradient: bool,
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None, output_stride: int, ignore: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """The loss and, `with_gradient`, its gradient in the shape of the logits; empty otherwise."""
     return _by_kernel(logits, labels, class_weights, output_stride, ignore, with_gradient)
@@ -290,12 +281,7 @@ class _CrossEntropy:
 
 @_cross_entropy.register_fake
 def _(
-    logits: Tensor,
-    labels: Tensor,
-    class_weights: Tensor | None,
-    output_stride: int,
-    ignore: int,
-    with_gradient: bool,
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None, output_stride: int, ignore: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(logits)
     gradient = torch.empty_like(logits if with_gradient else logits.new_empty(0), dtype=dtype)

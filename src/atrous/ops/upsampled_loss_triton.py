@@ -28,12 +28,7 @@ SHARE = 8
 
 
 def cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    class_weights: Tensor | None,
-    output_stride: int,
-    ignore: int,
-    with_gradient: bool,
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None, output_stride: int, ignore: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """Loss and gradient for `atrous.ops.upsampled_loss.upsampled_cross_entropy_sum`, which checks the shapes.
 
@@ -81,38 +76,13 @@ def _meta(classes: int, stride: int, step: int) -> dict[str, Any]:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _cells(  # type: ignore[no-untyped-def]
-    logits,
-    labels,
-    weights,
-    gradient,
-    losses,
-    wrong,
-    K,
-    h,
-    w,
-    H,
-    W,
-    logits_b,
-    logits_k,
-    logits_y,
-    logits_x,
-    labels_b,
-    labels_y,
-    labels_x,
-    gradient_b,
-    gradient_k,
-    gradient_y,
-    gradient_x,
-    row,
-    column,
-    cell_rows,
-    cell_columns,
-    ignore,
-    S: tl.constexpr,
-    STEP: tl.constexpr,
-    KP: tl.constexpr,
-    P: tl.constexpr,
-):
+    logits, labels, weights, gradient, losses, wrong,
+    K, h, w, H, W,
+    logits_b, logits_k, logits_y, logits_x, labels_b, labels_y, labels_x,
+    gradient_b, gradient_k, gradient_y, gradient_x,
+    row, column, cell_rows, cell_columns, ignore,
+    S: tl.constexpr, STEP: tl.constexpr, KP: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
     cell = tl.program_id(0)
     i = (cell // cell_columns) % cell_rows * STEP + row
     j = cell % cell_columns * STEP + column

@@ -6,7 +6,7 @@ FLOPs are counted on the meta device. The speed is that of finished trainings, o
 from __future__ import annotations
 
 import csv
-import json
+import pickle
 import subprocess
 import sys
 import time
@@ -24,7 +24,12 @@ from atrous.training import checkpoint
 from atrous.training.config import ModelConfig, Recipe, override
 from atrous.training.stages import finished
 from atrous.training.state import State, build_model
-from atrous.yaml_io import parse_yaml
+
+_PROBE = """
+import pickle, sys
+from atrous.reproduction.estimate import speed_of_step
+print(speed_of_step(*pickle.load(sys.stdin.buffer)))
+"""
 
 
 def seconds_left(trainings: Iterable[Training], device: str | None) -> dict[str, float]:
@@ -106,19 +111,12 @@ def probed_speed(recipe: Recipe, device: str | None) -> float:
     Raises:
         RuntimeError: if the step fails, with its last line.
     """
-    code = "from atrous.reproduction.estimate import main; main()"
-    job = json.dumps([recipe.to_yaml(), device]).encode()
-    process = subprocess.run([sys.executable, "-c", code], input=job, capture_output=True, check=False)
+    job = pickle.dumps((recipe, device))
+    process = subprocess.run([sys.executable, "-c", _PROBE], input=job, capture_output=True, check=False)
     if process.returncode:
         lines = process.stderr.decode(errors="replace").splitlines()
         raise RuntimeError(lines[-1] if lines else f"a trial step ended with status {process.returncode}")
     return float(process.stdout.split()[-1])
-
-
-def main() -> None:
-    """Print the speed of the step of the recipe on standard input."""
-    text, device = json.load(sys.stdin)
-    print(speed_of_step(override(Recipe(), parse_yaml(text)), device))
 
 
 def speed_of_step(recipe: Recipe, device: str | None) -> float:

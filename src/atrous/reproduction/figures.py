@@ -21,6 +21,7 @@ from atrous.data.sampling import open_splits
 from atrous.evaluation.distributed import pick_device
 from atrous.evaluation.evaluate import Setting, in_eval_mode, predict_classes
 from atrous.evaluation.metrics import ConfusionMatrix
+from atrous.messages import markdown_table
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.weights import load
 from atrous.reproduction.plan import Plan
@@ -38,12 +39,7 @@ SEARCHED = 50
 
 
 def valid_weights(rate: int, side: int = MAP_SIDE) -> dict[int, Fraction]:
-    """Share of a map's positions at which 1, 2, 3, 4, 6 or 9 weights of a 3×3 filter fall on it (Figure 4), exactly.
-
-    Args:
-        rate: atrous rate.
-        side: of the square map.
-    """
+    """Share of a map's positions at which 1, 2, 3, 4, 6 or 9 weights of a 3×3 filter fall on it (Figure 4), exactly."""
     reached = [sum(0 <= position + step * rate < side for step in (-1, 0, 1)) for position in range(side)]
     shares = {count: Fraction(reached.count(count), side) for count in (1, 2, 3)}
     valid = dict.fromkeys(COUNTS, Fraction(0))
@@ -66,12 +62,11 @@ def figure_4_csv(rates: Sequence[int] = range(1, 101)) -> str:
 
 def figure_4_markdown(rates: Sequence[int] = (1, 6, 12, 18, 24, 32, 36, 48, 60, 64)) -> str:
     """The curves at some rates, ASPP's among them."""
-    lines = [["rate", *(f"{count} valid" for count in COUNTS)], ["---"] * (1 + len(COUNTS))]
+    lines = [["rate", *(f"{count} valid" for count in COUNTS)]]
     lines += [[str(rate), *(f"{float(share):.3f}" for share in valid_weights(rate).values())] for rate in rates]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return (
         f"# Figure 4. Valid weights of a 3×3 filter on a {MAP_SIDE}×{MAP_SIDE} map\n\n"
-        f"Share of the positions at which so many of the 9 weights fall on the map.\n\n{table}\n"
+        f"Share of the positions at which so many of the 9 weights fall on the map.\n\n{markdown_table(lines)}\n"
     )
 
 
@@ -149,14 +144,7 @@ def images_with_most(dataset: SegmentationDataset, classes: Sequence[str], count
 def picture_grid(
     models: dict[str, DeepLabV3], dataset: SegmentationDataset, indices: Sequence[int], setting: Setting
 ) -> Image.Image:
-    """Rows of photo, ground truth and the prediction of each model.
-
-    Args:
-        models: by caption.
-        dataset: of the photos.
-        indices: of the photos.
-        setting: of the predictions.
-    """
+    """Rows of photo, ground truth and the prediction of each model."""
     rows = [_row(models, dataset, index, setting) for index in indices]
     width = max(row[0].shape[1] for row in rows)
     captions = ["photo", "ground truth", *models]

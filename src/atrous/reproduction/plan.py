@@ -171,11 +171,6 @@ def pooled(plans: Iterable[Plan]) -> dict[str, Training]:
 def plan(what: str, options: Options, *, dry: bool = False) -> Plan:
     """What a table needs.
 
-    Args:
-        what: a key of `GRIDS`.
-        options: of the command.
-        dry: do without data where none are given.
-
     Raises:
         ValueError: if an option does not go with the table or the data.
         FileNotFoundError: if the data are not there.

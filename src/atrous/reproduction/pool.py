@@ -15,10 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from atrous.reproduction.cell import ERROR, Job
+from atrous.reproduction.cell import ERROR, OUTPUT, start
 from atrous.reproduction.plan import Options, Training
-
-OUTPUT = "output.txt"
 
 
 class Pool:
@@ -33,13 +31,9 @@ class Pool:
     """
 
     def __init__(
-        self,
-        trainings: Mapping[str, Training],
-        environments: Sequence[Mapping[str, str]],
-        options: Options,
-        event: Callable[[str, Training, str], None],
-        tick: Callable[[str], None],
-    ) -> None:
+        self, trainings: Mapping[str, Training], environments: Sequence[Mapping[str, str]], options: Options,
+        event: Callable[[str, Training, str], None], tick: Callable[[str], None],
+    ) -> None:  # fmt: skip
         self.waiting, self.free = dict(trainings), list(environments)
         self.options, self.event, self.tick = options, event, tick
         self.running: dict[str, tuple[Training, Mapping[str, str], subprocess.Popen[bytes]]] = {}
@@ -65,8 +59,7 @@ class Pool:
                 del self.waiting[name]
                 environment = self.free.pop(0)
                 self.event("begins", training, "")
-                job = Job(training, self.options.device, self.options.workers)
-                process = start(job, environment)
+                process = start(training, self.options.device, self.options.workers, environment)
                 self.running[name] = training, environment, process
                 if self.stopped:  # the signal came while it started, and did not reach it
                     process.send_signal(signal.SIGINT)
@@ -110,23 +103,6 @@ class Pool:
                 signal.signal(number, handler)
 
 
-def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """The process of a cell, in a process group of its own, so that Ctrl-C reaches it once, by way of the pool."""
-    run = job.training.run
-    run.mkdir(parents=True, exist_ok=True)
-    with open(run / OUTPUT, "ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "atrous.reproduction.cell"],
-            stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
-            env={**os.environ, **environment}, process_group=0,
-        )  # fmt: skip
-    assert process.stdin
-    with contextlib.suppress(BrokenPipeError):  # it died before it read
-        process.stdin.write(job.to_json().encode() + b"\n")
-        process.stdin.flush()  # stays open: its end tells the process that we are gone
-    return process
-
-
 def _reason(training: Training, status: int) -> str:
     if status < 0:
         return f"its process died (signal {-status}); see {training.run / OUTPUT}"
@@ -152,11 +128,9 @@ def environments(options: Options, trainings: Mapping[str, Training]) -> list[di
     count = options.parallel or len(devices)
     if any(training.replicas for training in trainings.values()):  # they share out the machine by themselves
         return [{}]
-    threads = (
-        {}
-        if count == 1 or "OMP_NUM_THREADS" in os.environ
-        else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
-    )
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+    if count == 1 or "OMP_NUM_THREADS" in os.environ:
+        threads = {}
     shown = [{} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu} for gpu in devices]
     return [{**threads, **shown[i % len(shown)]} for i in range(count)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from atrous.atomic import written_whole
+from atrous.messages import markdown_table
 from atrous.reproduction.estimate import training_seconds
 from atrous.reproduction.plan import Plan, Training, read_result
 from atrous.reproduction.specs import Cell, recipe_of
@@ -122,13 +124,11 @@ def order_line(plan: Plan, order: Order) -> str:
 
 def markdown(plan: Plan, rows: Sequence[Row], order: Order) -> str:
     """The whole page."""
-    lines = table(plan, rows)
-    text = "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], ["---"] * len(lines[0]), *lines[1:]))
     commands = "\n".join(command for training in plan.trainings.values() for command in commands_of(training))
     parts = [
         f"# {plan.what.replace('-', ' ').capitalize()}. {plan.grid.title}",
         "\n".join(f"- {note}" for note in (*plan.notes, _scale(plan))),
-        text,
+        markdown_table(table(plan, rows)),
         "mIoU in percent." + (f" {order_line(plan, order)}" if _has_paper(plan) else ""),
         *([_reversed(order)] if order.reversed and plan.grid.ordered else []),
         *([f"Left: {'; '.join(plan.cells_of(name) for name in plan.left)}."] if plan.left else []),
@@ -246,9 +246,7 @@ def _nearest(recipe: Recipe) -> tuple[str, dict[str, Any]]:
 
 
 def _yaml(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return str(list(value)).replace("'", "") if isinstance(value, tuple) else str(value)
+    return value if isinstance(value, str) else json.dumps(value).replace('"', "")
 
 
 def csv_text(plan: Plan, rows: Sequence[Row]) -> str:

@@ -20,9 +20,10 @@ from typing import Any
 from atrous.atomic import write_text
 from atrous.messages import did_you_mean
 from atrous.reproduction import figures, report
+from atrous.reproduction.cell import OUTPUT
 from atrous.reproduction.estimate import seconds_left
 from atrous.reproduction.plan import Options, Plan, Training, plan, pooled
-from atrous.reproduction.pool import OUTPUT, Pool, environments, gpus
+from atrous.reproduction.pool import Pool, environments, gpus
 from atrous.reproduction.specs import GRIDS, PRESETS
 from atrous.training.interrupts import Stopped
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from typing import Any, Literal
 
 from atrous.evaluation.evaluate import PAPER_SCALES, Setting
@@ -152,116 +151,77 @@ def _ladder(
     )
 
 
-def _table_1() -> tuple[Cell, ...]:
-    paper = {8: 75.18, 16: 73.88, 32: 70.06, 64: 59.99, 128: 42.34, 256: 20.29}
-    return tuple(
-        Cell({"output_stride": str(stride)}, value, {**_CASCADE, "output_stride": stride}, depth=50)
-        for stride, value in paper.items()
-    )
-
-
-def _table_2() -> tuple[Cell, ...]:
-    paper = {50: (64.81, 72.14, 74.29, 73.88), 101: (68.39, 73.21, 75.34, 75.76)}
-    return tuple(
-        Cell(
-            {"Network": f"ResNet-{depth}", "last block": f"block{block}"},
-            paper[depth][block - 4],
-            {**_CASCADE, "last_block": block},
-            depth=depth,
-        )
-        for depth, block in product(paper, range(4, 8))
-    )
-
-
-def _table_3() -> tuple[Cell, ...]:
-    paper = {
+_TABLE_1 = tuple(
+    Cell({"output_stride": str(stride)}, value, {**_CASCADE, "output_stride": stride}, depth=50)
+    for stride, value in {8: 75.18, 16: 73.88, 32: 70.06, 64: 59.99, 128: 42.34, 256: 20.29}.items()
+)
+_TABLE_2 = tuple(
+    Cell({"Network": f"ResNet-{depth}", "last block": f"block{i}"}, value, {**_CASCADE, "last_block": i}, depth=depth)
+    for depth, values in {50: (64.81, 72.14, 74.29, 73.88), 101: (68.39, 73.21, 75.34, 75.76)}.items()
+    for i, value in enumerate(values, 4)
+)
+_TABLE_3 = tuple(
+    Cell({"Multi-Grid": str(grid), "last block": f"block{i}"}, value, {**_CASCADE, "last_block": i, "multi_grid": grid})
+    for grid, values in {
         (1, 1, 1): (68.39, 73.21, 75.34, 75.76),
         (1, 2, 1): (70.23, 75.67, 76.09, 76.66),
         (1, 2, 3): (73.14, 75.78, 75.96, 76.11),
         (1, 2, 4): (73.45, 75.74, 75.85, 76.02),
         (2, 2, 2): (71.45, 74.30, 74.70, 74.62),
-    }
-    return tuple(
-        Cell(
-            {"Multi-Grid": str(grid), "last block": f"block{block}"},
-            paper[grid][block - 4],
-            {**_CASCADE, "last_block": block, "multi_grid": grid},
-        )
-        for grid, block in product(paper, range(4, 8))
+    }.items()
+    for i, value in enumerate(values, 4)
+)
+_TABLE_5 = tuple(
+    Cell(
+        {"Multi-Grid": str(grid), "ASPP": str(rates), "Image Pooling": _TICK[pooling]}, value,
+        {**_ASPP, "multi_grid": grid, "aspp_rates": rates, "image_pooling": pooling},
     )
-
-
-def _table_5() -> tuple[Cell, ...]:
-    rows = (
+    for grid, rates, pooling, value in (
         ((1, 1, 1), (6, 12, 18), False, 75.36),
         ((1, 2, 1), (6, 12, 18), False, 75.93),
         ((1, 2, 4), (6, 12, 18), False, 76.58),
         ((1, 2, 4), (6, 12, 18, 24), False, 76.46),
         ((1, 2, 4), (6, 12, 18), True, 77.21),
     )
-    return tuple(
-        Cell(
-            {"Multi-Grid": str(grid), "ASPP": str(rates), "Image Pooling": _TICK[pooling]},
-            value,
-            {**_ASPP, "multi_grid": grid, "aspp_rates": rates, "image_pooling": pooling},
-        )
-        for grid, rates, pooling, value in rows
+)  # fmt: skip
+_TABLE_6 = tuple(replace(cell, place={**cell.place, "COCO": ""}) for cell in _ladder((77.21, 78.51, 79.45, 79.77)))
+_COCO = replace(
+    _TABLE_6[-1], place={**_TABLE_6[-1].place, "COCO": "✓"}, paper=82.70, changes={"lr": 0.0001}, pretrained=True
+)
+# The paper's last row has a small crop and no upsampled logits, while its text speaks of the crop alone: the row
+# without a number of the paper's changes the crop alone.
+_TABLE_8 = tuple(
+    Cell(
+        {"Crop Size": str(crop), "UL": _TICK[upsampled], "BN": _TICK[trained]}, value,
+        {"crop": crop, "upsample_logits": upsampled, "batch_norm": "train" if trained else "freeze"},
     )
-
-
-def _table_6() -> tuple[Cell, ...]:
-    rows = [replace(cell, place={**cell.place, "COCO": ""}) for cell in _ladder((77.21, 78.51, 79.45, 79.77))]
-    place = {**rows[-1].place, "COCO": "✓"}
-    coco = replace(rows[-1], place=place, paper=82.70, changes={"lr": 0.0001}, pretrained=True)
-    return (*rows, coco)
-
-
-def _table_8() -> tuple[Cell, ...]:
-    # The paper's last row has a small crop and no upsampled logits, while its text speaks of the crop alone: the row
-    # without a number of the paper's changes the crop alone.
-    rows = ((513, True, True, 77.21), (513, True, False, 75.95), (513, False, True, 76.01),
-            (321, False, True, 67.22), (321, True, True, None))  # fmt: skip
-    return tuple(
-        Cell(
-            {"Crop Size": str(crop), "UL": _TICK[upsampled], "BN": _TICK[trained]},
-            value,
-            {"crop": crop, "upsample_logits": upsampled, "batch_norm": "train" if trained else "freeze"},
-        )
-        for crop, upsampled, trained, value in rows
+    for crop, upsampled, trained, value in (
+        (513, True, True, 77.21), (513, True, False, 75.95), (513, False, True, 76.01), (321, False, True, 67.22),
+        (321, True, True, None),
     )
-
-
-def _table_9() -> tuple[Cell, ...]:
-    paper = {4: 64.43, 8: 75.76, 12: 76.49, 16: 77.21}
-    cells = [
-        Cell({"batch size": str(size), "in parts": "1"}, value, {"batch_size": size}) for size, value in paper.items()
-    ]
-    # The gradient of a batch of 16, batch norm's statistics of 4.
-    return (*cells, Cell({"batch size": "16", "in parts": "4"}, None, {"batch_size": 16, "grad_accum_steps": 4}))
-
-
-def _table_10() -> tuple[Cell, ...]:
-    paper = {16: (74.45, 77.21, 75.90), 8: (75.62, 78.51, 75.75)}
-    batches = {8: 6, 16: 16, 32: 24}
-    return tuple(
-        Cell(
-            {"train output_stride": str(train), "eval output_stride": str(tested)},
-            value,
-            {"output_stride": train, "batch_size": batches[train]},
-            Setting(tested),
-        )
-        for tested in paper
-        for train, value in zip(batches, paper[tested], strict=True)
+)  # fmt: skip
+# The last row: the gradient of a batch of 16, batch norm's statistics of 4.
+_TABLE_9 = (
+    *(
+        Cell({"batch size": str(size), "in parts": "1"}, value, {"batch_size": size})
+        for size, value in {4: 64.43, 8: 75.76, 12: 76.49, 16: 77.21}.items()
+    ),
+    Cell({"batch size": "16", "in parts": "4"}, None, {"batch_size": 16, "grad_accum_steps": 4}),
+)
+_TABLE_10 = tuple(
+    Cell(
+        {"train output_stride": str(train), "eval output_stride": str(tested)}, value,
+        {"output_stride": train, "batch_size": batch_size}, Setting(tested),
     )
-
-
-def _table_11() -> tuple[Cell, ...]:
-    paper = {1: (77.21, 1.0), 2: (77.15, 0.5), 4: (76.79, 0.25), 8: (77.02, 0.13), 16: (77.18, 0.06), 32: (76.69, 0.03)}
-    return tuple(
-        Cell({"num replicas": str(count)}, value, replicas=count, relative_time=time)
-        for count, (value, time) in paper.items()
+    for tested, values in {16: (74.45, 77.21, 75.90), 8: (75.62, 78.51, 75.75)}.items()
+    for (train, batch_size), value in zip({8: 6, 16: 16, 32: 24}.items(), values, strict=True)
+)  # fmt: skip
+_TABLE_11 = tuple(
+    Cell({"num replicas": str(count)}, value, replicas=count, relative_time=time)
+    for count, value, time in (
+        (1, 77.21, 1.0), (2, 77.15, 0.5), (4, 76.79, 0.25), (8, 77.02, 0.13), (16, 77.18, 0.06), (32, 76.69, 0.03),
     )
-
+)  # fmt: skip
 
 # Section 4.3's bootstrapping, on the official train set alone, so that val is held out.
 _SECOND_STAGE: dict[str, Any] = {"train_split": "train", "output_stride": 8, "batch_norm": "freeze", "lr": 0.001}
@@ -296,19 +256,19 @@ def _ablation(parts: Mapping[str, Mapping[str, Any]]) -> tuple[Cell, ...]:
 
 
 GRIDS = {
-    "table-1": Grid("Going deeper with atrous convolution: ResNet-50 with block7, several output strides", _table_1()),
-    "table-2": Grid("ResNet-50 and ResNet-101 with more blocks in cascade, output stride 16", _table_2()),
-    "table-3": Grid("Multi-grid in ResNet-101 with more blocks in cascade, output stride 16", _table_3()),
+    "table-1": Grid("Going deeper with atrous convolution: ResNet-50 with block7, several output strides", _TABLE_1),
+    "table-2": Grid("ResNet-50 and ResNet-101 with more blocks in cascade, output stride 16", _TABLE_2),
+    "table-3": Grid("Multi-grid in ResNet-101 with more blocks in cascade, output stride 16", _TABLE_3),
     "table-4": Grid(
         "Inference strategy on val: block7, MG (1, 2, 1)",
         _ladder((76.66, 78.05, 78.93, 79.35), {**_CASCADE, "multi_grid": (1, 2, 1)}),
     ),
-    "table-5": Grid("ASPP with multi-grid and image-level features, output stride 16", _table_5()),
-    "table-6": Grid("Inference strategy on val: MG (1, 2, 4), ASPP (6, 12, 18), image pooling", _table_6()),
-    "table-8": Grid("Hyper-parameters of training, output stride 16", _table_8()),
-    "table-9": Grid("Batch size, output stride 16", _table_9()),
-    "table-10": Grid("Output stride in training and in evaluation", _table_10()),
-    "table-11": Grid("Asynchronous training", _table_11(), ordered=False),
+    "table-5": Grid("ASPP with multi-grid and image-level features, output stride 16", _TABLE_5),
+    "table-6": Grid("Inference strategy on val: MG (1, 2, 4), ASPP (6, 12, 18), image pooling", (*_TABLE_6, _COCO)),
+    "table-8": Grid("Hyper-parameters of training, output stride 16", _TABLE_8),
+    "table-9": Grid("Batch size, output stride 16", _TABLE_9),
+    "table-10": Grid("Output stride in training and in evaluation", _TABLE_10),
+    "table-11": Grid("Asynchronous training", _TABLE_11, ordered=False),
     "table-12": Grid(
         "Inference strategy on Cityscapes val, trained on train_fine",
         _ladder((77.23, 77.82, 79.06, 79.30), scales=_THREE_SCALES),

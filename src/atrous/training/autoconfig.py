@@ -84,10 +84,7 @@ class Survey:
 
 
 def finetune(
-    data: str | Path,
-    weights: str | None = None,
-    options: DatasetOptions = NO_OPTIONS,
-    device: str | None = None,
+    data: str | Path, weights: str | None = None, options: DatasetOptions = NO_OPTIONS, device: str | None = None
 ) -> tuple[Recipe, list[str]]:
     """The recipe for a data set, and a line for each choice: what was chosen, and from what.
 

@@ -34,9 +34,6 @@ _UNREADABLE = (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, Ty
 def lock(run: Path) -> Iterator[None]:
     """Hold a run's folder against a second process; the system lets go when this one ends, however it ends.
 
-    Args:
-        run: the run's folder, made if there is none.
-
     Raises:
         ValueError: if another process holds it, it is no folder, or its name is not UTF-8.
     """
@@ -65,12 +62,6 @@ def save(run: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
     """Write a checkpoint, whole or not at all, point to it, and remove all but the newest `keep`.
 
     A whole one of the same step is left as it is: a run's state is a function of its step.
-
-    Args:
-        run: the run's folder.
-        step: steps done.
-        state: tensors and plain values in dicts and lists.
-        keep: checkpoints to keep.
 
     Returns:
         The checkpoint's folder.

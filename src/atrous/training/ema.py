@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class ExponentialMovingAverage:
@@ -37,11 +37,3 @@ class ExponentialMovingAverage:
         torch._foreach_lerp_([ours[key] for key in floats], [theirs[key] for key in floats], 1 - keep)
         for key in ours.keys() - set(floats):
             ours[key].copy_(theirs[key])
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Of the averaged model."""
-        return self.model.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Of the averaged model."""
-        self.model.load_state_dict(state)

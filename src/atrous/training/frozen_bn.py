@@ -74,7 +74,8 @@ class Skeleton:
             if layer.bias is None:
                 layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
             put(layers, norm, what_remains(layers.get_submodule(norm)))
-        self.layers = _LowResolution(layers.to("meta"))  # its values would only take memory: all are given at each call
+        self.layers: Any = layers.to("meta")  # its values would only take memory: all are given at each call
+        self.layers.forward = layers.low_resolution_logits  # type: ignore[method-assign]
         self.wanted = set(_tensors_of(layers))
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -85,20 +86,10 @@ class Skeleton:
             given[f"{conv}.weight"], given[f"{conv}.bias"] = _folded(layer, self.model.get_submodule(norm))
         assert given.keys() == self.wanted, self.wanted - given.keys()
         modes = {path: module.training for path, module in self.model.named_modules()}
-        for path, module in self.layers.model.named_modules():
+        for path, module in self.layers.named_modules():
             module.training = modes.get(path, True)
-        tensors = {f"model.{key}": value for key, value in given.items()}
-        logits: Tensor = functional_call(self.layers, tensors, (images,))
+        logits: Tensor = functional_call(self.layers, given, (images,))
         return logits
-
-
-class _LowResolution(nn.Module):
-    def __init__(self, model: DeepLabV3) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model.low_resolution_logits(images)
 
 
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -112,11 +112,6 @@ class Signals:
 def explained(recipe: Recipe, run: Path, step: Callable[[], int]) -> Iterator[None]:
     """Turn the errors of a dead worker or rank, of no memory and of a full disk into one line each.
 
-    Args:
-        recipe: of the run.
-        run: its folder.
-        step: gives the steps done.
-
     Raises:
         Stopped: if a process that loads data, or another rank, died.
         MemoryError: with the size of the batch, and what makes it smaller.

@@ -118,15 +118,7 @@ def divided(dataset: SegmentationDataset, share: float) -> tuple[SegmentationDat
 def sampled(
     dataset: SegmentationDataset, presence: Presence, config: DataConfig, weights: str | None, seed: int
 ) -> SegmentationDataset:
-    """With the images of hard and of rare classes repeated.
-
-    Args:
-        dataset: of the run.
-        presence: which image holds which class, N,K.
-        config: bootstrapping and repeat-factor sampling.
-        weights: that the run starts from.
-        seed: of the run.
-    """
+    """With the images of hard and of rare classes repeated."""
     factors = np.ones(len(dataset))
     if config.bootstrap:
         classes = hardest_classes(weights) if config.bootstrap == "auto" else config.bootstrap
@@ -154,13 +146,9 @@ def hardest_classes(weights: str | None, count: int = 5) -> tuple[str, ...]:
 
 
 def check_masks(
-    dataset: SegmentationDataset,
-    *,
-    split: str = "",
-    to_train: bool = True,
-    allow_empty_classes: bool = False,
+    dataset: SegmentationDataset, *, split: str = "", to_train: bool = True, allow_empty_classes: bool = False,
     drawn: list[Drawn] | None = None,
-) -> Presence:
+) -> Presence:  # fmt: skip
     """Read every mask, and the size of its image, so that a bad one is found before the first step.
 
     Args:
@@ -188,29 +176,23 @@ def check_masks(
 def crops_of(dataset: SegmentationDataset, config: DataConfig, model: DeepLabV3, seed: int) -> Crops:
     """Augmented crops of a dataset, for a model."""
     augment = Augment(
-        crop=config.crop,
-        scales=config.scales,
-        flip=config.flip,
-        fill=Normalization(model.mean, model.std).fill,
-        ignore=dataset.labels.ignore,
-        color_jitter=config.color_jitter,
-        longest_side=config.longest_side,
-    )
+        crop=config.crop, scales=config.scales, flip=config.flip, fill=Normalization(model.mean, model.std).fill,
+        ignore=dataset.labels.ignore, color_jitter=config.color_jitter, longest_side=config.longest_side,
+    )  # fmt: skip
     return Crops(dataset, augment, seed, config.class_mix)
+
+
+def order_of(crops: Crops, config: OptimConfig, steps: range, ctx: DistributedContext) -> ResumableBatchSampler:
+    """Which samples are in each part of each step."""
+    return ResumableBatchSampler(
+        len(crops.dataset), steps, seed=crops.seed, batch_size=config.batch_size, parts=config.grad_accum_steps,
+        rank=ctx.rank, size=ctx.size,
+    )  # fmt: skip
 
 
 def loader(crops: Crops, config: OptimConfig, steps: range, workers: int, ctx: DistributedContext) -> DataLoader[Any]:
     """This process's share of the crops, part by part, for some steps."""
-    stream = ResumableBatchSampler(
-        len(crops.dataset),
-        seed=crops.seed,
-        batch_size=config.batch_size,
-        parts=config.grad_accum_steps,
-        start=steps.start,
-        stop=steps.stop,
-        rank=ctx.rank,
-        size=ctx.size,
-    )
+    stream = order_of(crops, config, steps, ctx)
     if workers:
         place_sockets()
     return DataLoader(
@@ -243,13 +225,6 @@ def next_part(
     batches: Iterator[Part | Exception], step: int, signals: Signals, alone: bool, save: Callable[[], None]
 ) -> Part:
     """The next part of a batch; a signal does not wait for a loader that stalls.
-
-    Args:
-        batches: of `loader`.
-        step: steps done.
-        signals: of the run.
-        alone: whether there are no other ranks, which would wait for this one.
-        save: saves the run as it is.
 
     Raises:
         Exception: what is wrong with a file.

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,58 +27,41 @@ class RunLogger:
     """The logger of one run; silent on all processes but the first.
 
     Args:
-        run: the run's folder.
-        iterations: steps in all.
+        page: shows the run, too.
         start: steps done before.
-        batch_size: images in a step.
+        pace: that was measured before, or None.
         silent: write and print nothing.
         log_every: steps between rows of ``log.csv``.
-        page: shows the run, too; None for none.
-        pace: that was measured before, or None.
     """
 
     def __init__(
-        self,
-        run: Path,
-        *,
-        iterations: int,
-        start: int,
-        batch_size: int,
-        silent: bool = False,
-        log_every: int = 10,
-        page: RunPage | None = None,
-        pace: Pace | None = None,
+        self, page: RunPage, start: int, pace: Pace | None = None, *, silent: bool = False, log_every: int = 10
     ) -> None:
-        self.run, self.iterations, self.start, self.batch_size = run, iterations, start, batch_size
-        self.silent, self.log_every, self.page = silent, log_every, page
-        self.forecast = Forecast(iterations, start, page.val_every if page else 0, pace)
+        self.page, self.run, self.start, self.silent, self.log_every = page, page.run, start, silent, log_every
+        self.iterations, self.batch_size = page.recipe.schedule.iterations, page.recipe.optim.batch_size
+        val_every = page.recipe.run.val_every if page.held_out else 0
+        self.forecast = Forecast(self.iterations, start, val_every, pace)
         self.console = Console(stderr=True, quiet=silent, markup=False, emoji=False)  # names of files hold anything
         self.live = self.console.is_terminal
-        self.columns = columns_for(page.labels.names if page else ())
+        self.columns = columns_for(page.labels.names)
         self.losses: list[float] = []
         self.clock = time.perf_counter()
-        self.board: Any = None
-        if page:
-            page.warn = self._say
+        page.warn = self._say
 
     @contextmanager
-    def running(self, message: str) -> Iterator[None]:
-        """Open the files and the progress bar."""
+    def running(self) -> Iterator[None]:
+        """Say the run's headline; open the files and the progress bar."""
         if self.silent:
             yield
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self.console.print(message, soft_wrap=True)
+        self._say(self.page.headline)
         keep_rows(self.run / "log.csv", self.columns, self.start)
-        self.board = SummaryWriter(str(self.run), purge_step=self.start)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-        )
-        with Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not self.live) as self.progress:
+        self.board: Any = SummaryWriter(str(self.run), purge_step=self.start)
+        rate = TextColumn("{task.fields[rate]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+        with Progress(*columns, console=self.console, disable=not self.live) as self.progress:
             self.task = self.progress.add_task("starting", total=self.iterations, completed=self.start, rate="")
             self.clock = time.perf_counter()
             with _closing(self.board):
@@ -106,7 +88,7 @@ class RunLogger:
         mean, memory = sum(self.losses) / len(self.losses), peak_memory_mb()
         self.losses, self.clock = [], time.perf_counter()
         row = {"step": step, "loss": mean, "lr": lr, "images_per_second": speed, "memory_mb": memory}
-        self._write(step, row)
+        self._write(step, row, {})
         text = f"loss {mean:.4f}  lr {lr:.2e}  {speed:.1f} images/s  {memory:.0f} MB"
         self.progress.update(self.task, completed=step, description=f"loss {mean:.4f}", rate=text)
         plain_every = max(self.log_every, self.iterations // PLAIN_LINES // self.log_every * self.log_every)
@@ -120,11 +102,11 @@ class RunLogger:
         scores = evaluation.scores
         self.forecast.note_validation(evaluation.seconds)
         by_class = {IOU + name: iou for name, iou in zip(scores.names, scores.iou, strict=True) if iou == iou}
-        self._write(step, {"step": step, **dict(scores)}, by_class if self.page else {})
+        self._write(step, {"step": step, **dict(scores)}, by_class)
         mark = "  (best so far)" if best else ""
         means = "  ".join(f"{name} {value:.4f}" for name, value in scores)
         self._say(f"step {step}  val  {means}  in {evaluation.seconds:.0f} s{mark}")
-        sheet = self.page.show(evaluation) if best and self.page else None
+        sheet = self.page.show(evaluation) if best else None
         if sheet is not None:
             self.board.add_image("predictions", np.asarray(sheet), step, dataformats="HWC")
         self._show()
@@ -136,14 +118,14 @@ class RunLogger:
 
     def finished(self) -> None:
         """At the end: the verdict, and what comes next."""
-        if self.silent or not self.page:
+        if self.silent:
             return
         for line in self.page.closing_words():
             self._say(line)
         self._show("done", ended=True)
 
     def _show(self, state: str = "training", *, ended: bool = False) -> None:
-        if not self.page or self.silent:
+        if self.silent:
             return
         left = f", about {told(self.forecast.left)} left" if self.forecast.left and not ended else ""
         self.page.update(f"{state}: step {self.forecast.done} of {self.iterations}{left}", refresh=not ended)
@@ -152,8 +134,8 @@ class RunLogger:
         if line:
             self.console.print(line, soft_wrap=True)
 
-    def _write(self, step: int, row: dict[str, Any], by_class: dict[str, float] | None = None) -> None:
-        append_row(self.run / "log.csv", self.columns, row | (by_class or {}))
+    def _write(self, step: int, row: dict[str, Any], by_class: dict[str, float]) -> None:
+        append_row(self.run / "log.csv", self.columns, row | by_class)
         for key, value in row.items():
             if key != "step":
                 self.board.add_scalar(key, value, step)

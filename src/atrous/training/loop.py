@@ -25,15 +25,9 @@ from atrous.training.start import start
 
 
 def train(
-    recipe: Recipe,
-    data: str | Path,
-    run: Path,
-    *,
-    resume: bool = False,
-    workers: int = 1,
-    device: str | None = None,
-    seconds: float | None = None,
-) -> float | None:
+    recipe: Recipe, data: str | Path, run: Path, *, resume: bool = False, workers: int = 1,
+    device: str | None = None, seconds: float | None = None,
+) -> float | None:  # fmt: skip
     """Train a model, validate and save it along the way.
 
     Args:
@@ -66,30 +60,17 @@ def train(
             crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
             batches = iter(loader(crops, recipe.optim, range(state.step, iterations), workers, ctx))
         alone, save = ctx.size == 1, partial(state.save, run, ctx, describe(dataset))
-        headline = begun.headline
-        logger = RunLogger(
-            run,
-            iterations=iterations,
-            start=state.step,
-            batch_size=recipe.optim.batch_size,
-            silent=not ctx.first,
-            page=begun.page(headline),
-            pace=begun.pace,
-        )
-        with explained(recipe, run, lambda: state.step), logger.running(headline):
+        logger = RunLogger(begun.page, state.step, begun.pace, silent=not ctx.first)
+        with explained(recipe, run, lambda: state.step), logger.running():
             # A run that was stopped while it validated begins with that.
             while state.step < iterations or state.must_validate(held_out):
                 if held_out and state.must_validate(held_out):
                     with signals.interrupting(alone, state.step):
                         evaluation = evaluate(
-                            state.evaluated,
-                            held_out,
-                            output_stride=recipe.run.val_output_stride,
-                            pad_to=recipe.run.val_pad_to,
-                            worst=SHOWN,
-                            ctx=ctx,
+                            state.evaluated, held_out, output_stride=recipe.run.val_output_stride,
+                            pad_to=recipe.run.val_pad_to, worst=SHOWN, ctx=ctx,
                             progress=lambda _: signals.leave(state.step),
-                        )
+                        )  # fmt: skip
                     better = state.note(evaluation.scores.miou)
                     if better:
                         state.keep(run, card_of(recipe, state, dataset, data, evaluation), ctx)

@@ -10,7 +10,8 @@ import math
 import statistics
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -60,24 +61,10 @@ class Pace:
 
 
 def measure(
-    recipe: Recipe,
-    dataset: SegmentationDataset,
-    held_out: SegmentationDataset | None,
-    ctx: DistributedContext,
-    *,
-    workers: int,
-    seconds: float,
-) -> Pace:
-    """Take a few steps with a state that is then thrown away, and predict one image of those held out.
-
-    Args:
-        recipe: of the run.
-        dataset: to train on.
-        held_out: to validate on.
-        ctx: processes that share the work.
-        workers: as for `train`.
-        seconds: about as long as this may take; three steps are taken in any case.
-    """
+    recipe: Recipe, dataset: SegmentationDataset, held_out: SegmentationDataset | None, ctx: DistributedContext, *,
+    workers: int, seconds: float,
+) -> Pace:  # fmt: skip
+    """Take a few steps with a state that is then thrown away, and predict one image of those held out."""
     started = time.perf_counter()
     state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx)
     crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
@@ -150,60 +137,35 @@ class Forecast:
 
     def note_step(self, seconds: float) -> None:
         """Take what steps take now."""
-        self.pace = Pace(seconds, self.pace.validation, self.pace.steps)
+        self.pace = replace(self.pace, step=seconds)
 
     def note_validation(self, seconds: float) -> None:
         """Take what a validation took."""
-        self.pace = Pace(self.pace.step, seconds, self.pace.steps)
+        self.pace = replace(self.pace, validation=seconds)
 
 
 def planned(
-    recipe: Recipe,
-    dataset: SegmentationDataset,
-    held_out: SegmentationDataset | None,
-    ctx: DistributedContext,
-    *,
-    workers: int,
-    seconds: float | None,
-    since: float,
-) -> tuple[Recipe, Pace | None]:
+    recipe: Recipe, dataset: SegmentationDataset, held_out: SegmentationDataset | None, ctx: DistributedContext, *,
+    workers: int, seconds: float | None, since: float,
+) -> tuple[Recipe, Pace | None]:  # fmt: skip
     """The recipe as it is to be run, and how fast; None where that is not measured, since the first steps tell soon.
-
-    Args:
-        recipe: as asked for.
-        dataset: to train on.
-        held_out: to validate on.
-        ctx: of the run.
-        workers: as for `train`.
-        seconds: that the run may take; None for the recipe's own steps.
-        since: what `time.perf_counter` said when it began.
 
     Raises:
         ValueError: if too few steps fit.
     """
-
-    def measured(most: float) -> Pace:
-        return measure(recipe, dataset, held_out, ctx, workers=workers, seconds=most)
-
+    measured = partial(measure, recipe, dataset, held_out, ctx, workers=workers)
     if seconds is None:
-        if ctx.size > 1 or ctx.device.type != "cpu" or recipe.schedule.iterations < _WORTH_MEASURING:
-            return recipe, None
-        with suppress(Exception):  # what is wrong, the run itself says better
-            return recipe, measured(_TRIAL)
-        return recipe, None
-    pace = measured(_MEASURING * seconds)
+        pace = None
+        if ctx.size == 1 and ctx.device.type == "cpu" and recipe.schedule.iterations >= _WORTH_MEASURING:
+            with suppress(Exception):  # what is wrong, the run itself says better
+                pace = measured(seconds=_TRIAL)
+        return recipe, pace
+    pace = measured(seconds=_MEASURING * seconds)
     return fitted(recipe, pace, seconds - (time.perf_counter() - since), ctx, seconds), pace
 
 
 def fitted(recipe: Recipe, pace: Pace, seconds: float, ctx: DistributedContext, asked: float) -> Recipe:
     """The recipe with as many steps as fit into the time that is left; all processes plan the same.
-
-    Args:
-        recipe: whose other settings stay.
-        pace: that was measured.
-        seconds: that are left.
-        ctx: of the run.
-        asked: seconds that the user named, for the message.
 
     Raises:
         ValueError: if fewer than `FEWEST_STEPS` fit.
@@ -224,25 +186,15 @@ def fitted(recipe: Recipe, pace: Pace, seconds: float, ctx: DistributedContext, 
 
 
 def with_iterations(recipe: Recipe, iterations: int, val_every: int | None = None) -> Recipe:
-    """The recipe with another number of steps, and what follows from it: warm-up, moving average, validations.
-
-    Args:
-        recipe: of some number of steps.
-        iterations: steps of the new one, over which the learning rate falls to 0.
-        val_every: steps between validations; None for `VALIDATIONS` over the run.
-    """
+    """The recipe with another number of steps, and what follows from it: warm-up, moving average, validations."""
     schedule, optim = recipe.schedule, recipe.optim
     average = 1 - (1 - optim.ema_decay) * schedule.iterations / iterations
-    return override(
-        recipe,
-        {
-            "iterations": iterations,
-            "schedule_iterations": None,
-            "warmup": min(schedule.warmup, iterations // 20),
-            "ema_decay": round(max(0.0, average), 4) if optim.ema_decay else 0.0,
-            "val_every": val_every or max(1, iterations // VALIDATIONS),
-        },
-    )
+    changes = {
+        "iterations": iterations, "schedule_iterations": None, "warmup": min(schedule.warmup, iterations // 20),
+        "ema_decay": round(max(0.0, average), 4) if optim.ema_decay else 0.0,
+        "val_every": val_every or max(1, iterations // VALIDATIONS),
+    }  # fmt: skip
+    return override(recipe, changes)
 
 
 def told(seconds: float) -> str:

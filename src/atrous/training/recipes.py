@@ -23,27 +23,12 @@ _VOC = _over(Recipe(), val_pad_to=513)  # section 4.1: crops of 513 in training 
 
 
 _CAMVID = _over(
-    Recipe(),
-    backbone="timm/tf_efficientnet_lite0",
-    multi_grid=None,
-    train_split="train",
-    crop=(353, 353),
-    scales=(0.43, 1.14),
-    longest_side=840,
-    color_jitter=0.3,
-    class_weights=(0.5, 0.45, 2.1, 0.4, 1.0, 0.7, 2.0, 2.0, 0.9, 2.6, 3.5),
-    batch_size=8,
-    iterations=2_400,
-    optimizer="adamw",
-    lr=5e-4,
-    warmup=50,
-    head_lr_factor=4.0,
-    weight_decay=0.02,
-    batch_norm_decay=0.99,
-    ema_decay=0.998,
-    val_every=200,
-    save_every=100,
-)
+    Recipe(), backbone="timm/tf_efficientnet_lite0", multi_grid=None, train_split="train", crop=(353, 353),
+    scales=(0.43, 1.14), longest_side=840, color_jitter=0.3,
+    class_weights=(0.5, 0.45, 2.1, 0.4, 1.0, 0.7, 2.0, 2.0, 0.9, 2.6, 3.5), batch_size=8, iterations=2_400,
+    optimizer="adamw", lr=5e-4, warmup=50, head_lr_factor=4.0, weight_decay=0.02, batch_norm_decay=0.99,
+    ema_decay=0.998, val_every=200, save_every=100,
+)  # fmt: skip
 
 
 _CAMVID_LITE2 = _over(

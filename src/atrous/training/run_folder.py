@@ -42,14 +42,13 @@ def saved_state(run: Path, dataset: SegmentationDataset) -> dict[str, Any] | Non
     return saved
 
 
-def claim(run: Path, recipe: Recipe, resume: bool, ctx: DistributedContext) -> str:
-    """Write the recipe into the run's folder, or refuse to write over another run.
+def claim(run: Path, recipe: Recipe, ctx: DistributedContext) -> str:
+    """Write the recipe into the run's folder, or refuse one that the run there cannot go on with.
 
     Returns:
         For the first line of output, the settings that change on the way.
     """
     written, note = run / "recipe.yaml", ""
-    refuse_taken(run, resume)
     if checkpoint.steps(run) and written.exists():
         changed = check_resumable(run, load_recipe(written), recipe)
         note = f"; changed (before, now): {'; '.join(changed)}" if changed else ""
@@ -131,13 +130,9 @@ def _of_small_crop(config: ModelConfig, crop: tuple[int, int]) -> str:
 
 
 def headline_of(
-    recipe: Recipe,
-    data: str | Path,
-    run: Path,
-    state: State,
-    dataset: SegmentationDataset,
+    recipe: Recipe, data: str | Path, run: Path, state: State, dataset: SegmentationDataset,
     held_out: SegmentationDataset | None,
-) -> str:
+) -> str:  # fmt: skip
     """One line about the network, the data and the steps; warnings before it."""
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     going = f"going on at step {state.step}" if state.step else "starting"
@@ -160,27 +155,12 @@ def card_of(
     model, labels = state.evaluated, dataset.labels
     metrics: dict[str, Any] = {}
     if evaluation:
-        scores = evaluation.scores.as_dict()
-        means = {name: scores[name] for name, _ in evaluation.scores}
-        metrics["val"] = {
-            **means,
-            "iou": scores["iou"],
-            "output_stride": evaluation.output_stride,
-            "images": evaluation.images,
-            "step": state.step,
-        }
+        kept = {key: value for key, value in evaluation.scores.as_dict().items() if key != "left_out"}
+        measured = {"output_stride": evaluation.output_stride, "images": evaluation.images, "step": state.step}
+        metrics["val"] = kept | measured
     return ModelCard(
-        arguments=model.arguments,
-        names=labels.names,
-        palette=labels.palette,
-        mean=model.mean,
-        std=model.std,
-        output_stride=recipe.model.output_stride,
-        longest_side=recipe.data.longest_side,
-        ignore=labels.ignore,
-        value_range=dataset.rule.value_range,
-        bands=dataset.rule.bands,
-        metrics=metrics,
+        model.arguments, labels.names, labels.palette, model.mean, model.std, recipe.model.output_stride,
+        recipe.data.longest_side, labels.ignore, dataset.rule.value_range, dataset.rule.bands, metrics,
         data=f"{Path(str(data)).name}, split {recipe.data.train_split}, {len(dataset)} images",
         recipe=settings_of(recipe),
-    )
+    )  # fmt: skip

@@ -23,11 +23,9 @@ from atrous.data.sampling import Presence
 from atrous.evaluation.evaluate import Evaluation
 from atrous.messages import counted
 from atrous.training.config import Recipe
-from atrous.training.confusion import Mistake, draw_confusion, mistakes
-from atrous.training.curves import draw_curves
-from atrous.training.examples import draw_examples
 from atrous.training.log_file import Log, read_log
-from atrous.training.verdict import Outcome, advice, next_commands, verdict
+from atrous.training.pictures import draw_confusion, draw_curves, draw_examples
+from atrous.training.verdict import Mistake, Outcome, advice, mistakes, next_commands, verdict
 
 CURVES, CONFUSION, EXAMPLES, PAGE = "curves.png", "confusion.png", "predictions.jpg", "index.html"
 SHOWN = 8
@@ -65,43 +63,21 @@ class RunPage:
         data: as the user named it.
         labels: the classes.
         held_out: what is validated on, or None.
-        images: to train on.
-        with_class: how many of these have each class, K.
-        headline: network, data and steps, in a line.
+        presence: which image to train on has which class, N,K.
+        headline: network, data and steps, the last of its lines; warnings before it.
         warn: told, once, why something could not be drawn.
     """
 
     run: Path
     recipe: Recipe
-    data: str
+    data: str | Path
     labels: Labels
+    presence: Presence
     held_out: SegmentationDataset | None
-    images: int
-    with_class: tuple[int, ...]
     headline: str
     warn: Callable[[str], None] = print
     _mistakes: tuple[Mistake, ...] = ()
     _warned: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        run: Path,
-        recipe: Recipe,
-        data: str | Path,
-        labels: Labels,
-        presence: Presence,
-        held_out: SegmentationDataset | None,
-        headline: str,
-    ) -> RunPage:
-        """The page of a run that trains on the images of `presence`, N,K."""
-        with_class = tuple(int(count) for count in presence.sum(axis=0))
-        return cls(run, recipe, str(data), labels, held_out, len(presence), with_class, headline.splitlines()[-1])
-
-    @property
-    def val_every(self) -> int:
-        """Steps between validations; 0 for none."""
-        return self.recipe.run.val_every if self.held_out else 0
 
     def show(self, evaluation: Evaluation) -> Image.Image | None:
         """Draw what is of the weights that are kept: the confusion matrix and the images that came out worst.
@@ -124,12 +100,7 @@ class RunPage:
         return sheet
 
     def update(self, state: str, *, refresh: bool) -> None:
-        """Draw the curves and write the page.
-
-        Args:
-            state: where the run is, in a sentence.
-            refresh: whether the page is to load itself again after a while.
-        """
+        """Draw the curves and write the page."""
         self._tried("the run's page", lambda: self._update(state, refresh))
 
     def _update(self, state: str, refresh: bool) -> None:
@@ -143,7 +114,7 @@ class RunPage:
 
         def words() -> list[str]:
             outcome = self.outcome(read_log(self.run / "log.csv"))
-            commands = next_commands(self.run, self.data, validated=bool(outcome.iou))
+            commands = next_commands(self.run, str(self.data), validated=bool(outcome.iou))
             return [verdict(outcome), advice(outcome), "next:", *(f"  {command}" for command in commands)]
 
         return self._tried("the verdict", words) or []
@@ -153,7 +124,8 @@ class RunPage:
         best = log.best
         iou = next((iou for step, iou in log.iou if best and step == best[0]), ())
         iterations = self.recipe.schedule.iterations
-        return Outcome(self.labels.names, self.images, self.with_class, log, iterations, iou, self._mistakes)
+        with_class = tuple(int(count) for count in self.presence.sum(axis=0))
+        return Outcome(self.labels.names, len(self.presence), with_class, log, iterations, iou, self._mistakes)
 
     def _tried(self, what: str, draw: Callable[[], Any]) -> Any:
         try:
@@ -178,7 +150,7 @@ class RunPage:
             _table(outcome, self.labels),
             self._picture(CONFUSION, "What is taken for what", done, "confusion matrix", wide=True),
             self._picture(EXAMPLES, "Where it does worst", done, "photograph, truth and prediction, the worst first"),
-            f"<h2>This run</h2><p>{_text(self.headline)}</p>",
+            f"<h2>This run</h2><p>{_text(self.headline.splitlines()[-1])}</p>",
             f"<details><summary>Recipe</summary><pre>{_text(self.recipe.to_yaml())}</pre></details>",
             f'<p class="soft">written {datetime.now():%Y-%m-%d %H:%M:%S}</p>',
         ]
@@ -193,7 +165,7 @@ class RunPage:
     def _told(self, outcome: Outcome, running: bool) -> str:
         if not outcome.iou and running:
             return ""
-        commands = "\n".join(next_commands(self.run, self.data, validated=bool(outcome.iou)))
+        commands = "\n".join(next_commands(self.run, str(self.data), validated=bool(outcome.iou)))
         best = outcome.log.best
         score = f"mIoU {best[1]:.4f} at step {best[0]}, whose weights are kept in best/. " if best else ""
         advised = "" if running else f"<p>{_text(advice(outcome))}</p><pre>{_text(commands)}</pre>"

@@ -68,13 +68,9 @@ def plan_stages(
 
 
 def train_stages(
-    stages: Sequence[Stage],
-    *,
-    resume: bool = False,
-    workers: int = 1,
-    device: str | None = None,
+    stages: Sequence[Stage], *, resume: bool = False, workers: int = 1, device: str | None = None,
     said: Callable[[str], None] = lambda message: None,
-) -> float | None:
+) -> float | None:  # fmt: skip
     """Train one stage after the other.
 
     Args:
@@ -130,15 +126,7 @@ def check_stages(stages: Sequence[Stage], resume: bool) -> None:
 def train_once(
     stage: Stage, *, workers: int = 1, device: str | None = None, keep_checkpoints: bool = True, extend: bool = False
 ) -> float | None:
-    """Train a run from where it is, unless it is finished, and mark it as finished.
-
-    Args:
-        stage: of a sequence, or alone.
-        workers: as for `train`.
-        device: as for `train`.
-        keep_checkpoints: leave them beside the finished weights.
-        extend: as for `finished`.
-    """
+    """Train a run from where it is, unless it is finished, and mark it as finished."""
     from atrous.training.loop import train
 
     if done := finished(stage.run, stage.recipe, extend=extend):
@@ -163,10 +151,7 @@ def mark_finished(run: Path, miou: float | None, keep_checkpoints: bool = True) 
 def finished(run: Path, recipe: Recipe, *, extend: bool = False) -> dict[str, Any] | None:
     """What a finished run left behind, with its last ``miou``; None for one that is not finished.
 
-    Args:
-        run: folder.
-        recipe: that it should be of.
-        extend: a run that can be resumed with the recipe's other steps or schedule is not finished.
+    With `extend`, a run that can be resumed with the recipe's other steps or schedule is not finished.
 
     Raises:
         ValueError: if the run there is of another recipe.

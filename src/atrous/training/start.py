@@ -10,7 +10,6 @@ from typing import Any
 
 from atrous.data.datasets.dataset import SegmentationDataset
 from atrous.data.datasets.mask_values import Drawn
-from atrous.data.sampling import Presence
 from atrous.evaluation.distributed import DistributedContext
 from atrous.models.output_stride import check_reachable
 from atrous.training import checkpoint
@@ -22,67 +21,34 @@ from atrous.training.run_page import RunPage
 from atrous.training.state import State
 
 
-@dataclass
+@dataclass(frozen=True)
 class Start:
     """A run that is about to begin, or to go on.
 
     Attributes:
         recipe: as it is run.
-        data: as the user named it.
-        run: the run's folder, which is claimed.
-        dataset: to train on, with images repeated as the recipe says.
-        held_out: to validate on, or None.
-        presence: which image to train on has which class, N,K.
         state: to begin with.
         saved: the checkpoint that it is from, or None.
+        dataset: to train on, with images repeated as the recipe says.
+        held_out: to validate on, or None.
+        page: shows the run.
         pace: that was measured, or None.
-        changed: for the headline, the settings that change on the way.
     """
 
     recipe: Recipe
-    data: str | Path
-    run: Path
-    dataset: SegmentationDataset
-    held_out: SegmentationDataset | None
-    presence: Presence
     state: State
     saved: dict[str, Any] | None
+    dataset: SegmentationDataset
+    held_out: SegmentationDataset | None
+    page: RunPage
     pace: Pace | None
-    changed: str
-
-    @property
-    def headline(self) -> str:
-        """Warnings, and a line about network, data and steps."""
-        line = headline_of(self.recipe, self.data, self.run, self.state, self.dataset, self.held_out)
-        return line + self.changed
-
-    def page(self, headline: str) -> RunPage:
-        """What shows the run."""
-        return RunPage.of(self.run, self.recipe, self.data, self.dataset.labels, self.presence, self.held_out, headline)
 
 
 def start(
-    recipe: Recipe,
-    data: str | Path,
-    run: Path,
-    ctx: DistributedContext,
-    claimed: ExitStack,
-    *,
-    resume: bool,
-    workers: int,
-    seconds: float | None = None,
-) -> Start:
+    recipe: Recipe, data: str | Path, run: Path, ctx: DistributedContext, claimed: ExitStack, *, resume: bool,
+    workers: int, seconds: float | None = None,
+) -> Start:  # fmt: skip
     """Begin a run, or go on with it.
-
-    Args:
-        recipe: as asked for.
-        data: as for `open_dataset`.
-        run: the run's folder.
-        ctx: of the run.
-        claimed: holds the lock on the folder until the run ends.
-        resume: as for `train`, and so are the rest.
-        workers: processes that load data.
-        seconds: that the run may take.
 
     Raises:
         ValueError: as of `train`.
@@ -100,7 +66,7 @@ def start(
     pace = None
     if not checkpoint.steps(run):
         recipe, pace = planned(recipe, dataset, held_out, ctx, workers=workers, seconds=seconds, since=since)
-    changed = claim(run, recipe, resume, ctx)
+    changed = claim(run, recipe, ctx)
     if held_out and ctx.first and own_split(data, recipe.data):
         write_split(run, dataset, held_out)
     saved = saved_state(run, dataset) if resume else None
@@ -109,4 +75,6 @@ def start(
         state.take_best(run, held_out)
     if held_out:
         check_reachable(recipe.val_output_stride, state.model.backbone.reachable, "val")
-    return Start(recipe, data, run, dataset, held_out, presence, state, saved, pace, changed)
+    headline = headline_of(recipe, data, run, state, dataset, held_out) + changed
+    page = RunPage(run, recipe, data, dataset.labels, presence, held_out, headline)
+    return Start(recipe, state, saved, dataset, held_out, page, pace)

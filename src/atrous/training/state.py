@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,7 +26,7 @@ from atrous.models.initialize import initialize
 from atrous.models.tflite import is_tflite, layout_of_graph
 from atrous.models.weights import MODEL_FILE, ModelCard, layout_of, read_card, resolve, save
 from atrous.ops.normalization import Normalization
-from atrous.ops.resize import cross_entropy_sum, label_weight
+from atrous.ops.resize import downsample_labels, label_weight
 from atrous.ops.upsampled_loss import upsampled_cross_entropy_sum
 from atrous.training import checkpoint
 from atrous.training.config import LossConfig, ModelConfig, OptimConfig, Recipe
@@ -59,26 +60,22 @@ class Objective(nn.Module):
         inputs = self.normalise(images).contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, self.amp, enabled=self.amp is not None):
             logits = self.logits(inputs)
-        loss = self._against_truth(logits, labels)
-        return self.teaching.mixed(loss, logits, inputs, self.weight(labels)) if self.teaching else loss
-
-    def _against_truth(self, logits: Tensor, labels: Tensor) -> Tensor:
-        stride = self.model.output_stride
         if self.upsampled:
-            return upsampled_cross_entropy_sum(logits, labels, stride, self.class_weights, ignore=self.ignore)
-        return cross_entropy_sum(
-            logits, labels, stride, upsampled=False, class_weights=self.class_weights, ignore=self.ignore
-        )
+            stride = self.model.output_stride
+            loss = upsampled_cross_entropy_sum(logits, labels, stride, self.class_weights, ignore=self.ignore)
+        else:
+            target = self._small(labels).long()
+            loss = F.cross_entropy(
+                logits.float(), target, self.class_weights, ignore_index=self.ignore, reduction="sum"
+            )
+        return self.teaching.mixed(loss, logits, inputs, self.weight(labels)) if self.teaching else loss
 
     def weight(self, labels: Tensor) -> Tensor:
         """What the summed loss is divided by."""
-        return label_weight(
-            labels,
-            self.model.output_stride,
-            upsampled=self.upsampled,
-            class_weights=self.class_weights,
-            ignore=self.ignore,
-        )
+        return label_weight(labels if self.upsampled else self._small(labels), self.class_weights, self.ignore)
+
+    def _small(self, labels: Tensor) -> Tensor:
+        return downsample_labels(labels, self.model.output_stride, self.ignore)
 
 
 @dataclass
@@ -98,12 +95,7 @@ class State:
 
     @classmethod
     def build(
-        cls,
-        recipe: Recipe,
-        num_classes: int,
-        ignore: int,
-        ctx: DistributedContext,
-        saved: dict[str, Any] | None = None,
+        cls, recipe: Recipe, num_classes: int, ignore: int, ctx: DistributedContext, saved: dict[str, Any] | None = None
     ) -> State:
         """The state at the start of a run, or as it was `saved`."""
         torch.manual_seed(recipe.run.seed)
@@ -215,17 +207,19 @@ class State:
             score, step = found["miou"], found["step"]
         except (ValueError, LookupError, TypeError):  # there is none, or it cannot be used
             return
-        if not isinstance(score, float) or step > self.step - self.must_validate(held_out):
-            return
-        if self.best is None or self.best != self.best or score > self.best:
+        if isinstance(score, float) and step <= self.step - self.must_validate(held_out) and self._is_better(score):
             self.best = score
 
     def note(self, score: float) -> bool:
-        """Note a validation; whether it is the best so far: anything is better than none, and than no number."""
+        """Note a validation; whether it is the best so far."""
         self.validated = self.step
-        better = self.best is None or self.best != self.best or score > self.best
+        better = self._is_better(score)
         self.best = score if better else self.best
         return better
+
+    def _is_better(self, score: float) -> bool:
+        """Anything is better than none, and than no number."""
+        return self.best is None or self.best != self.best or score > self.best
 
     def save(self, run: Path, ctx: DistributedContext, data: dict[str, Any]) -> None:
         """Write a checkpoint, with a description of the data that the run is on.
@@ -241,7 +235,8 @@ class State:
     def check_finite(self) -> None:
         """Raise FloatingPointError if anything that a checkpoint would hold is not finite."""
         held = {**self.model.state_dict()}
-        held |= {f"average.{key}": value for key, value in self.average.state_dict().items()} if self.average else {}
+        if self.average:
+            held |= {f"average.{key}": value for key, value in self.average.model.state_dict().items()}
         for entry, moments in self.optimizer.state_dict()["state"].items():
             held |= {f"optimizer.{entry}.{key}": value for key, value in moments.items() if torch.is_tensor(value)}
         if bad := _not_finite(held):
@@ -258,7 +253,7 @@ class State:
             "normalization": (self.model.mean, self.model.std),
             "best": self.best,
             "model": self.model.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
+            "average": self.average.model.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": torch.get_rng_state(),
@@ -275,7 +270,7 @@ class State:
             self.step, self.best = saved["step"], saved["best"]
             self.model.load_state_dict(saved["model"])
             if self.average:
-                self.average.load_state_dict(saved["average"])
+                self.average.model.load_state_dict(saved["average"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scaler.load_state_dict(saved["scaler"])
             torch.set_rng_state(saved["random"])
@@ -306,18 +301,11 @@ def build_model(
     classifies = config.weights is not None and not config.from_model  # whose stride sits in the first unit
     layout = {"stride_in": config.stride_in or ("first" if classifies else None), **(layout or {})}
     model = DeepLabV3(
-        config.backbone,
-        num_classes,
-        head=config.head,
-        last_block=config.last_block,
-        multi_grid=config.multi_grid,
-        aspp_rates=config.aspp_rates,
-        aspp_pointwise=config.aspp_pointwise,
-        image_pooling=config.image_pooling,
+        config.backbone, num_classes, head=config.head, last_block=config.last_block, multi_grid=config.multi_grid,
+        aspp_rates=config.aspp_rates, aspp_pointwise=config.aspp_pointwise, image_pooling=config.image_pooling,
         output_stride=config.output_stride,
-        weights="imagenet" if config.weights == "imagenet" and not blank else None,
-        **layout,
-    )
+        weights="imagenet" if config.weights == "imagenet" and not blank else None, **layout,
+    )  # fmt: skip
     if config.weights not in (None, "imagenet") and not blank:
         initialize(model, config.weights, reset_head=config.reset_head, classes_from=config.classes_from)
     model.set_batch_norm_decay(config.batch_norm_decay)
@@ -332,10 +320,6 @@ def loses_scale(config: ModelConfig, model: DeepLabV3) -> bool:
 
     Where it has been folded away, its statistics are 0 and 1 and say nothing of the maps. With a batch's own in their
     place the first step is that of another network (``docs/results.md``, the ablation).
-
-    Args:
-        config: of the network.
-        model: as it starts.
     """
     if not config.from_model or config.batch_norm != "train":
         return False
@@ -352,13 +336,10 @@ def build_optimizer(config: OptimConfig, model: DeepLabV3) -> torch.optim.Optimi
     for parameter in model.parameters():
         if parameter.requires_grad:
             groups.setdefault((id(parameter) in new, parameter.ndim > 1 or config.decay_all), []).append(parameter)
+    factors = {True: config.head_lr_factor, False: 1.0}
     settings: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            "factor": config.head_lr_factor if in_head else 1.0,
-            "weight_decay": config.weight_decay if decayed else 0.0,
-        }
-        for (in_head, decayed), parameters in groups.items()
+        {"params": group, "factor": factors[in_head], "weight_decay": config.weight_decay if decayed else 0.0}
+        for (in_head, decayed), group in groups.items()
     ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(settings, lr=config.lr, fused=True)

@@ -5,9 +5,15 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from atrous.training.confusion import Mistake
+import numpy as np
+import numpy.typing as npt
+
 from atrous.training.log_file import Log
+
+Counts = npt.NDArray[np.int64]
+"""K,K: pixels by true class (row) and predicted class (column)."""
 
 _ALL = 4
 """Classes up to which each is named."""
@@ -17,6 +23,29 @@ _RARE = 0.15
 """Share of the images below which a class is rare."""
 _FEW = 100
 """Images below which more of them help most."""
+
+
+class Mistake(NamedTuple):
+    """`share` of the pixels of the class `true` were taken for `taken_for`."""
+
+    true: int
+    taken_for: int
+    share: float
+
+
+def shares_of(counts: Counts) -> npt.NDArray[np.float64]:
+    """The rows as shares of the class's pixels, K,K; rows of classes without a pixel are not a number."""
+    with np.errstate(invalid="ignore"):
+        shares: npt.NDArray[np.float64] = counts / counts.sum(axis=1, keepdims=True)
+    return shares
+
+
+def mistakes(counts: Counts, most: int = 5, least: float = 0.02) -> list[Mistake]:
+    """The largest shares of a class that were taken for another, at most one a class, the largest first."""
+    shares = np.nan_to_num(shares_of(counts))
+    np.fill_diagonal(shares, 0.0)
+    worst = [Mistake(i, int(row.argmax()), float(row.max())) for i, row in enumerate(shares)]
+    return sorted((one for one in worst if one.share >= least), key=lambda one: -one.share)[:most]
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atrous.ops.conv_kernels.depthwise import (
-    DEPTHWISE,
-    RIGHT_LIBRARY,
-    is_depthwise,
-    is_wrong_in_half,
-    lacks_kernel,
-)
+from atrous.ops.conv_kernels.depthwise import DEPTHWISE, RIGHT_LIBRARY, is_depthwise, is_wrong_in_half, lacks_kernel
 from atrous.ops.conv_kernels.tap_gemm import (
     LIBRARY,
     TAP_GEMM,
@@ -227,14 +221,9 @@ def _(x: Tensor, weights: list[Tensor], rates: list[int], form: str) -> list[Ten
 
 @torch.library.custom_op("atrous::convs_backward", mutates_args=())
 def _convs_backward(
-    gradients: list[Tensor],
-    x: Tensor,
-    weights: list[Tensor],
-    rates: list[int],
-    form: str,
-    of_input: bool,
+    gradients: list[Tensor], x: Tensor, weights: list[Tensor], rates: list[int], form: str, of_input: bool,
     of_weights: bool,
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     """The gradient of the input, if wanted, followed by those of the weights, if wanted."""
     results: list[Tensor] = []
     with torch.autocast(x.device.type, enabled=False):
@@ -246,14 +235,9 @@ def _convs_backward(
 
 @_convs_backward.register_fake
 def _(
-    gradients: list[Tensor],
-    x: Tensor,
-    weights: list[Tensor],
-    rates: list[int],
-    form: str,
-    of_input: bool,
+    gradients: list[Tensor], x: Tensor, weights: list[Tensor], rates: list[int], form: str, of_input: bool,
     of_weights: bool,
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     like = _gradients_like(x, weights, of_input, of_weights)
     return [torch.empty(t.shape, dtype=t.dtype, device=t.device, memory_format=order(t)) for t in like]
 

@@ -125,10 +125,7 @@ def _with_roots(roots: Iterable[Fraction]) -> list[Fraction]:
 
 HALF, THIRD, QUARTER = Fraction(1, 2), Fraction(1, 3), Fraction(1, 4)
 
-TILES = (
-    toom_cook((0, 1, -2, -HALF)),
-    toom_cook((0, 3 * HALF, -3 * HALF, 2 * THIRD, -2 * THIRD)),
-)
+TILES = (toom_cook((0, 1, -2, -HALF)), toom_cook((0, 3 * HALF, -3 * HALF, 2 * THIRD, -2 * THIRD)))
 """F(3, 3) and F(4, 3). The points are those with the least rounding error among small fractions: in two dimensions
 about 4 and 5.5 times that of the definition; with the usual ±1 and ±2 it is 6.5 and 12 times."""
 

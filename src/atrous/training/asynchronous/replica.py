@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from atrous.data.datasets.dataset import SegmentationDataset
-from atrous.evaluation.distributed import DistributedContext, ResumableBatchSampler, generator
+from atrous.evaluation.distributed import DistributedContext, generator
 from atrous.evaluation.evaluate import Evaluation, evaluate
 from atrous.models.deeplab import DeepLabV3
 from atrous.training.config import Recipe
-from atrous.training.loader import Crops, Part, collate
+from atrous.training.loader import Crops, Part, collate, order_of
 from atrous.training.run_page import SHOWN
 from atrous.training.state import Objective, State
 
@@ -105,16 +105,9 @@ class Replica:
     """
 
     def __init__(
-        self,
-        number: int,
-        model: DeepLabV3,
-        recipe: Recipe,
-        crops: Crops,
-        held_out: SegmentationDataset | None,
-        device: str = "cpu",
-        workers: int = 0,
-        folder: Path | None = None,
-    ) -> None:
+        self, number: int, model: DeepLabV3, recipe: Recipe, crops: Crops, held_out: SegmentationDataset | None,
+        device: str = "cpu", workers: int = 0, folder: Path | None = None,
+    ) -> None:  # fmt: skip
         if folder:  # in a process of its own
             os.chdir(folder)
             torch.set_num_threads(1)
@@ -155,14 +148,9 @@ class Replica:
         self.state.step = step
         loss = self.state.take_step(parts, 0.0, self.ctx)
         return Push(
-            batch=batch,
-            step=step,
-            gradients=self.optimizer.take(),
-            statistics=_updates(self.state.model, before),
-            loss=loss,
-            names=[name for *_, names in parts for name in names],
-            scaler=self.state.scaler.state_dict(),
-        )
+            batch=batch, step=step, gradients=self.optimizer.take(), statistics=_updates(self.state.model, before),
+            loss=loss, names=[name for *_, names in parts for name in names], scaler=self.state.scaler.state_dict(),
+        )  # fmt: skip
 
     def validate(self, weights: Weights) -> Evaluation:
         """Scores of the weights on the data held out."""
@@ -170,11 +158,7 @@ class Replica:
         self._load(weights)
         run = self.recipe.run
         return evaluate(
-            self.state.model,
-            self.held_out,
-            output_stride=run.val_output_stride,
-            pad_to=run.val_pad_to,
-            worst=SHOWN,
+            self.state.model, self.held_out, output_stride=run.val_output_stride, pad_to=run.val_pad_to, worst=SHOWN
         )
 
     def _load(self, weights: Weights) -> None:
@@ -182,24 +166,19 @@ class Replica:
         self.state.model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
 
     def _request(self, batch: int) -> None:
-        stream = ResumableBatchSampler(
-            len(self.crops.dataset),
-            seed=self.recipe.run.seed,
-            batch_size=self.recipe.optim.batch_size,
-            parts=self.recipe.optim.grad_accum_steps,
-            start=batch,
-            stop=batch + 1,
-        )
+        stream = order_of(self.crops, self.recipe.optim, range(batch, batch + 1), self.ctx)
         self.ahead[batch] = [[self.pool.submit(self.crops.__getitem__, place) for place in part] for part in stream]
 
     def _parts(self, batch: int) -> list[Part]:
         if batch not in self.ahead:
             self._request(batch)
-        parts = [collate([sample.result() for sample in part]) for part in self.ahead.pop(batch)]
-        for part in parts:
-            if isinstance(part, Exception):
-                raise part
-        return [part for part in parts if not isinstance(part, Exception)]
+        parts = []
+        for part in self.ahead.pop(batch):
+            samples = collate([sample.result() for sample in part])
+            if isinstance(samples, Exception):
+                raise samples
+            parts.append(samples)
+        return parts
 
 
 def as_arrays(model: nn.Module) -> Weights:
@@ -238,12 +217,6 @@ def _updates(
 class Fleet:
     """Replicas as Ray's actors on this machine; a context that leaves no process and no file.
 
-    Args:
-        size: replicas.
-        model: that each gets a copy of.
-        arguments: of `Replica`, after its model.
-        device: ``cpu``; or ``cuda``, which gives each replica a GPU, or a share of one where there are too few.
-
     Raises:
         ValueError: if Ray is not installed, or runs in this process already.
         OSError: if a replica could not be started.
@@ -259,7 +232,8 @@ class Fleet:
             stack.enter_context(_environment())
             self.ray = _import_ray()
             stack.enter_context(redirect_stdout(sys.stderr))  # where Ray tells of a worker that died
-            folder = _short_folder()
+            # Ray's sockets lie in it, three folders down.
+            folder = tempfile.mkdtemp(prefix="atrous-", dir="/tmp" if os.path.isdir("/tmp") else None)
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             stack.callback(self.ray.shutdown)
             gpus = torch.cuda.device_count() if self.device.type == "cuda" else 0
@@ -269,7 +243,10 @@ class Fleet:
             self.kind = self.ray.remote(num_cpus=1, num_gpus=share)(Replica)
             self.shared = self.ray.put(self.model)
             self.actors = {number: self._actor(number) for number in range(self.size)}
-            self._wait_for_all()
+            try:
+                self.ray.get([actor.process.remote() for actor in self.actors.values()])
+            except self.ray.exceptions.RayActorError as error:
+                raise OSError(f"a replica could not be started: {_last_line(error)}") from error
             self.stack = stack.pop_all()
         return self
 
@@ -291,12 +268,6 @@ class Fleet:
             logging_level=logging.ERROR,
             _temp_dir=folder,
         )
-
-    def _wait_for_all(self) -> None:
-        try:
-            self.ray.get([actor.process.remote() for actor in self.actors.values()])
-        except self.ray.exceptions.RayActorError as error:
-            raise OSError(f"a replica could not be started: {_last_line(error)}") from error
 
     def _actor(self, number: int) -> Any:
         return self.kind.remote(number, self.shared, **self.arguments)
@@ -387,11 +358,6 @@ def _own_signals() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             for number, handler in ours.items():
                 signal.signal(number, handler)
-
-
-def _short_folder() -> str:
-    # Ray's sockets lie in it, three folders down.
-    return tempfile.mkdtemp(prefix="atrous-", dir="/tmp" if os.path.isdir("/tmp") else None)
 
 
 def _last_line(error: Exception) -> str:

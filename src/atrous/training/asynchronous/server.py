@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from atrous.atomic import write_text
-from atrous.data.datasets.dataset import SegmentationDataset
 from atrous.evaluation.distributed import DistributedContext, pick_device
 from atrous.evaluation.evaluate import Evaluation
 from atrous.training import checkpoint
@@ -38,7 +37,7 @@ from atrous.training.interrupts import Signals, Stopped, explained
 from atrous.training.loader import crops_of
 from atrous.training.logger import RunLogger
 from atrous.training.run_folder import card_of, describe
-from atrous.training.start import start
+from atrous.training.start import Start, start
 from atrous.training.state import State
 
 DEATHS = 3
@@ -46,15 +45,9 @@ DEATHS = 3
 
 
 def train_asynchronously(
-    recipe: Recipe,
-    data: str | Path,
-    run: Path,
-    *,
-    replicas: int,
-    resume: bool = False,
-    workers: int = 1,
+    recipe: Recipe, data: str | Path, run: Path, *, replicas: int, resume: bool = False, workers: int = 1,
     device: str | None = None,
-) -> Outcome:
+) -> Outcome:  # fmt: skip
     """Train a model with replicas that do not wait for each other; validate and save it along the way.
 
     Args:
@@ -85,17 +78,11 @@ def train_asynchronously(
             crops = crops_of(dataset, recipe.data, state.model, recipe.run.seed)
             given = {"recipe": recipe, "crops": crops, "held_out": held_out, "workers": workers}
             fleet = stack.enter_context(Fleet(replicas, state.model, given, chosen))
-        headline = f"{begun.headline}; {replicas} asynchronous replicas"
-        logger = RunLogger(
-            run,
-            iterations=recipe.schedule.iterations,
-            start=state.step,
-            batch_size=recipe.optim.batch_size,
-            page=begun.page(headline),
-        )
+        begun.page.headline += f"; {replicas} asynchronous replicas"
+        logger = RunLogger(begun.page, state.step)
         stack.enter_context(explained(recipe, run, lambda: state.step))
-        stack.enter_context(logger.running(headline))
-        coordinator = Coordinator(server, fleet, logger, run, data, dataset, held_out)
+        stack.enter_context(logger.running())
+        coordinator = Coordinator(server, fleet, logger, begun, data)
         for number in range(replicas):
             coordinator.hand_out(number)
         while fleet.busy:
@@ -218,37 +205,22 @@ def _like(parameter: Tensor, gradient: Any) -> Tensor:
     return gradient_copy
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A replica's work: the gradient of one batch."""
-
-    number: int
-
-
 class Coordinator:
     """Hands out batches and validations to replicas, and acts on their answers.
 
     A validation goes, with a copy of the weights, to the next replica that is free; the others go on pushing.
     """
 
-    def __init__(
-        self,
-        server: Server,
-        fleet: Fleet,
-        logger: RunLogger,
-        run: Path,
-        data: str | Path,
-        dataset: SegmentationDataset,
-        held_out: SegmentationDataset | None,
-    ) -> None:
+    def __init__(self, server: Server, fleet: Fleet, logger: RunLogger, begun: Start, data: str | Path) -> None:
         self.server, self.state, self.fleet, self.logger = server, server.state, fleet, logger
-        self.run, self.data, self.dataset, self.held_out = run, data, dataset, held_out
-        self.log = PushLog(run, self.state.step)
-        self.jobs: dict[int, Batch | State] = {}
+        self.run, self.data, self.dataset, self.held_out = logger.run, data, begun.dataset, begun.held_out
+        self.log = PushLog(self.run, self.state.step)
+        self.jobs: dict[int, int | State] = {}
+        """By replica: the number of a batch, or what it validates."""
         self.following: dict[int, int] = {}
         self.snapshots: deque[State] = deque()
         self.deaths = 0
-        if self.state.must_validate(held_out):  # the run was stopped before it could
+        if self.state.must_validate(self.held_out):  # the run was stopped before it could
             self.snapshots.append(server.snapshot())
 
     def hand_out(self, replica: int) -> None:
@@ -260,7 +232,7 @@ class Coordinator:
         batch = self.following.pop(replica) if replica in self.following else self.server.draw()
         if batch is None:
             return
-        self.jobs[replica] = Batch(batch)
+        self.jobs[replica] = batch
         following = self.server.draw()
         if following is not None:
             self.following[replica] = following
@@ -303,13 +275,13 @@ class Coordinator:
             snapshot.keep(self.run, card, DistributedContext(0, 1, torch.device("cpu")))
         self.logger.validated(snapshot.step, evaluation, better)
 
-    def _died(self, replica: int, job: Batch | State, death: Death) -> None:
+    def _died(self, replica: int, job: int | State, death: Death) -> None:
         """Give the work of a replica that died out again, and have another take its place."""
         self.logger.console.print(f"replica {replica} died, another takes its place: {death.reason}", soft_wrap=True)
         if isinstance(job, State):
             self.snapshots.appendleft(job)
         else:
-            self.server.give_back(job.number)
+            self.server.give_back(job)
         if replica in self.following:
             self.server.give_back(self.following.pop(replica))
         self.deaths += 1

@@ -51,12 +51,7 @@ class Staleness:
 
 
 class PushLog:
-    """``staleness.csv`` in a run's folder: a row for each push.
-
-    Args:
-        run: the run's folder.
-        start: steps done; rows after it are dropped.
-    """
+    """``staleness.csv`` in a run's folder: a row for each push; those after step `start` are dropped."""
 
     def __init__(self, run: Path, start: int) -> None:
         self.path = run / "staleness.csv"
