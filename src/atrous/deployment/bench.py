@@ -171,9 +171,14 @@ def advice(rows: Sequence[Row], most: float = 0.01) -> str:
 
 
 def _files(
-    names: Sequence[str], skipped: dict[str, str], path: Path, folder: Path, output_stride: int | None,
-    data: str | None, say: Callable[[str], None],
-) -> dict[str, Path]:  # fmt: skip
+    names: Sequence[str],
+    skipped: dict[str, str],
+    path: Path,
+    folder: Path,
+    output_stride: int | None,
+    data: str | None,
+    say: Callable[[str], None],
+) -> dict[str, Path]:
     """The file of each runtime, exported where it has to be."""
     files = {}
     for name in names:

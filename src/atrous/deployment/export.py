@@ -151,9 +151,17 @@ def export(
 
 
 def _exported(
-    model: DeepLabV3, card: ModelCard, kind: type[formats.Onnx] | type[formats.Torch], interface: Interface,
-    file: Path, target: Path, scored: Scored | None, max_loss: float | None, seconds: float, say: Callable[[str], None],
-) -> Export:  # fmt: skip
+    model: DeepLabV3,
+    card: ModelCard,
+    kind: type[formats.Onnx] | type[formats.Torch],
+    interface: Interface,
+    file: Path,
+    target: Path,
+    scored: Scored | None,
+    max_loss: float | None,
+    seconds: float,
+    say: Callable[[str], None],
+) -> Export:
     say(f"exporting {card.arguments['backbone']} at output stride {model.output_stride}")
     made = kind(lean(model), interface)
     info = describe(model, interface, kind)

@@ -98,9 +98,16 @@ class Quantiser(Protocol):
 
 
 def quantise(
-    made: Onnx, model: DeepLabV3, train: SegmentationDataset, file: Path, card: ModelCard, info: dict[str, Any],
-    max_loss: float, seconds: float, say: Callable[[str], None],
-) -> Int8:  # fmt: skip
+    made: Onnx,
+    model: DeepLabV3,
+    train: SegmentationDataset,
+    file: Path,
+    card: ModelCard,
+    info: dict[str, Any],
+    max_loss: float,
+    seconds: float,
+    say: Callable[[str], None],
+) -> Int8:
     """Replace the network of `made` by an int8 one.
 
     Args:

@@ -173,8 +173,15 @@ class ResumableBatchSampler:
 
     def __init__(
         self,
-        samples: int, steps: range, *, seed: int, batch_size: int, parts: int = 1, rank: int = 0, size: int = 1,
-    ) -> None:  # fmt: skip
+        samples: int,
+        steps: range,
+        *,
+        seed: int,
+        batch_size: int,
+        parts: int = 1,
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
         if batch_size % (size * parts):
             raise ValueError(
                 f"batch_size is {batch_size}, expected a multiple of {size} processes times {parts} accumulated parts"

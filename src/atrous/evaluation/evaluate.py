@@ -121,11 +121,18 @@ class Evaluation:
 
 
 def evaluate(
-    model: DeepLabV3, dataset: SegmentationDataset, *, output_stride: int | None = None,
-    scales: Sequence[float] = (1.0,), flip: bool = False, pad_to: int | None = None,
-    names: Sequence[str] | None = None, worst: int = 0, ctx: DistributedContext | None = None,
+    model: DeepLabV3,
+    dataset: SegmentationDataset,
+    *,
+    output_stride: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    pad_to: int | None = None,
+    names: Sequence[str] | None = None,
+    worst: int = 0,
+    ctx: DistributedContext | None = None,
     progress: Callable[[int], None] = lambda done: None,
-) -> Evaluation:  # fmt: skip
+) -> Evaluation:
     """Count one confusion matrix over a data set, at the size of each image.
 
     Args:
@@ -160,10 +167,16 @@ def evaluate(
 
 
 def evaluate_settings(
-    model: DeepLabV3, dataset: SegmentationDataset, settings: Sequence[Setting],
-    predict: Callable[[Tensor], Iterable[tuple[int, Tensor, float]]], *, names: Sequence[str] | None = None,
-    worst: int = 0, ctx: DistributedContext | None = None, progress: Callable[[int], None] = lambda done: None,
-) -> list[Evaluation]:  # fmt: skip
+    model: DeepLabV3,
+    dataset: SegmentationDataset,
+    settings: Sequence[Setting],
+    predict: Callable[[Tensor], Iterable[tuple[int, Tensor, float]]],
+    *,
+    names: Sequence[str] | None = None,
+    worst: int = 0,
+    ctx: DistributedContext | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Evaluation]:
     """Go over a data set once and count a confusion matrix for each of several settings.
 
     Args:
@@ -246,9 +259,14 @@ def classes_of(views: Sequence[View], size: tuple[int, int], output_stride: int)
 
 @torch.inference_mode()
 def predict_probabilities(
-    model: DeepLabV3, images: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False,
-    pad_to: int | None = None, fit: bool = True,
-) -> Tensor:  # fmt: skip
+    model: DeepLabV3,
+    images: Tensor,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    pad_to: int | None = None,
+    fit: bool = True,
+) -> Tensor:
     """Mean of the probabilities over scales and flips (section 4.2, "Inference strategy").
 
     Args:

@@ -51,9 +51,13 @@ def rungs(finest: int = 8, scales: Sequence[float] = PAPER_SCALES, pad_to: int |
 
 
 def ladder(
-    model: DeepLabV3, dataset: SegmentationDataset, rows: Sequence[Setting], *, names: Sequence[str] | None = None,
+    model: DeepLabV3,
+    dataset: SegmentationDataset,
+    rows: Sequence[Setting],
+    *,
+    names: Sequence[str] | None = None,
     progress: Callable[[int], None] = lambda done: None,
-) -> list[Evaluation]:  # fmt: skip
+) -> list[Evaluation]:
     """Evaluate a model at several settings in one pass over a data set.
 
     Args:

@@ -55,9 +55,16 @@ class ASPP(nn.Module):
     """
 
     def __init__(
-        self, channels: int, rates: Sequence[int] = (6, 12, 18), *, pointwise: bool = True,
-        image_pooling: bool = True, filters: int = FILTERS, projection: int = 1, output_stride: int = 16,
-    ) -> None:  # fmt: skip
+        self,
+        channels: int,
+        rates: Sequence[int] = (6, 12, 18),
+        *,
+        pointwise: bool = True,
+        image_pooling: bool = True,
+        filters: int = FILTERS,
+        projection: int = 1,
+        output_stride: int = 16,
+    ) -> None:
         super().__init__()
         if any(not isinstance(rate, int) or rate < 1 for rate in rates):
             raise ValueError(f"aspp_rates is {tuple(rates)}, expected whole numbers of at least 1")

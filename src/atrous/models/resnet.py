@@ -134,10 +134,17 @@ class ResNet(Backbone):
     """
 
     def __init__(
-        self, depth: int, *, stride_in: StrideIn = "last", consistent_rates: bool = False,
-        multi_grid: Sequence[int] | None = None, last_block: int = 4, stem: Sequence[int] = (),
-        average_shortcut: bool = False, output_stride: int = 16,
-    ) -> None:  # fmt: skip
+        self,
+        depth: int,
+        *,
+        stride_in: StrideIn = "last",
+        consistent_rates: bool = False,
+        multi_grid: Sequence[int] | None = None,
+        last_block: int = 4,
+        stem: Sequence[int] = (),
+        average_shortcut: bool = False,
+        output_stride: int = 16,
+    ) -> None:
         super().__init__()
         if depth not in UNITS:
             raise ValueError(f"there is no ResNet-{depth}; there are {', '.join(map(str, UNITS))}")

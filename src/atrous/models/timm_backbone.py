@@ -52,9 +52,14 @@ class TimmBackbone(Backbone):
     """
 
     def __init__(
-        self, name: str, *, multi_grid: Sequence[int] | None = None, last_block: int = 4, output_stride: int = 16,
+        self,
+        name: str,
+        *,
+        multi_grid: Sequence[int] | None = None,
+        last_block: int = 4,
+        output_stride: int = 16,
         consistent_rates: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.name = f"timm/{name}"
         self.last_block = last_block

@@ -40,9 +40,16 @@ class AtrousConv2d(nn.Conv2d):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, rate: int = 1,
-        groups: int = 1, bias: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        rate: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+    ) -> None:
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}, expected an odd number")
         super().__init__(

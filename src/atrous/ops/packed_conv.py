@@ -191,9 +191,16 @@ def holds(activation: nn.Module) -> bool:
 
 
 def fused_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...], stride: tuple[int, ...],
-    dilation: tuple[int, ...], groups: int, activation: type[nn.Module], into: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    activation: type[nn.Module],
+    into: Tensor | None = None,
+) -> Tensor:
     """Convolution and activation by oneDNN; with `into`, the sum with it is activated, and written there."""
     name, scalars = ACTIVATIONS[activation]
     geometry = (padding, stride, dilation, groups)

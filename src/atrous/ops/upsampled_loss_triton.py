@@ -76,13 +76,38 @@ def _meta(classes: int, stride: int, step: int) -> dict[str, Any]:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _cells(  # type: ignore[no-untyped-def]
-    logits, labels, weights, gradient, losses, wrong,
-    K, h, w, H, W,
-    logits_b, logits_k, logits_y, logits_x, labels_b, labels_y, labels_x,
-    gradient_b, gradient_k, gradient_y, gradient_x,
-    row, column, cell_rows, cell_columns, ignore,
-    S: tl.constexpr, STEP: tl.constexpr, KP: tl.constexpr, P: tl.constexpr,
-):  # fmt: skip
+    logits,
+    labels,
+    weights,
+    gradient,
+    losses,
+    wrong,
+    K,
+    h,
+    w,
+    H,
+    W,
+    logits_b,
+    logits_k,
+    logits_y,
+    logits_x,
+    labels_b,
+    labels_y,
+    labels_x,
+    gradient_b,
+    gradient_k,
+    gradient_y,
+    gradient_x,
+    row,
+    column,
+    cell_rows,
+    cell_columns,
+    ignore,
+    S: tl.constexpr,
+    STEP: tl.constexpr,
+    KP: tl.constexpr,
+    P: tl.constexpr,
+):
     cell = tl.program_id(0)
     i = (cell // cell_columns) % cell_rows * STEP + row
     j = cell % cell_columns * STEP + column

@@ -31,9 +31,13 @@ class Pool:
     """
 
     def __init__(
-        self, trainings: Mapping[str, Training], environments: Sequence[Mapping[str, str]], options: Options,
-        event: Callable[[str, Training, str], None], tick: Callable[[str], None],
-    ) -> None:  # fmt: skip
+        self,
+        trainings: Mapping[str, Training],
+        environments: Sequence[Mapping[str, str]],
+        options: Options,
+        event: Callable[[str, Training, str], None],
+        tick: Callable[[str], None],
+    ) -> None:
         self.waiting, self.free = dict(trainings), list(environments)
         self.options, self.event, self.tick = options, event, tick
         self.running: dict[str, tuple[Training, Mapping[str, str], subprocess.Popen[bytes]]] = {}

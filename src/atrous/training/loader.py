@@ -146,9 +146,13 @@ def hardest_classes(weights: str | None, count: int = 5) -> tuple[str, ...]:
 
 
 def check_masks(
-    dataset: SegmentationDataset, *, split: str = "", to_train: bool = True, allow_empty_classes: bool = False,
+    dataset: SegmentationDataset,
+    *,
+    split: str = "",
+    to_train: bool = True,
+    allow_empty_classes: bool = False,
     drawn: list[Drawn] | None = None,
-) -> Presence:  # fmt: skip
+) -> Presence:
     """Read every mask, and the size of its image, so that a bad one is found before the first step.
 
     Args:

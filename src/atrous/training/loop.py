@@ -25,9 +25,15 @@ from atrous.training.start import start
 
 
 def train(
-    recipe: Recipe, data: str | Path, run: Path, *, resume: bool = False, workers: int = 1,
-    device: str | None = None, seconds: float | None = None,
-) -> float | None:  # fmt: skip
+    recipe: Recipe,
+    data: str | Path,
+    run: Path,
+    *,
+    resume: bool = False,
+    workers: int = 1,
+    device: str | None = None,
+    seconds: float | None = None,
+) -> float | None:
     """Train a model, validate and save it along the way.
 
     Args:

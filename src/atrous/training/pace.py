@@ -61,9 +61,14 @@ class Pace:
 
 
 def measure(
-    recipe: Recipe, dataset: SegmentationDataset, held_out: SegmentationDataset | None, ctx: DistributedContext, *,
-    workers: int, seconds: float,
-) -> Pace:  # fmt: skip
+    recipe: Recipe,
+    dataset: SegmentationDataset,
+    held_out: SegmentationDataset | None,
+    ctx: DistributedContext,
+    *,
+    workers: int,
+    seconds: float,
+) -> Pace:
     """Take a few steps with a state that is then thrown away, and predict one image of those held out."""
     started = time.perf_counter()
     state = State.build(recipe, len(dataset.labels), dataset.labels.ignore, ctx)
@@ -145,9 +150,15 @@ class Forecast:
 
 
 def planned(
-    recipe: Recipe, dataset: SegmentationDataset, held_out: SegmentationDataset | None, ctx: DistributedContext, *,
-    workers: int, seconds: float | None, since: float,
-) -> tuple[Recipe, Pace | None]:  # fmt: skip
+    recipe: Recipe,
+    dataset: SegmentationDataset,
+    held_out: SegmentationDataset | None,
+    ctx: DistributedContext,
+    *,
+    workers: int,
+    seconds: float | None,
+    since: float,
+) -> tuple[Recipe, Pace | None]:
     """The recipe as it is to be run, and how fast; None where that is not measured, since the first steps tell soon.
 
     Raises:

@@ -100,9 +100,13 @@ def _draw_panel(draw: ImageDraw.ImageDraw, panel: _Panel, top: int, iterations: 
 
 
 def _text(
-    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, colour: tuple[int, int, int] = _INK,
+    draw: ImageDraw.ImageDraw,
+    place: tuple[float, float],
+    text: str,
+    size: int,
+    colour: tuple[int, int, int] = _INK,
     anchor: str = "la",
-) -> None:  # fmt: skip
+) -> None:
     x, y = place
     font = ImageFont.load_default(size=size * _DRAWN_AT)
     draw.text((x * _DRAWN_AT, y * _DRAWN_AT), text, fill=colour, font=font, anchor=anchor)

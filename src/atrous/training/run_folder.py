@@ -130,9 +130,13 @@ def _of_small_crop(config: ModelConfig, crop: tuple[int, int]) -> str:
 
 
 def headline_of(
-    recipe: Recipe, data: str | Path, run: Path, state: State, dataset: SegmentationDataset,
+    recipe: Recipe,
+    data: str | Path,
+    run: Path,
+    state: State,
+    dataset: SegmentationDataset,
     held_out: SegmentationDataset | None,
-) -> str:  # fmt: skip
+) -> str:
     """One line about the network, the data and the steps; warnings before it."""
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     going = f"going on at step {state.step}" if state.step else "starting"

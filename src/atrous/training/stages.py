@@ -68,9 +68,13 @@ def plan_stages(
 
 
 def train_stages(
-    stages: Sequence[Stage], *, resume: bool = False, workers: int = 1, device: str | None = None,
+    stages: Sequence[Stage],
+    *,
+    resume: bool = False,
+    workers: int = 1,
+    device: str | None = None,
     said: Callable[[str], None] = lambda message: None,
-) -> float | None:  # fmt: skip
+) -> float | None:
     """Train one stage after the other.
 
     Args:

@@ -45,9 +45,16 @@ class Start:
 
 
 def start(
-    recipe: Recipe, data: str | Path, run: Path, ctx: DistributedContext, claimed: ExitStack, *, resume: bool,
-    workers: int, seconds: float | None = None,
-) -> Start:  # fmt: skip
+    recipe: Recipe,
+    data: str | Path,
+    run: Path,
+    ctx: DistributedContext,
+    claimed: ExitStack,
+    *,
+    resume: bool,
+    workers: int,
+    seconds: float | None = None,
+) -> Start:
     """Begin a run, or go on with it.
 
     Raises:

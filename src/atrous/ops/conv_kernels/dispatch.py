@@ -221,9 +221,14 @@ def _(x: Tensor, weights: list[Tensor], rates: list[int], form: str) -> list[Ten
 
 @torch.library.custom_op("atrous::convs_backward", mutates_args=())
 def _convs_backward(
-    gradients: list[Tensor], x: Tensor, weights: list[Tensor], rates: list[int], form: str, of_input: bool,
+    gradients: list[Tensor],
+    x: Tensor,
+    weights: list[Tensor],
+    rates: list[int],
+    form: str,
+    of_input: bool,
     of_weights: bool,
-) -> list[Tensor]:  # fmt: skip
+) -> list[Tensor]:
     """The gradient of the input, if wanted, followed by those of the weights, if wanted."""
     results: list[Tensor] = []
     with torch.autocast(x.device.type, enabled=False):
@@ -235,9 +240,14 @@ def _convs_backward(
 
 @_convs_backward.register_fake
 def _(
-    gradients: list[Tensor], x: Tensor, weights: list[Tensor], rates: list[int], form: str, of_input: bool,
+    gradients: list[Tensor],
+    x: Tensor,
+    weights: list[Tensor],
+    rates: list[int],
+    form: str,
+    of_input: bool,
     of_weights: bool,
-) -> list[Tensor]:  # fmt: skip
+) -> list[Tensor]:
     like = _gradients_like(x, weights, of_input, of_weights)
     return [torch.empty(t.shape, dtype=t.dtype, device=t.device, memory_format=order(t)) for t in like]
 

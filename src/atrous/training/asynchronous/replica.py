@@ -105,9 +105,16 @@ class Replica:
     """
 
     def __init__(
-        self, number: int, model: DeepLabV3, recipe: Recipe, crops: Crops, held_out: SegmentationDataset | None,
-        device: str = "cpu", workers: int = 0, folder: Path | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        number: int,
+        model: DeepLabV3,
+        recipe: Recipe,
+        crops: Crops,
+        held_out: SegmentationDataset | None,
+        device: str = "cpu",
+        workers: int = 0,
+        folder: Path | None = None,
+    ) -> None:
         if folder:  # in a process of its own
             os.chdir(folder)
             torch.set_num_threads(1)

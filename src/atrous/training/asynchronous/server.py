@@ -45,9 +45,15 @@ DEATHS = 3
 
 
 def train_asynchronously(
-    recipe: Recipe, data: str | Path, run: Path, *, replicas: int, resume: bool = False, workers: int = 1,
+    recipe: Recipe,
+    data: str | Path,
+    run: Path,
+    *,
+    replicas: int,
+    resume: bool = False,
+    workers: int = 1,
     device: str | None = None,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """Train a model with replicas that do not wait for each other; validate and save it along the way.
 
     Args:
