@@ -23,10 +23,9 @@ from atrous.atomic import sweep
 from atrous.data.datasets.base import is_clutter
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels, read_note, read_size, write_image, write_mask
-from atrous.data.labels import write_labels
+from atrous.data.labels import CLASSES, write_labels
 from atrous.data.overlay import overlay
 from atrous.data.row_io import Strips, open_strips, write_mask_strips
-from atrous.data.source import CLASSES
 from atrous.prediction.parallel import in_order
 from atrous.prediction.predictor import Predictor
 from atrous.prediction.segmentation import areas_of, pixel_counts
