@@ -1,10 +1,13 @@
 """`atrous predict` on many small photographs: images a second, in parts, against one photograph after the other.
 
-    python -m benchmarks.predict PHOTOGRAPHS... --images 3000 --out benchmarks/predict_HARDWARE_DATE.json
+    python -m benchmarks.predict --out benchmarks/predict_HARDWARE_DATE.json     3,000 of the bundled photographs, 320 px
+    python -m benchmarks.predict 'photos/*.jpg' --images 200 --side 0            others, at their own size
+    python -m benchmarks.predict --parts --images 100                            processor time of each part, no rates
 
 Three ways take turns on the same photographs in one process, so that what else the machine does falls on all of them:
 `before`, one after the other with all threads in the network, PNGs of the overlays compressed by default; `now`,
 `predict_files`; `network`, the network alone on photographs that are decoded, one after the other with all threads.
+`--parts` counts processor time, which says where the work is on a machine that does other things, too.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +30,14 @@ from PIL import Image
 
 from atrous import Predictor
 from atrous.atomic import written_whole
-from atrous.data.image_io import read_image, read_mask, read_size, to_tensor, write_mask
-from atrous.evaluation.evaluate import predict_classes
+from atrous.data.image_io import read_image, read_mask, read_size, to_tensor, write_image, write_mask
+from atrous.evaluation.evaluate import classes_of, predict_classes
+from atrous.evaluation.preprocessor import Preprocessor
+from atrous.ops.tta import View
+from atrous.prediction.demo import SCENES, bundled
 from atrous.prediction.files import predict_files
 from atrous.prediction.parallel import in_order
+from atrous.prediction.segmentation import Segmentation
 
 
 def before(predictor: Predictor, files: list[Path], out: Path) -> None:
@@ -68,20 +76,52 @@ def rates(predictor: Predictor, files: list[Path], folder: Path) -> dict[str, fl
     return found
 
 
+def parts(predictor: Predictor, files: list[Path], folder: Path) -> dict[str, float]:
+    """Milliseconds of processor time an image, one after the other with one thread."""
+    torch.set_num_threads(1)
+    spent: dict[str, float] = {}
+
+    def part(name: str, run: Callable[[], Any]) -> Any:
+        began = time.process_time()
+        result = run()
+        spent[name] = spent.get(name, 0.0) + 1000 * (time.process_time() - began) / len(files)
+        return result
+
+    form = predictor._form()
+    preprocess = Preprocessor(form)
+    for path in files:
+        image = part("decode", lambda: read_image(path))
+        size = image.shape[:2]
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            seen = part("resize and normalise", lambda: preprocess(pixels))
+            logits = part("network", lambda: form.low_resolution_logits(seen))
+            view = View(logits, (seen.shape[-2], seen.shape[-1]), False, form.upsampling)
+            mask = part("upsample and argmax", lambda: classes_of([view], size, form.output_stride))[0].numpy()
+        result = Segmentation(mask, image, predictor.labels)
+        part("mask's PNG", lambda: write_mask(folder / "mask.png", mask, predictor.labels, "note"))
+        drawn = part("draw the overlay", result.overlay)
+        part("overlay's PNG", lambda: write_image(folder / "overlay.png", drawn))
+        part("areas", lambda: result.areas)
+    return {name: round(value, 2) for name, value in spent.items()}
+
+
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("photographs", nargs="+")
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("photographs", nargs="*", help="(default: those that the package carries)")
+    parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=5, help="turns, each on its share of the photographs")
-    parser.add_argument("--side", type=int, default=0, help="make photographs smaller to this longest side, first")
+    parser.add_argument("--side", type=int, default=320, help="first make photographs smaller to this longest side")
+    parser.add_argument("--parts", action="store_true", help="processor time of each part in place of rates")
     parser.add_argument("--model", default="objects-mobilenetv2")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     sources = sorted(Path(path) for pattern in args.photographs for path in glob.glob(pattern, recursive=True))
+    sources = sources or [Path(str(bundled(scene.photograph))) for scene in SCENES]
     predictor = Predictor.load(args.model, device="cpu")
     predictor(sources[0])
     turns = []
@@ -98,6 +138,10 @@ def main() -> None:
             else:
                 shutil.copy(source, target)
             files.append(target)
+        if args.parts:
+            parts(predictor, files[:2], Path(scratch))
+            print(json.dumps(parts(predictor, files, Path(scratch)), indent=1))
+            return
         each = len(files) // args.rounds
         for turn in range(args.rounds):
             turns.append(rates(predictor, files[turn * each : (turn + 1) * each], Path(scratch)))

@@ -13,7 +13,8 @@ from atrous.data.datasets.dataset import open_dataset, splits
 from atrous.data.datasets.options import DatasetOptions
 from atrous.data.image_io import write_mask
 from atrous.data.labels import Labels, voc_palette, write_labels
-from atrous.data.source import CLASSES, predicted, source_of
+from atrous.data.labels import CLASSES
+from atrous.data.source import predicted, source_of
 from atrous.data.validate import check
 
 

@@ -174,7 +174,8 @@ def run_convert(args: argparse.Namespace) -> int:
 
 def _source(args: argparse.Namespace) -> Source:
     """The data set, predictions or photographs to convert."""
-    from atrous.data.source import CLASSES, predicted, source_of
+    from atrous.data.labels import CLASSES
+    from atrous.data.source import predicted, source_of
 
     folder = Path(args.data)
     if args.model:

@@ -23,6 +23,9 @@ from atrous.atomic import write_text
 from atrous.colours import Colour as Colour
 from atrous.colours import voc_palette as voc_palette
 
+CLASSES = "classes.yaml"
+"""In a folder of predictions: the classes of its masks, in the form of `dataset.yaml`."""
+
 IGNORE_COLOUR: Colour = (224, 224, 192)
 """The colour that VOC draws its ignored border in: entry 255 of its colour map."""
 

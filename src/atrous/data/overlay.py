@@ -47,7 +47,9 @@ def overlay(
     """
     if image.shape != (*mask.shape, 3):
         raise ValueError(f"image of shape {image.shape} and mask of shape {mask.shape}; expected H,W,3 and H,W")
-    ids: npt.NDArray[np.uint8 | np.uint16] = mask.astype(np.uint8 if labels.largest_id < 256 else np.uint16)
+    ids: npt.NDArray[np.uint8 | np.uint16] = mask.astype(
+        np.uint8 if labels.largest_id < 256 else np.uint16, copy=False
+    )
     strength = np.zeros(labels.largest_id + 1, dtype=np.float32)
     strength[: len(labels)] = [0.0 if is_background(name) else alpha for name in labels.names]
     strength[labels.ignore] = 0.0
@@ -57,10 +59,13 @@ def overlay(
     colours = np.zeros((labels.largest_id + 1, 3), dtype=np.uint8)
     colours[: len(labels)] = drawn_palette(labels)
     weights, picture = np.rint(255 * strength).astype(np.uint8), Image.fromarray(image)
+    thickness = max(1, round(min(ids.shape) / 700))
     for top in range(0, len(ids), _STRIP):  # the colours of all pixels would take more memory than the photograph
-        part = ids[top : top + _STRIP]
+        part = ids[top : top + _STRIP + thickness]
+        edge = Image.fromarray(_outline(part, thickness)[:_STRIP])
+        part = part[:_STRIP]
         picture.paste(Image.fromarray(colours[part]), (0, top), Image.fromarray(weights[part]))
-    picture.paste((255, 255, 255), mask=Image.fromarray(_outline(ids)))
+        picture.paste((255, 255, 255), (0, top, ids.shape[1], top + len(part)), edge)
     if names:
         _write_names(picture, ids, labels)
     if legend:
@@ -102,10 +107,10 @@ def _innermost(region: npt.NDArray[np.bool_]) -> tuple[int, int]:
     return int(rows[middle]) - 1, int(columns[middle]) - 1
 
 
-def _outline(ids: npt.NDArray[Any]) -> Pixels:
-    """Opacity of white, 0..255, for each pixel: the border of each segment, thicker on larger images."""
+def _outline(ids: npt.NDArray[Any], thickness: int) -> Pixels:
+    """Opacity of white, 0..255, for each pixel: that of the border of each segment."""
     edge = np.zeros(ids.shape, dtype=bool)
-    for step in range(1, max(1, round(min(ids.shape) / 700)) + 1):
+    for step in range(1, thickness + 1):
         edge[:, :-step] |= ids[:, :-step] != ids[:, step:]
         edge[:-step] |= ids[:-step] != ids[step:]
     return edge.astype(np.uint8) * 150

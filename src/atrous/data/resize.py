@@ -12,6 +12,9 @@ LARGEST_FACTOR = 2.0
 """The most that `viewing_factor` enlarges."""
 
 
+_STRIP = 256
+
+
 def shrunk(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize uint8 C,H,W to a smaller `size`, antialiased, with corners aligned; PyTorch's antialiasing moves them.
 
@@ -19,12 +22,21 @@ def shrunk(image: Tensor, size: tuple[int, int]) -> Tensor:
     """
     result = torch.empty(image.shape[0], *size, dtype=torch.uint8, device=image.device)
     spans = [1 + 2 * round((old / new - 1) / 2) for old, new in zip(image.shape[1:], size, strict=True)]
-    for plane, small in zip(image, result, strict=True):  # one by one, to save memory
-        mean = plane[None, None].float()
-        for span in ((spans[0], 1), (1, spans[1])):
-            mean = F.avg_pool2d(mean, span, 1, (span[0] // 2, span[1] // 2), count_include_pad=False)
-        small.copy_(resize(mean, size)[0, 0].round_())
+    for plane, small in zip(image, result, strict=True):  # one by one and in strips, to save memory
+        means = torch.empty(plane.shape, device=image.device)
+        for top in range(0, len(plane), _STRIP):
+            means[top : top + _STRIP] = _means(plane, top, spans)
+        small.copy_(resize(means[None, None], size)[0, 0].round_())
     return result
+
+
+def _means(plane: Tensor, top: int, spans: list[int]) -> Tensor:
+    """The mean around each pixel of some rows of uint8 H,W, over windows of `spans` pixels, float32."""
+    above = min(top, spans[0] // 2)
+    mean = plane[top - above : top + _STRIP + spans[0] // 2][None, None].float()
+    for span in ((spans[0], 1), (1, spans[1])):
+        mean = F.avg_pool2d(mean, span, 1, (span[0] // 2, span[1] // 2), count_include_pad=False)
+    return mean[0, 0, above : above + _STRIP]
 
 
 def viewing_factor(size: tuple[int, int], longest_side: int | None) -> float:

@@ -23,6 +23,8 @@ from PIL import Image, TiffImagePlugin
 
 from atrous.data.image_file import name_of, open_image, rawmode_of, significant_bits, with_rawmode
 
+_STRIP = 256
+
 GUESSED_BITS: Counter[int] = Counter()
 """How many pictures of 16 bits this process has read by a guess, by the number of bits."""
 
@@ -222,7 +224,11 @@ def _rgb_of(image: Image.Image) -> npt.NDArray[np.uint8]:
         page = Image.new("RGBA", image.size, "white")
         page.alpha_composite(straight.convert("RGBA"))
         image = page
-    return np.array(image.convert("RGB"))
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, _STRIP):  # each copy that Pillow makes of the whole takes 4 bytes a pixel
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+        pixels[top : top + _STRIP] = np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
+    return pixels
 
 
 def wide_to_rgb(

@@ -9,12 +9,9 @@ from pathlib import Path
 from atrous.data.datasets.annotations import expecting
 from atrous.data.datasets.dataset import Item, Listing, list_split, refuse_problems, splits
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
-from atrous.data.labels import Labels
+from atrous.data.labels import CLASSES, Labels
 from atrous.messages import counted, listed
 from atrous.yaml_io import parse_yaml
-
-CLASSES = "classes.yaml"
-"""In a folder of predictions: the classes of its masks, in the form of `dataset.yaml`."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
+from atrous.models.mobilenet import ActivatedBatchNorm
+
 
 @dataclass(frozen=True)
 class DistributedContext:
@@ -220,13 +222,28 @@ def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         from timm.layers import convert_sync_batchnorm
 
+        activations = {path: m.act for path, m in model.named_modules() if isinstance(m, ActivatedBatchNorm)}
         converted: nn.Module = convert_sync_batchnorm(model)
+        for path, activation in activations.items():
+            norm = converted.get_submodule(path)
+            norm.__class__, norm.act = ActivatedSyncBatchNorm, activation
         return converted
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
             parent, _, leaf = path.rpartition(".")
             setattr(model.get_submodule(parent), leaf, SynchronisedBatchNorm(module))
     return model
+
+
+class ActivatedSyncBatchNorm(nn.SyncBatchNorm):
+    """`ActivatedBatchNorm`, synchronised by PyTorch."""
+
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B,C,h,w float to the same."""
+        y: Tensor = self.act(super().forward(x))
+        return y
 
 
 class SynchronisedBatchNorm(nn.BatchNorm2d):

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, mismatch
+from atrous.models.mobilenet import NETWORKS, MobileNet
 from atrous.models.output_stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d, set_stride_and_dilation
 
@@ -64,11 +66,12 @@ class TimmBackbone(Backbone):
         self.name = f"timm/{name}"
         self.last_block = last_block
         self.net = _create(name)
-        self.layers = _layers(name)
+        ours = isinstance(self.net, MobileNet)  # which says itself what is learnt of others
+        self.layers: dict[str, tuple[int, int]] = self.net.strides if ours else _layers(name)
         info = self.net.feature_info
         self.channels = int(info.channels()[-1])
         self.native_stride = int(info.reduction()[-1])
-        self.padding = _padding(name)
+        self.padding = 1 if ours else _padding(name)
         config = self.net.pretrained_cfg
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         ones = set(multi_grid or (1,)) == {1}
@@ -89,7 +92,9 @@ class TimmBackbone(Backbone):
 
     def _reaches(self, stride: int) -> bool:
         native = self.native_stride * 2 ** (self.last_block - 4)
-        return stride <= native and _reaches(self.name.removeprefix("timm/"), min(stride, self.native_stride))
+        if stride > native or isinstance(self.net, MobileNet):
+            return stride <= native
+        return _reaches(self.name.removeprefix("timm/"), min(stride, self.native_stride))
 
     def set_output_stride(self, output_stride: int) -> None:  # noqa: D102
         # To try one stride takes a hundredth of a second; all are tried for the error alone.
@@ -147,17 +152,8 @@ class TimmBackbone(Backbone):
         return nn.Sequential(*units)
 
 
-def _create(name: str, **options: Any) -> Any:
-    import timm
-
-    name, changes = UNNAMED.get(name, (name, {}))
-    if name not in timm.list_models(name) and not timm.is_model(name.split(".")[0]):
-        near = [f"timm/{other}" for other in timm.list_models(f"*{name[:8]}*")[:5]]
-        raise ValueError(f"timm has no network {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
-    try:
-        net = timm.create_model(name, features_only=True, **changes, **options)
-    except (RuntimeError, AttributeError, TypeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"timm cannot give the features of {name!r}: {error}") from error
+def _create(name: str) -> Any:
+    net = MobileNet(name) if name in NETWORKS else _of_timm(name)
     for path, module in list(net.named_modules()):
         stand_in = _stand_in(module)
         if stand_in is not None:
@@ -168,9 +164,21 @@ def _create(name: str, **options: Any) -> Any:
         # timm starts the last batch norm of a residual unit at 0; the authors' code and our ResNets do not.
         if isinstance(module, nn.BatchNorm2d) and not module.weight.is_meta and not module.weight.any():
             nn.init.ones_(module.weight)
-    if "channel_multiplier" in changes:  # timm's has a rectifier here that the authors' network has not
+    if name == "mobilenet_edgetpu_075":  # timm's has a rectifier here that the authors' network has not
         net.blocks[0][0].bn1.act = nn.Identity()
     return net
+
+
+def _of_timm(name: str) -> Any:
+    import timm
+
+    if name not in timm.list_models(name) and not timm.is_model(name.split(".")[0]):
+        near = [f"timm/{other}" for other in timm.list_models(f"*{name[:8]}*")[:5]]
+        raise ValueError(f"timm has no network {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
+    try:
+        return timm.create_model(name, features_only=True)
+    except (RuntimeError, AttributeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"timm cannot give the features of {name!r}: {error}") from error
 
 
 def _stand_in(layer: nn.Module) -> nn.Module | None:
@@ -200,9 +208,15 @@ def _pads_as_tensorflow(layer: nn.Conv2d) -> bool:
 def _without_data(name: str) -> Any:
     try:
         with torch.device("meta"):
-            return _create(name).eval()
+            net = _create(name).eval()
     except ValueError:  # some networks look at the values of their tensors while they are built
-        return _create(name).eval().to("meta")
+        net = _create(name).eval().to("meta")
+    nothing = nn.Identity()  # what keeps the shape of its map takes most of the time of a pass without data
+    for path, module in list(net.named_modules()):
+        if isinstance(module, (_BatchNorm, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)):
+            parent, _, leaf = path.rpartition(".")
+            setattr(net.get_submodule(parent), leaf, nothing)
+    return net
 
 
 def _is_centred(layer: nn.Conv2d) -> bool:

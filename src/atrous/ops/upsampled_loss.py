@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atrous.ops.conv_kernels.dispatch import is_recorded
 from atrous.ops.resize import IGNORE, grid_size, upsample
 from atrous.ops.tiled_upsample import Upsampler, class_dtype, compute_dtype, first_maximum, parts
 from atrous.ops.trusted import Draw, constant_when_compiled, library_only, trusted
@@ -97,7 +98,10 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int], output_stride: int) 
         ValueError: shapes do not fit.
     """
     _check_grid(logits, size, output_stride)
-    classes: Tensor = _argmax(logits, size[0], size[1], output_stride)
+    if type(logits) is Tensor and not (logits.is_meta or is_recorded() or torch.compiler.is_compiling()):
+        with torch.no_grad():  # the first call of an operator imports the compiler: a second, and 80 MB
+            return _argmax(logits, size[0], size[1], output_stride)
+    classes: Tensor = _argmax_operator(logits, size[0], size[1], output_stride)
     return classes
 
 
@@ -310,7 +314,6 @@ _cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 # Prediction ---------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("atrous::upsampled_argmax", mutates_args=())
 def _argmax(logits: Tensor, height: int, width: int, output_stride: int) -> Tensor:
     # The matrices multiply far features by 0, so that one NaN would reach pixels that are not beside it.
     if library_only() or not bool(logits.isfinite().all()):
@@ -323,6 +326,9 @@ def _argmax(logits: Tensor, height: int, width: int, output_stride: int) -> Tens
     return classes
 
 
-@_argmax.register_fake
+_argmax_operator = torch.library.custom_op("atrous::upsampled_argmax", _argmax, mutates_args=())
+
+
+@_argmax_operator.register_fake
 def _(logits: Tensor, height: int, width: int, output_stride: int) -> Tensor:
     return logits.new_empty((logits.shape[0], height, width), dtype=class_dtype(logits.shape[1]))

@@ -23,10 +23,10 @@ from atrous.atomic import sweep
 from atrous.data.datasets.base import is_clutter
 from atrous.data.image_file import IMAGE_SUFFIXES
 from atrous.data.image_io import Pixels, read_note, read_size, write_image, write_mask
-from atrous.data.labels import write_labels
+from atrous.data.labels import CLASSES, write_labels
 from atrous.data.overlay import overlay
 from atrous.data.row_io import Strips, open_strips, write_mask_strips
-from atrous.data.source import CLASSES
+from atrous.ops.malloc import hand_back
 from atrous.prediction.parallel import in_order
 from atrous.prediction.predictor import Predictor
 from atrous.prediction.segmentation import areas_of, pixel_counts
@@ -37,6 +37,9 @@ LONGEST_NAME = 200
 
 _DISK = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EROFS")}
 """Errors that the next file would meet, too."""
+
+LARGE = 1 << 22
+"""Pixels from which memory is given back between the steps of one photograph."""
 
 OVERLAY_SIDE = 4096
 """Longest side, in pixels, of the overlay of a picture that is read by rows: made smaller by a whole number."""
@@ -196,6 +199,8 @@ class _Outputs:
 def _segment(predictor: Predictor, path: Path, outputs: _Outputs) -> dict[str, float]:
     """Write mask and overlay; the areas by name."""
     result = predictor(path)
+    if result.mask.size > LARGE:
+        hand_back()  # an overlay takes as much as what the network had
     outputs.make_folders()
     write_mask(outputs.mask, result.mask, predictor.labels, outputs.note)
     write_image(outputs.overlay, result.overlay())

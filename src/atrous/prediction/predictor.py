@@ -238,7 +238,9 @@ class Predictor:
                 return np.concatenate(list(window.classes(strips_of(image)))), None
             masks, sure = zip(*window.classes_with_confidence(strips_of(image)), strict=True)
             return np.concatenate(masks), np.concatenate(sure)
-        form, pixels = self._form(output_stride), to_tensor(image)[None]
+        # Over the memory of the array, unless that is upside down or may not be written.
+        pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
+        form = self._form(output_stride)
         with contextlib.nullcontext() if self.device.type == "cpu" else _DEVICE_LOCK:
             if not confidence:
                 ids = predict_classes(form, pixels, scales=scales, flip=flip, pad_to=self.pad_to)
