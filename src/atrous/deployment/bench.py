@@ -130,7 +130,7 @@ def bench(
             raise ValueError("; ".join(skipped.values()))
         jobs = [_Job(name, str(file), output_stride, data, size, threads) for name, file in files.items()]
         rows = tuple(_timed(jobs, rounds, say))
-    return Report(rows, advice(rows), size, threads, skipped)
+    return Report(rows, advice(rows, source, data), size, threads, skipped)
 
 
 def choose(asked: Sequence[str] | None, data: str | None) -> tuple[list[str], dict[str, str]]:
@@ -156,8 +156,8 @@ def choose(asked: Sequence[str] | None, data: str | None) -> tuple[list[str], di
     return [name for name in asked or RUNTIMES if name not in skipped], skipped
 
 
-def advice(rows: Sequence[Row], most: float = 0.01) -> str:
-    """Which to ship: the fastest of those that lose no more than `most` of mIoU against the best of all."""
+def advice(rows: Sequence[Row], source: str | Path, data: str | None = None, most: float = 0.01) -> str:
+    """Which to ship: the fastest of those that lose no more than `most` of mIoU against the best of all; and how."""
     known = [row.miou for row in rows if row.miou is not None]
     sound = [row for row in rows if row.miou is None or row.miou >= max(known) - most]
     best = min(sound, key=lambda row: row.milliseconds)
@@ -166,8 +166,18 @@ def advice(rows: Sequence[Row], most: float = 0.01) -> str:
     miou = "" if best.miou is None else f", mIoU {100 * best.miou:.1f}, the best being {100 * max(known):.1f}"
     return (
         f"Ship {best.runtime}: {best.milliseconds:.1f} ms{ratio if best is not slowest else ''}, "
-        f"{best.bytes / 1e6:.1f} MB{miou}."
+        f"{best.bytes / 1e6:.1f} MB{miou}{_how(best.runtime, source, data)}."
     )
+
+
+def _how(name: str, source: str | Path, data: str | None) -> str:
+    """The command that makes a runtime's file, as the end of a sentence; empty where the weights are all it needs."""
+    runtime, _, int8 = name.partition("-")
+    if name not in RUNTIMES or runtime not in ("onnxruntime", "openvino"):
+        return ""
+    words = ["atrous export", str(source), "--format", runtime.replace("onnxruntime", "onnx")]
+    words += ["--int8", "--data", str(data)] if int8 else []
+    return f"; made by: {' '.join(words)}"
 
 
 def _files(

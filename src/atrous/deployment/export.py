@@ -140,6 +140,8 @@ def export(
     card = replace(card, output_stride=model.output_stride)
     target = target_of(out, str(source), kind.suffix, ("-aot" if aot else "") + ("-int8" if int8 else ""))
     scored = None if data is None else _open(data, card, int8)
+    if target.exists():
+        say(f"{target} is there already: it is replaced once the new one has passed")
     try:
         sweep(target.parent)
         with work_folder(target) as work:

@@ -10,15 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from atrous.deployment import litert
+from atrous.deployment import litert, torch_export
 from atrous.deployment import onnx as onnx_file
 from atrous.deployment import openvino as openvino_file
-from atrous.deployment import torch_export
 from atrous.deployment.network import Interface
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.exported import (
-    IMAGES, NETWORK_INPUT, NetworkAlone, Runtime, cut_onnx, cut_openvino, open_file, requirement,
-)  # fmt: skip
+    IMAGES,
+    NETWORK_INPUT,
+    NetworkAlone,
+    Runtime,
+    cut_onnx,
+    cut_openvino,
+    open_file,
+    requirement,
+)
 from atrous.models.weights import ModelCard
 
 

@@ -7,7 +7,7 @@ one. Otherwise `ParityError` names the first layer whose output differs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,6 @@ class Parity:
     error: float | None
     sizes: tuple[tuple[int, int], ...]
     batches: tuple[int, ...] = BATCHES
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def photographs(size: tuple[int, int] | None) -> Iterator[Tensor]:
