@@ -130,7 +130,8 @@ def bench(
             raise ValueError("; ".join(skipped.values()))
         jobs = [_Job(name, str(file), output_stride, data, size, threads) for name, file in files.items()]
         rows = tuple(_timed(jobs, rounds, say))
-    return Report(rows, advice(rows, source, data), size, threads, skipped)
+    command = f"atrous export {source}" + (f" --output-stride {output_stride}" if output_stride else "")
+    return Report(rows, advice(rows, command, data), size, threads, skipped)
 
 
 def choose(asked: Sequence[str] | None, data: str | None) -> tuple[list[str], dict[str, str]]:
@@ -156,8 +157,15 @@ def choose(asked: Sequence[str] | None, data: str | None) -> tuple[list[str], di
     return [name for name in asked or RUNTIMES if name not in skipped], skipped
 
 
-def advice(rows: Sequence[Row], source: str | Path, data: str | None = None, most: float = 0.01) -> str:
-    """Which to ship: the fastest of those that lose no more than `most` of mIoU against the best of all; and how."""
+def advice(rows: Sequence[Row], command: str, data: str | None = None, most: float = 0.01) -> str:
+    """Which to ship: the fastest of those that lose no more than `most` of mIoU against the best of all.
+
+    Args:
+        rows: of the runtimes.
+        command: exports the model, but for its format.
+        data: that calibrates int8.
+        most: of mIoU, 0 to 1.
+    """
     known = [row.miou for row in rows if row.miou is not None]
     sound = [row for row in rows if row.miou is None or row.miou >= max(known) - most]
     best = min(sound, key=lambda row: row.milliseconds)
@@ -166,18 +174,17 @@ def advice(rows: Sequence[Row], source: str | Path, data: str | None = None, mos
     miou = "" if best.miou is None else f", mIoU {100 * best.miou:.1f}, the best being {100 * max(known):.1f}"
     return (
         f"Ship {best.runtime}: {best.milliseconds:.1f} ms{ratio if best is not slowest else ''}, "
-        f"{best.bytes / 1e6:.1f} MB{miou}{_how(best.runtime, source, data)}."
+        f"{best.bytes / 1e6:.1f} MB{miou}{_how(best.runtime, command, data)}."
     )
 
 
-def _how(name: str, source: str | Path, data: str | None) -> str:
+def _how(name: str, command: str, data: str | None) -> str:
     """The command that makes a runtime's file, as the end of a sentence; empty where the weights are all it needs."""
     runtime, _, int8 = name.partition("-")
     if name not in RUNTIMES or runtime not in ("onnxruntime", "openvino"):
         return ""
-    words = ["atrous export", str(source), "--format", runtime.replace("onnxruntime", "onnx")]
-    words += ["--int8", "--data", str(data)] if int8 else []
-    return f"; made by: {' '.join(words)}"
+    options = f" --int8 --data {data}" if int8 else ""
+    return f"; made by: {command} --format {runtime.replace('onnxruntime', 'onnx')}{options}"
 
 
 def _files(
