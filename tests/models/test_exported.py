@@ -26,6 +26,12 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         load(tmp_path / "model.onnx")
 
 
+def test_a_litert_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.tflite").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"model.tflite is a LiteRT file, which runs whole.*\.onnx, \.xml or \.pt2"):
+        load(tmp_path / "model.tflite")
+
+
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x0a" * 50])
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_garbage(suffix: str, content: bytes, tmp_path: Path) -> None:

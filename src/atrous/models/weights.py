@@ -36,6 +36,7 @@ from atrous.models.interchange.base import Converted
 from atrous.models.interchange.convert import convert
 from atrous.models.interchange.files import PICKLES, TENSORFLOW
 from atrous.models.output_stride import LONGEST_SIDE
+from atrous.models.tflite import is_tflite
 
 MODEL_FILE = "model.safetensors"
 _HEADER_KEY = "atrous"
@@ -178,6 +179,11 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
     path = resolve(source)
     if is_exported(path):
         return _load_exported(path, output_stride)
+    if is_tflite(path):
+        raise ValueError(
+            f"{path} is a LiteRT file, which runs whole and by LiteRT alone; expected a weight file, or one that was "
+            "exported as .onnx, .xml or .pt2"
+        )
     card = read_card(path)
     try:
         model = _build(card)
