@@ -1,8 +1,8 @@
 """What int8 costs: mIoU on val before and after, file sizes, and the layers that stay float, by `atrous.export`.
 
     pip install '.[onnx,openvino]'
-    python -m benchmarks.quantised --pair objects-mobilenetv2 DATA/objects --pair camvid-mobilenet_edgetpu_075 DATA/camvid \
-        [--formats onnx openvino] [--json FILE]
+    python -m benchmarks.quantised --pair objects-mobilenetv2 data/objects \
+        --pair camvid-mobilenet_edgetpu_075 data/camvid [--formats onnx openvino] [--json FILE]
 
 A file is written however much it loses; the rows of docs/performance.md are printed.
 """
