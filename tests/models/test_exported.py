@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from atrous.cli.parser import main
 from atrous.models.exported import SUFFIXES, Runtime, is_exported, open_file, requirement
 from atrous.models.weights import load
 
@@ -30,6 +31,16 @@ def test_a_litert_file_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.tflite").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"model.tflite is a LiteRT file, which runs whole.*\.onnx, \.xml or \.pt2"):
         load(tmp_path / "model.tflite")
+
+
+@pytest.mark.parametrize("name", ["net.tflite", "net.ONNX", "net.h5", "net.pt2"])
+def test_a_file_of_a_network_before_photographs_is_the_model(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    assert main(["predict", str(tmp_path / name), str(tmp_path / "photo.jpg"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "segmenting with" not in error and "not an image" not in error
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x0a" * 50])
