@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from atrous.cli.parser import main
 from atrous.models.exported import SUFFIXES, Runtime, is_exported, open_file, requirement
@@ -38,9 +39,11 @@ def test_a_file_of_a_network_before_photographs_is_the_model(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_bytes(b"x")
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
     assert main(["predict", str(tmp_path / name), str(tmp_path / "photo.jpg"), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and "segmenting with" not in error and "not an image" not in error
+    assert len(error.splitlines()) == 1 and name in error
+    assert "segmenting with" not in error and "not an image" not in error
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x0a" * 50])
