@@ -45,6 +45,14 @@ def test_what_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "there is no runtime 'onnx'; there are: atrous, eager" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model.tflite", "model.safetensors"])
+def test_a_file_that_is_none_of_ours_is_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    assert main(["bench", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and name in error
+
+
 def test_every_runtime_has_a_miou() -> None:
     """Without one, a compiled network would be advised whatever the others score."""
     model, card = load("objects-mobilenetv2")

@@ -116,10 +116,11 @@ def bench(
         raise ValueError(f"--rounds is {rounds}, expected at least 1")
     threads = threads or torch.get_num_threads()
     path = resolve(source)
+    if is_exported(path) and (runtimes or output_stride):
+        raise ValueError(f"{path} is exported: it has one runtime and one output stride")
+    load(path, output_stride=output_stride)  # what is wrong with it is said before anything is exported or started
     with tempfile.TemporaryDirectory() as folder:
         if is_exported(path):
-            if runtimes or output_stride:
-                raise ValueError(f"{path} is exported: it has one runtime and one output stride")
             files, skipped = {path.name: path}, dict[str, str]()
         else:
             chosen, skipped = choose(runtimes, data)
