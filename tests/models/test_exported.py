@@ -11,7 +11,7 @@ from PIL import Image
 
 from atrous.cli.parser import main
 from atrous.models.exported import SUFFIXES, Runtime, is_exported, open_file, requirement
-from atrous.models.weights import load
+from atrous.models.weights import load, read_card
 
 
 def test_an_exported_file_is_known_by_its_ending() -> None:
@@ -32,6 +32,11 @@ def test_a_litert_file_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.tflite").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"model.tflite is a LiteRT file, which runs whole.*\.onnx, \.xml or \.pt2"):
         load(tmp_path / "model.tflite")
+
+
+def test_an_exported_file_has_no_weights_to_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="model.onnx is an exported file, which can only be run"):
+        read_card(tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("name", ["net.tflite", "net.ONNX", "net.h5", "net.pt2"])

@@ -41,8 +41,8 @@ FORMATS: dict[str, type[formats.Format]] = {
 }  # fmt: skip
 
 ELSEWHERE = {
-    "coreml": "its files run on macOS alone, where ONNX Runtime runs the ONNX file by Core ML "
-    "(CoreMLExecutionProvider)",
+    "coreml": "its files run, and so can be compared with their model, on macOS alone; there ONNX Runtime runs the "
+    "ONNX file by Core ML (CoreMLExecutionProvider)",
     "tensorrt": "trtexec, or ONNX Runtime with its TensorRT provider, takes the ONNX file",
 }
 """Formats that are asked for, and why they are not offered."""

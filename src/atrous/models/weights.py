@@ -179,11 +179,6 @@ def load(source: str | Path, *, output_stride: int | None = None) -> tuple[DeepL
     path = resolve(source)
     if is_exported(path):
         return _load_exported(path, output_stride)
-    if is_tflite(path):
-        raise ValueError(
-            f"{path} is a LiteRT file, which runs whole and by LiteRT alone; expected a weight file, or one that was "
-            "exported as .onnx, .xml or .pt2"
-        )
     card = read_card(path)
     try:
         model = _build(card)
@@ -258,8 +253,6 @@ def load_into(model: DeepLabV3, source: str | Path, *, reset_head: bool = False)
             hold NaN or infinity.
     """
     path = resolve(source)
-    if is_exported(path):
-        raise ValueError(f"{path} is an exported file, which can only be run; expected a name, a run or a weight file")
     card = read_card(path)
     theirs, ours = card.arguments["num_classes"], model.num_classes
     state, own = _read_tensors(path), model.state_dict()
@@ -348,6 +341,13 @@ def read_card(path: Path) -> ModelCard:
     Raises:
         ValueError: if the file is no safetensors file, or none that is known.
     """
+    if is_exported(path):
+        raise ValueError(f"{path} is an exported file, which can only be run; expected a name, a run or a weight file")
+    if is_tflite(path):
+        raise ValueError(
+            f"{path} is a LiteRT file, which runs whole and by LiteRT alone; expected a weight file, or one that was "
+            "exported as .onnx, .xml or .pt2"
+        )
     if _is_foreign(path):
         return _converted(path)[0]
     try:
