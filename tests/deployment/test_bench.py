@@ -19,12 +19,15 @@ def row(name: str, milliseconds: float, miou: float | None) -> Row:
 
 def test_the_fastest_is_shipped_unless_it_loses_accuracy() -> None:
     rows = [row("eager", 40.0, 0.70), row("onnxruntime", 20.0, 0.70), row("onnxruntime-int8", 10.0, 0.65)]
-    assert advice(rows) == (
-        "Ship onnxruntime: 20.0 ms, 2.0 times as fast as eager, 1.0 MB, mIoU 70.0, the best being 70.0."
+    assert advice(rows, "atrous export runs/mine", "data") == (
+        "Ship onnxruntime: 20.0 ms, 2.0 times as fast as eager, 1.0 MB, mIoU 70.0, the best being 70.0; made by: "
+        "atrous export runs/mine --format onnx."
     )
     rows[2] = row("onnxruntime-int8", 10.0, 0.695)
-    assert advice(rows).startswith("Ship onnxruntime-int8: 10.0 ms, 4.0 times as fast as eager")
-    assert advice([row("eager", 40.0, None)]) == "Ship eager: 40.0 ms, 1.0 MB."
+    best = advice(rows, "atrous export runs/mine", "data")
+    assert best.startswith("Ship onnxruntime-int8: 10.0 ms, 4.0 times as fast as eager")
+    assert best.endswith("; made by: atrous export runs/mine --format onnx --int8 --data data.")
+    assert advice([row("eager", 40.0, None)], "atrous export runs/mine") == "Ship eager: 40.0 ms, 1.0 MB."
 
 
 def test_what_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,6 +43,14 @@ def test_what_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "pip install 'atrous[openvino]'" in capsys.readouterr().err
     assert main(["bench", "objects-mobilenetv2", "--runtimes", "onnx"]) == 2
     assert "there is no runtime 'onnx'; there are: atrous, eager" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.tflite", "model.safetensors"])
+def test_a_file_that_is_none_of_ours_is_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    assert main(["bench", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and name in error
 
 
 def test_every_runtime_has_a_miou() -> None:

@@ -1,11 +1,13 @@
 """The code of docs/deploy.md, run as it stands on exported files: every runtime gives the model's classes.
 
-``ATROUS_NODE_MODULES`` names a folder that holds onnxruntime-web (``npm install onnxruntime-web``), and
-``ATROUS_ONNXRUNTIME_INCLUDE`` one that holds ``onnxruntime_cxx_api.h``; without them those two are left out.
+``ATROUS_NODE_MODULES`` names a folder that holds onnxruntime-web (``npm install onnxruntime-web``),
+``ATROUS_ONNXRUNTIME_INCLUDE`` one that holds ``onnxruntime_cxx_api.h``, and ``ATROUS_LITERT_PYTHON`` a Python that has
+litert-torch. What is absent leaves its test out, which says so.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -30,6 +32,9 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 FORMATS = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
+CONVERTER = os.environ.get("ATROUS_LITERT_PYTHON") or (
+    sys.executable if importlib.util.find_spec("litert_torch") else ""
+)
 
 
 def code_of(title: str) -> str:
@@ -91,6 +96,17 @@ def test_python(title: str, name: str, folder: Path) -> None:
     assert (found == expected(np.array(photo), folder)).mean() >= 0.999
 
 
+@pytest.mark.skipif(not CONVERTER, reason="litert-torch is not here, and ATROUS_LITERT_PYTHON names no Python with it")
+def test_litert(folder: Path) -> None:
+    words = ["export", "mine.safetensors", "--format", "litert", "--size", "480x640", "--out", "mine.tflite"]
+    subprocess.run([CONVERTER, "-m", "atrous", *words], cwd=folder, check=True)
+    (folder / "mask.png").unlink(missing_ok=True)
+    code = f"import sys; sys.modules['atrous'] = None\n{code_of('LiteRT, Python')}"
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=folder, check=True)
+    photo = Image.open(folder / "photo.jpg").convert("RGB").resize((640, 480))
+    assert (np.array(Image.open(folder / "mask.png")) == expected(np.array(photo), folder)).mean() >= 0.999
+
+
 def test_cpp(folder: Path, tmp_path: Path) -> None:
     include = os.environ.get("ATROUS_ONNXRUNTIME_INCLUDE")
     if not include or shutil.which("g++") is None:
@@ -125,7 +141,7 @@ int main(int, char** argv) {
 
 def test_javascript(folder: Path, tmp_path: Path) -> None:
     modules = os.environ.get("ATROUS_NODE_MODULES")
-    if not modules or shutil.which("node") is None:
+    if not modules or not Path(modules, "onnxruntime-web").is_dir() or shutil.which("node") is None:
         pytest.skip("ATROUS_NODE_MODULES names no folder with onnxruntime-web, or there is no node")
     (tmp_path / "node_modules").symlink_to(Path(modules).resolve())
     (tmp_path / "segment.mjs").write_text(code_of("onnxruntime-web, JavaScript"), encoding="utf-8")

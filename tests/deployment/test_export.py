@@ -97,6 +97,14 @@ def test_torch(small: tuple[Path, Path]) -> None:
     assert load(path)[1] == load(source)[1]
 
 
+def test_a_file_that_is_replaced_is_said_to_be(small: tuple[Path, Path], tmp_path: Path) -> None:
+    out, said = tmp_path / "small.pt2", list[str]()
+    out.write_bytes(b"before")
+    export(small[0], out, format="torch", say=said.append)
+    assert said[0] == f"{out} is there already: it is replaced once the new one has passed"
+    assert load(out)[1] == load(small[0])[1] and os.listdir(tmp_path) == ["small.pt2"]
+
+
 def test_a_torch_program_is_a_model(small: tuple[Path, Path], tmp_path: Path) -> None:
     source, path = small
     photograph = np.random.default_rng(0).integers(0, 256, (150, 201, 3), dtype=np.uint8)
@@ -151,7 +159,7 @@ def test_what_goes_in_and_out(format: str, interface: Interface, weights: Weight
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torch"])
 def test_an_exported_file_is_a_model(format: str, weights: Weights, tmp_path: Path, tiny_data: Path) -> None:
     """The same masks from predict with scales, flips and windows; the same mIoU from eval; the same from label."""
     source = weights("resnet18", classes=4, image_pooling=False)
@@ -280,7 +288,7 @@ def test_the_first_layer_that_differs_is_named(format: str, weights: Weights, tm
     form = lean(model)
     made = KINDS[format](form, Interface())
     path = tmp_path / f"small{FORMATS[format]}"
-    made.save(path, card, {"output_stride": 16, "raw_input": False, "logits": False, "size": None}, "")
+    made.save(path, card, {"output_stride": 16, "raw_input": False, "logits": False, "size": None, "batch": None})
 
     def culprit() -> str:
         return first_difference(form, list(made.layers()), lambda layers, images: made.taps(path, layers, images))
@@ -335,9 +343,8 @@ def test_int8(trained: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.Cap
     ("words", "said"),
     [
         (["--format", "onyx"], "there is no format 'onyx'; did you mean onnx?"),
-        (["--format", "litert"], ELSEWHERE["litert"]),
         (["--format", "coreml"], ELSEWHERE["coreml"]),
-        (["--format", "TFLite"], "there is no format 'tflite': " + ELSEWHERE["litert"]),
+        (["--format", "TFLite"], "there is no format 'tflite'; --format litert is what comes nearest"),
         (["--format", "torchscript"], "there is no format 'torchscript'; --format torch is what comes nearest"),
         (["--max-loss", "3"], "--max-loss is for --int8"),
         (["--size", "480"], "--size is '480', expected HEIGHTxWIDTH"),

@@ -7,9 +7,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from atrous.cli.parser import main
 from atrous.models.exported import SUFFIXES, Runtime, is_exported, open_file, requirement
-from atrous.models.weights import load
+from atrous.models.weights import load, read_card
 
 
 def test_an_exported_file_is_known_by_its_ending() -> None:
@@ -24,6 +26,29 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     (tmp_path / "model.onnx").write_bytes(b"x")
     with pytest.raises(ValueError, match="onnxruntime is not installed"):
         load(tmp_path / "model.onnx")
+
+
+def test_a_litert_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.tflite").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"model.tflite is a LiteRT file, which runs whole.*\.onnx, \.xml or \.pt2"):
+        load(tmp_path / "model.tflite")
+
+
+def test_an_exported_file_has_no_weights_to_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="model.onnx is an exported file, which can only be run"):
+        read_card(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("name", ["net.tflite", "net.ONNX", "net.h5", "net.pt2"])
+def test_a_file_of_a_network_before_photographs_is_the_model(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
+    assert main(["predict", str(tmp_path / name), str(tmp_path / "photo.jpg"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and name in error
+    assert "segmenting with" not in error and "not an image" not in error
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x0a" * 50])

@@ -1,4 +1,4 @@
-"""`atrous export`: a model as a file for ONNX Runtime, OpenVINO or plain PyTorch."""
+"""`atrous export`: a model as a file for ONNX Runtime, OpenVINO, LiteRT or plain PyTorch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command."""
-    text = "write a model as a file for ONNX Runtime, OpenVINO or plain PyTorch, and compare the two"
+    text = "write a model as a file for ONNX Runtime, OpenVINO, LiteRT or plain PyTorch, and compare the two"
     example = "atrous export runs/mine --format onnx --out mine.onnx --data my-data"
     parser = add_command(commands, "export", run, text, example)
     add_model(parser)
-    text = "onnx, openvino, or torch: a torch.export program that runs without this package (default: %(default)s)"
+    text = (
+        "onnx, openvino, torch: a torch.export program that runs without this package, or litert, with --size "
+        "(default: %(default)s)"
+    )
     parser.add_argument("--format", type=str.lower, default="onnx", help=text)
     parser.add_argument("--out", type=Path, metavar="FILE", help="(default: the model's name, in this folder)")
     parser.add_argument("--output-stride", type=int, help="of the features (default: the model's)")
@@ -61,9 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def lines_of(report: Export) -> list[str]:
     """What there is to say about a file."""
-    from atrous.deployment.export import about
-    from atrous.models.exported import open_file
-    from atrous.models.weights import ModelCard
+    from atrous.models.exported import is_exported
 
     info, parity, lines = report.info, report.parity, []
     versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
@@ -71,16 +72,16 @@ def lines_of(report: Export) -> list[str]:
     lines.append(
         f"{report.path}: {report.bytes / 1e6:.2f} MB, output stride {info['output_stride']}; {opset}{versions}"
     )
-    if not info["aot"]:
-        lines.append(about(ModelCard.from_json(open_file(report.path).card), info))
+    lines.append(report.about)
     if parity is not None:
         error = "" if parity.error is None else f", logits within {parity.error:.0e} of the largest"
-        sizes = ", ".join(f"{height}×{width}" for height, width in parity.sizes)
+        sizes = ", ".join(f"{height}×{width}" for height, width in dict.fromkeys(parity.sizes))
         lines.append(f"the model's class for {parity.agreement:.3%} of the pixels{error}; photographs of {sizes}, "
                      f"{' and '.join(map(str, parity.batches))} at once")  # fmt: skip
     if report.int8 is not None:
         lines.append(f"int8: ranges by {report.int8.method}, {len(report.int8.float_layers)} layers in float")
     if report.miou is not None:
         lines.append(f"mIoU on val: model {100 * report.miou['model']:.2f}, file {100 * report.miou['file']:.2f}")
-    lines.append("not inside: windows, scales and flips; atrous predict does them around the file")
+    around = "atrous predict does them around the file" if is_exported(report.path) and not info["aot"] else "all yours"
+    lines.append(f"not inside: windows, scales and flips; {around}")
     return lines

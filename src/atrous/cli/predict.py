@@ -175,8 +175,9 @@ def _model_and_sources(words: list[str]) -> tuple[str, list[str]]:
     Raises:
         ValueError: if the first word is neither a model nor a photograph, or nothing follows a model.
     """
+    from atrous.models.exported import SUFFIXES
     from atrous.models.hub import is_hub_name
-    from atrous.models.interchange.files import PICKLES
+    from atrous.models.interchange.files import PICKLES, TENSORFLOW
     from atrous.models.weights import names, resolve
     from atrous.prediction.predictor import DEFAULT_MODEL
     from atrous.prediction.urls import is_url
@@ -185,7 +186,7 @@ def _model_and_sources(words: list[str]) -> tuple[str, list[str]]:
     first, *rest = words
     folder = Path(first)
     is_run = any((folder / name).exists() for name in ("recipe.yaml", "best", "model.safetensors", "pytorch_model.bin"))
-    is_file = first.endswith((".safetensors", ".onnx", ".xml", ".pt2", ".npz", *PICKLES))
+    is_file = folder.suffix.lower() in {".safetensors", ".npz", ".tflite", *SUFFIXES, *PICKLES, *TENSORFLOW}
     if first in names() or is_file or is_run or (rest and is_hub_name(first)):
         resolve(first)
         if not rest:

@@ -116,10 +116,11 @@ def bench(
         raise ValueError(f"--rounds is {rounds}, expected at least 1")
     threads = threads or torch.get_num_threads()
     path = resolve(source)
+    if is_exported(path) and (runtimes or output_stride):
+        raise ValueError(f"{path} is exported: it has one runtime and one output stride")
+    load(path, output_stride=output_stride)  # what is wrong with it is said before anything is exported or started
     with tempfile.TemporaryDirectory() as folder:
         if is_exported(path):
-            if runtimes or output_stride:
-                raise ValueError(f"{path} is exported: it has one runtime and one output stride")
             files, skipped = {path.name: path}, dict[str, str]()
         else:
             chosen, skipped = choose(runtimes, data)
@@ -130,7 +131,8 @@ def bench(
             raise ValueError("; ".join(skipped.values()))
         jobs = [_Job(name, str(file), output_stride, data, size, threads) for name, file in files.items()]
         rows = tuple(_timed(jobs, rounds, say))
-    return Report(rows, advice(rows), size, threads, skipped)
+    command = f"atrous export {source}" + (f" --output-stride {output_stride}" if output_stride else "")
+    return Report(rows, advice(rows, command, data), size, threads, skipped)
 
 
 def choose(asked: Sequence[str] | None, data: str | None) -> tuple[list[str], dict[str, str]]:
@@ -156,8 +158,15 @@ def choose(asked: Sequence[str] | None, data: str | None) -> tuple[list[str], di
     return [name for name in asked or RUNTIMES if name not in skipped], skipped
 
 
-def advice(rows: Sequence[Row], most: float = 0.01) -> str:
-    """Which to ship: the fastest of those that lose no more than `most` of mIoU against the best of all."""
+def advice(rows: Sequence[Row], command: str, data: str | None = None, most: float = 0.01) -> str:
+    """Which to ship: the fastest of those that lose no more than `most` of mIoU against the best of all.
+
+    Args:
+        rows: of the runtimes.
+        command: exports the model, but for its format.
+        data: that calibrates int8.
+        most: of mIoU, 0 to 1.
+    """
     known = [row.miou for row in rows if row.miou is not None]
     sound = [row for row in rows if row.miou is None or row.miou >= max(known) - most]
     best = min(sound, key=lambda row: row.milliseconds)
@@ -166,8 +175,17 @@ def advice(rows: Sequence[Row], most: float = 0.01) -> str:
     miou = "" if best.miou is None else f", mIoU {100 * best.miou:.1f}, the best being {100 * max(known):.1f}"
     return (
         f"Ship {best.runtime}: {best.milliseconds:.1f} ms{ratio if best is not slowest else ''}, "
-        f"{best.bytes / 1e6:.1f} MB{miou}."
+        f"{best.bytes / 1e6:.1f} MB{miou}{_how(best.runtime, command, data)}."
     )
+
+
+def _how(name: str, command: str, data: str | None) -> str:
+    """The command that makes a runtime's file, as the end of a sentence; empty where the weights are all it needs."""
+    runtime, _, int8 = name.partition("-")
+    if name not in RUNTIMES or runtime not in ("onnxruntime", "openvino"):
+        return ""
+    options = f" --int8 --data {data}" if int8 else ""
+    return f"; made by: {command} --format {runtime.replace('onnxruntime', 'onnx')}{options}"
 
 
 def _files(

@@ -25,26 +25,24 @@ from atrous.atomic import put_in_place, sweep, work_folder
 from atrous.data.datasets.dataset import SegmentationDataset
 from atrous.deployment import formats
 from atrous.deployment.network import Interface, check_padding, lean
-from atrous.deployment.onnx import OPSET
+from atrous.deployment.onnx import OPSET, quiet
 from atrous.deployment.parity import Parity, first_difference, measure, require
 from atrous.deployment.quantize import Int8, Loss, quantise
 from atrous.evaluation.as_trained import open_as_trained
 from atrous.evaluation.evaluate import check_class_names, evaluate
 from atrous.messages import did_you_mean
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.exported import ExportedDeepLabV3, Runtime, is_exported, open_file, requirement
+from atrous.models.exported import ExportedDeepLabV3, Runtime, is_exported, requirement
 from atrous.models.output_stride import LONGEST_SIDE
 from atrous.models.weights import ModelCard, load, resolve
 
-FORMATS: dict[str, type[formats.Onnx] | type[formats.Torch]] = {
-    "onnx": formats.Onnx, "openvino": formats.OpenVino, "torch": formats.Torch,
+FORMATS: dict[str, type[formats.Format]] = {
+    "onnx": formats.Onnx, "openvino": formats.OpenVino, "torch": formats.Torch, "litert": formats.LiteRt,
 }  # fmt: skip
 
 ELSEWHERE = {
-    "litert": "it is not written here; onnx2tf takes the ONNX file, and litert-torch a network at one size: compare "
-    "what they give with the model's classes",
-    "coreml": "its files run on macOS alone, where ONNX Runtime runs the ONNX file by Core ML "
-    "(CoreMLExecutionProvider)",
+    "coreml": "its files run, and so can be compared with their model, on macOS alone; there ONNX Runtime runs the "
+    "ONNX file by Core ML (CoreMLExecutionProvider)",
     "tensorrt": "trtexec, or ONNX Runtime with its TensorRT provider, takes the ONNX file",
 }
 """Formats that are asked for, and why they are not offered."""
@@ -66,6 +64,7 @@ class Export:
         path: of the file, for OpenVINO the .xml.
         bytes: of it, and of its second file where it has one.
         info: what it takes and gives, as in its metadata.
+        about: the same in words.
         parity: how near it is to the model; None for int8.
         miou: with data, of the model and of the file on the same images, 0 to 1.
         int8: how it was quantised; None for float32.
@@ -74,6 +73,7 @@ class Export:
     path: Path
     bytes: int
     info: dict[str, Any]
+    about: str
     parity: Parity | None
     miou: dict[str, float] | None
     int8: Int8 | None
@@ -110,7 +110,7 @@ def export(
     Args:
         source: a name, a run folder or a weight file.
         out: the file; None for the model's name with the format's ending, in the current folder.
-        format: ``onnx``, ``openvino`` or ``torch``.
+        format: one of `FORMATS`; ``litert`` needs a size.
         output_stride: other than the one on the card.
         interface: what the file takes and gives.
         aot: with ``torch``, a library compiled for this kind of processor.
@@ -124,9 +124,10 @@ def export(
         ValueError: for what cannot be exported, or written; nothing is left of it.
         ParityError: if the file and the model disagree.
     """
-    kind = _format(format, aot, int8, data)
-    for package in (*kind.packages, *([kind.quantiser] if int8 and issubclass(kind, formats.Onnx) else [])):
-        requirement(package, kind.extra)
+    kind = _format(format, aot, int8, data, interface)
+    with quiet():
+        for package in (*kind.packages, *([kind.quantiser] if int8 and issubclass(kind, formats.Onnx) else [])):
+            requirement(package, kind.extra)
     check_size(interface.size)
     if max_loss is not None and not int8:
         raise ValueError("--max-loss is for --int8: a float32 file must have the classes of its model")
@@ -139,6 +140,8 @@ def export(
     card = replace(card, output_stride=model.output_stride)
     target = target_of(out, str(source), kind.suffix, ("-aot" if aot else "") + ("-int8" if int8 else ""))
     scored = None if data is None else _open(data, card, int8)
+    if target.exists():
+        say(f"{target} is there already: it is replaced once the new one has passed")
     try:
         sweep(target.parent)
         with work_folder(target) as work:
@@ -153,7 +156,7 @@ def export(
 def _exported(
     model: DeepLabV3,
     card: ModelCard,
-    kind: type[formats.Onnx] | type[formats.Torch],
+    kind: type[formats.Format],
     interface: Interface,
     file: Path,
     target: Path,
@@ -170,13 +173,14 @@ def _exported(
         assert scored is not None and scored.train is not None and isinstance(made, formats.Onnx)
         found = quantise(made, model, scored.train, file, card, info, max_loss, seconds, say)
         info["int8"] = asdict(found)
-    made.save(file, card, info, about(card, info))
-    runtime: Any = formats.Library(file, info) if kind is formats.AheadOfTime else open_file(file)
+    made.save(file, card, info)
+    runtime = made.open(file)
     parity: Parity | None = None
     if found is None:
-        parity = measure(model, runtime, interface, network=kind is not formats.AheadOfTime)
-        require(parity, str(target), lambda: _culprit(model, made, file))
+        parity = measure(model, runtime, interface, batches=kind.batches)
+        require(parity, str(target), lambda: _culprit(model, made, runtime, file))
     else:  # mIoU below is that of the network in it, so the rest of the file is compared with that
+        assert isinstance(runtime, Runtime)
         around = measure(model, runtime, interface, reference=runtime.network)
         require(around, str(target), lambda: "what lies around the int8 network differs")
     miou = None if scored is None else _scores(model, card, runtime, scored.val, say)
@@ -187,20 +191,21 @@ def _exported(
     if len(files) > 1:
         target.unlink(missing_ok=True)  # of an older pair no half stays beside a half of the new one
     put_in_place({part: target.with_suffix(part.suffix) for part in files})
-    return Export(target, total, info, parity, miou, found)
+    return Export(target, total, info, formats.about(card, info), parity, miou, found)
 
 
-def _culprit(model: DeepLabV3, made: formats.Onnx | formats.Torch, file: Path) -> str:
-    if isinstance(made, formats.AheadOfTime):
-        return "AOTInductor compiled something wrongly; --format torch without --aot says more"
+def _culprit(model: DeepLabV3, made: formats.Format, runtime: Runtime | formats.Whole, file: Path) -> str:
+    if isinstance(runtime, formats.Whole):
+        return f"it is {runtime.name}'s compiler that changed something; --format torch alone says more"
     return first_difference(lean(model), list(made.layers()), lambda layers, images: made.taps(file, layers, images))
 
 
 def _scores(
-    model: DeepLabV3, card: ModelCard, runtime: Runtime, dataset: SegmentationDataset, say: Callable[[str], None]
-) -> dict[str, float] | None:
+    model: DeepLabV3, card: ModelCard, runtime: Runtime | formats.Whole, dataset: SegmentationDataset,
+    say: Callable[[str], None],
+) -> dict[str, float] | None:  # fmt: skip
     """MIoU of the model in float32 and of the file."""
-    if isinstance(runtime, formats.Library):
+    if isinstance(runtime, formats.Whole):
         say("mIoU of a compiled library is not measured; that of --format torch is the same network's")
         return None
     say(f"measuring mIoU on {len(dataset)} images")
@@ -217,7 +222,7 @@ def as_model(runtime: Runtime, card: ModelCard) -> ExportedDeepLabV3:
     return ExportedDeepLabV3(runtime, card.arguments, card.mean, card.std, card.longest_side)
 
 
-def _format(name: str, aot: bool, int8: bool, data: str | None) -> type[formats.Onnx] | type[formats.Torch]:
+def _format(name: str, aot: bool, int8: bool, data: str | None, interface: Interface) -> type[formats.Format]:
     meant = ALIASES.get(name, name)
     if meant in ELSEWHERE:
         raise ValueError(f"there is no format {name!r}: {ELSEWHERE[meant]}")
@@ -226,8 +231,10 @@ def _format(name: str, aot: bool, int8: bool, data: str | None) -> type[formats.
         raise ValueError(f"there is no format {name!r}{hint}")
     if aot and name != "torch":
         raise ValueError(f"--aot compiles a torch program; found --format {name}")
-    if int8 and name == "torch":
-        raise ValueError("int8 is for onnx and openvino; PyTorch's own quantisation is not offered")
+    if name == "litert" and interface.size is None:
+        raise ValueError("a LiteRT file takes images of one size: say which, as in --size 480x640")
+    if int8 and not issubclass(FORMATS[name], formats.Onnx):
+        raise ValueError(f"int8 is for onnx and openvino; found --format {name}")
     if int8 and data is None:
         raise ValueError("int8 needs --data: ranges come from its train split, and mIoU is measured on its val split")
     return formats.AheadOfTime if aot else FORMATS[name]
@@ -281,7 +288,7 @@ def target_of(out: Path | None, source: str, suffix: str, mark: str) -> Path:
     return out
 
 
-def describe(model: DeepLabV3, interface: Interface, kind: type[formats.Onnx] | type[formats.Torch]) -> dict[str, Any]:
+def describe(model: DeepLabV3, interface: Interface, kind: type[formats.Format]) -> dict[str, Any]:
     """What a file takes and gives, for its metadata."""
     packages = {name: importlib.metadata.version(name) for name in kind.packages}
     return {
@@ -289,21 +296,9 @@ def describe(model: DeepLabV3, interface: Interface, kind: type[formats.Onnx] | 
         "raw_input": interface.raw_input,
         "logits": interface.logits,
         "size": list(interface.size) if interface.size else None,
+        "batch": kind.batches[0] if len(kind.batches) == 1 else None,
         "opset": OPSET if issubclass(kind, formats.Onnx) else None,
         "int8": None,
         "aot": kind is formats.AheadOfTime,
         "versions": {"atrous": __version__, **packages},
     }
-
-
-def about(card: ModelCard, info: dict[str, Any]) -> str:
-    """What a file takes and gives, in words."""
-    height, width = info["size"] or ("H", "W")
-    takes = f"float32 B,3,{height},{width}, (RGB / 255 - mean) / std" if info["raw_input"] else (
-        f"uint8 RGB B,{height},{width},3"
-    )  # fmt: skip
-    gives = f"float32 logits B,{len(card.names)},{height},{width}" if info["logits"] else (
-        f"class ids B,{height},{width}"
-    )  # fmt: skip
-    resized = f"; resize images to a longest side of {card.longest_side} first" if card.longest_side else ""
-    return f"takes {takes}{resized}; gives {gives}"

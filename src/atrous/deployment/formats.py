@@ -3,23 +3,80 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from atrous.deployment import litert, torch_export
 from atrous.deployment import onnx as onnx_file
 from atrous.deployment import openvino as openvino_file
-from atrous.deployment import torch_export
 from atrous.deployment.network import Interface
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.exported import IMAGES, NETWORK_INPUT, NetworkAlone, cut_onnx, cut_openvino, requirement
+from atrous.models.exported import (
+    IMAGES,
+    NETWORK_INPUT,
+    NetworkAlone,
+    Runtime,
+    cut_onnx,
+    cut_openvino,
+    open_file,
+    requirement,
+)
 from atrous.models.weights import ModelCard
 
 
-class Onnx:
+class Whole:
+    """An opened file that runs whole alone, so that it is no model for prediction.
+
+    Attributes:
+        name: of what runs it.
+        run: images as it takes them, to classes or logits.
+    """
+
+    def __init__(self, name: str, run: Callable[[Tensor], Tensor]) -> None:
+        self.name, self.run = name, run
+
+
+class Format:
+    """A form of a file.
+
+    Attributes:
+        suffix: of its name.
+        extra: of this package, with which what it needs is installed.
+        packages: that it needs.
+        batches: images in a call for which file and model are compared.
+    """
+
+    suffix: str
+    extra = ""
+    packages: tuple[str, ...] = ("torch",)
+    batches: tuple[int, ...] = (1, 2)
+
+    def __init__(self, model: DeepLabV3, interface: Interface) -> None:
+        raise NotImplementedError
+
+    def save(self, path: Path, card: ModelCard, info: dict[str, Any]) -> None:
+        """Write the file with its metadata."""
+        raise NotImplementedError
+
+    @staticmethod
+    def open(path: Path) -> Runtime | Whole:
+        """Open a written file."""
+        return open_file(path)
+
+    def layers(self) -> dict[str, str]:
+        """The convolutions by the paths of their modules: their names in the file. Empty where it runs whole alone."""
+        return {}
+
+    def taps(self, path: Path, layers: Sequence[str], images: Tensor) -> Mapping[str, Tensor]:
+        """Outputs of layers in the written file; `layers` are paths of modules."""
+        raise NotImplementedError
+
+
+class Onnx(Format):
     """An ONNX file."""
 
     suffix, extra, packages = ".onnx", "onnx", ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -34,24 +91,21 @@ class Onnx:
         """The value at which the network begins."""
         return IMAGES if self.interface.raw_input else NETWORK_INPUT
 
-    def save(self, path: Path, card: ModelCard, info: dict[str, Any], about: str) -> None:
-        """Write the file with its metadata."""
+    def save(self, path: Path, card: ModelCard, info: dict[str, Any]) -> None:  # noqa: D102
         whole = onnx_file.wrapped(self.network, self.model, self.interface)
-        onnx_file.describe(whole, card.to_json(), info, about)
+        onnx_file.describe(whole, card.to_json(), info, about(card, info))
         requirement("onnx", "onnx").save(whole, str(path))
 
-    def layers(self) -> dict[str, str]:
-        """The convolutions by the paths of their modules: the names of their outputs."""
+    def layers(self) -> dict[str, str]:  # noqa: D102
         return self.layers_of(self.network)
 
     @staticmethod
     def layers_of(network: Any) -> dict[str, str]:
-        """As `layers`, of an ONNX model."""
+        """As `layers`, of an ONNX model: the names of their outputs."""
         nodes = [node for node in network.graph.node if node.op_type == "Conv"]
         return {path: node.output[0] for node in nodes if (path := onnx_file.module_of_node(node))}
 
-    def taps(self, path: Path, layers: Sequence[str], images: Tensor) -> Mapping[str, Tensor]:
-        """Outputs of layers in the written file; `layers` are paths of modules."""
+    def taps(self, path: Path, layers: Sequence[str], images: Tensor) -> Mapping[str, Tensor]:  # noqa: D102
         onnx, runtime = requirement("onnx", "onnx"), requirement("onnxruntime", "onnx")
         names = [self.layers()[layer] for layer in layers]
         cut = cut_onnx(onnx.load(str(path)), self.source, names)
@@ -65,12 +119,8 @@ class OpenVino(Onnx):
 
     suffix, extra, packages = ".xml", "openvino", ("torch", "openvino", "onnx", "onnxscript")
     quantiser = "nncf"
-
-    def __init__(self, model: DeepLabV3, interface: Interface) -> None:
-        self.model, self.interface = model, interface
-        self.network = onnx_file.network_to_onnx(model, interface)
-        self.quantised: Any = None
-        """An OpenVINO model of the network alone, in place of `network`."""
+    quantised: Any = None
+    """An OpenVINO model of the network alone, in place of `network`."""
 
     def float_model(self) -> Any:
         """The OpenVINO model in float32."""
@@ -80,16 +130,13 @@ class OpenVino(Onnx):
             requirement("onnx", "openvino").save(whole, str(path))
             return openvino_file.from_onnx(path)
 
-    def save(self, path: Path, card: ModelCard, info: dict[str, Any], about: str) -> None:
-        """Write the two files with their metadata."""
-        del about
+    def save(self, path: Path, card: ModelCard, info: dict[str, Any]) -> None:  # noqa: D102
         model = self.float_model()
         if self.quantised is not None:
             model = openvino_file.with_network(model, self.quantised, self.source)
         openvino_file.save(model, path, card, info)
 
-    def taps(self, path: Path, layers: Sequence[str], images: Tensor) -> Mapping[str, Tensor]:
-        """Outputs of layers in the written file; `layers` are paths of modules."""
+    def taps(self, path: Path, layers: Sequence[str], images: Tensor) -> Mapping[str, Tensor]:  # noqa: D102
         openvino = requirement("openvino", "openvino")
         model, names = openvino.Core().read_model(str(path)), [self.layers()[layer] for layer in layers]
         cut = cut_openvino(model, self.source, names)
@@ -98,25 +145,21 @@ class OpenVino(Onnx):
         return {layer: torch.from_numpy(results[i].copy()) for i, layer in enumerate(layers)}
 
 
-class Torch:
+class Torch(Format):
     """A ``torch.export`` program."""
 
-    suffix, extra, packages = ".pt2", "", ("torch",)
+    suffix = ".pt2"
 
     def __init__(self, model: DeepLabV3, interface: Interface) -> None:
         self.program = torch_export.program_of(model, interface)
 
-    def save(self, path: Path, card: ModelCard, info: dict[str, Any], about: str) -> None:
-        """Write the file with its metadata."""
-        del about
+    def save(self, path: Path, card: ModelCard, info: dict[str, Any]) -> None:  # noqa: D102
         torch_export.save(self.program, path, card.to_json(), info)
 
-    def layers(self) -> dict[str, str]:
-        """The convolutions by the paths of their modules: the names of their nodes."""
+    def layers(self) -> dict[str, str]:  # noqa: D102
         return _convolutions(self.program.module().graph)
 
-    def taps(self, path: Path, layers: Sequence[str], images: Tensor) -> Mapping[str, Tensor]:
-        """Outputs of layers in the written file; `layers` are paths of modules."""
+    def taps(self, path: Path, layers: Sequence[str], images: Tensor) -> Mapping[str, Tensor]:  # noqa: D102
         program, found = torch.export.load(path), dict[str, Tensor]()
         module = program.module()
         paths = {name: layer for layer, name in _convolutions(module.graph).items()}
@@ -136,37 +179,40 @@ class Torch:
         return {layer: found[layer] for layer in layers if layer in found}
 
 
-class AheadOfTime(Torch):
+class AheadOfTime(Format):
     """A library compiled by AOTInductor."""
 
-    packages = ("torch",)
+    suffix = ".pt2"
 
     def __init__(self, model: DeepLabV3, interface: Interface) -> None:
         self.program = torch_export.program_of(model, interface, limited=True)
 
-    def save(self, path: Path, card: ModelCard, info: dict[str, Any], about: str) -> None:
-        """Write the file with its metadata."""
-        del about
+    def save(self, path: Path, card: ModelCard, info: dict[str, Any]) -> None:  # noqa: D102
         torch_export.compile_ahead(self.program, path, card.to_json(), info)
 
+    @staticmethod
+    def open(path: Path) -> Whole:  # noqa: D102
+        return Whole("AOTInductor", torch._inductor.aoti_load_package(str(path)))
 
-class Library:
-    """An opened library of AOTInductor: it runs whole, so that it is no model for prediction."""
 
-    name = "AOTInductor"
+class LiteRt(Format):
+    """A LiteRT file: one image at a time, of one size."""
 
-    def __init__(self, path: Path, info: dict[str, Any]) -> None:
-        self.path, self.info = path, info
-        self._run = torch._inductor.aoti_load_package(str(path))
+    suffix, extra, packages, batches = ".tflite", "litert", ("torch", "litert_torch"), (1,)
 
-    def run(self, images: Tensor) -> Tensor:
-        """Run it: images as it takes them, to classes or logits."""
-        output: Tensor = self._run(images)
-        return output
+    def __init__(self, model: DeepLabV3, interface: Interface) -> None:
+        self.content = litert.converted(model, interface)
+
+    def save(self, path: Path, card: ModelCard, info: dict[str, Any]) -> None:  # noqa: D102
+        litert.save(self.content, path, card.to_json(), info, about(card, info))
+
+    @staticmethod
+    def open(path: Path) -> Whole:  # noqa: D102
+        return Whole("LiteRT", litert.opened(path))
 
 
 def _convolutions(graph: fx.Graph) -> dict[str, str]:
-    """Names of the convolutions' nodes by the paths of their modules."""
+    """The convolutions by the paths of their modules: the names of their nodes."""
     found = {}
     for node in graph.nodes:
         stack = list(node.meta.get("nn_module_stack", {}).values())
@@ -175,3 +221,17 @@ def _convolutions(graph: fx.Graph) -> dict[str, str]:
             marker = "network.model."
             found[path[path.index(marker) + len(marker) :] if marker in path else path] = node.name
     return found
+
+
+def about(card: ModelCard, info: dict[str, Any]) -> str:
+    """What a file takes and gives, in words."""
+    height, width = info["size"] or ("H", "W")
+    batch = info["batch"] or "B"
+    takes = f"float32 {batch},3,{height},{width}, (RGB / 255 - mean) / std" if info["raw_input"] else (
+        f"uint8 RGB {batch},{height},{width},3"
+    )  # fmt: skip
+    gives = f"float32 logits {batch},{len(card.names)},{height},{width}" if info["logits"] else (
+        f"class ids {batch},{height},{width}"
+    )  # fmt: skip
+    resized = f"; resize images to a longest side of {card.longest_side} first" if card.longest_side else ""
+    return f"takes {takes}{resized}; gives {gives}"

@@ -7,7 +7,7 @@ one. Otherwise `ParityError` names the first layer whose output differs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from atrous.data.image_io import read_image, to_tensor
 from atrous.data.resize import shrunk
+from atrous.deployment.formats import Whole
 from atrous.deployment.network import Interface
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.exported import Runtime
@@ -57,10 +58,6 @@ class Parity:
     sizes: tuple[tuple[int, int], ...]
     batches: tuple[int, ...] = BATCHES
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 def photographs(size: tuple[int, int] | None) -> Iterator[Tensor]:
     """The photographs, uint8 3,H,W, at odd sizes or all at `size`."""
@@ -82,25 +79,25 @@ def inputs_of(images: Tensor, model: DeepLabV3, interface: Interface) -> Tensor:
 @torch.no_grad()
 def measure(
     model: DeepLabV3,
-    runtime: Runtime,
+    runtime: Runtime | Whole,
     interface: Interface,
     *,
-    network: bool = True,
+    batches: tuple[int, ...] = BATCHES,
     reference: Callable[[Tensor], Tensor] | None = None,
 ) -> Parity:
     """Compare a file with its model.
 
     Args:
         model: as it was loaded, in float32 on the CPU.
-        runtime: the opened file.
+        runtime: the opened file. Its network's logits are compared, too, unless it runs whole alone.
         interface: what it takes and gives.
-        network: compare the network's logits, too; not for a file whose network cannot be run alone.
+        batches: images in a call.
         reference: gives the small logits of padded images; None for the model's network.
     """
     agreement, error, sizes = 1.0, 0.0, []
     for photograph in photographs(interface.size):
         sizes.append((photograph.shape[1], photograph.shape[2]))
-        for batch in BATCHES:
+        for batch in batches:
             images = torch.stack([photograph, photograph.flip(-1)][:batch])
             seen = seen_by_network(images, model)
             small = (reference or model.network)(seen)
@@ -113,9 +110,9 @@ def measure(
                 error = max(error, _difference(expected, found))
                 expected, found = expected.argmax(1), found.argmax(1)
             agreement = min(agreement, float((expected == found).float().mean()))
-            if network:
+            if isinstance(runtime, Runtime):
                 error = max(error, _difference(small, runtime.network(seen)))
-    return Parity(agreement, error if network or interface.logits else None, tuple(sizes))
+    return Parity(agreement, error if isinstance(runtime, Runtime) or interface.logits else None, tuple(sizes), batches)
 
 
 def seen_by_network(images: Tensor, model: DeepLabV3) -> Tensor:

@@ -132,7 +132,7 @@ def quantise(
 
     def score(method: str, keep: Collection[str]) -> float:
         quantiser.build(method, keep)
-        made.save(file, card, info, "")
+        made.save(file, card, info)
         trial = ExportedDeepLabV3(open_file(file), card.arguments, card.mean, card.std, card.longest_side)
         return evaluate(trial, judged).scores.miou
 

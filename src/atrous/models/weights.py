@@ -37,6 +37,7 @@ from atrous.models.interchange.base import Converted
 from atrous.models.interchange.convert import convert
 from atrous.models.interchange.files import PICKLES, TENSORFLOW
 from atrous.models.output_stride import LONGEST_SIDE
+from atrous.models.tflite import is_tflite
 
 MODEL_FILE = "model.safetensors"
 _HEADER_KEY = "atrous"
@@ -257,8 +258,6 @@ def load_into(
             hold NaN or infinity.
     """
     path = resolve(source)
-    if is_exported(path):
-        raise ValueError(f"{path} is an exported file, which can only be run; expected a name, a run or a weight file")
     card = read_card(path)
     theirs, ours = card.arguments["num_classes"], model.num_classes
     state, own = _read_tensors(path), model.state_dict()
@@ -373,6 +372,13 @@ def read_card(path: Path) -> ModelCard:
     Raises:
         ValueError: if the file is no safetensors file, or none that is known.
     """
+    if is_exported(path):
+        raise ValueError(f"{path} is an exported file, which can only be run; expected a name, a run or a weight file")
+    if is_tflite(path):
+        raise ValueError(
+            f"{path} is a LiteRT file, which runs whole and by LiteRT alone; expected a weight file, or one that was "
+            "exported as .onnx, .xml or .pt2"
+        )
     if _is_foreign(path):
         return _converted(path)[0]
     try:
