@@ -235,7 +235,7 @@ def layout_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**others, "stride_in": stride_in, "consistent_rates": arguments.get("consistent_rates", before)}
 
 
-_LAYOUT = ("head_conv", "aspp_filters", "aspp_projection", "stem", "average_shortcut")
+_LAYOUT = ("head_conv", "aspp_filters", "aspp_projection", "stem", "average_shortcut", "convention")
 """Arguments that no recipe has: a network has them from the weights that it starts from."""
 
 

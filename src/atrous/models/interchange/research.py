@@ -16,8 +16,7 @@ import re
 import torch
 from torch import Tensor
 
-from atrous.models.interchange.base import Checkpoint, Choices, Converted
-from atrous.models.interchange.order import in_order
+from atrous.models.interchange.base import Checkpoint, Choices, Converted, backbone_in_order
 
 _BACKBONE = "MobilenetV2/"
 _SLOTS = ("/Momentum", "/ExponentialMovingAverage", "/Adam", "/Adam_1", "/RMSProp", "/RMSProp_1")
@@ -44,7 +43,7 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
     if width is None:
         raise ValueError(f"its MobilenetV2 has a width that is none of {', '.join(_WIDTHS.values())}")
     backbone = f"timm/tf_mobilenetv2_{width}"
-    ours = in_order({f"{_BACKBONE}{i}": value for i, value in enumerate(_layers(tensors))}, _BACKBONE, backbone)
+    ours = backbone_in_order({f"{_BACKBONE}{i}": value for i, value in enumerate(_layers(tensors))}, _BACKBONE, backbone)
     for theirs, place in _HEAD.items():
         ours |= {
             f"{place}.0.weight": _convolution(tensors[f"{theirs}/weights"]),
