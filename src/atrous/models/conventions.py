@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import nn
 
 from atrous.models.output_stride import Dial, StrideAndRate
-from atrous.ops.conv import AtrousConv2d
+from atrous.ops.conv import AtrousConv2d, AtrousPool2d
 
 Convention = Literal["", "smp", "mmsegmentation", "huggingface", "vainf"]
 
@@ -68,11 +68,17 @@ def prepare(net: Any, convention: Convention, name: str) -> None:
     if convention == "huggingface":  # its DeepLabv3 has no convolution behind the last stage
         net.feature_info.info[-1]["num_chs"] = net.final_conv.conv.in_channels
         net.final_conv = nn.Identity()
+    if convention == "smp":  # as it is, not centred
+        for path, layer in list(net.named_modules()):
+            if isinstance(layer, nn.MaxPool2d) and layer.padding == 0:
+                _put(net, path, AtrousPool2d(layer))
     for path in _CENTRED.get(name, ()) if convention == "smp" else ():
-        parent, _, leaf = path.rpartition(".")
-        layer = net.get_submodule(path)
-        assert isinstance(layer, nn.Conv2d)
-        setattr(net.get_submodule(parent), leaf, AtrousConv2d.over(layer))
+        _put(net, path, AtrousConv2d.over(net.get_submodule(path)))
+
+
+def _put(net: nn.Module, path: str, layer: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(net.get_submodule(parent), leaf, layer)
 
 
 def pad_units(net: nn.Module) -> None:

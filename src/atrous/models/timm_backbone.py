@@ -164,7 +164,7 @@ class TimmBackbone(Backbone):
 def _create(name: str, **options: Any) -> Any:
     import timm
 
-    name, changes = UNNAMED.get(name, (name, {}))
+    asked, (name, changes) = name, UNNAMED.get(name, (name, {}))
     if name not in timm.list_models(name) and not timm.is_model(name.split(".")[0]):
         near = [f"timm/{other}" for other in timm.list_models(f"*{name[:8]}*")[:5]]
         raise ValueError(f"timm has no network {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
@@ -172,7 +172,7 @@ def _create(name: str, **options: Any) -> Any:
         net = timm.create_model(name, features_only=True, **changes, **options)
     except (RuntimeError, AttributeError, TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"timm cannot give the features of {name!r}: {error}") from error
-    if name.endswith("_1280"):
+    if asked.endswith("_1280"):
         from timm.models._efficientnet_blocks import ConvBnAct
 
         net.blocks[-1].append(ConvBnAct(net.feature_info.channels()[-1], 1280, 1, act_layer=nn.ReLU6))
@@ -334,6 +334,12 @@ def _grid_units(layers: Mapping[str, tuple[int, int]], native_stride: int, neste
     return tuple(unit for unit in units if nested or not any(unit.startswith(f"{other}.") for other in units))[-3:]
 
 
+def tensors_of(name: str) -> dict[str, Tensor]:
+    """The tensors of a network of timm without its classifier, by timm's names, on the meta device."""
+    state: dict[str, Tensor] = _without_data(name).state_dict()
+    return state
+
+
 def in_timms_order(
     theirs: Mapping[str, Tensor], name: str, source: str, *, classifier: bool = False
 ) -> dict[str, Tensor]:
@@ -348,7 +354,7 @@ def in_timms_order(
     Raises:
         ValueError: at the first tensor whose shape differs, or if one has more tensors than the other.
     """
-    wanted = _without_data(name).state_dict()
+    wanted = tensors_of(name)
     for (key, value), (own, expected) in zip(theirs.items(), wanted.items(), strict=False):
         if value.shape != expected.shape:
             raise ValueError(

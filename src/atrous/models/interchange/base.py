@@ -151,6 +151,32 @@ def backbone_in_order(tensors: Mapping[str, Tensor], prefix: str, backbone: str)
     return {**{f"backbone.net.{key}": value for key, value in ours.items()}, **without(tensors, [prefix])}
 
 
+def in_definition_order(tensors: Mapping[str, Tensor], prefix: str, words: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors under `prefix` in the order of their layers: safetensors has its keys in alphabetical order.
+
+    Args:
+        tensors: of a whole model; those without the prefix come last.
+        prefix: of its backbone.
+        words: all parts of the keys that are no numbers, a layer's before those of the layers after it.
+
+    Raises:
+        ValueError: if a key has another part.
+    """
+    ranks = {word: i for i, word in enumerate([*words, *_PARTS])}
+
+    def place(key: str) -> list[int]:
+        return [int(part) if part.isdecimal() else ranks[part] for part in key.removeprefix(prefix).split(".")]
+
+    theirs = [key for key in tensors if key.startswith(prefix)]
+    if odd := next((key for key in theirs for part in key.removeprefix(prefix).split(".")
+                    if part not in ranks and not part.isdecimal()), None):  # fmt: skip
+        raise ValueError(f"{odd} is none of its backbone's tensors")
+    return {**{key: tensors[key] for key in sorted(theirs, key=place)}, **without(tensors, [prefix])}
+
+
+_PARTS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
 def rates_at_16(rates: Sequence[int], output_stride: int, flag: str = "--aspp-rates") -> list[int]:
     """ASPP's rates as `DeepLabV3` takes them, given at output stride 16.
 

@@ -15,11 +15,16 @@ from atrous.models.interchange.base import (
     Converted,
     backbone_in_order,
     colours_reversed,
+    in_definition_order,
     rates_at_16,
     renamed,
+    without,
 )
 
 _WIDTHS = {0.35: "035", 0.5: "050", 0.75: "075", 1.0: "100", 1.4: "140"}
+_WORDS = (
+    "conv_stem", "layer", "first_conv", "expand_1x1", "conv_3x3", "reduce_1x1", "convolution", "normalization",
+)  # fmt: skip
 _MOBILENET_HEAD = {"conv_aspp": "head.pointwise", "conv_pool": "head.image_pooling.project",
                    "conv_projection": "head.project"}  # fmt: skip
 _MOBILEVIT_HEAD = {
@@ -73,8 +78,8 @@ def _mobilenet(checkpoint: Checkpoint, choices: Choices, config: dict[str, Any],
     if not config.get("first_layer_is_expansion", True) or config.get("hidden_act", "relu6") != "relu6":
         raise ValueError("its first_layer_is_expansion or hidden_act is not the default, which alone is known here")
     backbone = f"timm/{'tf_' if config.get('tf_padding', True) else ''}mobilenetv2_{width}"
-    theirs = {key: value for key, value in checkpoint.tensors.items() if not key.startswith("mobilenet_v2.conv_1x1.")}
-    tensors = _with_head(backbone_in_order(_in_definition_order(theirs), "mobilenet_v2.", backbone), _MOBILENET_HEAD)
+    theirs = in_definition_order(without(checkpoint.tensors, ["mobilenet_v2.conv_1x1."]), "mobilenet_v2.", _WORDS)
+    tensors = _with_head(backbone_in_order(theirs, "mobilenet_v2.", backbone), _MOBILENET_HEAD)
     pooling, pointwise = torch.chunk(tensors["head.project.0.weight"], 2, 1)  # theirs has the pooling first
     tensors["head.project.0.weight"] = torch.cat([pointwise, pooling], 1)
     stride = choices.output_stride or int(config.get("output_stride", 32))
@@ -118,21 +123,6 @@ def _mobilevit(checkpoint: Checkpoint, choices: Choices, config: dict[str, Any],
     return Converted(
         "Hugging Face", arguments, tensors, stride, mean=mean, std=std, names=_names(config), guesses=guesses
     )
-
-
-def _in_definition_order(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Safetensors has its keys in alphabetical order; this is the order of the layers."""
-    layers = {"first_conv": 0, "expand_1x1": 1, "conv_3x3": 2, "reduce_1x1": 3}
-    parts = {"weight": 0, "bias": 1, "running_mean": 2, "running_var": 3, "num_batches_tracked": 4}
-
-    def place(key: str) -> tuple[int, ...]:
-        match = re.match(r"mobilenet_v2\.(?:conv_stem|layer\.(\d+))\.(\w+)\.(convolution|normalization)\.(\w+)$", key)
-        if match is None:
-            return (1_000,)
-        unit = -1 if match[1] is None else int(match[1])
-        return unit, layers[match[2]], int(match[3] == "normalization"), parts[match[4]]
-
-    return {key: tensors[key] for key in sorted(tensors, key=place)}
 
 
 def _with_head(tensors: dict[str, Tensor], head: dict[str, str]) -> dict[str, Tensor]:
