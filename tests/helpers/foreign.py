@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -304,3 +305,43 @@ class VainFMobileNet(nn.Module):
 
 def dict_of(names: list[str], layers: list[nn.Module]) -> OrderedDict[str, nn.Module]:
     return OrderedDict(zip(names, layers, strict=True))
+
+
+def mobilenet_of_transformers() -> nn.Module:
+    """The authors' DeepLabv3 with half a MobileNetV2, as transformers has it."""
+    from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation
+
+    config = MobileNetV2Config(num_labels=4, output_stride=16, depth_multiplier=0.5, tf_padding=True)
+    return shaken(MobileNetV2ForSemanticSegmentation(config))
+
+
+def tensorflow_names(net: nn.Module) -> dict[str, np.ndarray]:
+    """The variables of the authors' graph for a network of transformers, which was made from them."""
+    layers = {"expand_1x1": "expand", "conv_3x3": "depthwise", "reduce_1x1": "project"}
+    head = {"conv_pool": "image_pooling", "conv_aspp": "aspp0", "conv_projection": "concat_projection"}
+    norm = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+    variables = {}
+    for key, value in net.state_dict().items():
+        *place, kind, part = key.split(".")
+        if part == "num_batches_tracked" or "conv_1x1" in place:
+            continue
+        if place == ["segmentation_head", "classifier"]:
+            name = "logits/semantic"
+        elif place[0] == "segmentation_head":
+            name = head[place[1]]
+        elif place[-1] == "first_conv":
+            name = "MobilenetV2/Conv"
+        else:  # what transformers calls the stem has the first unit's two layers
+            unit = 0 if place[1] == "conv_stem" else int(place[2]) + 1
+            name = f"MobilenetV2/expanded_conv{f'_{unit}' if unit else ''}/{layers[place[-1]]}"
+        if kind == "normalization":
+            variables[f"{name}/BatchNorm/{norm[part]}"] = value
+        elif part == "bias":
+            variables[f"{name}/biases"] = value
+        elif name.endswith("depthwise"):
+            variables[f"{name}/depthwise_weights"] = value.permute(2, 3, 0, 1)
+        else:
+            variables[f"{name}/weights"] = value.permute(2, 3, 1, 0)
+    variables["MobilenetV2/Conv/weights/Momentum"] = variables["MobilenetV2/Conv/weights"]
+    variables["global_step"] = torch.tensor(3)
+    return {name: value.numpy() for name, value in variables.items()}

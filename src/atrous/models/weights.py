@@ -35,6 +35,7 @@ from atrous.models.hub import fetch, is_hub_name
 from atrous.models.interchange.base import Converted
 from atrous.models.interchange.convert import convert
 from atrous.models.interchange.files import PICKLES, TENSORFLOW
+from atrous.models.interchange.tensorflow import table_of
 from atrous.models.output_stride import LONGEST_SIDE
 
 MODEL_FILE = "model.safetensors"
@@ -366,6 +367,8 @@ def resolve(source: str | Path) -> Path:
     path = Path(source)
     if str(source) in names():
         return _zoo()[str(source)]
+    if table := table_of(path):
+        return table
     if os.path.isfile(path):  # unlike Path's, false for a name too long for any file
         return path
     if os.path.isdir(path):
@@ -375,8 +378,6 @@ def resolve(source: str | Path) -> Path:
         if (path / "pytorch_model.bin").is_file():  # an older save_pretrained
             return path / "pytorch_model.bin"
         raise ValueError(f"{path} holds neither {MODEL_FILE} nor best/{MODEL_FILE}")
-    if os.path.isfile(f"{source}.index"):  # TensorFlow's checkpoints are named by what their files have in common
-        return Path(f"{source}.index")
     if is_hub_name(source):
         return fetch(str(source))
     hint = did_you_mean(source, names(), otherwise="the names are")

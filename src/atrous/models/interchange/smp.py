@@ -43,6 +43,7 @@ _OTHERS = {
 }
 
 _MOST_BRANCHES = 16
+_KNOWN = "ResNets, ResNeXts, SE-ResNets, MobileNetV2, EfficientNets, MobileOne, and timm's (tu-NAME)"
 _GROUPS = "encoder.layer1.0.conv2.weight"
 _UNUSED = ("encoder._conv_head.", "encoder._bn1.", "encoder.conv_head.", "encoder.bn2.")
 """Layers behind the features of its EfficientNets."""
@@ -166,6 +167,4 @@ def _encoder(checkpoint: Checkpoint, choices: Choices, name: str) -> tuple[dict[
         others = without(tensors, ["backbone.", "encoder."])
         arguments = {"backbone": f"timm/{network}", "convention": "smp"}
         return arguments, {**{f"backbone.net.{key}": value for key, value in ours.items()}, **others}
-    known = ", ".join(name for family in _FAMILIES.values() for name in family.networks)
-    what = f"its encoder {name}".rstrip()
-    raise ValueError(why or f"{what} is none that is known here: ResNets, those of timm (tu-NAME), {known}")
+    raise ValueError(why or f"its encoder {name} is none of those that are known here: {_KNOWN}".replace("  ", " "))
