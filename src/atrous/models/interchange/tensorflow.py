@@ -20,7 +20,6 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -89,28 +88,28 @@ def _read(path: Path) -> dict[str, Tensor]:
     entries = {}
     for _, value in _block(table, handle):
         entries.update(_block(table, _handle(value, 0)[0]))
-    header = dict(_fields(entries.pop(b"", b"")))
-    shards = int(header.get(1, 1))
+    header = _numbers(entries.pop(b"", b""))
+    shards = header.get(1, 1)
     if header.get(2):
         raise ValueError("its numbers have the largest byte first")
     files = [path.with_suffix(f".data-{i:05d}-of-{shards:05d}") for i in range(min(shards, 1000))]
     left = sum(file.stat().st_size for file in files)
     tensors = {}
     for name, message in entries.items():
-        fields = dict(_fields(message))
-        dtype = _DTYPES.get(fields.get(1, 0))
+        numbers, parts = _numbers(message), [field for field in _fields(message) if isinstance(field[1], bytes)]
+        dtype, size = _DTYPES.get(numbers.get(1, 0)), numbers.get(5, 0)
         if dtype is None:
             continue
-        if 7 in fields:
+        if any(number == 7 for number, _ in parts):
             raise ValueError(f"{name[:80]!r} is kept in slices; save it in one piece")
-        shape = [dict(_fields(size)).get(1, 0) for number, size in _fields(fields.get(2, b"")) if number == 2]
-        size, numbers = fields.get(5, 0), math.prod(shape)
+        sides = [side for number, shape in parts if number == 2 for _, side in _fields(shape) if isinstance(side, bytes)]
+        shape = tuple(_numbers(side).get(1, 0) for side in sides)
         left -= size
-        if numbers * np.dtype(dtype).itemsize != size or left < 0:
-            raise ValueError(f"{name[:80]!r} of the shape {tuple(shape)} says that it has {size} bytes")
-        with files[fields.get(3, 0)].open("rb") as file:
-            file.seek(fields.get(4, 0))
-            values = np.frombuffer(file.read(size), dtype, numbers)
+        if math.prod(shape) * np.dtype(dtype).itemsize != size or left < 0:
+            raise ValueError(f"{name[:80]!r} of the shape {shape} says that it has {size} bytes")
+        with files[numbers.get(3, 0)].open("rb") as file:
+            file.seek(numbers.get(4, 0))
+            values = np.frombuffer(file.read(size), dtype, math.prod(shape))
         tensors[name.decode()] = torch.from_numpy(values.reshape(shape).copy())
     return tensors
 
@@ -147,7 +146,12 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     raise ValueError("a number in it does not end")
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+def _numbers(message: bytes) -> dict[int, int]:
+    """The fields of a message that are whole numbers."""
+    return {number: value for number, value in _fields(message) if isinstance(value, int)}
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Number and value of each field of a message."""
     at = 0
     while at < len(message):
