@@ -1,8 +1,8 @@
 """How far converted checkpoints are from the networks that wrote them, for `python -m benchmarks.checkpoints`.
 
-Every network has random weights; it is saved as its library saves it, converted, and both run in float64 on three random
-images. Prints the largest difference of the logits, relative to the largest logit, one line a network: the figures of
-docs/checkpoints.md. Networks of libraries that are not installed here are rebuilt in tests/helpers/foreign.py.
+Every network has random weights; it is saved as its library saves it, converted, and both run in float64 on three
+random images. Prints the largest difference of the logits, relative to the largest logit, one line a network: the
+figures of docs/checkpoints.md. Networks of libraries that are not installed here are rebuilt in tests/helpers/foreign.
 
     python -m benchmarks.checkpoints [WORD ...]          # those whose names hold all of the words
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,24 +87,29 @@ Case = tuple[str, Callable[[], nn.Module], Choices, tuple[tuple[int, int], ...]]
 def cases() -> Iterator[Case]:
     """Name, network, what its checkpoint does not say, and sizes of images."""
     for name in ("deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet_v3_large"):
-        yield f"torchvision {name}", lambda name=name: torchvision(name), Choices(), SIZES  # type: ignore[misc]
+        yield f"torchvision {name}", partial(torchvision, name), Choices(), SIZES
     for stride in (8, 16):
         said = Choices(output_stride=stride)
         for encoder in ENCODERS:
-            yield f"smp {encoder} at {stride}", lambda e=encoder, s=stride: smp(e, s), Choices(), MULTIPLES  # type: ignore[misc]
+            yield f"smp {encoder} at {stride}", partial(smp, encoder, stride), Choices(), MULTIPLES
         for depth, kind in ((50, "plain"), (50, "v1c"), (50, "v1d"), (18, "v1c"), (18, "v1d")):
             yield (f"mmsegmentation ResNet-{depth} {kind} at {stride}",
-                   lambda k=kind, s=stride, d=depth: foreign.MMSegmentation(k, output_stride=s, depth=d), said, SIZES)  # type: ignore[misc]  # fmt: skip
-        yield f"VainF ResNet-50 at {stride}", lambda s=stride: foreign.VainF(output_stride=s), said, SIZES  # type: ignore[misc]
-        yield (f"VainF MobileNetV2 at {stride}", lambda s=stride: foreign.VainFMobileNet(output_stride=s), said,
-               NOT_AFTER_THE_GRID)  # type: ignore[misc]  # fmt: skip
+                   partial(foreign.MMSegmentation, kind, output_stride=stride, depth=depth), said, SIZES)  # fmt: skip
+        yield f"VainF ResNet-50 at {stride}", partial(foreign.VainF, output_stride=stride), said, SIZES
+        yield (f"VainF MobileNetV2 at {stride}", partial(foreign.VainFMobileNet, output_stride=stride), said,
+               NOT_AFTER_THE_GRID)  # fmt: skip
         for padding in (True, False):
             yield (f"huggingface MobileNetV2 at {stride}, tf_padding {padding}",
-                   lambda s=stride, p=padding: mobilenet(s, p), Choices(), SIZES)  # type: ignore[misc]  # fmt: skip
+                   partial(mobilenet, stride, padding), Choices(), SIZES)  # fmt: skip
         for size in MOBILEVITS:
-            yield f"huggingface MobileViT {size} at {stride}", lambda z=size, s=stride: mobilevit(z, s), Choices(), SIZES  # type: ignore[misc]
+            yield (
+                f"huggingface MobileViT {size} at {stride}",
+                partial(mobilevit, size, stride),
+                Choices(),
+                SIZES,
+            )
     for deep in (True, False):
-        yield f"detectron2 deep stem {deep}", lambda d=deep: foreign.Detectron2(d), Choices(), MULTIPLES  # type: ignore[misc]
+        yield f"detectron2 deep stem {deep}", partial(foreign.Detectron2, deep), Choices(), MULTIPLES
     yield "research/deeplab MobileNetV2 as .npz", foreign.mobilenet_of_transformers, Choices(), ON_THE_GRID
 
 

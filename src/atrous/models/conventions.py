@@ -35,9 +35,7 @@ _CENTRED = {
 """Strided layers that it pads on both sides: their map has an odd side at the network's nominal size."""
 
 
-def stride_and_rate(
-    convention: Convention, name: str, path: str, native: tuple[int, int], dial: Dial
-) -> StrideAndRate:
+def stride_and_rate(convention: Convention, name: str, path: str, native: tuple[int, int], dial: Dial) -> StrideAndRate:
     """Of a layer of a network of timm.
 
     Args:

@@ -166,7 +166,10 @@ def test_many_mutated_files_of_keras_end_no_more_than_their_reader(tmp_path: Pat
             assert all(value.numel() < 1 << 20 for value in _read_npz(archive).values())
             archive.unlink()
     assert said.total() == count
-    record("hostile weights", f"{count:,} mutated files of Keras: " + ", ".join(f"{n:,} {word}" for word, n in said.items()))
+    record(
+        "hostile weights",
+        f"{count:,} mutated files of Keras: " + ", ".join(f"{n:,} {word}" for word, n in said.items()),
+    )
 
 
 def expanded(path: Path) -> None:

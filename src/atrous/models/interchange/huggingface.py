@@ -1,4 +1,4 @@
-"""Hugging Face's ``MobileNetV2ForSemanticSegmentation`` and ``MobileViTForSemanticSegmentation``: a folder of theirs."""
+"""Hugging Face's ``MobileNetV2ForSemanticSegmentation`` and ``MobileViTForSemanticSegmentation``, by their folders."""
 
 from __future__ import annotations
 

@@ -43,7 +43,9 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
     if width is None:
         raise ValueError(f"its MobilenetV2 has a width that is none of {', '.join(_WIDTHS.values())}")
     backbone = f"timm/tf_mobilenetv2_{width}"
-    ours = backbone_in_order({f"{_BACKBONE}{i}": value for i, value in enumerate(_layers(tensors))}, _BACKBONE, backbone)
+    ours = backbone_in_order(
+        {f"{_BACKBONE}{i}": value for i, value in enumerate(_layers(tensors))}, _BACKBONE, backbone
+    )
     for theirs, place in _HEAD.items():
         ours |= {
             f"{place}.0.weight": _convolution(tensors[f"{theirs}/weights"]),

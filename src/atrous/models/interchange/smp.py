@@ -97,9 +97,7 @@ _FAMILIES = {
     ),
 }  # fmt: skip
 """By how the keys of its first layer start. Its other encoders have no network of timm with the same layers."""
-ENCODERS = {
-    f"timm/{network}": encoder for family in _FAMILIES.values() for encoder, network in family.networks.items()
-}
+ENCODERS = {f"timm/{network}": encoder for family in _FAMILIES.values() for encoder, network in family.networks.items()}
 """Its own encoders, by our backbone that has their layers."""
 
 

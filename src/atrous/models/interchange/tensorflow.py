@@ -102,7 +102,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             continue
         if any(number == 7 for number, _ in parts):
             raise ValueError(f"{name[:80]!r} is kept in slices; save it in one piece")
-        sides = [side for number, shape in parts if number == 2 for _, side in _fields(shape) if isinstance(side, bytes)]
+        sides = [
+            side for number, shape in parts if number == 2 for _, side in _fields(shape) if isinstance(side, bytes)
+        ]
         shape = tuple(_numbers(side).get(1, 0) for side in sides)
         left -= size
         if math.prod(shape) * np.dtype(dtype).itemsize != size or left < 0:
