@@ -107,7 +107,8 @@ def _mobilevit(checkpoint: Checkpoint, choices: Choices, config: dict[str, Any],
     last = len(tensors["backbone.net.stages_4.0.conv3_1x1.conv.weight"])
     backbone = f"timm/mobilevit_{'s' if (first, last) == (32, 160) else _MOBILEVITS.get(first, 's')}"
     stride = choices.output_stride or int(config.get("output_stride", 32))
-    mean, std, guesses = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), ()
+    guesses: tuple[str, ...] = ()
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if preprocessor is None:
         preprocessor = {"do_flip_channel_order": True}
         guesses = ("images of 0 to 1, blue first, as its processor makes them (preprocessor_config.json)",)

@@ -85,7 +85,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ValueError("it does not end as one")
     _, at = _handle(footer, 0)
     handle, _ = _handle(footer, at)
-    entries = {}
+    entries: dict[bytes, bytes] = {}
     for _, value in _block(table, handle):
         entries.update(_block(table, _handle(value, 0)[0]))
     header = _numbers(entries.pop(b"", b""))
@@ -96,7 +96,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     left = sum(file.stat().st_size for file in files)
     tensors = {}
     for name, message in entries.items():
-        numbers, parts = _numbers(message), [field for field in _fields(message) if isinstance(field[1], bytes)]
+        numbers = _numbers(message)
+        parts = [(number, value) for number, value in _fields(message) if isinstance(value, bytes)]
         dtype, size = _DTYPES.get(numbers.get(1, 0)), numbers.get(5, 0)
         if dtype is None:
             continue
