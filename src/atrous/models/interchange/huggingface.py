@@ -116,9 +116,12 @@ def _mobilevit(checkpoint: Checkpoint, choices: Choices, config: dict[str, Any],
         mean, std = _normalisation(preprocessor, (0.5, 0.5, 0.5))
     if preprocessor.get("do_flip_channel_order", "MobileViT" in str(preprocessor.get("image_processor_type"))):
         tensors, mean, std = colours_reversed(tensors, "backbone.net.stem.conv.weight"), mean[::-1], std[::-1]
+    rates = choices.aspp_rates or config.get("atrous_rates", (6, 12, 18))
+    if len(rates) != 3:
+        raise ValueError(f"its atrous_rates are {len(rates)}; expected 3")
     arguments = {
         "backbone": backbone, "convention": "huggingface", "upsampling": "half_pixel",
-        "aspp_rates": rates_at_16(choices.aspp_rates or config.get("atrous_rates", (6, 12, 18)), stride),
+        "aspp_rates": rates_at_16(rates, stride),
         "aspp_filters": len(tensors["head.project.0.weight"]),
     }  # fmt: skip
     return Converted(
