@@ -108,7 +108,14 @@ def _read_keras(path: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         arrays = Path(folder) / "arrays.npz"
         tensorflow.keras_as_npz(path, arrays)
-        return _read_npz(arrays)
+        tensors = _read_npz(arrays)
+    if path.suffix.lower() == ".keras":
+        names = tensorflow.layers_of_archive(path)
+        parts = {key: key.split("/") for key in tensors}
+        return {"/".join(names.get(part, part) for part in parts[key]): value for key, value in tensors.items()}
+    if any("batch_normalization/vars/" in key for key in tensors):
+        raise ValueError(f"{path} does not hold the names of its layers; save the whole model as .keras, or as .h5")
+    return tensors
 
 
 def _read_npy(file: Any, size: int) -> Tensor:

@@ -9,6 +9,7 @@ another process, since some files crash it.
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import os
 import re
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +37,7 @@ _MOST_INDEX = 1 << 26
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}
 """By TensorFlow's numbers; tensors of other kinds, such as text, are passed over."""
 _LONGEST = 120
+_MOST_CONFIG = 1 << 24
 _H5PY = """
 import sys, os, h5py, numpy
 arrays, left = {}, 20 * os.path.getsize(sys.argv[1])
@@ -209,6 +212,29 @@ def keras_as_npz(path: Path, out: Path) -> None:
         raise ValueError(f"{path}: cannot be read as HDF5: {why}")
 
 
+def layers_of_archive(path: Path) -> dict[str, str]:
+    """The names of a ``.keras`` file's layers, by those that its arrays have: the kind of layer, and a number.
+
+    Raises:
+        ValueError: if its configuration cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo("config.json").file_size > _MOST_CONFIG:
+                raise ValueError("its configuration is too large")
+            layers = json.loads(archive.read("config.json"))["config"]["layers"]
+        counts: Counter[str] = Counter()
+        names = {}
+        for layer in layers:
+            kind = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", layer["class_name"])
+            kind = re.sub("([a-z])([A-Z])", r"\1_\2", kind).lower()
+            names[f"{kind}_{counts[kind]}" if counts[kind] else kind] = str(layer["config"]["name"])
+            counts[kind] += 1
+    except Exception as error:  # a forged archive can raise anything
+        raise ValueError(f"{path}: its configuration is not one of Keras: {str(error)[:200]}") from None
+    return names
+
+
 _BATCH_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 _VARIABLES = {"kernel": "weights", "depthwise_kernel": "depthwise_weights", "bias": "biases"}
 
@@ -225,8 +251,9 @@ def names_of_layers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         layer, variable = parts[0], parts[-1].partition(":")[0]
         is_norm = layer.endswith("_BN")
         if variable.isdecimal():
-            kernel = "depthwise_kernel" if layer.endswith("depthwise") else "kernel"
-            variable = [*(_BATCH_NORM if is_norm else (kernel, "bias")), *[variable] * 10][min(int(variable), 9)]
+            variable = [*(_BATCH_NORM if is_norm else ("kernel", "bias")), *[variable] * 10][min(int(variable), 9)]
+        if layer.endswith("depthwise") and variable == "kernel":
+            variable = "depthwise_kernel"
         scope = layer.removesuffix("_BN").replace("custom_logits_semantic", "logits_semantic")
         scope = "logits/semantic" if scope == "logits_semantic" else scope
         match = re.fullmatch(r"(expanded_conv(?:_\d+)?)_(expand|depthwise|project)", scope)
