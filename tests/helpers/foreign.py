@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,13 +21,18 @@ def shaken(net: nn.Module, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     for module in net.modules():
         shake_norm(module)
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.LayerNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+        elif isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     return net.eval()
 
 
 class Units(nn.Module):
     """A bottleneck whose layers have the names that a library gives them."""
+
+    expansion = 4
 
     def __init__(self, channels: int, width: int, stride: int, rate: int, shortcut: nn.Module | None) -> None:
         super().__init__()
@@ -40,15 +49,35 @@ class Units(nn.Module):
         return F.relu(y + (self.downsample(x) if hasattr(self, "downsample") else x))
 
 
-def mmseg_stage(channels: int, width: int, count: int, stride: int, rate: int, average: bool) -> nn.Sequential:
+class BasicUnit(nn.Module):
+    """mmsegmentation's unit without a bottleneck: its first convolution alone is atrous."""
+
+    expansion = 1
+
+    def __init__(self, channels: int, width: int, stride: int, rate: int, shortcut: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, width, 3, stride, rate, rate, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        if shortcut is not None:
+            self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + (self.downsample(x) if hasattr(self, "downsample") else x))
+
+
+def mmseg_stage(
+    unit: Any, channels: int, width: int, count: int, stride: int, rate: int, average: bool
+) -> nn.Sequential:
     """mmsegmentation's: the first unit at half the rate, as ``contract_dilation`` has it."""
+    filters = width * unit.expansion
     layers: list[nn.Module] = []
     if average and stride != 1:
         layers.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
-    conv = nn.Conv2d(channels, 4 * width, 1, 1 if average else stride, bias=False)
-    shortcut = nn.Sequential(*layers, conv, nn.BatchNorm2d(4 * width))
-    units = [Units(channels, width, stride, max(1, rate // 2), shortcut)]
-    units += [Units(4 * width, width, 1, rate, None) for _ in range(count - 1)]
+    conv = nn.Conv2d(channels, filters, 1, 1 if average else stride, bias=False)
+    shortcut = nn.Sequential(*layers, conv, nn.BatchNorm2d(filters)) if (stride, channels) != (1, filters) else None
+    units = [unit(channels, width, stride, max(1, rate // 2), shortcut)]
+    units += [unit(filters, width, 1, rate, None) for _ in range(count - 1)]
     return nn.Sequential(*units)
 
 
@@ -65,8 +94,9 @@ class ConvModule(nn.Module):
 
 
 class MMSegBackbone(nn.Module):
-    def __init__(self, kind: str, strides: tuple[int, ...], rates: tuple[int, ...]) -> None:
+    def __init__(self, kind: str, strides: tuple[int, ...], rates: tuple[int, ...], depth: int = 50) -> None:
         super().__init__()
+        unit, counts = (Units, (3, 4, 6, 3)) if depth == 50 else (BasicUnit, (2, 2, 2, 2))
         if kind == "plain":
             self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
         else:
@@ -75,10 +105,12 @@ class MMSegBackbone(nn.Module):
                 layers += [nn.Conv2d(channels, filters, 3, stride, 1, bias=False), nn.BatchNorm2d(filters), nn.ReLU()]
             self.stem = nn.Sequential(*layers)
         channels = 64
-        for i, (width, count) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
-            stage = mmseg_stage(channels, width, count, strides[i], rates[i], kind == "v1d")
+        for i, count in enumerate(counts):
+            width = 64 * 2**i
+            stage = mmseg_stage(unit, channels, width, count, strides[i], rates[i], kind == "v1d")
             setattr(self, f"layer{i + 1}", stage)
-            channels = 4 * width
+            channels = unit.expansion * width
+        self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x) if hasattr(self, "stem") else F.relu(self.bn1(self.conv1(x)))
@@ -89,11 +121,11 @@ class MMSegBackbone(nn.Module):
 
 
 class MMSegHead(nn.Module):
-    def __init__(self, classes: int, channels: int, rates: tuple[int, ...]) -> None:
+    def __init__(self, inputs: int, classes: int, channels: int, rates: tuple[int, ...]) -> None:
         super().__init__()
         self.conv_seg = nn.Conv2d(channels, classes, 1)
-        self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvModule(2048, channels, 1))
-        self.aspp_modules = nn.ModuleList(ConvModule(2048, channels, 1 if rate == 1 else 3, rate) for rate in rates)
+        self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvModule(inputs, channels, 1))
+        self.aspp_modules = nn.ModuleList(ConvModule(inputs, channels, 1 if rate == 1 else 3, rate) for rate in rates)
         self.bottleneck = ConvModule((len(rates) + 1) * channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,16 +135,18 @@ class MMSegHead(nn.Module):
 
 
 class MMSegmentation(nn.Module):
-    """mmsegmentation's encoder and decoder with a ResNet-50, and its auxiliary head."""
+    """mmsegmentation's encoder and decoder with a ResNet-50 or 18, and its auxiliary head."""
 
-    def __init__(self, kind: str = "v1c", classes: int = 5, channels: int = 512, output_stride: int = 8) -> None:
+    def __init__(
+        self, kind: str = "v1c", classes: int = 5, channels: int = 512, output_stride: int = 8, depth: int = 50
+    ) -> None:
         super().__init__()
         strides, rates = ((1, 2, 1, 1), (1, 1, 2, 4)) if output_stride == 8 else ((1, 2, 2, 1), (1, 1, 1, 2))
         aspp = (1, 12, 24, 36) if output_stride == 8 else (1, 6, 12, 18)
-        self.backbone = MMSegBackbone(kind, strides, rates)
-        self.decode_head = MMSegHead(classes, channels, aspp)
+        self.backbone = MMSegBackbone(kind, strides, rates, depth)
+        self.decode_head = MMSegHead(self.backbone.channels, classes, channels, aspp)
         self.auxiliary_head = nn.Module()
-        self.auxiliary_head.convs = nn.Sequential(ConvModule(1024, 256, 3))
+        self.auxiliary_head.convs = nn.Sequential(ConvModule(self.backbone.channels // 2, 256, 3))
         self.auxiliary_head.conv_seg = nn.Conv2d(256, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -213,3 +247,98 @@ class VainF(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.classifier.classifier(self.backbone(x)["out"])
         return F.interpolate(y, x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class PaddedUnit(nn.Module):
+    """VainF's inverted residual: it pads what it reads, and no convolution of it pads."""
+
+    def __init__(self, channels: int, filters: int, stride: int, rate: int, expansion: int) -> None:
+        super().__init__()
+        width, self.rate, self.adds = channels * expansion, rate, stride == 1 and channels == filters
+        layers: list[nn.Module] = [] if expansion == 1 else [unpadded(channels, width, 1)]
+        layers += [unpadded(width, width, 3, stride, rate, width), nn.Conv2d(width, filters, 1, bias=False)]
+        self.conv = nn.Sequential(*layers, nn.BatchNorm2d(filters))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(F.pad(x, (self.rate,) * 4))
+        return x + y if self.adds else y
+
+
+def unpadded(channels: int, filters: int, side: int, stride: int = 1, rate: int = 1, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(channels, filters, side, stride, 0, rate, groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(filters), nn.ReLU6())
+
+
+class VainFMobileNet(nn.Module):
+    """DeepLabV3 of VainF's DeepLabV3Plus-Pytorch with its MobileNetV2."""
+
+    def __init__(self, classes: int = 4, output_stride: int = 16) -> None:
+        super().__init__()
+        features: list[nn.Module] = [unpadded(3, 32, 3, 2)]
+        channels, reached, rate = 32, 2, 1
+        for expansion, filters, count, stride in (
+            (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+        ):  # fmt: skip
+            before = rate
+            if reached == output_stride:
+                rate, stride = rate * stride, 1
+            reached *= stride
+            for i in range(count):
+                unit = (stride, before) if i == 0 else (1, rate)
+                features.append(PaddedUnit(channels, filters, *unit, expansion))
+                channels = filters
+        self.backbone = nn.Module()
+        names = [str(i) for i in range(len(features))]
+        self.backbone.low_level_features = nn.Sequential(dict_of(names[:4], features[:4]))
+        self.backbone.high_level_features = nn.Sequential(dict_of(names[4:], features[4:]))
+        self.classifier = nn.Module()
+        rates = (6, 12, 18) if output_stride == 16 else (12, 24, 36)
+        self.classifier.classifier = nn.Sequential(*DeepLabHead(320, classes, rates))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.backbone.high_level_features(self.backbone.low_level_features(x))
+        return F.interpolate(self.classifier.classifier(y), x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def dict_of(names: list[str], layers: list[nn.Module]) -> OrderedDict[str, nn.Module]:
+    return OrderedDict(zip(names, layers, strict=True))
+
+
+def mobilenet_of_transformers() -> nn.Module:
+    """The authors' DeepLabv3 with half a MobileNetV2, as transformers has it."""
+    from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation
+
+    config = MobileNetV2Config(num_labels=4, output_stride=16, depth_multiplier=0.5, tf_padding=True)
+    return shaken(MobileNetV2ForSemanticSegmentation(config))
+
+
+def tensorflow_names(net: nn.Module) -> dict[str, np.ndarray]:
+    """The variables of the authors' graph for a network of transformers, which was made from them."""
+    layers = {"expand_1x1": "expand", "conv_3x3": "depthwise", "reduce_1x1": "project"}
+    head = {"conv_pool": "image_pooling", "conv_aspp": "aspp0", "conv_projection": "concat_projection"}
+    norm = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+    variables = {}
+    for key, value in net.state_dict().items():
+        *place, kind, part = key.split(".")
+        if part == "num_batches_tracked" or "conv_1x1" in place:
+            continue
+        if place == ["segmentation_head", "classifier"]:
+            name = "logits/semantic"
+        elif place[0] == "segmentation_head":
+            name = head[place[1]]
+        elif place[-1] == "first_conv":
+            name = "MobilenetV2/Conv"
+        else:  # what transformers calls the stem has the first unit's two layers
+            unit = 0 if place[1] == "conv_stem" else int(place[2]) + 1
+            name = f"MobilenetV2/expanded_conv{f'_{unit}' if unit else ''}/{layers[place[-1]]}"
+        if kind == "normalization":
+            variables[f"{name}/BatchNorm/{norm[part]}"] = value
+        elif part == "bias":
+            variables[f"{name}/biases"] = value
+        elif name.endswith("depthwise"):
+            variables[f"{name}/depthwise_weights"] = value.permute(2, 3, 0, 1)
+        else:
+            variables[f"{name}/weights"] = value.permute(2, 3, 1, 0)
+    variables["MobilenetV2/Conv/weights/Momentum"] = variables["MobilenetV2/Conv/weights"]
+    variables["global_step"] = torch.tensor(3)
+    return {name: value.numpy() for name, value in variables.items()}

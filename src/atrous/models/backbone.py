@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -83,3 +84,17 @@ def mismatch(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what: st
     ]
     if parts:
         raise ValueError(f"{what} do not fit: {'; '.join(parts)}")
+
+
+def check_classes_from(classes_from: Sequence[int], classes: int, theirs: int, source: str | Path) -> list[int]:
+    """The classes to start from, as a list that indexes a classifier's rows.
+
+    Raises:
+        ValueError: if there is not one for each class, or one that the source does not have.
+    """
+    if len(classes_from) != classes or not all(0 <= one < theirs for one in classes_from):
+        raise ValueError(
+            f"classes_from is {list(classes_from)}, expected for each of {classes} classes one of {source}, 0 to "
+            f"{theirs - 1}"
+        )
+    return list(classes_from)

@@ -78,5 +78,5 @@ def _of_torchvision(tensors: Mapping[str, Tensor], backbone: str, source: str) -
             f"{source} is of torchvision, whose {', '.join(_EPSILON)} and ResNets are known, not {backbone}"
         )
     theirs = {key: value for key, value in tensors.items() if key.startswith("features.")}
-    ours = in_timms_order(theirs, name, source)
+    ours = in_timms_order(theirs, name, source, classifier=True)
     return {key: value + epsilon - 1e-5 if key.endswith("running_var") else value for key, value in ours.items()}

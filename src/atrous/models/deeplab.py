@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from atrous.models.aspp import ASPP, FILTERS, conv_bn_relu
 from atrous.models.backbone import Backbone
 from atrous.models.batch_norm import FreezableBatchNorm
+from atrous.models.conventions import OF_RESNETS, OF_TIMM, Convention
 from atrous.models.imagenet import imagenet
 from atrous.models.pretrained import Pretrained
 from atrous.models.resnet import UNITS, ResNet, StrideIn
@@ -48,6 +49,8 @@ class DeepLabV3(FreezableBatchNorm, Pretrained):
             networks of timm it makes a `multi_grid` of ones the same as none.
         stem: of our ResNets: channels of three 3×3 convolutions in place of the 7×7 one; see `ResNet`.
         average_shortcut: of our ResNets: average where a shortcut is strided.
+        convention: whose rates and padding the backbone has, for weights of other libraries that were trained with
+            them: see `atrous.models.conventions`. Empty for those of section 3.1.
         upsampling: how images are padded and logits upsampled; weights of other libraries do best with their own way.
 
     Attributes:
@@ -80,6 +83,7 @@ class DeepLabV3(FreezableBatchNorm, Pretrained):
         consistent_rates: bool = False,
         stem: Sequence[int] = (),
         average_shortcut: bool = False,
+        convention: Convention = "",
         upsampling: Upsampling = "grid",
     ) -> None:
         super().__init__()
@@ -100,6 +104,7 @@ class DeepLabV3(FreezableBatchNorm, Pretrained):
             "image_pooling": image_pooling, "last_conv": last_conv, "head_conv": head_conv, "stride_in": stride_in,
             "consistent_rates": consistent_rates, "aspp_filters": aspp_filters, "aspp_projection": aspp_projection,
             "stem": list(stem), "average_shortcut": average_shortcut, "upsampling": upsampling,
+            "convention": convention,
         }  # fmt: skip
         self.num_classes, self._output_stride = num_classes, output_stride
         self.upsampling: Upsampling = upsampling
@@ -110,6 +115,7 @@ class DeepLabV3(FreezableBatchNorm, Pretrained):
             stride_in,
             stem=stem,
             average_shortcut=average_shortcut,
+            convention=convention,
             multi_grid=grid,
             last_block=last_block,
             output_stride=output_stride,
@@ -199,6 +205,9 @@ def build_backbone(
         ValueError: for a name that is neither.
     """
     kind, _, rest = name.partition("/")
+    known = OF_TIMM if kind == "timm" else OF_RESNETS
+    if options.get("convention", "") not in known:
+        raise ValueError(f"convention is {options['convention']!r}, expected one of {', '.join(map(repr, known))}")
     if kind == "timm":
         if stem or average_shortcut:
             raise ValueError(f"stem and average_shortcut are of our ResNets, and the backbone is {name}")

@@ -85,4 +85,4 @@ def _packaged(package: str, name: str) -> dict[str, Tensor]:
     if len(files) != 1:
         raise ValueError(f"the package {package} holds {len(files)} weight files, expected 1")
     theirs = torch.load(files[0], map_location="cpu", weights_only=True)
-    return in_timms_order(theirs, name, f"the package {package}")
+    return in_timms_order(theirs, name, f"the package {package}", classifier=True)

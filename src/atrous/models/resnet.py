@@ -127,6 +127,7 @@ class ResNet(Backbone):
         stem: channels of three 3×3 convolutions in place of the 7×7 one, as mmsegmentation's v1c and v1d (32, 32, 64)
             and detectron2's DeepLab (64, 64, 128) have; empty, as in the paper, for the 7×7 one.
         average_shortcut: average a projected shortcut where it is strided, as mmsegmentation's v1d does.
+        convention: with ``mmsegmentation`` the second convolution of a unit without a bottleneck is never atrous.
         output_stride: 4 to 32, and to 256 with `last_block` 7.
 
     Raises:
@@ -143,6 +144,7 @@ class ResNet(Backbone):
         last_block: int = 4,
         stem: Sequence[int] = (),
         average_shortcut: bool = False,
+        convention: str = "",
         output_stride: int = 16,
     ) -> None:
         super().__init__()
@@ -155,7 +157,7 @@ class ResNet(Backbone):
         unit, counts = UNITS[depth]
         self.name = f"resnet{depth}"
         self.stride_in, self.consistent_rates = stride_in, consistent_rates
-        self.last_block = last_block
+        self.last_block, self.convention = last_block, convention
         self.multi_grid = check_unit_rates(multi_grid or (1,) * counts[3], counts[3], f"block4 of {self.name}")
         if stem and (len(stem) != 3 or any(not 1 <= width <= 1024 for width in stem)):
             raise ValueError(f"stem is {tuple(stem)}, expected three numbers of channels, or none")
@@ -199,7 +201,8 @@ class ResNet(Backbone):
             stride, entry_rate = dial.stride_and_rate(reads, writes)
             if not in_last and not (self.consistent_rates and set(unit_rates) == {1}):
                 entry_rate = dial.rate(writes)  # one rate for all units of a block, as in the paper
-            unit.set_stride_and_rates(stride, entry_rate * unit_rate, dial.rate(writes) * unit_rate)
+            second = 1 if self.convention == "mmsegmentation" else dial.rate(writes) * unit_rate
+            unit.set_stride_and_rates(stride, entry_rate * unit_rate, second)
         return native_out
 
     def block(self, number: int) -> list[Unit]:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from atrous.models.aspp import ASPP
-from atrous.models.weights import check_classes_from
+from atrous.models.backbone import check_classes_from
 
 if TYPE_CHECKING:
     from atrous.models.deeplab import DeepLabV3
@@ -60,11 +60,19 @@ class FoldedConv:
 
 @dataclass(frozen=True)
 class Graph:
-    """The convolutions of a file in their order, and the normalisation of its input, white being 1."""
+    """The convolutions of a file in their order, and the normalisation of its input, white being 1.
+
+    Attributes:
+        convs: of the network.
+        mean: of each colour.
+        std: likewise.
+        classifies: whether it is a classifier of whole images: it ends in a fully connected layer.
+    """
 
     convs: tuple[FoldedConv, ...]
     mean: float
     std: float
+    classifies: bool
 
 
 def is_tflite(source: str | Path) -> bool:
@@ -76,6 +84,8 @@ def load_tflite(
     model: DeepLabV3, path: str | Path, *, reset_head: bool = False, classes_from: Sequence[int] = ()
 ) -> None:
     """Load a DeepLab graph's weights and normalisation into a model with a network of timm.
+
+    Of a classifier of whole images, such as an EfficientNet-Lite for ImageNet, the backbone is loaded alone.
 
     ASPP takes the graph's 1×1 branch, image-level features and projection where it has as many channels, and the graph
     a layer before them only where the model has it (`layout_of_graph`). These graphs have no atrous branches: in the
@@ -93,6 +103,7 @@ def load_tflite(
         FileNotFoundError: if there is no such file.
     """
     graph = read_graph(Path(path))
+    reset_head = reset_head or graph.classifies
     pairs = _pairs(model.backbone) + _pairs(model.last_conv)
     if len(graph.convs) < len(pairs):
         raise ValueError(f"{path} has {len(graph.convs)} convolutions, {model.backbone.name} {len(pairs)}")
@@ -189,10 +200,12 @@ def check_graph(path: Path) -> None:
 def _read(schema: Any, model: Any) -> Graph:
     operators, main = schema.BuiltinOperator, model.subgraphs[0]
     kinds = {operators.CONV_2D: (0, 3, 1, 2), operators.DEPTHWISE_CONV_2D: (3, 0, 1, 2)}
-    convs, values = [], _Values(schema, main.tensors, model.buffers)
+    convs, values, classifies = [], _Values(schema, main.tensors, model.buffers), False
     for step in main.operators:
         code = model.operatorCodes[step.opcodeIndex]
-        order = kinds.get(max(code.builtinCode, code.deprecatedBuiltinCode))
+        kind = max(code.builtinCode, code.deprecatedBuiltinCode)
+        classifies |= kind == operators.FULLY_CONNECTED
+        order = kinds.get(kind)
         if order is None or len(step.inputs) != 3:
             continue
         weight, bias = (values[int(i)] for i in step.inputs[1:])
@@ -200,7 +213,7 @@ def _read(schema: Any, model: Any) -> Graph:
         convs.append(FoldedConv(name, weight.permute(order), bias))
         if bias.shape != convs[-1].weight.shape[:1]:
             raise ValueError(f"{name!r} has {len(convs[-1].weight)} filters and a bias of {tuple(bias.shape)}")
-    return Graph(tuple(convs), *_normalisation(main.tensors[main.inputs[0]], schema.TensorType.INT8))
+    return Graph(tuple(convs), *_normalisation(main.tensors[main.inputs[0]], schema.TensorType.INT8), classifies)
 
 
 def _normalisation(image: Any, int8: int) -> tuple[float, float]:

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from atrous.models import conventions
 from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, mismatch
+from atrous.models.conventions import Convention
 from atrous.models.mobilenet import NETWORKS, MobileNet
 from atrous.models.output_stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, AtrousPool2d, PatchConv2d, set_stride_and_dilation
@@ -29,8 +31,10 @@ UNNAMED: dict[str, tuple[str, dict[str, Any]]] = {
         f"tf_mobilenetv2_{width}": (f"mobilenetv2_{width}", {"pad_type": "same"})
         for width in ("035", "050", "075", "100", "140")
     },
+    "mobilenetv2_100_1280": ("mobilenetv2_100", {}),
 }
-"""Networks that timm can build and does not name; ``tf_``, as in its names, pads as TensorFlow does."""
+"""Networks that timm can build and does not name; ``tf_``, as in its names, pads as TensorFlow does, and ``_1280``
+has the convolution before its classifier as well."""
 
 _PROBE = 256
 """Side of the image that is sent through a network to learn its strides; a multiple of all of them."""
@@ -47,10 +51,11 @@ class TimmBackbone(Backbone):
             stage consists of inverted residuals (EfficientNet, MobileNet).
         output_stride: up to the network's own, and up to 8 times that with `last_block` 7.
         consistent_rates: take a `multi_grid` of ones for none.
+        convention: whose rates and padding it has; see `atrous.models.conventions`.
 
     Raises:
         ValueError: if timm has no such network (names the nearest) or cannot return its features, or the network
-            cannot take the output stride, the multi-grid or the cascade.
+            cannot take the output stride, the multi-grid, the cascade or the convention.
     """
 
     def __init__(
@@ -61,12 +66,15 @@ class TimmBackbone(Backbone):
         last_block: int = 4,
         output_stride: int = 16,
         consistent_rates: bool = False,
+        convention: Convention = "",
     ) -> None:
         super().__init__()
         self.name = f"timm/{name}"
         self.last_block = last_block
         self.net = _create(name)
         ours = isinstance(self.net, MobileNet)  # which says itself what is learnt of others
+        conventions.prepare(self.net, convention, name)
+        self.convention = convention
         self.layers: dict[str, tuple[int, int]] = self.net.strides if ours else _layers(name)
         info = self.net.feature_info
         self.channels = int(info.channels()[-1])
@@ -75,6 +83,8 @@ class TimmBackbone(Backbone):
         config = self.net.pretrained_cfg
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         ones = set(multi_grid or (1,)) == {1}
+        if convention and (last_block > 4 or multi_grid):
+            raise ValueError(f"multi_grid and the cascade have rates of their own, and convention is {convention!r}")
         self.multi_grid = None if multi_grid is None or (ones and consistent_rates) else tuple(multi_grid)
         self.grid_units = _grid_units(self.layers, self.native_stride, consistent_rates)
         if last_block > 4 or not ones:
@@ -103,7 +113,7 @@ class TimmBackbone(Backbone):
         self.output_stride = min(output_stride, self.native_stride)
         grid = self.multi_grid
         unit_rates = dict(zip(self.grid_units, grid, strict=False)) if grid else {}
-        _set_strides_and_rates(self.net, self.layers, dial, unit_rates)
+        _set_strides_and_rates(self.net, self.layers, dial, unit_rates, self.convention, self.name)
         native = self.native_stride
         for block in self.cascade.values():
             for i, unit in enumerate(block.children()):
@@ -115,6 +125,9 @@ class TimmBackbone(Backbone):
     def forward(self, images: Tensor) -> Features:
         """B,3,H,W float to features B,C,h,w, and those of every stage by the name of its module."""
         height, width = images.shape[-2:]
+        if self.convention == "vainf":
+            below, right = (conventions.padding_without_a_stem(x, self.output_stride) for x in (height, width))
+            images = F.pad(images, (0, right, 0, below))
         if self.padding > 1:
             # No negative number is divided: exported, such a division rounds towards zero.
             below, right = (self.padding - 1 - (side + self.padding - 1) % self.padding for side in (height, width))
@@ -172,13 +185,20 @@ def _create(name: str) -> Any:
 def _of_timm(name: str) -> Any:
     import timm
 
+    asked, (name, changes) = name, UNNAMED.get(name, (name, {}))
     if name not in timm.list_models(name) and not timm.is_model(name.split(".")[0]):
         near = [f"timm/{other}" for other in timm.list_models(f"*{name[:8]}*")[:5]]
         raise ValueError(f"timm has no network {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
     try:
-        return timm.create_model(name, features_only=True)
+        net = timm.create_model(name, features_only=True, **changes)
     except (RuntimeError, AttributeError, TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"timm cannot give the features of {name!r}: {error}") from error
+    if asked.endswith("_1280"):
+        from timm.models._efficientnet_blocks import ConvBnAct
+
+        net.blocks[-1].append(ConvBnAct(net.feature_info.channels()[-1], 1280, 1, act_layer=nn.ReLU6))
+        net.feature_info.info[-1]["num_chs"] = 1280
+    return net
 
 
 def _stand_in(layer: nn.Module) -> nn.Module | None:
@@ -301,15 +321,22 @@ def _probe(net: nn.Module, size: int) -> Tensor:
 
 
 def _set_strides_and_rates(
-    net: nn.Module, layers: Mapping[str, tuple[int, int]], dial: Dial, unit_rates: Mapping[str, int]
+    net: nn.Module,
+    layers: Mapping[str, tuple[int, int]],
+    dial: Dial,
+    unit_rates: Mapping[str, int],
+    convention: Convention = "",
+    name: str = "",
 ) -> None:
     """Apply the dial to every layer, and to the units named in `unit_rates` multi-grid (section 3.2.1)."""
-    for path, (native_in, native_out) in layers.items():
-        stride, rate = dial.stride_and_rate(native_in, native_out)
+    for path, native in layers.items():
+        stride, rate = conventions.stride_and_rate(convention, name.removeprefix("timm/"), path, native, dial)
         for unit, unit_rate in unit_rates.items():
             if path == unit or path.startswith(f"{unit}.") or not unit:
-                rate = dial.rate(native_out) * unit_rate
+                rate = dial.rate(native[1]) * unit_rate
         set_stride_and_dilation(net.get_submodule(path), stride, rate)
+    if convention == "vainf":
+        conventions.pad_units(net)
 
 
 def _grid_units(layers: Mapping[str, tuple[int, int]], native_stride: int, nested: bool) -> tuple[str, ...]:
@@ -322,27 +349,32 @@ def _grid_units(layers: Mapping[str, tuple[int, int]], native_stride: int, neste
     return tuple(unit for unit in units if nested or not any(unit.startswith(f"{other}.") for other in units))[-3:]
 
 
-def in_timms_order(theirs: Mapping[str, Tensor], name: str, source: str) -> dict[str, Tensor]:
-    """The tensors under timm's names, where the layers of both are defined in one order; a classifier may be missing.
+def tensors_of(name: str) -> dict[str, Tensor]:
+    """The tensors of a network of timm without its classifier, by timm's names, on the meta device."""
+    state: dict[str, Tensor] = _without_data(name).state_dict()
+    return state
+
+
+def in_timms_order(
+    theirs: Mapping[str, Tensor], name: str, source: str, *, classifier: bool = False
+) -> dict[str, Tensor]:
+    """The tensors under timm's names, where the layers of both are defined in one order.
 
     Args:
         theirs: in the order of their definition.
-        name: of the network of timm.
+        name: of the network of timm, without its classifier.
         source: for messages.
+        classifier: whether more tensors may follow, which are then left out.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: at the first tensor whose shape differs, or if one has more tensors than the other.
     """
-    import timm
-
-    name, changes = UNNAMED.get(name, (name, {}))
-    with torch.device("meta"):
-        wanted = timm.create_model(name, **changes).state_dict()
-    body = [key for key in wanted if not key.startswith(("classifier.", "conv_head.", "bn2."))]
-    feature_keys = [key for key in wanted if not key.startswith("classifier.")]
-    shapes = [tuple(value.shape) for value in theirs.values()]
-    for keys in (list(wanted), feature_keys, body):  # whole, without the classes, and without the last convolution
-        count = len(keys) if keys is body else len(shapes)
-        if shapes[:count] == [tuple(wanted[key].shape) for key in keys]:
-            return dict(zip(keys, theirs.values(), strict=False))
-    raise ValueError(f"the tensors of {source} are not those of timm/{name}")
+    wanted = tensors_of(name)
+    for (key, value), (own, expected) in zip(theirs.items(), wanted.items(), strict=False):
+        if value.shape != expected.shape:
+            raise ValueError(
+                f"{source} is not timm/{name}: {key} has the shape {tuple(value.shape)}, {own} {tuple(expected.shape)}"
+            )
+    if len(theirs) < len(wanted) or (len(theirs) > len(wanted) and not classifier):
+        raise ValueError(f"{source} is not timm/{name}: it has {len(theirs)} tensors, timm's {len(wanted)}")
+    return dict(zip(wanted, theirs.values(), strict=False))

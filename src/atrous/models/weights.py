@@ -29,13 +29,14 @@ from atrous.atomic import written_whole
 from atrous.colours import voc_palette
 from atrous.messages import did_you_mean
 from atrous.models.aspp import ASPP
-from atrous.models.backbone import mismatch
+from atrous.models.backbone import check_classes_from, mismatch
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.exported import ExportedDeepLabV3, is_exported, open_file
 from atrous.models.hub import fetch, is_hub_name
 from atrous.models.interchange.base import Converted
 from atrous.models.interchange.convert import convert
 from atrous.models.interchange.files import PICKLES, TENSORFLOW
+from atrous.models.interchange.tensorflow import table_of
 from atrous.models.output_stride import LONGEST_SIDE
 from atrous.models.tflite import is_tflite
 
@@ -237,7 +238,7 @@ def layout_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**others, "stride_in": stride_in, "consistent_rates": arguments.get("consistent_rates", before)}
 
 
-_LAYOUT = ("last_conv", "head_conv", "aspp_filters", "aspp_projection", "stem", "average_shortcut")
+_LAYOUT = ("last_conv", "head_conv", "aspp_filters", "aspp_projection", "stem", "average_shortcut", "convention")
 """Arguments that no recipe has: a network has them from the weights that it starts from."""
 
 
@@ -281,20 +282,6 @@ def load_into(
         raise ValueError("; ".join(problems))
     model.load_state_dict(state)
     model.backbone.mean, model.backbone.std = card.mean, card.std
-
-
-def check_classes_from(classes_from: Sequence[int], classes: int, theirs: int, source: str | Path) -> list[int]:
-    """The classes to start from, as a list that indexes a classifier's rows.
-
-    Raises:
-        ValueError: if there is not one for each class, or one that the source does not have.
-    """
-    if len(classes_from) != classes or not all(0 <= one < theirs for one in classes_from):
-        raise ValueError(
-            f"classes_from is {list(classes_from)}, expected for each of {classes} classes one of {source}, 0 to "
-            f"{theirs - 1}"
-        )
-    return list(classes_from)
 
 
 _HEAD = ("head.", "head_conv.")
@@ -403,6 +390,8 @@ def resolve(source: str | Path) -> Path:
     path = Path(source)
     if str(source) in names():
         return _zoo()[str(source)]
+    if table := table_of(path):
+        return table
     if os.path.isfile(path):  # unlike Path's, false for a name too long for any file
         return path
     if os.path.isdir(path):
@@ -412,8 +401,6 @@ def resolve(source: str | Path) -> Path:
         if (path / "pytorch_model.bin").is_file():  # an older save_pretrained
             return path / "pytorch_model.bin"
         raise ValueError(f"{path} holds neither {MODEL_FILE} nor best/{MODEL_FILE}")
-    if os.path.isfile(f"{source}.index"):  # TensorFlow's checkpoints are named by what their files have in common
-        return Path(f"{source}.index")
     if is_hub_name(source):
         return fetch(str(source))
     hint = did_you_mean(source, names(), otherwise="the names are")

@@ -82,7 +82,10 @@ class AtrousConv2d(nn.Conv2d):
     def _comes_in_forms(self) -> bool:
         """Whether `atrous.ops.conv_kernels` has forms beside the library's: atrous convolutions, plain or depthwise."""
         plain_or_depthwise = self.groups == 1 or self.groups == self.in_channels == self.out_channels
-        return self.rate > 1 and self.stride == (1, 1) and plain_or_depthwise
+        return self.rate > 1 and self.stride == (1, 1) and plain_or_depthwise and self._is_centred_at_stride_1()
+
+    def _is_centred_at_stride_1(self) -> bool:
+        return self.padding == (self.rate * (self.kernel_size[0] // 2),) * 2
 
     def by_library(self, x: Tensor, padding: str | tuple[int, ...]) -> Tensor:
         """``F.conv2d``, with gradients in the dtype in which they are right and fast."""
@@ -98,7 +101,10 @@ class AtrousConv2dSame(AtrousConv2d):
     """`AtrousConv2d` with TensorFlow's "same" padding: to an output of ceil(H / stride)."""
 
     def _padded(self, x: Tensor) -> tuple[Tensor, str | tuple[int, ...]]:
-        return same_padding(x, self)  # centred at stride 1, where the forms are
+        return same_padding(x, self)
+
+    def _is_centred_at_stride_1(self) -> bool:
+        return True
 
 
 def same_padding(x: Tensor, layer: nn.Conv2d) -> tuple[Tensor, tuple[int, int]]:

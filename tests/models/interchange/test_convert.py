@@ -16,7 +16,15 @@ from torchvision.models import segmentation
 from atrous.models.interchange.base import Choices
 from atrous.models.interchange.convert import convert
 from atrous.models.interchange.libraries import largest_difference
-from foreign import Detectron2, MMSegmentation, VainF, shaken
+from foreign import (
+    Detectron2,
+    MMSegmentation,
+    VainF,
+    VainFMobileNet,
+    mobilenet_of_transformers,
+    shaken,
+    tensorflow_names,
+)
 
 SIZES = ((32, 48), (33, 65), (40, 57))
 MULTIPLES = ((32, 48), (32, 64), (48, 32))
@@ -52,9 +60,12 @@ def test_torchvision(name: str, tmp_path: Path) -> None:
     assert model.output_stride == (8 if "resnet" in name else 16)
 
 
-@pytest.mark.parametrize(("kind", "output_stride"), [near("plain", 8), ("v1c", 16), ("v1d", 8)])
-def test_mmsegmentation(kind: str, output_stride: int, tmp_path: Path) -> None:
-    net = shaken(MMSegmentation(kind, channels=16, output_stride=output_stride))
+@pytest.mark.parametrize(
+    ("kind", "output_stride", "depth"),
+    [near("plain", 8, 50), ("v1c", 16, 50), ("v1d", 8, 50), ("v1c", 8, 18), near("v1d", 16, 18), near("plain", 16, 18)],
+)
+def test_mmsegmentation(kind: str, output_stride: int, depth: int, tmp_path: Path) -> None:
+    net = shaken(MMSegmentation(kind, channels=16, output_stride=output_stride, depth=depth))
     strides, rates = ("(1, 2, 1, 1)", "(1, 12, 24, 36)") if output_stride == 8 else ("(1, 2, 2, 1)", "(1, 6, 12, 18)")
     config = f"model = dict(backbone=dict(type='ResNetV1c', strides={strides}), decode_head=dict(dilations={rates}))"
     meta = {"config": config, "CLASSES": ("road", "car", "tree", "sky", "pole"), "PALETTE": [[1, 2, 3]] * 5}
@@ -97,10 +108,65 @@ def test_vainf(tmp_path: Path) -> None:
     assert model.output_stride == 16 and model.arguments["aspp_rates"] == [6, 12, 18]
 
 
+@pytest.mark.parametrize("stride", [16, near(8)])
+def test_vainfs_mobilenet(stride: int, tmp_path: Path) -> None:
+    """It has a feature less where a side is one or two pixels beyond a multiple of the stride; not compared there."""
+    net = shaken(VainFMobileNet(output_stride=stride))
+    sizes = ((64, 96), (99, 117), (80, 115))
+    model, _ = compare(net, tmp_path / "best.pth", {"model_state": net.state_dict()}, sizes, Choices(None, stride))
+    image = torch.randn(1, 3, 35, 70)
+    fast = model.float().for_inference(dtype=torch.float32)
+    other = 24 - stride
+    for form in (model, fast):
+        form.output_stride = other
+    assert (fast(image) - model(image)).abs().max() < 1e-4 * model(image).abs().max()
+    again = VainFMobileNet(output_stride=other).double().eval()
+    again.load_state_dict(net.state_dict())
+    assert (model.double()(image.double()) - again(image.double())).abs().max() < 1e-6
+    assert model(torch.randn(1, 3, 1, 33, dtype=torch.float64)).shape == (1, 4, 1, 33)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"), [("xxs", 16), near("xs", 8), near("s", 16), near("s", 8), near("xxs", 8), near("xxs", 32)]
+)
+@torch.no_grad()
+def test_mobilevit(size: str, stride: int, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    widths: dict[str, Any] = {
+        "xxs": {"neck_hidden_sizes": [16, 16, 24, 48, 64, 80, 320], "hidden_sizes": [64, 80, 96], "expand_ratio": 2.0},
+        "xs": {"neck_hidden_sizes": [16, 32, 48, 64, 80, 96, 384], "hidden_sizes": [96, 120, 144]},
+    }
+    config = transformers.MobileViTConfig(
+        num_labels=4, output_stride=stride, aspp_out_channels=16, atrous_rates=(2, 4, 6), **widths.get(size, {})
+    )
+    net = shaken(transformers.MobileViTForSemanticSegmentation(config))
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.1)
+            nn.init.normal_(layer.bias, std=0.1)
+    net.save_pretrained(tmp_path)
+    model, converted = convert(tmp_path)
+    assert model.mean == (0, 0, 0) and model.std == (1, 1, 1) and "blue first" in converted.guesses[0]
+    for height, width in SIZES:
+        image = torch.rand(1, 3, height, width, dtype=torch.float64)
+        logits = net.double()(image.flip(1)).logits  # its processor gives blue first
+        expected = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+        assert (model.double()(image) - expected).abs().max() < 1e-6 * expected.abs().max(), (height, width)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_flip_channel_order": False}))
+    reads_red_first, converted = convert(tmp_path)
+    image = torch.rand(1, 3, 32, 48)
+    assert not converted.guesses and (reads_red_first(image) - model.float()(image.flip(1))).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize(
     ("encoder", "stride", "rates"),
-    [("resnet18", 16, (2, 4, 6)), ("resnet18", 8, (2, 4, 6)), ("tu-lcnet_050", 16, (1, 2, 3))],
-)
+    [("resnet18", 16, (2, 4, 6)), ("resnet18", 8, (2, 4, 6)), ("tu-lcnet_050", 16, (1, 2, 3)),
+     ("mobilenet_v2", 16, (1, 2, 3)), ("efficientnet-b0", 8, (2, 4, 6)), near("mobilenet_v2", 8, (2, 4, 6)),
+     *(near(name, stride, (2, 4, 6)) for stride in (8, 16) for name in (
+        "efficientnet-b1", "efficientnet-b2", "efficientnet-b3", "efficientnet-b5", "timm-efficientnet-b0",
+        "timm-tf_efficientnet_lite0", "resnext50_32x4d", "se_resnet50", "se_resnext50_32x4d", "mobileone_s0",
+        "mobileone_s1", "timm-mobilenetv3_small_100"))],
+)  # fmt: skip
 def test_smp(encoder: str, stride: int, rates: tuple[int, ...], tmp_path: Path) -> None:
     """The folder of its `save_pretrained`; and its state dict alone, with what the folder says given by hand."""
     smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch, whose network it is")
@@ -118,7 +184,7 @@ def test_smp(encoder: str, stride: int, rates: tuple[int, ...], tmp_path: Path) 
     torch.save({**lightning, "hyper_parameters": json.loads((tmp_path / "folder/config.json").read_text())},
                tmp_path / "last.ckpt")  # fmt: skip
     assert not convert(tmp_path / "last.ckpt")[1].guesses
-    backbone = f"timm/{encoder.removeprefix('tu-')}" if encoder.startswith("tu-") else None
+    backbone = model.arguments["backbone"] if "encoder.model" in next(iter(net.state_dict())) else None
     compare(net.float(), tmp_path / "net.pth", None, ((32, 64),), Choices(backbone, stride, rates))
 
 
@@ -139,43 +205,10 @@ def test_maps_larger_than_the_rates(stride: int, tmp_path: Path) -> None:
         compare(net, tmp_path / "d2.pth", {"model": net.state_dict()}, multiples)
 
 
-def tensorflow_names(net: nn.Module) -> dict[str, np.ndarray]:
-    """The variables of the authors' graph for a network of transformers, which was made from them."""
-    layers = {"expand_1x1": "expand", "conv_3x3": "depthwise", "reduce_1x1": "project"}
-    head = {"conv_pool": "image_pooling", "conv_aspp": "aspp0", "conv_projection": "concat_projection"}
-    norm = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-    variables = {}
-    for key, value in net.state_dict().items():
-        *place, kind, part = key.split(".")
-        if part == "num_batches_tracked" or "conv_1x1" in place:
-            continue
-        if place == ["segmentation_head", "classifier"]:
-            name = "logits/semantic"
-        elif place[0] == "segmentation_head":
-            name = head[place[1]]
-        elif place[-1] == "first_conv":
-            name = "MobilenetV2/Conv"
-        else:  # what transformers calls the stem has the first unit's two layers
-            unit = 0 if place[1] == "conv_stem" else int(place[2]) + 1
-            name = f"MobilenetV2/expanded_conv{f'_{unit}' if unit else ''}/{layers[place[-1]]}"
-        if kind == "normalization":
-            variables[f"{name}/BatchNorm/{norm[part]}"] = value
-        elif part == "bias":
-            variables[f"{name}/biases"] = value
-        elif name.endswith("depthwise"):
-            variables[f"{name}/depthwise_weights"] = value.permute(2, 3, 0, 1)
-        else:
-            variables[f"{name}/weights"] = value.permute(2, 3, 1, 0)
-    variables["MobilenetV2/Conv/weights/Momentum"] = variables["MobilenetV2/Conv/weights"]
-    variables["global_step"] = torch.tensor(3)
-    return {name: value.numpy() for name, value in variables.items()}
-
-
 @torch.no_grad()
 def test_research_deeplab(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers, whose network is the authors'")
-    config = transformers.MobileNetV2Config(num_labels=4, output_stride=16, depth_multiplier=0.5, tf_padding=True)
-    net = shaken(transformers.MobileNetV2ForSemanticSegmentation(config))
+    pytest.importorskip("transformers", reason="transformers, whose network is the authors'")
+    net = mobilenet_of_transformers()
     np.savez_compressed(tmp_path / "net.npz", **tensorflow_names(net))
     model, converted = convert(tmp_path / "net.npz")
     assert converted.library == "research/deeplab" and converted.dropped and "output stride 16" in converted.guesses[0]

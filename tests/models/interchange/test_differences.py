@@ -66,7 +66,16 @@ ENCODER, STAGE = {"encoder.conv1.weight": ONE}, {"backbone.layer4.0.conv1.weight
         ({"backbone.0.0.weight": ONE, "classifier.low_classifier.weight": ONE}, "it is an LR-ASPP of torchvision"),
         ({"logits/semantic/weights": ONE, "decoder/x": ONE}, r"it is a DeepLabv3\+ of research/deeplab"),
         ({"logits/semantic/weights": ONE, "xception_65/x": ONE}, "its backbone is xception_65 of research/deeplab"),
-        ({"segformer.encoder.weight": ONE}, "expected MobileNetV2ForSemanticSegmentation"),
+        ({"segformer.encoder.weight": ONE}, "expected MobileNetV2ForSemanticSegmentation or MobileViT"),
+        (
+            {"encoder.features.conv1_1.conv.weight": ONE, "segmentation_head.0.weight": FILTER,
+             "decoder.aspp.convs.0.0.weight": ONE},
+            "its encoder is none of those that are known here: ResNets, ResNeXts, .*, and timm's .tu-NAME.",
+        ),
+        (
+            {"backbone.stage4.0.weight": ONE, "classifier.classifier.4.weight": FILTER},
+            "its backbone is HRNet; expected a ResNet or MobileNetV2",
+        ),
         (
             {"conv1.weight": FILTER, "fc.weight": torch.zeros(1000, 2)},
             "a classifier of images, of 1,000 classes; expected a DeepLabv3; a backbone starts from it by --set",

@@ -46,6 +46,32 @@ def test_smp(output_stride: int) -> None:
     assert largest_difference(model, net, IMAGES) < 1e-6
 
 
+def test_smps_own_encoder() -> None:
+    pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch, whose network it is")
+    model = DeepLabV3(
+        "timm/tf_efficientnet_b0", 3, head_conv=True, stride_in="first", aspp_rates=(2, 4, 6), aspp_filters=16,
+        upsampling="corners", convention="smp",
+    )  # fmt: skip
+    shaken(model)
+    net = build("smp", model)
+    put_back(model, net, "smp")
+    assert largest_difference(model, net, IMAGES) < 1e-6
+    with pytest.raises(ValueError, match="huggingface has no such network: the model has convention 'smp'"):
+        build("huggingface", model)
+
+
+def test_mobilevit() -> None:
+    pytest.importorskip("transformers", reason="transformers, whose network it is")
+    model = DeepLabV3(
+        "timm/mobilevit_xxs", 3, aspp_rates=(2, 4, 6), aspp_filters=16, upsampling="half_pixel",
+        convention="huggingface",
+    )  # fmt: skip
+    shaken(model)
+    net = build("huggingface", model)
+    put_back(model, net, "huggingface")
+    assert largest_difference(model, net, IMAGES) < 1e-6
+
+
 def test_a_network_that_a_library_does_not_have_is_named() -> None:
     with pytest.raises(ValueError, match="torchvision has no such network: the model has the backbone resnet18"):
         build("torchvision", DeepLabV3("resnet18", 2))

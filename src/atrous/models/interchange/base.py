@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from atrous.models.resnet import UNITS, Bottleneck
+from atrous.models.timm_backbone import in_timms_order
 from atrous.ops.normalization import IMAGENET
 
 Colour = tuple[float, float, float]
@@ -139,6 +140,43 @@ def resnet_of(tensors: Mapping[str, Tensor], layer: str = "backbone.layer{}.") -
     raise ValueError(f"its stages have {counts} units; expected those of ResNet-18, 34, 50, 101 or 152")
 
 
+def backbone_in_order(tensors: Mapping[str, Tensor], prefix: str, backbone: str) -> dict[str, Tensor]:
+    """Give the tensors under `prefix` the keys of the backbone ``timm/NAME``, one after the other.
+
+    Raises:
+        ValueError: as `in_timms_order`.
+    """
+    theirs = {key: value for key, value in tensors.items() if key.startswith(prefix)}
+    ours = in_timms_order(theirs, backbone.removeprefix("timm/"), "the backbone")
+    return {**{f"backbone.net.{key}": value for key, value in ours.items()}, **without(tensors, [prefix])}
+
+
+def in_definition_order(tensors: Mapping[str, Tensor], prefix: str, words: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors under `prefix` in the order of their layers: safetensors has its keys in alphabetical order.
+
+    Args:
+        tensors: of a whole model; those without the prefix come last.
+        prefix: of its backbone.
+        words: all parts of the keys that are no numbers, a layer's before those of the layers after it.
+
+    Raises:
+        ValueError: if a key has another part.
+    """
+    ranks = {word: i for i, word in enumerate([*words, *_PARTS])}
+
+    def place(key: str) -> list[int]:
+        return [int(part) if part.isdecimal() else ranks[part] for part in key.removeprefix(prefix).split(".")]
+
+    theirs = [key for key in tensors if key.startswith(prefix)]
+    if odd := next((key for key in theirs for part in key.removeprefix(prefix).split(".")
+                    if part not in ranks and not part.isdecimal()), None):  # fmt: skip
+        raise ValueError(f"{odd} is none of its backbone's tensors")
+    return {**{key: tensors[key] for key in sorted(theirs, key=place)}, **without(tensors, [prefix])}
+
+
+_PARTS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
 def rates_at_16(rates: Sequence[int], output_stride: int, flag: str = "--aspp-rates") -> list[int]:
     """ASPP's rates as `DeepLabV3` takes them, given at output stride 16.
 
@@ -152,7 +190,13 @@ def rates_at_16(rates: Sequence[int], output_stride: int, flag: str = "--aspp-ra
     return [int(rate) for rate in scaled]
 
 
-def colours_reversed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a network that reads blue first, for one that reads red first: its first filters, reversed."""
-    first = "backbone.conv1.0.weight" if "backbone.conv1.0.weight" in tensors else "backbone.conv1.weight"
+def colours_reversed(tensors: Mapping[str, Tensor], first: str = "") -> dict[str, Tensor]:
+    """The tensors of a network that reads blue first, for one that reads red first: its first filters, reversed.
+
+    Args:
+        tensors: by our keys.
+        first: key of the first filters; by default those of our ResNets.
+    """
+    deep = "backbone.conv1.0.weight"
+    first = first or (deep if deep in tensors else "backbone.conv1.weight")
     return {**tensors, first: tensors[first].flip(1)}

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +101,10 @@ def _built(path: Path, converted: Converted, choices: Choices) -> tuple[DeepLabV
         raise ValueError(f"{path}: {error}") from error
     except ValueError as error:
         problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+    if not all(
+        0 < std < math.inf and abs(mean) < math.inf for mean, std in zip(converted.mean, converted.std, strict=True)
+    ):
+        problems.append(f"{path} normalises by mean {converted.mean} and deviation {converted.std}; expected numbers")
     bad = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         problems.append(f"{path} holds NaN or infinity in {', '.join(bad[:3])}")

@@ -1,10 +1,11 @@
-"""Read checkpoint files and run nothing in them: safetensors, pickles by ``weights_only`` alone, arrays of NumPy."""
+"""Read checkpoint files and run nothing in them: safetensors, pickles by ``weights_only`` alone, NumPy, TensorFlow."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,12 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from atrous.messages import listed
+from atrous.models.interchange import tensorflow
 from atrous.models.interchange.base import Checkpoint
 
 PICKLES = frozenset({".pth", ".pt", ".ckpt", ".bin", ".tar", ".pkl"})
 """Suffixes of what PyTorch's and other libraries' training programs write."""
-TENSORFLOW = frozenset({".h5", ".hdf5", ".keras", ".index", ".meta", ".pb"})
-"""Suffixes of TensorFlow's and Keras's files, of which the arrays can be read as an .npz file."""
+TENSORFLOW = tensorflow.KERAS | tensorflow.GRAPHS | {tensorflow.INDEX}
+"""Suffixes of TensorFlow's and Keras's files."""
 _STATES = ("state_dict", "model_state", "model_state_dict", "model", "net", "weights", "ema_state_dict")
 """Where training programs put the tensors, beside an optimizer's."""
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -30,14 +32,12 @@ _ATTRIBUTES = ("model.", "net.", "network.")
 _MOST_CONFIG_BYTES = 1 << 20
 _MOST_UNPACKED = 20
 """Times the size of a compressed archive: weights shrink little."""
-_BY_NPZ = (
-    "save its arrays there by np.savez('net.npz', **{name: reader.get_tensor(name) for name in "
-    "reader.get_variable_to_shape_map()}) with reader = tf.train.load_checkpoint(FILE)"
-)
 
 
 def read_file(path: Path) -> Checkpoint:
     """The tensors of a file, or of a folder with ``config.json`` and a weight file (``save_pretrained``).
+
+    A checkpoint of TensorFlow may be named by what its files have in common, or by one of them.
 
     Raises:
         FileNotFoundError: if there is no such file, or no weight file in the folder.
@@ -45,12 +45,16 @@ def read_file(path: Path) -> Checkpoint:
     """
     folder = path if path.is_dir() else path.parent
     file = _weight_file(path) if path.is_dir() else path
+    file = tensorflow.table_of(file) or file
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected a checkpoint")
-    if file.suffix.lower() in TENSORFLOW:
-        raise ValueError(f"{file} is TensorFlow's or Keras's, whose own reader alone reads it; {_BY_NPZ}")
-    readers: dict[str, Callable[[Path], Any]] = {".safetensors": _read_safetensors, ".npz": _read_npz}
-    content = readers.get(file.suffix, _read_pickle)(file)
+    if file.suffix.lower() in tensorflow.GRAPHS:
+        raise ValueError(f"{file} holds a graph of TensorFlow; expected the checkpoint beside it, NAME.index")
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".safetensors": _read_safetensors, ".npz": _read_npz, tensorflow.INDEX: tensorflow.read_checkpoint,
+        **dict.fromkeys(tensorflow.KERAS, _read_keras),
+    }  # fmt: skip
+    content = readers.get(file.suffix.lower(), _read_pickle)(file)
     state, meta = _state_of(file, content)
     if file.name.partition(".")[0] in ("model", "pytorch_model"):
         for key, name in {"config": "config.json", "preprocessor": "preprocessor_config.json"}.items():
@@ -98,6 +102,20 @@ def _read_npz(path: Path) -> dict[str, Any]:
     except Exception as error:  # a forged archive can raise anything
         raise ValueError(f"{path} is not a whole .npz file of numbers: {str(error)[:200]}") from None
     return arrays
+
+
+def _read_keras(path: Path) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = Path(folder) / "arrays.npz"
+        tensorflow.keras_as_npz(path, arrays)
+        tensors = _read_npz(arrays)
+    if path.suffix.lower() == ".keras":
+        names = tensorflow.layers_of_archive(path)
+        parts = {key: key.split("/") for key in tensors}
+        return {"/".join(names.get(part, part) for part in parts[key]): value for key, value in tensors.items()}
+    if any("batch_normalization/vars/" in key for key in tensors):
+        raise ValueError(f"{path} does not hold the names of its layers; save the whole model as .keras, or as .h5")
+    return tensors
 
 
 def _read_npy(file: Any, size: int) -> Tensor:

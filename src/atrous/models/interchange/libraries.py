@@ -1,6 +1,6 @@
 """Networks of the libraries themselves, where they are installed: to compare a conversion with, and to convert back to.
 
-net = build("torchvision", model, card_output_stride)     # random weights, with the layers that the model needs
+net = build("torchvision", model)                         # random weights, with the layers that the model needs
 put_back(model, net, "torchvision")                       # the model's weights, under the library's keys
 """
 
@@ -20,6 +20,7 @@ from atrous.models.batch_norm import batch_norms_of
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.interchange.base import Checkpoint, Choices, Converted, Reader
 from atrous.models.interchange.convert import READERS
+from atrous.models.interchange.smp import ENCODERS
 from atrous.models.output_stride import Dial
 
 PACKAGES = {"torchvision": "torchvision", "smp": "segmentation_models_pytorch", "huggingface": "transformers"}
@@ -49,6 +50,8 @@ def build(library: str, model: DeepLabV3) -> nn.Module:
     different = [
         f"{key} {arguments[key]!r}, not {value!r}" for key, value in expected.items() if arguments[key] != value
     ]
+    if arguments["convention"] not in ("", library):
+        different.append(f"convention {arguments['convention']!r}")
     try:
         return _BUILDERS[library](model, different).eval()
     except _NoSuchNetwork as error:
@@ -93,11 +96,15 @@ def _smp(model: DeepLabV3, different: list[str]) -> nn.Module:
     backbone = str(arguments["backbone"])
     ours = backbone.startswith("resnet")
     layout = {"stem": [], "average_shortcut": False, "consistent_rates": False} if ours else {"consistent_rates": True}
+    layout = {} if arguments["convention"] else layout
+    encoder = ENCODERS.get(backbone) if arguments["convention"] else f"tu-{backbone.removeprefix('timm/')}"
+    if encoder is None:
+        raise _NoSuchNetwork(f"the backbone {backbone}, not one of {', '.join(ENCODERS)}")
     _require(different, arguments, head_conv=True, multi_grid=None, **layout)
     if len(arguments["aspp_rates"]) != 3 or stride not in (8, 16):
         raise _NoSuchNetwork(f"ASPP's rates {arguments['aspp_rates']} at output stride {stride}")
     net: nn.Module = smp.DeepLabV3(
-        backbone if ours else f"tu-{backbone.removeprefix('timm/')}", encoder_weights=None, classes=model.num_classes,
+        backbone if ours else encoder, encoder_weights=None, classes=model.num_classes,
         encoder_output_stride=stride, decoder_channels=arguments["aspp_filters"],
         decoder_atrous_rates=Dial(stride).aspp_rates(arguments["aspp_rates"]),
     )  # fmt: skip
@@ -109,8 +116,14 @@ def _huggingface(model: DeepLabV3, different: list[str]) -> nn.Module:
 
     arguments = model.arguments
     backbone = str(arguments["backbone"])
-    if "mobilenetv2_" not in backbone:
-        raise _NoSuchNetwork(f"the backbone {backbone}, not a timm/mobilenetv2_... or timm/tf_mobilenetv2_...")
+    if arguments["convention"] == "huggingface":
+        return _mobilevit(model, different)
+    if different:
+        raise _NoSuchNetwork(", ".join(different))
+    if "mobilenetv2_" not in backbone or backbone[-3:] not in ("035", "050", "075", "100", "140"):
+        raise _NoSuchNetwork(
+            f"the backbone {backbone}, not a timm/mobilenetv2_... or timm/tf_mobilenetv2_..., nor a MobileViT of its"
+        )
     _require(different, arguments, head_conv=False, aspp_rates=[], multi_grid=None, aspp_filters=FILTERS)
     eps = next(batch_norms_of(model.backbone)).eps
     config = MobileNetV2Config(
@@ -118,6 +131,25 @@ def _huggingface(model: DeepLabV3, different: list[str]) -> nn.Module:
         tf_padding="tf_" in backbone, layer_norm_eps=eps,
     )  # fmt: skip
     net: nn.Module = MobileNetV2ForSemanticSegmentation(config)
+    return net
+
+
+def _mobilevit(model: DeepLabV3, different: list[str]) -> nn.Module:
+    from transformers import MobileViTConfig, MobileViTForSemanticSegmentation
+
+    arguments, state = model.arguments, model.state_dict()
+    _require(different, arguments, head_conv=False, multi_grid=None)
+    if len(arguments["aspp_rates"]) != 3:
+        raise _NoSuchNetwork(f"ASPP's rates {arguments['aspp_rates']}")
+    stages = [state[f"backbone.net.stages_{i}.0.conv3_1x1.conv.weight"] for i in range(5)]
+    widths = [len(state["backbone.net.stem.conv.weight"]), *map(len, stages)]
+    config = MobileViTConfig(
+        num_labels=model.num_classes, output_stride=model.output_stride, neck_hidden_sizes=[*widths, 4 * widths[-1]],
+        hidden_sizes=[len(state[f"backbone.net.stages_{i}.1.norm.weight"]) for i in (2, 3, 4)],
+        expand_ratio=stages[4].shape[1] / widths[-2], aspp_out_channels=arguments["aspp_filters"],
+        atrous_rates=list(Dial(model.output_stride).aspp_rates(arguments["aspp_rates"])),
+    )  # fmt: skip
+    net: nn.Module = MobileViTForSemanticSegmentation(config)
     return net
 
 
@@ -159,7 +191,9 @@ def put_back(model: DeepLabV3, net: nn.Module, library: str) -> None:
 
 def _read(read: Reader, tensors: dict[str, Tensor], net: nn.Module, model: DeepLabV3) -> Converted:
     config: Any = getattr(net, "config", None)
-    meta = {"config": config.to_dict()} if hasattr(config, "to_dict") else {}
+    meta: dict[str, Any] = {}
+    if hasattr(config, "to_dict"):  # with a processor that gives red first, as is written beside it
+        meta = {"config": config.to_dict(), "preprocessor": {"do_flip_channel_order": False}}
     choices = Choices(backbone=str(model.arguments["backbone"]), output_stride=model.output_stride)
     converted = read(Checkpoint(Path("the network"), tensors, meta), choices)
     assert converted is not None

@@ -1,4 +1,4 @@
-"""mmsegmentation's DeepLabV3: ResNet-50, 101 and 152, plain, v1c and v1d, with its ``ASPPHead``."""
+"""mmsegmentation's DeepLabV3: ResNets, plain, v1c and v1d, with its ``ASPPHead``."""
 
 from __future__ import annotations
 
@@ -47,8 +47,6 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
     tensors = without(checkpoint.tensors, [AUXILIARY])
     dropped = ("the auxiliary head, which serves training alone",) if checkpoint.starts(AUXILIARY) else ()
     backbone = resnet_of(tensors)
-    if "backbone.layer4.0.conv3.weight" not in tensors:
-        raise ValueError(f"its {backbone} dilates one convolution of a unit alone; expected ResNet-50, 101 or 152")
     text = checkpoint.meta.get("config") or checkpoint.meta.get("cfg")
     text = text[:_MOST_TEXT] if isinstance(text, str) else ""
     guesses: list[str] = []
@@ -71,6 +69,8 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
         arguments["stem"] = [len(tensors[f"backbone.stem.{place}.weight"]) for place in (0, 3, 6)]
     if average:
         arguments["average_shortcut"] = True
+    if "backbone.layer4.0.conv3.weight" not in tensors:
+        arguments["convention"] = "mmsegmentation"
     names, palette = _classes(checkpoint.meta)
     ours, mean, std = _ours(tensors, count, filters), *_normalisation(text)
     if re.search(r"to_rgb['\"]?\s*[=:]\s*False", text):

@@ -1,23 +1,19 @@
-"""The authors' own DeepLabv3 with MobileNetV2 (``research/deeplab``, TensorFlow 1): its variables as an ``.npz`` file.
-
-TensorFlow reads its checkpoints; here only the arrays are read:
-
-    reader = tf.train.load_checkpoint("model.ckpt-30000")
-    np.savez("net.npz", **{name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()})
+"""The authors' own DeepLabv3 with MobileNetV2 (``research/deeplab``, TensorFlow 1), and its ports to Keras.
 
 Its conventions are ours: feature ``j`` on pixel ``output_stride * j``. Its padding, its epsilon and its inputs from -1
-to 1 are kept.
+to 1 are kept. Besides its checkpoint, the arrays may be in an ``.npz`` file by the names of the variables.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from atrous.models.interchange.base import Checkpoint, Choices, Converted
-from atrous.models.interchange.order import in_order
+from atrous.models.interchange.base import Checkpoint, Choices, Converted, backbone_in_order
+from atrous.models.interchange.tensorflow import names_of_layers
 
 _BACKBONE = "MobilenetV2/"
 _SLOTS = ("/Momentum", "/ExponentialMovingAverage", "/Adam", "/Adam_1", "/RMSProp", "/RMSProp_1")
@@ -30,9 +26,12 @@ _OTHERS = ("resnet_v1_", "xception_", "MobilenetV3/", "nas_", "MobilenetV1/")
 
 def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
     """A `Reader`. The output stride is the setting of a graph, which the variables do not hold."""
+    keras = any("concat_projection_BN/" in key for key in checkpoint.tensors)
+    if keras:
+        checkpoint = replace(checkpoint, tensors=names_of_layers(checkpoint.tensors))
     if not checkpoint.starts("logits/semantic/"):
         return None
-    if checkpoint.starts("decoder/"):
+    if checkpoint.starts("decoder/", "feature_projection0/"):
         raise ValueError("it is a DeepLabv3+ of research/deeplab; expected its DeepLabv3, without a decoder")
     if not checkpoint.starts(_BACKBONE):
         first = next((key for key in checkpoint.tensors if key.startswith(_OTHERS)), "another backbone")
@@ -44,7 +43,9 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
     if width is None:
         raise ValueError(f"its MobilenetV2 has a width that is none of {', '.join(_WIDTHS.values())}")
     backbone = f"timm/tf_mobilenetv2_{width}"
-    ours = in_order({f"{_BACKBONE}{i}": value for i, value in enumerate(_layers(tensors))}, _BACKBONE, backbone)
+    ours = backbone_in_order(
+        {f"{_BACKBONE}{i}": value for i, value in enumerate(_layers(tensors))}, _BACKBONE, backbone
+    )
     for theirs, place in _HEAD.items():
         ours |= {
             f"{place}.0.weight": _convolution(tensors[f"{theirs}/weights"]),
@@ -54,11 +55,12 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
     ours["head.project.0.weight"] = torch.cat([pointwise, pooling], 1)
     ours["classifier.weight"] = _convolution(tensors["logits/semantic/weights"])
     ours["classifier.bias"] = tensors["logits/semantic/biases"]
-    guesses = () if choices.output_stride else ("output stride 16, as its evaluation has by default (--output-stride)",)
+    stride, where = (8, "the port to Keras") if keras else (16, "its evaluation")
+    guesses = () if choices.output_stride else (f"output stride {stride}, as {where} has by default (--output-stride)",)
     dropped = ("the optimizer's variables",) if len(tensors) < len(checkpoint.tensors) else ()
     half = (0.5, 0.5, 0.5)
     return Converted(
-        "research/deeplab", {"backbone": backbone, "aspp_rates": []}, ours, choices.output_stride or 16,
+        "research/deeplab", {"backbone": backbone, "aspp_rates": []}, ours, choices.output_stride or stride,
         (0.001, 1e-5), half, half, guesses=guesses, dropped=dropped,
     )  # fmt: skip
 

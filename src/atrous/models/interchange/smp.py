@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from atrous.models.backbone import mismatch
 from atrous.models.interchange.base import (
     ASPP_OF_TORCHVISION,
     Checkpoint,
     Choices,
     Converted,
+    in_definition_order,
     rates_at_16,
     renamed,
     resnet_of,
     under,
+    without,
 )
+from atrous.models.timm_backbone import in_timms_order, tensors_of
 
 KEYS = {
     "encoder.model.": "backbone.net.",
@@ -33,10 +43,66 @@ _OTHERS = {
 }
 
 _MOST_BRANCHES = 16
+_KNOWN = "ResNets, ResNeXts, SE-ResNets, MobileNetV2, EfficientNets, MobileOne, and timm's (tu-NAME)"
+_GROUPS = "encoder.layer1.0.conv2.weight"
+_UNUSED = ("encoder._conv_head.", "encoder._bn1.", "encoder.conv_head.", "encoder.bn2.")
+"""Layers behind the features of its EfficientNets."""
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Encoders of its own.
+
+    Attributes:
+        networks: by the name of the encoder, that of timm's network with the same layers.
+        words: of the keys, for `in_definition_order`; empty where timm's network has the same keys.
+    """
+
+    networks: dict[str, str]
+    words: tuple[str, ...] = ()
+
+    def backbone(self, tensors: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
+        """The tensors of the encoder with timm's keys; ValueError if they are those of another network."""
+        theirs = without(tensors, _UNUSED)
+        if self.words:
+            theirs = in_definition_order(theirs, "encoder.", self.words)
+        theirs = {key.removeprefix("encoder."): value for key, value in theirs.items() if key.startswith("encoder.")}
+        if self.words:
+            return in_timms_order(theirs, network, "its encoder")
+        mismatch(tensors_of(network), theirs, f"the tensors of its encoder, as timm/{network}'s,")
+        return theirs
+
+
+_FAMILIES = {
+    "encoder.features.0.0.": _Family({"mobilenet_v2": "mobilenetv2_100_1280"}, ("features", "conv")),
+    "encoder._conv_stem.": _Family(
+        {f"efficientnet-b{i}": f"tf_efficientnet_b{i}" for i in range(8)},
+        ("_conv_stem", "_expand_conv", "_bn0", "_blocks", "_depthwise_conv", "_bn1", "_se_reduce", "_se_expand",
+         "_project_conv", "_bn2"),
+    ),
+    "encoder.conv_stem.": _Family(
+        {f"timm-efficientnet-{size}": f"efficientnet_{size}" for size in (*(f"b{i}" for i in range(9)), "l2")}
+        | {f"timm-tf_efficientnet_lite{i}": f"efficientnet_lite{i}" for i in range(5)}
+    ),
+    "encoder.layer0.": _Family(
+        {f"se_{name}": f"legacy_se{name}" for name in ("resnet50", "resnet101", "resnet152", "resnext50_32x4d",
+                                                       "resnext101_32x4d")} | {"senet154": "legacy_senet154"}
+    ),
+    "encoder.stage0.": _Family(
+        {f"mobileone_s{i}": f"mobileone_s{i}" for i in range(5)},
+        (*(f"stage{i}" for i in range(5)), "se", "reduce", "expand", "rbr_skip", "rbr_conv", "rbr_scale", "conv", "bn"),
+    ),
+    "encoder.conv1.": _Family(
+        {name: name for name in ("resnext50_32x4d", *(f"resnext101_32x{width}d" for width in (4, 8, 16, 32)))}
+    ),
+}  # fmt: skip
+"""By how the keys of its first layer start. Its other encoders have no network of timm with the same layers."""
+ENCODERS = {f"timm/{network}": encoder for family in _FAMILIES.values() for encoder, network in family.networks.items()}
+"""Its own encoders, by our backbone that has their layers."""
 
 
 def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
-    """A `Reader`. Encoders are ResNets and those of timm (``tu-NAME``)."""
+    """A `Reader`. Encoders are ResNets, those of timm (``tu-NAME``), and its own in `_FAMILIES`."""
     if not checkpoint.starts("segmentation_head.") or not checkpoint.starts("encoder."):
         return None
     for prefix, name in _OTHERS.items():
@@ -59,28 +125,48 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
         if value not in (None, wanted):
             raise ValueError(f"its {key} is {value!r}; expected {wanted!r}")
     filters = len(checkpoint.tensors["segmentation_head.0.weight"][0])
+    encoder, tensors = _encoder(checkpoint, choices, str(config.get("encoder_name", "")))
     arguments = {
-        "backbone": _backbone(checkpoint, choices, str(config.get("encoder_name", ""))), "head_conv": True,
-        "aspp_rates": rates_at_16(rates, stride), "aspp_filters": filters, "upsampling": "corners",
-        "stride_in": "first", "consistent_rates": checkpoint.starts("encoder.model."),
+        **encoder, "aspp_rates": rates_at_16(rates, stride), "aspp_filters": filters, "upsampling": "corners",
+        "stride_in": "first", "head_conv": True,
     }  # fmt: skip
-    return Converted(
-        "segmentation_models_pytorch", arguments, renamed(checkpoint.tensors, KEYS), stride,
-        guesses=tuple(guesses),
-    )  # fmt: skip
+    epsilon = (0.001, None) if checkpoint.starts("encoder._conv_stem.") else (None, None)
+    return Converted("segmentation_models_pytorch", arguments, tensors, stride, epsilon, guesses=tuple(guesses))
 
 
-def _backbone(checkpoint: Checkpoint, choices: Choices, encoder: str) -> str:
-    if choices.backbone:
-        return choices.backbone
+def _encoder(checkpoint: Checkpoint, choices: Choices, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The arguments of the backbone that has the encoder's layers, and all tensors with our keys.
+
+    Args:
+        checkpoint: what was read.
+        choices: may name the backbone.
+        name: of the encoder; empty if the checkpoint does not say.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    tensors = renamed(without(checkpoint.tensors, _UNUSED), KEYS)
     if checkpoint.starts("encoder.model."):
-        if not encoder:
+        if not choices.backbone and not name:
             raise ValueError("its encoder is one of timm, and it does not say which; give --backbone timm/NAME")
-        return "timm/" + encoder.removeprefix("tu-").removeprefix("timm-")
-    try:
-        return resnet_of(checkpoint.tensors, "encoder.layer{}.")
-    except ValueError:
-        what = f"encoder {encoder}" if encoder else "encoder"
-        raise ValueError(
-            f"its {what} is none of ResNet-18 to 152 nor of timm (tu-NAME), which are known here"
-        ) from None
+        # By its older name it takes timm's MobileNetV3 that pads as TensorFlow does.
+        network = name.replace("timm-mobilenetv3", "tf_mobilenetv3").removeprefix("tu-").removeprefix("timm-")
+        return {"backbone": choices.backbone or f"timm/{network}", "consistent_rates": True}, tensors
+    if checkpoint.has("encoder.conv1.weight", _GROUPS) and len(checkpoint.tensors[_GROUPS][0]) >= 64:  # in no groups
+        return {"backbone": choices.backbone or resnet_of(checkpoint.tensors, "encoder.layer{}.")}, tensors
+    family = next((family for start, family in _FAMILIES.items() if checkpoint.starts(start)), None)
+    networks = [] if family is None else [value for key, value in family.networks.items() if name in ("", key)]
+    if family and choices.backbone:
+        networks = [choices.backbone.removeprefix("timm/")]
+    why = ""
+    for network in networks:
+        assert family is not None
+        try:
+            ours = family.backbone(checkpoint.tensors, network)
+        except ValueError as error:
+            why = str(error) if len(networks) == 1 else ""
+            continue
+        others = without(tensors, ["backbone.", "encoder."])
+        arguments = {"backbone": f"timm/{network}", "convention": "smp"}
+        return arguments, {**{f"backbone.net.{key}": value for key, value in ours.items()}, **others}
+    raise ValueError(why or f"its encoder {name} is none of those that are known here: {_KNOWN}".replace("  ", " "))

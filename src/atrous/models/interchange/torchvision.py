@@ -7,13 +7,13 @@ from atrous.models.interchange.base import (
     Checkpoint,
     Choices,
     Converted,
+    backbone_in_order,
     rates_at_16,
     renamed,
     resnet_of,
     under,
     without,
 )
-from atrous.models.interchange.order import in_order
 
 AUXILIARY = "aux_classifier."
 KEYS = {
@@ -41,7 +41,7 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
     if mobile:
         backbone = "timm/mobilenetv3_large_100"
         # In the order of their definition both have the same layers. All units of the last stage have one rate.
-        tensors = in_order(tensors, "backbone.", backbone)
+        tensors = backbone_in_order(tensors, "backbone.", backbone)
         return Converted(
             "torchvision", {**arguments, "backbone": backbone, "multi_grid": [1, 1, 1]}, tensors, stride, (0.001, 1e-5),
             dropped=dropped,

@@ -1,4 +1,4 @@
-"""DeepLabV3 of VainF's DeepLabV3Plus-Pytorch, with a ResNet."""
+"""DeepLabV3 of VainF's DeepLabV3Plus-Pytorch, with a ResNet or its MobileNetV2."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from atrous.models.interchange.base import (
     Checkpoint,
     Choices,
     Converted,
+    backbone_in_order,
     rates_at_16,
     renamed,
     resnet_of,
@@ -27,18 +28,19 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
         return None
     if checkpoint.starts("classifier.aspp."):
         raise ValueError("it is a DeepLabV3+ of VainF's; expected its DeepLabV3")
-    if checkpoint.starts("backbone.high_level_features."):
-        raise ValueError(
-            "its MobileNetV2 pads before a unit's first convolution, which no network here does; expected a ResNet"
-        )
-    if not checkpoint.starts("backbone.layer4."):
-        raise ValueError("its backbone is no ResNet, which alone is known here")
+    mobile = checkpoint.starts("backbone.high_level_features.")
+    if not mobile and not checkpoint.starts("backbone.layer4."):
+        kind = "HRNet" if checkpoint.starts("backbone.stage4.") else "Xception or another network"
+        raise ValueError(f"its backbone is {kind}; expected a ResNet or MobileNetV2")
     stride, guesses = choices.output_stride or 16, []
     if not choices.output_stride:
         guesses.append("output stride 16, as its training has by default (--output-stride)")
     rates = rates_at_16(choices.aspp_rates or [rate * 16 // stride for rate in (6, 12, 18)], stride)
-    arguments = {
-        "backbone": resnet_of(checkpoint.tensors), "aspp_rates": rates, "head_conv": True, "upsampling": "half_pixel",
-        "stride_in": "first", "consistent_rates": True,
-    }  # fmt: skip
-    return Converted("VainF", arguments, renamed(checkpoint.tensors, KEYS), stride, guesses=tuple(guesses))
+    arguments = {"aspp_rates": rates, "head_conv": True, "upsampling": "half_pixel"}
+    tensors = renamed(checkpoint.tensors, KEYS)
+    if mobile:
+        arguments |= {"backbone": "timm/mobilenetv2_100", "convention": "vainf"}
+        tensors = backbone_in_order(tensors, "backbone.", "timm/mobilenetv2_100")
+    else:
+        arguments |= {"backbone": resnet_of(tensors), "stride_in": "first", "consistent_rates": True}
+    return Converted("VainF", arguments, tensors, stride, guesses=tuple(guesses))
