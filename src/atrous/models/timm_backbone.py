@@ -101,7 +101,7 @@ class TimmBackbone(Backbone):
         return tuple(stride for stride in OUTPUT_STRIDES if self._reaches(stride))
 
     def _reaches(self, stride: int) -> bool:
-        native = self.native_stride * 2 ** (self.last_block - 4)
+        native: int = self.native_stride * 2 ** (self.last_block - 4)
         if stride > native or isinstance(self.net, MobileNet):
             return stride <= native
         return _reaches(self.name.removeprefix("timm/"), min(stride, self.native_stride))
@@ -166,7 +166,7 @@ class TimmBackbone(Backbone):
 
 
 def _create(name: str) -> Any:
-    net = MobileNet(name) if name in NETWORKS else _of_timm(name)
+    net: Any = MobileNet(name) if name in NETWORKS else _of_timm(name)
     for path, module in list(net.named_modules()):
         stand_in = _stand_in(module)
         if stand_in is not None:
