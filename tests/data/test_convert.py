@@ -12,8 +12,7 @@ from atrous.data.convert import convert
 from atrous.data.datasets.dataset import open_dataset, splits
 from atrous.data.datasets.options import DatasetOptions
 from atrous.data.image_io import write_mask
-from atrous.data.labels import Labels, voc_palette, write_labels
-from atrous.data.labels import CLASSES
+from atrous.data.labels import CLASSES, Labels, voc_palette, write_labels
 from atrous.data.source import predicted, source_of
 from atrous.data.validate import check
 

@@ -47,9 +47,7 @@ def overlay(
     """
     if image.shape != (*mask.shape, 3):
         raise ValueError(f"image of shape {image.shape} and mask of shape {mask.shape}; expected H,W,3 and H,W")
-    ids: npt.NDArray[np.uint8 | np.uint16] = mask.astype(
-        np.uint8 if labels.largest_id < 256 else np.uint16, copy=False
-    )
+    ids: npt.NDArray[np.uint8 | np.uint16] = mask.astype(np.uint8 if labels.largest_id < 256 else np.uint16, copy=False)
     strength = np.zeros(labels.largest_id + 1, dtype=np.float32)
     strength[: len(labels)] = [0.0 if is_background(name) else alpha for name in labels.names]
     strength[labels.ignore] = 0.0
