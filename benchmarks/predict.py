@@ -1,6 +1,6 @@
 """`atrous predict` on many small photographs: images a second, in parts, against one photograph after the other.
 
-    python -m benchmarks.predict --out benchmarks/predict_HARDWARE_DATE.json     3,000 of the bundled photographs, 320 px
+    python -m benchmarks.predict --out benchmarks/predict_HARDWARE_DATE.json     3,000 bundled photographs of 320 px
     python -m benchmarks.predict 'photos/*.jpg' --images 200 --side 0            others, at their own size
     python -m benchmarks.predict --parts --images 100                            processor time of each part, no rates
 
@@ -81,28 +81,28 @@ def parts(predictor: Predictor, files: list[Path], folder: Path) -> dict[str, fl
     torch.set_num_threads(1)
     spent: dict[str, float] = {}
 
-    def part(name: str, run: Callable[[], Any]) -> Any:
+    def part(name: str, run: Callable[..., Any], *arguments: Any) -> Any:
         began = time.process_time()
-        result = run()
+        result = run(*arguments)
         spent[name] = spent.get(name, 0.0) + 1000 * (time.process_time() - began) / len(files)
         return result
 
     form = predictor._form()
     preprocess = Preprocessor(form)
     for path in files:
-        image = part("decode", lambda: read_image(path))
+        image = part("decode", read_image, path)
         size = image.shape[:2]
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
         with torch.inference_mode():
-            seen = part("resize and normalise", lambda: preprocess(pixels))
-            logits = part("network", lambda: form.low_resolution_logits(seen))
+            seen = part("resize and normalise", preprocess, pixels)
+            logits = part("network", form.low_resolution_logits, seen)
             view = View(logits, (seen.shape[-2], seen.shape[-1]), False, form.upsampling)
-            mask = part("upsample and argmax", lambda: classes_of([view], size, form.output_stride))[0].numpy()
+            mask = part("upsample and argmax", classes_of, [view], size, form.output_stride)[0].numpy()
         result = Segmentation(mask, image, predictor.labels)
-        part("mask's PNG", lambda: write_mask(folder / "mask.png", mask, predictor.labels, "note"))
+        part("mask's PNG", write_mask, folder / "mask.png", mask, predictor.labels, "note")
         drawn = part("draw the overlay", result.overlay)
-        part("overlay's PNG", lambda: write_image(folder / "overlay.png", drawn))
-        part("areas", lambda: result.areas)
+        part("overlay's PNG", write_image, folder / "overlay.png", drawn)
+        part("areas", lambda result: result.areas, result)
     return {name: round(value, 2) for name, value in spent.items()}
 
 

@@ -291,7 +291,7 @@ def test_operators_keep_their_contract() -> None:
     for given in (logits.requires_grad_(), logits.detach().contiguous(memory_format=torch.channels_last)):
         arguments = (given, labels, None, 8, 255, given.requires_grad)
         torch.library.opcheck(upsampled_loss._cross_entropy, arguments, test_utils=checks)
-    torch.library.opcheck(upsampled_loss._argmax, (logits.detach(), 17, 17, 8))
+    torch.library.opcheck(upsampled_loss._argmax_operator, (logits.detach(), 17, 17, 8))
 
 
 @pytest.mark.usefixtures("tile")

@@ -7,6 +7,7 @@ as a tensor, upright. A mask is uint8 H,W of class ids as stored.
     images = IMAGENET(to_tensor(pixels))[None]
 """
 
+import functools
 import os
 import sys
 import zlib
@@ -357,6 +358,7 @@ def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any], labels: Lab
         image.save(file, "PNG", pnginfo=text)
 
 
+@functools.lru_cache(maxsize=64)
 def mask_palette(labels: Labels) -> bytes:
     """Palette of a mask's PNG, 256 times RGB: the classes' colours, VOC's for other ids, its border's for `ignore`."""
     colours = [*labels.palette, *voc_palette(256)[len(labels) :]]

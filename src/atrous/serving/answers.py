@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 from typing import Any, Literal
@@ -109,11 +108,8 @@ def render(result: Segmentation, answer: Answer, options: Options, model: str) -
 def mask_png(result: Segmentation) -> bytes:
     """The mask as a palette PNG of class ids."""
     image = Image.fromarray(result.mask)
-    image.putpalette(_palette(result.labels))
+    image.putpalette(mask_palette(result.labels))
     return png(image)
-
-
-_palette = functools.lru_cache(maxsize=64)(mask_palette)
 
 
 def png(image: Image.Image) -> bytes:

@@ -185,7 +185,8 @@ function item(one) {
   share.className = "share";
   share.textContent = percent(state.shares[one.id]);
   box.onchange = () => { box.checked ? state.on.add(one.id) : state.on.delete(one.id); downloadable(); drawMask(); };
-  label.onpointerenter = (event) => event.pointerType === "mouse" && light(one.id);
+  // Not as the pointer enters: it does where a row appears under it.
+  label.onpointermove = (event) => event.pointerType === "mouse" && light(one.id);
   label.onpointerleave = box.onblur = () => light(null);
   box.onfocus = () => box.matches(":focus-visible") && light(one.id);
   label.append(box, dot, name, share);
