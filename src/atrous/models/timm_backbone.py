@@ -228,14 +228,21 @@ def _pads_as_tensorflow(layer: nn.Conv2d) -> bool:
 def _without_data(name: str) -> Any:
     try:
         with torch.device("meta"):
-            net = _create(name).eval()
+            return _create(name).eval()
     except ValueError:  # some networks look at the values of their tensors while they are built
-        net = _create(name).eval().to("meta")
-    nothing = nn.Identity()  # what keeps the shape of its map takes most of the time of a pass without data
+        return _create(name).eval().to("meta")
+
+
+@lru_cache(maxsize=16)
+def _shapes_alone(name: str) -> Any:
+    """Without the layers that keep the shape of their map, which take most of the time of a pass without data."""
+    net = copy.deepcopy(_without_data(name))
     for path, module in list(net.named_modules()):
+        parent, _, leaf = path.rpartition(".")
         if isinstance(module, (_BatchNorm, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)):
-            parent, _, leaf = path.rpartition(".")
-            setattr(net.get_submodule(parent), leaf, nothing)
+            owner = net.get_submodule(parent)
+            if not isinstance(owner, nn.Identity):  # an activation of a batch norm that is gone
+                setattr(owner, leaf, nn.Identity())
     return net
 
 
@@ -249,7 +256,7 @@ def _is_centred(layer: nn.Conv2d) -> bool:
 
 def _twin(name: str) -> Any:
     """A copy of the network on the meta device, to look at its shapes."""
-    return copy.deepcopy(_without_data(name))
+    return copy.deepcopy(_shapes_alone(name))
 
 
 def _spatial(net: nn.Module) -> dict[str, nn.Module]:
