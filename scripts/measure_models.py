@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from atrous.models.weights import names
+from atrous.models.weights import cards, names
 from atrous.prediction.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +41,8 @@ def main() -> None:
     result = compare("models", {"size": [found.height, found.width]}, candidates, rounds=found.rounds)
     speeds: dict[str, Any] = {}
     for (name, stride), row in zip(predictors, result.rows, strict=True):
-        speeds.setdefault(name, {})[f"val, output stride {stride}"] = round(row.seconds * 1000, 1)
+        what = next(what for what in cards()[name][1].metrics if what.endswith(f"output stride {stride}"))
+        speeds.setdefault(name, {})[what] = round(row.seconds * 1000, 1)
         print(f"{row.name}: {row.seconds * 1000:.1f} ms, spread {row.spread:.0%}")
     written = {"hardware": found.hardware, "size": [found.height, found.width], "milliseconds": speeds}
     TARGET.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")

@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 
 from atrous.cli.parser import main
-from atrous.training import checkpoint
+from atrous.training import checkpoint, pace
 from atrous.training.state import Objective, State
 
 _server = multiprocessing.get_context("forkserver")
@@ -163,14 +163,23 @@ def _run(lines: list[list[str]], said: str, hooks: list, rank: tuple[int, int, i
 
 
 def tell_steps() -> None:
-    """Tell ``("step", done)`` before each step, with the processes that load data."""
-    real = State.take_step
+    """Tell ``("step", done)`` before each step of the run, not of a trial, with the processes that load data."""
+    real, real_measure, trials = State.take_step, pace.measure, []
+
+    def measure(*arguments: Any, **options: Any) -> Any:
+        trials.append(None)
+        try:
+            return real_measure(*arguments, **options)
+        finally:
+            trials.pop()
 
     def take_step(state: State, *arguments: Any) -> float:
+        if trials:
+            return real(state, *arguments)
         tell("step", state.step, [child.pid for child in multiprocessing.active_children()])
         return real(state, *arguments)
 
-    State.take_step = take_step  # type: ignore[method-assign]
+    State.take_step, pace.measure = take_step, measure  # type: ignore[method-assign]
 
 
 def tell_saves() -> None:

@@ -66,7 +66,7 @@ def test_it_is_saved_and_restored() -> None:
     one, two = ExponentialMovingAverage(model, 0.9), ExponentialMovingAverage(network(), 0.9)
     wander(model)
     one.update(model, 1)
-    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    two.model.load_state_dict(copy.deepcopy(one.model.state_dict()))
     for average in (one, two):
         average.update(model, 2)
-    assert all(torch.equal(two.state_dict()[key], value) for key, value in one.state_dict().items())
+    assert all(torch.equal(two.model.state_dict()[key], value) for key, value in one.model.state_dict().items())

@@ -8,22 +8,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
 import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 
 from atrous.atomic import write_text
 from atrous.data.datasets.options import DatasetOptions
 from atrous.data.sampling import open_splits
 from atrous.evaluation.distributed import pick_device
+from atrous.evaluation.evaluate import Setting
 from atrous.evaluation.inference_settings import ladder
 from atrous.models.weights import load
 from atrous.reproduction.plan import Training
+from atrous.training.config import Recipe, override
 from atrous.training.interrupts import Stopped
 from atrous.training.stages import Stage, finished, mark_finished, train_once
+from atrous.yaml_io import parse_yaml
 
 OUTPUT, ERROR = "output.txt", "error: "
 
@@ -41,9 +45,24 @@ def start(
         )  # fmt: skip
     assert process.stdin
     with contextlib.suppress(BrokenPipeError):  # it died before it read
-        pickle.dump((training, device, workers), process.stdin)
+        process.stdin.write(_to_json(training, device, workers).encode() + b"\n")
         process.stdin.flush()  # stays open: its end tells the process that we are gone
     return process
+
+
+def _to_json(training: Training, device: str | None, workers: int) -> str:
+    """The arguments of `do` as one line, for `_from_json`."""
+    recipe = training.recipe.to_yaml() if training.recipe else None
+    settings = [asdict(setting) for setting in training.settings]
+    fields = {**vars(training), "recipe": recipe, "run": str(training.run), "settings": settings}
+    return json.dumps([fields, device, workers])
+
+
+def _from_json(line: str) -> tuple[Training, str | None, int]:
+    fields, device, workers = json.loads(line)
+    recipe = override(Recipe(), parse_yaml(fields["recipe"])) if fields["recipe"] else None
+    settings = tuple(Setting(**{**row, "scales": tuple(row["scales"])}) for row in fields["settings"])
+    return Training(**{**fields, "recipe": recipe, "run": Path(fields["run"]), "settings": settings}), device, workers
 
 
 def do(training: Training, device: str | None, workers: int) -> None:
@@ -86,7 +105,7 @@ def _leave_with_parent() -> None:
 
 def main() -> int:
     """Do what `start` wrote to standard input; the exit status is 128 and more after a signal."""
-    job = pickle.load(sys.stdin.buffer)
+    job = _from_json(sys.stdin.readline())
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         do(*job)

@@ -59,7 +59,7 @@ _CAMVID_EDGETPU = _over(
     _CAMVID, backbone="timm/mobilenet_edgetpu_075", aspp_rates=(), batch_norm="statistics", crop=449, scales=(0.6, 1.5),
     weights="deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite", longest_side=960, color_jitter=0.5,
     classes_from=(10, 2, 5, 0, 1, 8, 7, 4, 13, 11, 12), lr=1e-4, head_lr_factor=2.0, warmup=30, ema_decay=0.99,
-    iterations=700,
+    iterations=500, schedule_iterations=700,
 )  # fmt: skip
 
 
@@ -112,8 +112,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "camvid-mobilenet_edgetpu_075": _CAMVID_EDGETPU,
     "camvid-mobilenet_edgetpu_075-trainval": _second_stage(
-        "camvid-mobilenet_edgetpu_075", _CAMVID_EDGETPU, "train+val", 5e-5, classes_from=(), iterations=150,
-        schedule_iterations=300,
+        "camvid-mobilenet_edgetpu_075", _CAMVID_EDGETPU, "train+val", 5e-5, classes_from=(), ema_decay=0.97,
+        iterations=140, schedule_iterations=280,
     ),
     "camvid-mobilenetv2": _CAMVID_MOBILENET,
     "objects-efficientnet_lite2": _OBJECTS,
