@@ -197,8 +197,13 @@ def run_reproduce(args: argparse.Namespace) -> int:
         say("\n".join(answers[FIGURE_4].values()))
     tables: dict[str, dict[str, Any]] = {}
     if words := [word for word in args.what if word != FIGURE_4]:
-        with stderr_console().status("") as status:
-            tables = reproduce(words, options, dry_run=args.dry_run, say=say, tick=status.update)
+        console = stderr_console()  # a second one would write into the line of the status
+
+        def told(line: str) -> None:
+            console.print(line, soft_wrap=True, highlight=False)
+
+        with console.status("") as status:
+            tables = reproduce(words, options, dry_run=args.dry_run, say=told, tick=status.update)
     for table in tables.values():
         if "markdown" in table["files"] and not args.json:
             say(Path(table["files"]["markdown"]).read_text(encoding="utf-8"))

@@ -110,3 +110,10 @@ def test_any_content_is_read_or_a_value_error(tmp_path: Path, name: str, content
         assert len(labels) == len(labels.palette)
     except ValueError as error:
         assert str(error).startswith(str(tmp_path / name)) and "\n" not in str(error)
+
+
+def test_names_by_id_are_hugging_faces_alone_and_keep_their_ids(tmp_path: Path) -> None:
+    path = tmp_path / "id2label.json"
+    path.write_text('{"0": "ground", "1": "__ignore__", "2": "leaf"}')
+    assert find_class_file((tmp_path,)) is None
+    assert read_classes(path)[0].names == ("ground", "__ignore__", "leaf")

@@ -264,3 +264,22 @@ def test_no_config_of_vistas_is_more_than_a_line(tmp_path_factory: pytest.TempPa
         assert len(names) == len({value for value in remap if value not in (-1, 255)})
     except ValueError as error:
         assert str(path) in str(error) and "\n" not in str(error)
+
+
+def test_options_beside_a_home_within_the_folder_are_read(tmp_path: Path) -> None:
+    bdd_as_first(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "bdd100k" / "dataset.yaml").write_text("ignore: [road]\n")
+    assert "road" not in open_dataset(tmp_path, splits(tmp_path)[0]).labels.names
+
+
+def test_an_ignored_class_of_vistas_needs_no_colour(tmp_path: Path) -> None:
+    records = [
+        {"readable": "Road", "name": "road", "color": [1, 2, 3]},
+        {"readable": "Car", "name": "car", "evaluate": False},
+        {"readable": "Sky", "name": "sky", "color": [4, 5, 6]},
+    ]
+    (tmp_path / "config.json").write_text(json.dumps({"labels": records}))
+    labels, remap, ignored = classes_of_config(tmp_path / "config.json")
+    assert labels.names == ("Road", "Sky") and labels.palette == ((1, 2, 3), (4, 5, 6)) and ignored == ["Car"]
+    assert remap[:3] == (0, 255, 1)

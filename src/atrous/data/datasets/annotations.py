@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from PIL import Image
+
 from atrous.data.datasets.base import FileMask, files_with, is_clutter, is_empty
 from atrous.data.datasets.regions import Region, blank_mask
 from atrous.data.image_io import Pixels
@@ -24,7 +26,8 @@ T = TypeVar("T")
 HEAD = 1 << 16
 """Bytes by which a file is recognised."""
 _ODD = (
-    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, OSError, zlib.error,
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, OSError, EOFError, zlib.error,
+    Image.DecompressionBombError,
 )  # fmt: skip
 """What parsers raise on a file that is not as they expect it; zlib, base64 and Pillow have kinds of their own."""
 

@@ -167,11 +167,19 @@ class Layout:
         published: str = "",
         recognise: Callable[[Path], object] | None = None,
     ) -> Layout:
-        """One whose `read` gets the place of its split; it is recognised by what is true, or where there are places."""
+        """One whose `read` gets the place of its split; it is recognised by what is true, or where there are places.
+
+        What `recognise` gives may be the folder itself, where that is not the root.
+        """
+
+        def home(root: Path) -> Path | None:
+            answer = (recognise or places)(root)
+            return answer if isinstance(answer, Path) else root if answer else None
+
         return cls(
             expected,
             published,
-            lambda root: root if (recognise or places)(root) else None,
+            home,
             lambda root: [*places(root)],
             lambda root, split, options: read(root, split, places(root)[split], options),
         )

@@ -106,7 +106,7 @@ def read_classes(path: Path) -> tuple[Labels, bool]:
     by_colour = path.name in _COLOUR_FILES
     lines = _names_by_id(path) if path.suffix == ".json" else read_lines(path)
     if not by_colour:
-        names = tuple(line for line in lines if line != "__ignore__")
+        names = tuple(line for line in lines if line != "__ignore__" or path.suffix == ".json")  # which has the ids
         return _labels(path, names, voc_palette(min(MOST_CLASSES, len(names)))), False
     if path.name == "labelmap.txt" and all(line.endswith(":::") for line in lines if not line.startswith("#")):
         # Datumaro writes no colours where it draws in VOC's.
@@ -177,7 +177,7 @@ _COLOUR_FILES: dict[str, Callable[[str], Row]] = {
     "class_dict.csv": _class_dict_row,
     "label_colors.txt": _label_colors_row,
 }
-_NAME_FILES = ("id2label.json", "class_names.txt", "labels.txt", "classes.txt", "codes.txt")
+_NAME_FILES = ("class_names.txt", "labels.txt", "classes.txt", "codes.txt")
 
 
 def background_index(names: Sequence[str]) -> int | None:

@@ -225,7 +225,8 @@ def _read(root: Path, split: str, options: DatasetOptions) -> Listing:
         return [one.folder / mask for one in rows.values() for _, mask in one.pairs[::step]]
 
     base, count = root if root.is_dir() else root.parent, sum(len(one.pairs) for one in rows.values())
-    labels, remap, source, how = classes_of(base, count, masks, options)
+    named = base / "id2label.json"
+    labels, remap, source, how = classes_of(base, count, masks, options, named if named.is_file() else None)
     pairs = ((stem(image.removeprefix("images/")), image, mask) for image, mask in own.pairs)
     items = Items(pairs, partial(item_of, str(own.folder), str(own.folder), source))
     return Listing(str(own.folder), items, labels, remap, own.problems, read_as=f"a Hugging Face data set{how}")

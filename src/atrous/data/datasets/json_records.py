@@ -46,7 +46,7 @@ def json_records(path: Path) -> Iterator[tuple[str, Any, int, int]]:
             end = place + 1
             for element, start, end in _elements(text, place):
                 yield key, element, start, end
-            place = _skipped(text, end) + 1  # behind the bracket
+            place = _next(text, end, "]") + 1  # behind the bracket, and a comma before it
         else:
             _, place = _DECODE(text, place)
         place = _next(text, place, "}")

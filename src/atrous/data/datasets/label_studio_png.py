@@ -87,7 +87,7 @@ def merged(files: Iterable[tuple[Path, int]]) -> tuple[Pixels, int]:
 def _region(path: Path) -> Region:
     if path.suffix == ".png":
         return decode_file(path, MAX_PIXELS, lambda image: np.asarray(image.convert("L")) > 0)
-    with expecting(path, "an array H,W"):
+    with expecting(path, "an array H,W", Exception):
         array = np.load(path, allow_pickle=False)
     if array.ndim != 2 or array.dtype.kind not in "biu":
         raise ValueError(f"{path}: {array.dtype} of shape {array.shape}; expected whole numbers H,W")

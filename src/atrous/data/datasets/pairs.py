@@ -239,7 +239,13 @@ class MaskClasses(NamedTuple):
     how: str
 
 
-def classes_of(root: Path, count: int, masks: Callable[[int], list[Path]], options: DatasetOptions) -> MaskClasses:
+def classes_of(
+    root: Path,
+    count: int,
+    masks: Callable[[int], list[Path]],
+    options: DatasetOptions,
+    class_file: Path | None = None,
+) -> MaskClasses:
     """The classes that the options name, or a file of classes, or that the masks of all splits have.
 
     Args:
@@ -247,6 +253,7 @@ def classes_of(root: Path, count: int, masks: Callable[[int], list[Path]], optio
         count: how many masks there are.
         masks: each of some steps of them.
         options: those of `dataset.yaml`; errors name it.
+        class_file: the layout's own; None for one of `find_class_file`.
     """
     if options.names:
         try:
@@ -255,7 +262,7 @@ def classes_of(root: Path, count: int, masks: Callable[[int], list[Path]], optio
             raise ValueError(f"{root / FILE}: {error}") from None
         source = partial(plain_mask, largest=max(labels.largest_id, len(remap or ()) - 1))
         return MaskClasses(labels, remap, source, f", with the {counted(len(options.names), 'class')} that are named")
-    if class_file := find_class_file((root,)):
+    if class_file := class_file or find_class_file((root,)):
         labels, by_colour = read_classes(class_file)
         of = partial(colour_mask, labels, class_file) if by_colour else partial(plain_mask, largest=labels.largest_id)
         return MaskClasses(labels, None, of, f", with the {counted(len(labels), 'class')} of {class_file.name}")

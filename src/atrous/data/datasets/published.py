@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,12 +103,20 @@ def _kitti(root: Path) -> Places:
 
 
 def _bdd100k(root: Path) -> Places:
-    homes = (root, root / "bdd100k", *([root.parent] if root.name == "seg" else []))
-    kinds = (("images/10k", "labels/sem_seg/masks"), ("seg/images", "seg/labels"))
-    for images, masks in ((home / images, home / masks) for home in homes for images, masks in kinds):
-        if images.is_dir() and masks.is_dir():
-            return {split: _place(images / split, masks / split) for split in subfolders(images)}
+    for images, masks in _of_bdd100k(root):
+        return {split: _place(images / split, masks / split) for split in subfolders(images)}
     return {}
+
+
+def _of_bdd100k(home: Path) -> Iterator[tuple[Path, Path]]:
+    for images, masks in (("images/10k", "labels/sem_seg/masks"), ("seg/images", "seg/labels")):
+        if (home / images).is_dir() and (home / masks).is_dir():
+            yield home / images, home / masks
+
+
+def _home_of_bdd100k(root: Path) -> Path | None:
+    homes = (root, root / "bdd100k", *([root.parent] if root.name == "seg" else []))
+    return next((home for home in homes for _ in _of_bdd100k(home)), None)
 
 
 def _loveda(root: Path) -> Places:
@@ -243,15 +251,18 @@ def classes_of_config(path: Path) -> tuple[Labels, tuple[int, ...], list[str]]:
         if not isinstance(records, list) or not 0 < len(records) <= 256:
             raise ValueError(f"labels is {reprlib.repr(records)}")
         readable = [str(record["readable"]).strip() for record in records]
-        colours: dict[str, Colour] = {}
-        names, ignored, remap = list[str](), list[str](), [-1] * 255 + [255]
+        names, colours, ignored, remap = list[str](), list[Colour](), list[str](), [-1] * 255 + [255]
         for index, record in enumerate(records):
             name = readable[index] if readable.count(readable[index]) == 1 else str(record["name"])
-            remap[index] = len(names) if record.get("evaluate", True) else 255
-            (names if record.get("evaluate", True) else ignored).append(name)
+            if not record.get("evaluate", True):
+                remap[index] = 255
+                ignored.append(name)
+                continue
+            remap[index] = len(names)
             red, green, blue = (int(part) for part in record["color"])
-            colours[name] = red, green, blue
-        return Labels(tuple(names), tuple(colours[name] for name in names)), tuple(remap), ignored
+            names.append(name)
+            colours.append((red, green, blue))
+        return Labels(tuple(names), tuple(colours)), tuple(remap), ignored
 
 
 # The table ------------------------------------------------------------------------------------------------------------
@@ -273,6 +284,7 @@ LAYOUTS = {
         "BDD100K is published at https://doc.bdd100k.com/download.html (10K Images, Segmentation)",
         _bdd100k,
         _Classes(CITYSCAPES, "BDD100K, with the 19 classes of Cityscapes"),
+        _home_of_bdd100k,
     ),
     "loveda": _layout(
         "Train/Urban/images_png/ and Train/Urban/masks_png/",

@@ -73,7 +73,8 @@ def size_of(height: object, width: object, *, fields: tuple[str, str] = ("height
 
 def size_in(height: str | None, width: str | None, fields: tuple[str, str] = ("height", "width")) -> tuple[int, int]:
     """As `size_of`, of values that are text."""
-    rows, columns = (int(text) if text and text.isdecimal() and len(text) < 10 else text for text in (height, width))
+    texts = (text.strip() if text else text for text in (height, width))
+    rows, columns = (int(text) if text and text.isdecimal() and len(text) < 10 else text for text in texts)
     return size_of(rows, columns, fields=fields)
 
 
