@@ -33,6 +33,8 @@ def model_of(backbone: str, classes: int = 3, **options: Any) -> DeepLabV3:
         ("resnet18", {"head": "cascade", "last_block": 5, "output_stride": 8}),
         ("resnet18", {"head_conv": True, "aspp_pointwise": False}),
         ("timm/lcnet_050", {"aspp_rates": ()}),
+        ("timm/lcnet_050", {"aspp_rates": (), "last_conv": 72}),
+        ("timm/mobilenetv2_035", {"convention": "vainf"}),
         ("timm/tf_efficientnet_lite0", {"output_stride": 8, "image_pooling": False}),
     ],
 )

@@ -375,3 +375,11 @@ def test_the_published_cityscapes_graph_gives_its_own_classes() -> None:
     # Theirs are rounded to bytes after each of 76 layers, and a train in a station is no street of Cityscapes.
     assert (ours.argmax(1) == theirs.argmax(1)).float().mean() > 0.9
     assert (ours - theirs).pow(2).mean().sqrt() < 0.2 * theirs.std()
+
+
+def test_a_head_that_does_not_fit_starts_no_class_from_its_own(tmp_path: Path) -> None:
+    graph = write_graph(tmp_path / "m.tflite", folded(small()))
+    model = DeepLabV3("timm/mobilenetv2_035", 2, aspp_rates=(), image_pooling=False, output_stride=16)
+    with pytest.raises(ValueError, match="has another head than the model, so that no class can start"):
+        initialize(model, graph, classes_from=(0, 1))
+    assert layout_of_graph(write_graph(tmp_path / "head.tflite", folded(small())[-4:])) == {}

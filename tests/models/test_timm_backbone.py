@@ -204,3 +204,9 @@ def test_what_is_learnt_of_a_network_holds_under_another_default_dtype() -> None
     finally:
         torch.set_default_dtype(torch.float32)
     assert timm_backbone._reaches("lcnet_050", 8)
+
+
+def test_networks_that_timm_hooks_are_probed() -> None:
+    backbone = TimmBackbone("xception41")
+    assert set(backbone.reachable) >= {8, 16, 32}
+    assert backbone.eval()(torch.zeros(1, 3, 65, 65)).out.shape[-1] == 5

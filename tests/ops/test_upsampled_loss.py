@@ -393,3 +393,14 @@ def test_the_kernel_on_a_gpu(shape: tuple[int, int, int, int, int], dtype: torch
     logits, labels = (x.to("cuda") for x in sample(*shape))
     compare(logits.to(dtype), labels, shape[0])
     compare(logits.to(dtype).contiguous(memory_format=torch.channels_last), labels.to(torch.uint8), shape[0])
+
+
+def test_the_argmax_is_traced_and_mapped_as_one_operator() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    logits = torch.randn(2, 3, 3, 4)
+    expected = upsampled_argmax(logits, (17, 25), 8)
+    traced = make_fx(lambda x: upsampled_argmax(x, (17, 25), 8))(logits)
+    assert torch.equal(traced(logits), expected)
+    mapped = torch.func.vmap(lambda x: upsampled_argmax(x[None], (17, 25), 8)[0])(logits)
+    assert torch.equal(mapped, expected)

@@ -379,3 +379,9 @@ def test_a_seed_fits_into_a_generator() -> None:
 def test_the_page_on_training_has_every_key() -> None:
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     assert [key for key in settings_of(Recipe()) if f"| `{key}` |" not in page] == []
+
+
+@pytest.mark.parametrize("weights", [None, "imagenet"])
+def test_no_class_starts_from_weights_without_classes(weights: str | None) -> None:
+    with pytest.raises(ValueError, match=r"classes_from is \[0, 1\], but weights is"):
+        override(Recipe(), {"weights": weights, "classes_from": [0, 1]})

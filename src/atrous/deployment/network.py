@@ -113,10 +113,12 @@ def lean(model: DeepLabV3) -> DeepLabV3:
 
 def _plain(layer: AtrousConv2d) -> nn.Conv2d:
     """PyTorch's own convolution: ours adds its bias afterwards, which would be a node more."""
+    centred = tuple(layer.rate * (side // 2) for side in layer.kernel_size)
+    padding = layer.padding if type(layer) is AtrousConv2d else centred
     with torch.device("meta"):
         conv = nn.Conv2d(
             layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride,  # type: ignore[arg-type]
-            tuple(layer.rate * (side // 2) for side in layer.kernel_size), layer.dilation, layer.groups,  # type: ignore[arg-type]
+            padding, layer.dilation, layer.groups,  # type: ignore[arg-type]
             layer.bias is not None,
         )  # fmt: skip
     conv.weight, conv.bias = layer.weight, layer.bias

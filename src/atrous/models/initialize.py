@@ -28,6 +28,10 @@ def initialize(
         FileNotFoundError: if there is no such graph.
     """
     if is_classifier(source):
+        if classes_from:
+            raise ValueError(
+                f"classes_from is {list(classes_from)}, but {source} is a classifier, whose head is not taken"
+            )
         model.backbone.load_imagenet(backbone_weights(source, model.backbone.name))
         return
     (load_tflite if is_tflite(source) else load_into)(model, source, reset_head=reset_head, classes_from=classes_from)

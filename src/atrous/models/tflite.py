@@ -128,6 +128,8 @@ def load_tflite(
     # A graph with a layer between backbone and head has another head than ours.
     if len(rest) == len(head) == len(_HEAD) and isinstance(model.head, ASPP) and _fits(model.head, head):
         _load_head(model, model.head, head, classifier=not reset_head)
+    elif classes_from:
+        raise ValueError(f"{path} has another head than the model, so that no class can start from one of its classes")
     model.backbone.mean, model.backbone.std = (graph.mean,) * 3, (graph.std,) * 3
 
 
@@ -142,7 +144,7 @@ def layout_of_graph(path: str | Path) -> dict[str, int]:
     """
     convs = read_graph(Path(path)).convs
     head = _head(convs)
-    if len(head) < len(_HEAD):
+    if len(head) < len(_HEAD) or len(convs) == len(head):
         return {}
     filters, channels = head["pointwise"].weight.shape[:2]
     # An inverted residual ends with fewer channels than it has within, a layer between backbone and head with more.
@@ -188,7 +190,9 @@ def check_graph(path: Path) -> None:
     if any(importlib.util.find_spec(name) is None for name in ("ai_edge_litert", "flatbuffers")):
         raise ValueError(f"{path}: TF-Lite graphs need ai-edge-litert: pip install 'atrous[teacher]'")
     try:
-        check = subprocess.run([sys.executable, "-c", _CHECK, path], capture_output=True, timeout=_LONGEST, check=False)
+        check = subprocess.run(
+            [sys.executable, "-P", "-c", _CHECK, path], capture_output=True, timeout=_LONGEST, check=False
+        )
     except subprocess.TimeoutExpired:
         raise ValueError(f"{path}: cannot be read as a TF-Lite graph: not within {_LONGEST} s") from None
     if check.returncode:

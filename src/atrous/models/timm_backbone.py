@@ -239,7 +239,10 @@ def _shapes_alone(name: str) -> Any:
     net = copy.deepcopy(_without_data(name))
     for path, module in list(net.named_modules()):
         parent, _, leaf = path.rpartition(".")
-        if isinstance(module, (_BatchNorm, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)):
+        hooked = any(
+            layer._forward_hooks or layer._forward_pre_hooks for layer in module.modules()
+        )  # timm takes maps there
+        if not hooked and isinstance(module, (_BatchNorm, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)):
             owner = net.get_submodule(parent)
             if not isinstance(owner, nn.Identity):  # an activation of a batch norm that is gone
                 setattr(owner, leaf, nn.Identity())

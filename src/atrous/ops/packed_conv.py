@@ -184,6 +184,9 @@ class PackedConv2dSame(PackedConv2d):
     def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         return same_padding(x, self)
 
+    def _is_centred_at_stride_1(self) -> bool:
+        return True
+
 
 def holds(activation: nn.Module) -> bool:
     """Whether a `PackedConv2d` can do an activation itself."""

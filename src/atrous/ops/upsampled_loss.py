@@ -29,6 +29,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from atrous.ops.conv_kernels.dispatch import is_recorded
 from atrous.ops.resize import IGNORE, grid_size, upsample
@@ -98,7 +100,8 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int], output_stride: int) 
         ValueError: shapes do not fit.
     """
     _check_grid(logits, size, output_stride)
-    if type(logits) is Tensor and not (logits.is_meta or is_recorded() or torch.compiler.is_compiling()):
+    watched = is_recorded() or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    if type(logits) is Tensor and not (logits.is_meta or watched or peek_interpreter_stack() is not None):
         with torch.no_grad():  # the first call of an operator imports the compiler: a second, and 80 MB
             return _argmax(logits, size[0], size[1], output_stride)
     classes: Tensor = _argmax_operator(logits, size[0], size[1], output_stride)

@@ -73,6 +73,10 @@ class ModelConfig:
         _check_range(self, 0, 1, "batch_norm_decay")
         if self.reset_head and self.classes_from:
             raise ValueError("reset_head and classes_from exclude each other: a classifier starts anew or from classes")
+        if self.classes_from and self.weights in (None, "imagenet"):
+            raise ValueError(
+                f"classes_from is {list(self.classes_from)}, but weights is {self.weights}: it has no classes"
+            )
 
     @property
     def from_model(self) -> bool:

@@ -45,7 +45,8 @@ def read_file(path: Path) -> Checkpoint:
     """
     folder = path if path.is_dir() else path.parent
     file = _weight_file(path) if path.is_dir() else path
-    file = tensorflow.table_of(file) or file
+    if file.suffix.startswith(".data-") or not file.is_file():
+        file = tensorflow.table_of(file) or file
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected a checkpoint")
     if file.suffix.lower() in tensorflow.GRAPHS:

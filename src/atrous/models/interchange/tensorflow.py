@@ -33,7 +33,7 @@ GRAPHS = frozenset({".meta", ".pb"})
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
-_MOST_INDEX = 1 << 26
+_MOST_INDEX, _LONGEST_KEY = 1 << 26, 4096
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}
 """By TensorFlow's numbers; tensors of other kinds, such as text, are passed over."""
 _LONGEST = 120
@@ -131,6 +131,8 @@ def _block(table: bytes, handle: tuple[int, int]) -> Iterator[tuple[bytes, bytes
         shared, at = _varint(block, at)
         own, at = _varint(block, at)
         length, at = _varint(block, at)
+        if shared > len(key) or shared + own > _LONGEST_KEY or at + own + length > end:
+            raise ValueError("its table is damaged")
         key = key[:shared] + block[at : at + own]
         yield key, block[at + own : at + own + length]
         at += own + length
@@ -202,7 +204,7 @@ def keras_as_npz(path: Path, out: Path) -> None:
                 raise ValueError(f"{path} is not a whole .keras file: {str(error)[:200]}") from None
         try:
             run = subprocess.run(
-                [sys.executable, "-c", _H5PY, held, out], capture_output=True, timeout=_LONGEST, check=False
+                [sys.executable, "-P", "-c", _H5PY, held, out], capture_output=True, timeout=_LONGEST, check=False
             )
         except subprocess.TimeoutExpired:
             raise ValueError(f"{path}: cannot be read as HDF5: not within {_LONGEST} s") from None
@@ -248,6 +250,8 @@ def names_of_layers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     named = {}
     for path, value in tensors.items():
         parts = [part for part in path.split("/") if part not in ("model_weights", "layers", "vars")]
+        if not parts:
+            continue
         layer, variable = parts[0], parts[-1].partition(":")[0]
         is_norm = layer.endswith("_BN")
         if variable.isdecimal():
