@@ -241,7 +241,7 @@ def test_the_library_where_kernels_are_turned_off(monkeypatch: pytest.MonkeyPatc
         given = logits.to(dtype).requires_grad_()
         loss = upsampled_cross_entropy_sum(given, labels, 8, torch.rand(6) + 0.1)
         assert "NllLoss" in str(loss.grad_fn) and loss.dtype == (dtype if dtype == torch.float64 else torch.float32)
-    monkeypatch.setattr(upsampled_loss, "first_maximum", None)  # it is not called
+    monkeypatch.setattr(upsampled_loss, "largest_class", None)  # it is not called
     expected = resize.upsample(logits, (33, 41), 8).argmax(1).to(torch.uint8)
     assert torch.equal(upsampled_argmax(logits, (33, 41), 8), expected)
 

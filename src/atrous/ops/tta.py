@@ -19,8 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atrous.ops.resize import Upsampling, feature_count, padded_size, resize, upsample
-from atrous.ops.tiled_upsample import TILE, TILE_GPU, class_dtype, compute_dtype, first_maximum
+from atrous.ops.class_blocks import Enlargement, Weights, interpolation, largest_class
+from atrous.ops.resize import Upsampling, feature_count, resize, upsample
+from atrous.ops.tiled_upsample import TILE, TILE_GPU, class_dtype, compute_dtype
 from atrous.ops.trusted import library_only
 
 LOG2E = 1.4426950408889634
@@ -73,13 +74,13 @@ def mean_argmax(views: Sequence[View], size: tuple[int, int], output_stride: int
         ValueError: as there.
     """
     _check(views, output_stride)
-    batch, classes = views[0].logits.shape[:2]
     if _must_be_plain(views):
-        return _plain_mean(views, size, output_stride).argmax(1).to(class_dtype(classes))
-    result = torch.empty(batch, *size, dtype=class_dtype(classes), device=views[0].logits.device)
-    for rows, tile in _tiles(views, size, output_stride):
-        result[:, rows] = first_maximum(tile).transpose(0, 1)
-    return result
+        return _plain_mean(views, size, output_stride).argmax(1).to(class_dtype(views[0].logits.shape[1]))
+    dtype = compute_dtype(views[0].logits)
+    with torch.autocast(views[0].logits.device.type, enabled=False):
+        return largest_class(
+            [Enlargement(view.logits.to(dtype), *_interpolations(view, size, output_stride)) for view in views]
+        )
 
 
 def confidence_of(views: Sequence[View], size: tuple[int, int], output_stride: int, classes: Tensor) -> Tensor:
@@ -167,9 +168,9 @@ class _Enlarged:
         small = view.logits.permute(2, 0, 1, 3).to(dtype, copy=True, memory_format=torch.contiguous_format)
         self.small = small.mul_(LOG2E).view(h, batch * classes, w)
         device = view.logits.device
-        self.down = _interpolation(size[0], view.size[0], h, stride, view.upsampling).to(device, dtype)
-        across = _interpolation(size[1], view.size[1], w, stride, view.upsampling)
-        self.across = (across.flip(0) if view.flipped else across).t().to(device, dtype).contiguous()
+        rows, columns = _interpolations(view, size, stride)
+        self.down = rows.dense(h).to(device, dtype)
+        self.across = columns.dense(w).t().to(device, dtype).contiguous()
 
     def rows(self, pixels: slice, out: Tensor) -> Tensor:
         """Fill `out`, r,B,K,W, with the values of some rows of pixels."""
@@ -190,25 +191,10 @@ class _Enlarged:
         return slice(low, high + 1)
 
 
-def _interpolation(pixels: int, between: int, features: int, stride: int, upsampling: Upsampling = "grid") -> Tensor:
-    """Weights, pixels by features, float64: from features to `between` pixels, and from these to `pixels`."""
-    step = (between - 1) / (pixels - 1) if pixels > 1 else 0.0
-    position = torch.arange(pixels, dtype=torch.float64) * step
-    lower = position.floor().clamp(max=max(between - 2, 0))
-    matrix = torch.zeros(pixels, features, dtype=torch.float64)
-    for pixel, share in ((lower, 1 - (position - lower)), (lower + 1, position - lower)):
-        place = _feature_coordinate(pixel, between, features, stride, upsampling)
-        cell = place.floor().clamp(max=max(features - 2, 0))
-        for feature, weight in ((cell, 1 - (place - cell)), (cell + 1, place - cell)):
-            index = feature.long().clamp(max=features - 1)[:, None]
-            matrix.scatter_add_(1, index, (share * weight)[:, None])
-    return matrix
-
-
-def _feature_coordinate(pixel: Tensor, pixels: int, features: int, stride: int, upsampling: Upsampling) -> Tensor:
-    """Where pixels lie between the features of a row, as `atrous.ops.resize.upsample` has it."""
-    if upsampling == "grid":
-        return pixel / stride
-    if upsampling == "corners":
-        return pixel * ((features - 1) / max(1, padded_size(pixels, stride, upsampling) - 1))
-    return ((pixel + 0.5) * (features / pixels) - 0.5).clamp(0, features - 1)
+def _interpolations(view: View, size: tuple[int, int], stride: int) -> tuple[Weights, Weights]:
+    """From a view's features to the rows and columns of the image."""
+    rows, columns = (
+        interpolation(pixels, between, features, stride, view.upsampling)
+        for pixels, between, features in zip(size, view.size, view.logits.shape[-2:], strict=True)
+    )
+    return rows, Weights(*(part.flip(0) for part in columns)) if view.flipped else columns

@@ -32,9 +32,10 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from atrous.ops.class_blocks import Enlargement, interpolation, largest_class
 from atrous.ops.conv_kernels.dispatch import is_recorded
 from atrous.ops.resize import IGNORE, grid_size, upsample
-from atrous.ops.tiled_upsample import Upsampler, class_dtype, compute_dtype, first_maximum, parts
+from atrous.ops.tiled_upsample import Upsampler, class_dtype, compute_dtype, parts
 from atrous.ops.trusted import Draw, constant_when_compiled, library_only, trusted
 
 SMALLEST_SUM = 2.0**-90
@@ -321,12 +322,12 @@ def _argmax(logits: Tensor, height: int, width: int, output_stride: int) -> Tens
     # The matrices multiply far features by 0, so that one NaN would reach pixels that are not beside it.
     if library_only() or not bool(logits.isfinite().all()):
         return upsample(logits, (height, width), output_stride).argmax(1).to(class_dtype(logits.shape[1]))
-    classes = torch.empty(len(logits), height, width, dtype=class_dtype(logits.shape[1]), device=logits.device)
+    rows, columns = (
+        interpolation(pixels, pixels, features, output_stride)
+        for pixels, features in zip((height, width), logits.shape[-2:], strict=True)
+    )
     with torch.autocast(logits.device.type, enabled=False):
-        for images, small, rows in parts(logits, (height, width), output_stride):
-            for pixels, tile in Upsampler(small, (height, width), output_stride, rows).tiles():
-                classes[images, pixels] = first_maximum(tile).transpose(0, 1)
-    return classes
+        return largest_class([Enlargement(logits.to(compute_dtype(logits)), rows, columns)])
 
 
 _argmax_operator = torch.library.custom_op("atrous::upsampled_argmax", _argmax, mutates_args=())
