@@ -1,9 +1,9 @@
 """Cross-entropy and argmax of upsampled logits, without full-resolution logits (section 4.1, "Upsampling logits").
 
 `upsampled_cross_entropy_sum` is ``F.cross_entropy(upsample(...), labels, reduction="sum")``, and `upsampled_argmax` is
-``upsample(...).argmax(1)``. Both upsample the logits tile by tile, a tile being some rows of pixels that stay in the
-cache. What makes them fast is that bilinear upsampling by an integer factor is a product with two small constant
-matrices, one for rows and one for columns:
+``upsample(...).argmax(1)``, which `atrous.ops.class_blocks` computes. The loss upsamples the logits tile by tile, a
+tile being some rows of pixels that stay in the cache. What makes it fast is that bilinear upsampling by an integer
+factor is a product with two small constant matrices, one for rows and one for columns:
 
 - the transposed products carry the gradient back, so the softmax is evaluated once, in the forward pass, and what is
   kept for the backward pass is a gradient of the size of the small logits;
