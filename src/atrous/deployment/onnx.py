@@ -144,11 +144,12 @@ def _write_before(to: _Nodes, model: DeepLabV3, interface: Interface) -> tuple[A
     kind = onnx.TensorProto.FLOAT if interface.raw_input else onnx.TensorProto.UINT8
     x, last = IMAGES, NETWORK_INPUT if _is_unpadded(model, interface) else ""
     if not interface.raw_input:
-        x = to.node("Cast", [x], to=onnx.TensorProto.FLOAT)
-        x = to.node("Div", [x, to.constant([255 * part for part in model.std], np.float32)])
-        shift = [mean / std for mean, std in zip(model.mean, model.std, strict=True)]
-        x = to.node("Sub", [x, to.constant(shift, np.float32)])
-        x = to.node("Transpose", [x], last, perm=[0, 3, 1, 2])
+        # Moved as bytes, and normalised a plane at a time: colours side by side take ONNX Runtime 30 times as long.
+        x = to.node("Cast", [to.node("Transpose", [x], perm=[0, 3, 1, 2])], to=onnx.TensorProto.FLOAT)
+        scale = np.reshape([255 * part for part in model.std], (3, 1, 1))
+        shift = np.reshape([mean / std for mean, std in zip(model.mean, model.std, strict=True)], (3, 1, 1))
+        x = to.node("Div", [x, to.constant(scale, np.float32)])
+        x = to.node("Sub", [x, to.constant(shift, np.float32)], last)
     if interface.size:
         size = to.integers(*interface.size)
     else:
