@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 Colour = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
 
 
+@functools.lru_cache(maxsize=64)
 def voc_palette(n: int) -> tuple[Colour, ...]:
     """The first n colours of the colour map of the VOC development kit, which go on to 65,536 as its 256 begin.
 

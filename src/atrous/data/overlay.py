@@ -62,7 +62,7 @@ def overlay(
         part = ids[top : top + _STRIP + thickness]
         edge = Image.fromarray(_outline(part, thickness)[:_STRIP])
         part = part[:_STRIP]
-        picture.paste(Image.fromarray(colours[part]), (0, top), Image.fromarray(weights[part]))
+        picture.paste(Image.fromarray(colours.take(part, 0)), (0, top), Image.fromarray(weights.take(part)))
         picture.paste((255, 255, 255), (0, top, ids.shape[1], top + len(part)), edge)
     if names:
         _write_names(picture, ids, labels)
