@@ -185,7 +185,8 @@ def plot(points: list[Point], model: str, machine: str, path: Path) -> None:
             if not column:
                 panel.set_ylabel(unit)
     panels[0][0].legend(fontsize=8)
-    figure.suptitle(f"{model}, float32, {machine}: one axis moved, the others at {MIDDLE}", fontsize=10)
+    others = "an image of 513×513, 21 classes, output stride 16, one thread"
+    figure.suptitle(f"{model}, float32, {machine}: one axis moved, the others at {others}", fontsize=10)
     figure.savefig(path, dpi=110)
 
 
