@@ -79,8 +79,10 @@ def test_atrous_consistency(name: str) -> None:
     assert inconsistency(features(net, images, without_rates)) > 1e-3, "a test that sees no rate says nothing"
 
 
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18"])
-@pytest.mark.parametrize("stride", [8, 16, 32])
+@pytest.mark.parametrize(
+    ("name", "stride"),
+    [*((name, stride) for name in ("tf_efficientnet_lite0", "resnet18") for stride in (8, 16, 32)), ("skresnet18", 32)],
+)  # the last has atrous layers of its own
 def test_features_are_timms_where_timm_has_them(name: str, stride: int) -> None:
     theirs = timm.create_model(name, features_only=True, output_stride=stride).eval()
     ours = TimmBackbone(name, output_stride=stride).eval()

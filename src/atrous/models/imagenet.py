@@ -38,7 +38,7 @@ def imagenet(backbone: str) -> dict[str, Tensor]:
         zoo = Path(str(resources.files("atrous") / "models" / "zoo"))
         carried = sorted(path.stem for path in zoo.glob(f"*-{name}.safetensors"))  # DATA-BACKBONE
         raise ValueError(
-            f"nobody has published ImageNet weights of {backbone}; start from {', '.join([*carried, 'none'])}"
+            f"there are no ImageNet weights of {backbone} to download; start from {', '.join([*carried, 'none'])}"
         )
     try:
         return _downloaded(backbone)

@@ -165,7 +165,7 @@ def test_mobilevit(size: str, stride: int, tmp_path: Path) -> None:
      *(near(name, stride, (2, 4, 6)) for stride in (8, 16) for name in (
         "efficientnet-b1", "efficientnet-b2", "efficientnet-b3", "efficientnet-b5", "timm-efficientnet-b0",
         "timm-tf_efficientnet_lite0", "resnext50_32x4d", "se_resnet50", "se_resnext50_32x4d", "mobileone_s0",
-        "mobileone_s1", "timm-mobilenetv3_small_100"))],
+        "mobileone_s1", "timm-mobilenetv3_small_100", "timm-skresnet18", "dpn68", "dpn68b"))],
 )  # fmt: skip
 def test_smp(encoder: str, stride: int, rates: tuple[int, ...], tmp_path: Path) -> None:
     """The folder of its `save_pretrained`; and its state dict alone, with what the folder says given by hand."""
@@ -186,6 +186,24 @@ def test_smp(encoder: str, stride: int, rates: tuple[int, ...], tmp_path: Path) 
     assert not convert(tmp_path / "last.ckpt")[1].guesses
     backbone = model.arguments["backbone"] if "encoder.model" in next(iter(net.state_dict())) else None
     compare(net.float(), tmp_path / "net.pth", None, ((32, 64),), Choices(backbone, stride, rates))
+
+
+@torch.no_grad()
+def test_one_logit_is_two_classes(tmp_path: Path) -> None:
+    """smp's own default: the class where the logit is above 0. And its classifier of whole images is left out."""
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch, whose network it is")
+    net = shaken(smp.DeepLabV3("tu-lcnet_050", encoder_weights=None, decoder_channels=8, aux_params={"classes": 3}))
+    net.save_pretrained(tmp_path)
+    model, converted = convert(tmp_path)
+    assert converted.names == ("background", "foreground") and "classifier of whole images" in converted.dropped[0]
+    assert "one logit" in converted.guesses[0]
+    image = torch.randn(1, 3, 32, 64, dtype=torch.float64)
+    background, logit = model.double()(image).unbind(1)
+    assert not background.any() and (logit - net.double()(image)[0][:, 0]).abs().max() < 1e-6 * logit.abs().max()
+    for given in (("tree",), ("ground", "tree")):
+        assert convert(tmp_path, Choices(names=given))[1].names == (("background", "ground")[len(given) - 1], "tree")
+    with pytest.raises(ValueError, match="has 2 classes; expected as many names, found 3"):
+        convert(tmp_path, Choices(names=("a", "b", "c")))
 
 
 @pytest.mark.integration

@@ -68,7 +68,7 @@ ENCODER, STAGE = {"encoder.conv1.weight": ONE}, {"backbone.layer4.0.conv1.weight
         ({"logits/semantic/weights": ONE, "xception_65/x": ONE}, "its backbone is xception_65 of research/deeplab"),
         ({"segformer.encoder.weight": ONE}, "expected MobileNetV2ForSemanticSegmentation or MobileViT"),
         (
-            {"encoder.features.conv1_1.conv.weight": ONE, "segmentation_head.0.weight": FILTER,
+            {"encoder.patch_embed1.proj.weight": ONE, "segmentation_head.0.weight": FILTER,
              "decoder.aspp.convs.0.0.weight": ONE},
             "its encoder is none of those that are known here: ResNets, ResNeXts, .*, and timm's .tu-NAME.",
         ),

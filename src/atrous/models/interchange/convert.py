@@ -85,9 +85,14 @@ def _built(path: Path, converted: Converted, choices: Choices) -> tuple[DeepLabV
     classifier = tensors.get("classifier.weight")
     if classifier is None or classifier.ndim != 4:
         raise ValueError(f"{path}: it has no classifier")
-    count = len(classifier)
-    names = choices.names or converted.names or tuple(f"class {i}" for i in range(count))
-    problems = []
+    names, guesses, problems = choices.names or converted.names, converted.guesses, []
+    if len(classifier) == 1:  # a sigmoid's, which is the softmax of 0 and it
+        tensors |= {key: torch.cat([torch.zeros_like(value), value]) for key, value in tensors.items()
+                    if key in ("classifier.weight", "classifier.bias")}  # fmt: skip
+        names = names if len(names) > 1 else ("background", *(names or ("foreground",)))
+        guesses += ("two classes, the second where its one logit is above 0",)
+    count = len(tensors["classifier.weight"])
+    names = names or tuple(f"class {i}" for i in range(count))
     if len(names) != count:
         problems.append(f"{path} has {count} classes; expected as many names, found {len(names)}")
     elif twice := sorted({name for name in names if names.count(name) > 1}):
@@ -114,7 +119,7 @@ def _built(path: Path, converted: Converted, choices: Choices) -> tuple[DeepLabV
     model.load_state_dict({key: value.to(kinds[key]) for key, value in tensors.items()}, assign=True)
     _keep_epsilon(model, converted.epsilon)
     model.backbone.mean, model.backbone.std = converted.mean, converted.std
-    return model.eval(), replace(converted, names=names)
+    return model.eval(), replace(converted, names=names, guesses=guesses)
 
 
 def _counters(model: DeepLabV3) -> dict[str, torch.Tensor]:

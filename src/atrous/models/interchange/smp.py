@@ -42,8 +42,9 @@ _OTHERS = {
     "decoder.seg_blocks.": "FPN",
 }
 
+_AUXILIARY = "classification_head."
 _MOST_BRANCHES = 16
-_KNOWN = "ResNets, ResNeXts, SE-ResNets, MobileNetV2, EfficientNets, MobileOne, and timm's (tu-NAME)"
+_KNOWN = "ResNets, ResNeXts, SE- and SK-ResNets, DPNs, MobileNetV2, EfficientNets, MobileOne, and timm's (tu-NAME)"
 _GROUPS = "encoder.layer1.0.conv2.weight"
 _UNUSED = ("encoder._conv_head.", "encoder._bn1.", "encoder.conv_head.", "encoder.bn2.")
 """Layers behind the features of its EfficientNets."""
@@ -67,6 +68,7 @@ class _Family:
         if self.words:
             theirs = in_definition_order(theirs, "encoder.", self.words)
         theirs = {key.removeprefix("encoder."): value for key, value in theirs.items() if key.startswith("encoder.")}
+        theirs = renamed(theirs, {"features.conv": "features_conv"})  # of its DPNs
         if self.words:
             return in_timms_order(theirs, network, "its encoder")
         mismatch(tensors_of(network), theirs, f"the tensors of its encoder, as timm/{network}'s,")
@@ -93,7 +95,11 @@ _FAMILIES = {
         (*(f"stage{i}" for i in range(5)), "se", "reduce", "expand", "rbr_skip", "rbr_conv", "rbr_scale", "conv", "bn"),
     ),
     "encoder.conv1.": _Family(
-        {name: name for name in ("resnext50_32x4d", *(f"resnext101_32x{width}d" for width in (4, 8, 16, 32)))}
+        {name: name for name in ("resnext50_32x4d", *(f"resnext101_32x{width}d" for width in (4, 8, 16, 32, 48)))}
+        | {f"timm-{name}": f"{name}_narrow" for name in ("skresnet18", "skresnet34", "skresnext50_32x4d")}
+    ),
+    "encoder.features.conv1_1.": _Family(
+        {f"dpn{size}": f"dpn{size}_normed" for size in ("68", "68b", "92", "98", "107", "131")}
     ),
 }  # fmt: skip
 """By how the keys of its first layer start. Its other encoders have no network of timm with the same layers."""
@@ -131,7 +137,10 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
         "stride_in": "first", "head_conv": True,
     }  # fmt: skip
     epsilon = (0.001, None) if checkpoint.starts("encoder._conv_stem.") else (None, None)
-    return Converted("segmentation_models_pytorch", arguments, tensors, stride, epsilon, guesses=tuple(guesses))
+    dropped = ("the classifier of whole images",) if checkpoint.starts(_AUXILIARY) else ()
+    return Converted(
+        "segmentation_models_pytorch", arguments, tensors, stride, epsilon, guesses=tuple(guesses), dropped=dropped
+    )
 
 
 def _encoder(checkpoint: Checkpoint, choices: Choices, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -145,7 +154,7 @@ def _encoder(checkpoint: Checkpoint, choices: Choices, name: str) -> tuple[dict[
     Raises:
         ValueError: if there is none.
     """
-    tensors = renamed(without(checkpoint.tensors, _UNUSED), KEYS)
+    tensors = renamed(without(checkpoint.tensors, [*_UNUSED, _AUXILIARY]), KEYS)
     if checkpoint.starts("encoder.model."):
         if not choices.backbone and not name:
             raise ValueError("its encoder is one of timm, and it does not say which; give --backbone timm/NAME")
