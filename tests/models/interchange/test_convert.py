@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +62,31 @@ def test_torchvision(name: str, tmp_path: Path) -> None:
     assert model.output_stride == (8 if "resnet" in name else 16)
 
 
+class HistoryBuffer:
+    """mmengine's, which its checkpoints hold beside the weights."""
+
+    def __init__(self) -> None:
+        self.max_length, self._log_history = 10, np.arange(3.0)
+
+
+HistoryBuffer.__module__ = "mmengine.logging.history_buffer"
+
+
 @pytest.mark.parametrize(
     ("kind", "output_stride", "depth"),
     [near("plain", 8, 50), ("v1c", 16, 50), ("v1d", 8, 50), ("v1c", 8, 18), near("v1d", 16, 18), near("plain", 16, 18)],
 )
-def test_mmsegmentation(kind: str, output_stride: int, depth: int, tmp_path: Path) -> None:
+def test_mmsegmentation(
+    kind: str, output_stride: int, depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = shaken(MMSegmentation(kind, channels=16, output_stride=output_stride, depth=depth))
     strides, rates = ("(1, 2, 1, 1)", "(1, 12, 24, 36)") if output_stride == 8 else ("(1, 2, 2, 1)", "(1, 6, 12, 18)")
     config = f"model = dict(backbone=dict(type='ResNetV1c', strides={strides}), decode_head=dict(dilations={rates}))"
+    for module in ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer"):
+        monkeypatch.setitem(sys.modules, module, sys.modules[__name__])
+    history = {"log_scalars": {"loss": HistoryBuffer()}, "iteration": np.int64(3)}
     meta = {"config": config, "CLASSES": ("road", "car", "tree", "sky", "pole"), "PALETTE": [[1, 2, 3]] * 5}
-    model, converted = compare(net, tmp_path / "iter.pth", {"state_dict": net.state_dict(), "meta": meta})
+    model, converted = compare(net, tmp_path / "iter.pth", {"state_dict": net.state_dict(), "meta": meta, "message_hub": history})
     assert model.output_stride == output_stride and not converted.guesses
     assert converted.names == ("road", "car", "tree", "sky", "pole") and converted.palette[0] == (1, 2, 3)
 
@@ -79,6 +96,12 @@ def test_detectron2(deep: bool, tmp_path: Path) -> None:
     net = shaken(Detectron2(deep))
     model, converted = compare(net, tmp_path / "model_final.pth", {"model": net.state_dict()}, MULTIPLES)
     assert "multi-grid 1, 2, 4" in converted.guesses[0]
+    # As its model zoo has them.
+    zoo = {"model": {key: value.float().numpy() for key, value in net.state_dict().items()}, "__author__": "third"}
+    for protocol in (2, 4):
+        (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(zoo, protocol))
+        again, _ = convert(tmp_path / "zoo.pkl")
+        assert all(value.equal(again.state_dict()[key]) for key, value in model.float().state_dict().items())
 
 
 @pytest.mark.parametrize(("stride", "tf_padding"), [(8, True), near(16, False)])
@@ -101,7 +124,7 @@ def test_huggingface(stride: int, tf_padding: bool, tmp_path: Path) -> None:
 
 
 def test_vainf(tmp_path: Path) -> None:
-    content = {"cur_itrs": 3, "best_score": 0.5}
+    content = {"cur_itrs": 3, "best_score": np.float64(0.5)}
     net = shaken(VainF())
     model, converted = compare(net, tmp_path / "best.pth", {**content, "model_state": net.state_dict()})
     assert converted.library == "VainF" and "output stride 16" in converted.guesses[0]

@@ -21,14 +21,15 @@ from atrous.models.deeplab import DeepLabV3
 from atrous.models.interchange import detectron2, huggingface, mmsegmentation, research, smp, torchvision, vainf
 from atrous.models.interchange.base import Checkpoint, Choices, Converted, Reader
 from atrous.models.interchange.files import read_file
+from atrous.models.output_stride import Dial
 
 READERS: dict[str, Reader] = {
     "torchvision": torchvision.read,
     "segmentation_models_pytorch": smp.read,
+    "Hugging Face": huggingface.read,
     "mmsegmentation": mmsegmentation.read,
     "VainF": vainf.read,
     "detectron2": detectron2.read,
-    "Hugging Face": huggingface.read,
     "research/deeplab": research.read,
 }
 """By the name of the library."""
@@ -49,9 +50,11 @@ def convert(path: str | Path, choices: Choices = NO_CHOICES) -> tuple[DeepLabV3,
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read as data alone, is of no library that is known, of another network, or does not
+        ValueError: if the output stride is none that there is, or it cannot be read as data alone, is of no library that is known, of another network, or does not
             fit the network that it says it is; all differences in one line.
     """
+    if choices.output_stride is not None:
+        Dial(choices.output_stride)
     checkpoint = read_file(Path(path))
     for read in READERS.values():
         try:
@@ -76,7 +79,7 @@ def _unknown(checkpoint: Checkpoint) -> str:
     keys = list(checkpoint.tensors)
     return (
         f"a DeepLabv3 of none of {', '.join(READERS)}; it has {counted(len(keys), 'tensor')}, the first "
-        f"{', '.join(keys[:3])}"
+        f"{', '.join(keys[:3])}; docs/checkpoints.md says what is read"
     )
 
 
@@ -105,7 +108,8 @@ def _built(path: Path, converted: Converted, choices: Choices) -> tuple[DeepLabV
     except (TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
     except ValueError as error:
-        problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+        hint = f"; expected {converted.library}'s own DeepLabV3, whole and unchanged"
+        problems.append(f"{error}{hint}" if str(path) in str(error) else f"{path}: {error}")
     if not all(
         0 < std < math.inf and abs(mean) < math.inf for mean, std in zip(converted.mean, converted.std, strict=True)
     ):

@@ -35,11 +35,11 @@ KEYS = {
     "segmentation_head.0.": "classifier.",
 }
 _OTHERS = {
-    "decoder.block1.": "DeepLabV3Plus",
-    "decoder.aspp.0.convs.": "DeepLabV3Plus",
-    "decoder.blocks.": "Unet or a network like it",
-    "decoder.psp.": "PSPNet",
-    "decoder.seg_blocks.": "FPN",
+    "decoder.block1.": "a DeepLabV3Plus",
+    "decoder.aspp.0.convs.": "a DeepLabV3Plus",
+    "decoder.blocks.": "a Unet or a network like it",
+    "decoder.psp.": "a PSPNet or UPerNet",
+    "decoder.seg_blocks.": "an FPN",
 }
 
 _AUXILIARY = "classification_head."
@@ -113,7 +113,7 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
         return None
     for prefix, name in _OTHERS.items():
         if checkpoint.starts(prefix):
-            raise ValueError(f"it is a {name} of segmentation_models_pytorch; expected its DeepLabV3")
+            raise ValueError(f"it is {name} of segmentation_models_pytorch; expected its DeepLabV3")
     if not checkpoint.has("decoder.aspp.convs.0.0.weight") and not checkpoint.has("decoder.0.convs.0.0.weight"):
         raise ValueError("it is of segmentation_models_pytorch, but no DeepLabV3: the decoder has no ASPP")
     config = checkpoint.meta.get("config") or checkpoint.meta  # Lightning's hyper_parameters may say it, too
