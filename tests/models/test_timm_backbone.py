@@ -169,7 +169,7 @@ def test_replicas_start_from_block4_and_the_packaged_weights() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("tf_efficientnet_lite", {}, "timm has no network 'tf_efficientnet_lite'; it has timm/tf_efficientnet"),
+        ("tf_efficientnet_lite", {}, "timm has no network 'tf_efficientnet_lite'; did you mean tf_efficientnet"),
         ("vit_tiny_patch16_224", {}, "does not take images of 256x256 pixels|cannot reach output_stride 16"),
         ("hrnet_w18_small", {"output_stride": 8}, "cannot reach output_stride 8; it can reach 32"),
         ("resnet50", {"last_block": 5}, "the cascade needs inverted residuals"),

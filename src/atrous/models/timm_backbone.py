@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from atrous.messages import did_you_mean
 from atrous.models import conventions
 from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, mismatch
 from atrous.models.conventions import Convention
@@ -199,8 +200,7 @@ def _of_timm(name: str) -> Any:
 
     asked, (name, changes) = name, UNNAMED.get(name, (name, {}))
     if name not in timm.list_models(name) and not timm.is_model(name.split(".")[0]):
-        near = [f"timm/{other}" for other in timm.list_models(f"*{name[:8]}*")[:5]]
-        raise ValueError(f"timm has no network {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
+        raise ValueError(f"timm has no network {name!r}{did_you_mean(name, timm.list_models(), otherwise='')}")
     try:
         net = timm.create_model(name, features_only=True, **changes)
     except (RuntimeError, AttributeError, TypeError, AssertionError, NotImplementedError) as error:

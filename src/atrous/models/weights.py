@@ -262,6 +262,7 @@ def load_into(
     card = read_card(path)
     theirs, ours = card.arguments["num_classes"], model.num_classes
     state, own = _read_tensors(path), model.state_dict()
+    backbones = [str(arguments.get("backbone")) for arguments in (card.arguments, getattr(model, "arguments", {}))]
     problems = []
     if classes_from:
         rows, theirs = check_classes_from(classes_from, ours, theirs, path), ours
@@ -277,7 +278,9 @@ def load_into(
         state = _with_atrous_branches(state, own, model.head)
     if reset_head and _shapes(state) != _shapes(own):
         state = _with_own(state, own, *_HEAD)
-    problems += _misfits(own, state, f"the weights in {path}")
+    if misfits := _misfits(own, state, f"the weights in {path}"):
+        other = f"; the file has the backbone {backbones[0]}, the model {backbones[1]}"
+        problems.append(misfits[0] + (other if backbones[0] != backbones[1] else ""))
     if problems:
         raise ValueError("; ".join(problems))
     model.load_state_dict(state)
