@@ -403,7 +403,7 @@ def resolve(source: str | Path) -> Path:
     path = Path(source)
     if str(source) in names():
         return _zoo()[str(source)]
-    if path.suffix.startswith(".data-") and (table := table_of(path)):
+    if table := table_of(path):
         return table
     if os.path.isfile(path):  # unlike Path's, false for a name too long for any file
         return path
@@ -414,8 +414,6 @@ def resolve(source: str | Path) -> Path:
         if (path / "pytorch_model.bin").is_file():  # an older save_pretrained
             return path / "pytorch_model.bin"
         raise ValueError(f"{path} holds neither {MODEL_FILE} nor best/{MODEL_FILE}")
-    if table := table_of(path):
-        return table
     if is_hub_name(source):
         return fetch(str(source))
     hint = did_you_mean(source, names(), otherwise="the names are")

@@ -44,9 +44,7 @@ def read_file(path: Path) -> Checkpoint:
         ValueError: if it cannot be read as data alone, or holds no tensors.
     """
     folder = path if path.is_dir() else path.parent
-    file = _weight_file(path) if path.is_dir() else path
-    if file.suffix.startswith(".data-") or not file.is_file():
-        file = tensorflow.table_of(file) or file
+    file = _weight_file(path) if path.is_dir() else tensorflow.table_of(path) or path
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected a checkpoint")
     if file.suffix.lower() in tensorflow.GRAPHS:

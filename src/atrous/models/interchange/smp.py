@@ -14,6 +14,7 @@ from atrous.models.interchange.base import (
     Checkpoint,
     Choices,
     Converted,
+    backbone_in_order,
     in_definition_order,
     rates_at_16,
     renamed,
@@ -21,7 +22,7 @@ from atrous.models.interchange.base import (
     under,
     without,
 )
-from atrous.models.timm_backbone import in_timms_order, tensors_of
+from atrous.models.timm_backbone import tensors_of
 
 KEYS = {
     "encoder.model.": "backbone.net.",
@@ -62,17 +63,14 @@ class _Family:
     networks: dict[str, str]
     words: tuple[str, ...] = ()
 
-    def backbone(self, tensors: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
-        """The tensors of the encoder with timm's keys; ValueError if they are those of another network."""
-        theirs = without(tensors, _UNUSED)
+    def renamed(self, tensors: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
+        """All tensors, those of the encoder with our keys; ValueError if they are those of another network."""
         if self.words:
-            theirs = in_definition_order(theirs, "encoder.", self.words)
-        theirs = {key.removeprefix("encoder."): value for key, value in theirs.items() if key.startswith("encoder.")}
+            return backbone_in_order(in_definition_order(tensors, "encoder.", self.words), "encoder.", network)
+        theirs = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
         theirs = renamed(theirs, {"features.conv": "features_conv"})  # of its DPNs
-        if self.words:
-            return in_timms_order(theirs, network, "its encoder")
         mismatch(tensors_of(network), theirs, f"the tensors of its encoder, as timm/{network}'s,")
-        return theirs
+        return {**{f"backbone.net.{key}": value for key, value in theirs.items()}, **without(tensors, ["encoder."])}
 
 
 _FAMILIES = {
@@ -154,7 +152,8 @@ def _encoder(checkpoint: Checkpoint, choices: Choices, name: str) -> tuple[dict[
     Raises:
         ValueError: if there is none.
     """
-    tensors = renamed(without(checkpoint.tensors, [*_UNUSED, _AUXILIARY]), KEYS)
+    theirs = without(checkpoint.tensors, [*_UNUSED, _AUXILIARY])
+    tensors = renamed(theirs, KEYS)
     if checkpoint.starts("encoder.model."):
         if not choices.backbone and not name:
             raise ValueError("its encoder is one of timm, and it does not say which; give --backbone timm/NAME")
@@ -171,11 +170,9 @@ def _encoder(checkpoint: Checkpoint, choices: Choices, name: str) -> tuple[dict[
     for network in networks:
         assert family is not None
         try:
-            ours = family.backbone(checkpoint.tensors, network)
+            ours = family.renamed(theirs, network)
         except ValueError as error:
             why = str(error) if len(networks) == 1 else ""
             continue
-        others = without(tensors, ["backbone.", "encoder."])
-        arguments = {"backbone": f"timm/{network}", "convention": "smp"}
-        return arguments, {**{f"backbone.net.{key}": value for key, value in ours.items()}, **others}
+        return {"backbone": f"timm/{network}", "convention": "smp"}, renamed(ours, KEYS)
     raise ValueError(why or f"its encoder {name} is none of those that are known here: {_KNOWN}".replace("  ", " "))
