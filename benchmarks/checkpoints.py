@@ -99,7 +99,15 @@ def cases() -> Iterator[Case]:
         said = Choices(output_stride=stride)
         for encoder, sizes in encoders().items():
             yield f"smp {encoder} at {stride}", partial(smp, encoder, stride), Choices(), sizes
-        for depth, kind in ((50, "plain"), (50, "v1c"), (50, "v1d"), (101, "v1c"), (18, "v1c"), (18, "v1d"), (34, "v1c")):
+        for depth, kind in (
+            (50, "plain"),
+            (50, "v1c"),
+            (50, "v1d"),
+            (101, "v1c"),
+            (18, "v1c"),
+            (18, "v1d"),
+            (34, "v1c"),
+        ):
             yield (f"mmsegmentation ResNet-{depth} {kind} at {stride}",
                    partial(foreign.MMSegmentation, kind, output_stride=stride, depth=depth), said, SIZES)  # fmt: skip
         yield f"VainF ResNet-50 at {stride}", partial(foreign.VainF, output_stride=stride), said, SIZES

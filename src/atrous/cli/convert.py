@@ -53,7 +53,12 @@ def _forth(args: argparse.Namespace) -> int:
     for clause in (*(f"assumed {guess}" for guess in converted.guesses), *(f"left out {d}" for d in converted.dropped)):
         complain(f"{args.source}: {clause}", 0)
     difference, told = _compared(model, converted.library)
-    save(model, args.out, card_of(converted, args.source if is_hub_name(args.source) else Path(args.source).name), half=args.half)
+    save(
+        model,
+        args.out,
+        card_of(converted, args.source if is_hub_name(args.source) else Path(args.source).name),
+        half=args.half,
+    )
     said = {"file": str(args.out), "library": converted.library, "classes": list(converted.names)}
     if args.json:
         return print_json({**said, "guesses": list(converted.guesses), "largest_difference": difference})

@@ -62,7 +62,7 @@ def imagenet(backbone: str) -> dict[str, Tensor]:
 
 
 def is_offline() -> bool:
-    """Whether nothing is to be downloaded: the environment's ``HF_HUB_OFFLINE``, which `atrous train --offline` sets."""
+    """Whether nothing is to be downloaded: ``HF_HUB_OFFLINE`` of the environment, set by ``train --offline``."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 

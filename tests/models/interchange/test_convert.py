@@ -86,7 +86,9 @@ def test_mmsegmentation(
         monkeypatch.setitem(sys.modules, module, sys.modules[__name__])
     history = {"log_scalars": {"loss": HistoryBuffer()}, "iteration": np.int64(3)}
     meta = {"config": config, "CLASSES": ("road", "car", "tree", "sky", "pole"), "PALETTE": [[1, 2, 3]] * 5}
-    model, converted = compare(net, tmp_path / "iter.pth", {"state_dict": net.state_dict(), "meta": meta, "message_hub": history})
+    model, converted = compare(
+        net, tmp_path / "iter.pth", {"state_dict": net.state_dict(), "meta": meta, "message_hub": history}
+    )
     assert model.output_stride == output_stride and not converted.guesses
     assert converted.names == ("road", "car", "tree", "sky", "pole") and converted.palette[0] == (1, 2, 3)
 
@@ -188,7 +190,7 @@ def test_mobilevit(size: str, stride: int, tmp_path: Path) -> None:
      *(near(name, stride, (2, 4, 6)) for stride in (8, 16) for name in (
         "efficientnet-b1", "efficientnet-b2", "efficientnet-b3", "efficientnet-b5", "timm-efficientnet-b0",
         "timm-tf_efficientnet_lite0", "resnext50_32x4d", "se_resnet50", "se_resnext50_32x4d", "mobileone_s0",
-        "mobileone_s1", "timm-mobilenetv3_small_100", "timm-skresnet18", "dpn68", "dpn68b"))],
+        "mobileone_s1", "mobileone_s4", "timm-mobilenetv3_small_100", "timm-skresnet18", "dpn68", "dpn68b"))],
 )  # fmt: skip
 def test_smp(encoder: str, stride: int, rates: tuple[int, ...], tmp_path: Path) -> None:
     """The folder of its `save_pretrained`; and its state dict alone, with what the folder says given by hand."""

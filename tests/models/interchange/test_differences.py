@@ -66,7 +66,10 @@ ENCODER, STAGE = {"encoder.conv1.weight": ONE}, {"backbone.layer4.0.conv1.weight
         ({"backbone.0.0.weight": ONE, "classifier.low_classifier.weight": ONE}, "it is an LR-ASPP of torchvision"),
         ({"logits/semantic/weights": ONE, "decoder/x": ONE}, r"it is a DeepLabv3\+ of research/deeplab"),
         ({"logits/semantic/weights": ONE, "xception_65/x": ONE}, "its backbone is xception_65 of research/deeplab"),
-        ({"segformer.encoder.weight": ONE, "decode_head.classifier.weight": FILTER}, "expected MobileNetV2ForSemanticSegmentation or MobileViT"),
+        (
+            {"segformer.encoder.weight": ONE, "decode_head.classifier.weight": FILTER},
+            "expected MobileNetV2ForSemanticSegmentation or MobileViT",
+        ),
         (
             {"encoder.patch_embed1.proj.weight": ONE, "segmentation_head.0.weight": FILTER,
              "decoder.aspp.convs.0.0.weight": ONE},

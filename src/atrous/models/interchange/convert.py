@@ -50,8 +50,9 @@ def convert(path: str | Path, choices: Choices = NO_CHOICES) -> tuple[DeepLabV3,
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the output stride is none that there is, or it cannot be read as data alone, is of no library that is known, of another network, or does not
-            fit the network that it says it is; all differences in one line.
+        ValueError: if the output stride is none that there is, or the file cannot be read as data alone, is of no
+            library that is known, of another network, or does not fit the network that it says it is; all differences
+            in one line.
     """
     if choices.output_stride is not None:
         Dial(choices.output_stride)

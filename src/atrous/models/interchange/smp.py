@@ -90,7 +90,7 @@ _FAMILIES = {
     ),
     "encoder.stage0.": _Family(
         {f"mobileone_s{i}": f"mobileone_s{i}" for i in range(5)},
-        (*(f"stage{i}" for i in range(5)), "se", "reduce", "expand", "rbr_skip", "rbr_conv", "rbr_scale", "conv", "bn"),
+        (*(f"stage{i}" for i in range(5)), "rbr_skip", "rbr_conv", "rbr_scale", "se", "reduce", "expand", "conv", "bn"),
     ),
     "encoder.conv1.": _Family(
         {name: name for name in ("resnext50_32x4d", *(f"resnext101_32x{width}d" for width in (4, 8, 16, 32, 48)))}
