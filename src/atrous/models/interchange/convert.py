@@ -89,7 +89,8 @@ def _built(path: Path, converted: Converted, choices: Choices) -> tuple[DeepLabV
     classifier = tensors.get("classifier.weight")
     if classifier is None or classifier.ndim != 4:
         raise ValueError(f"{path}: it has no classifier")
-    names, guesses, problems = choices.names or converted.names, converted.guesses, []
+    names, guesses = choices.names or converted.names, converted.guesses
+    problems: list[str] = []
     if len(classifier) == 1:  # a sigmoid's, which is the softmax of 0 and it
         tensors |= {key: torch.cat([torch.zeros_like(value), value]) for key, value in tensors.items()
                     if key in ("classifier.weight", "classifier.bias")}  # fmt: skip

@@ -104,7 +104,7 @@ def read(path: Path) -> Any:
     try:
         if plain:
             return _Plain(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-        names = [(function, name) for name, function in _STAND_INS.items()]
+        names: list[Any] = [(function, name) for name, function in _STAND_INS.items()]
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(names):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a forged pickle can raise anything
