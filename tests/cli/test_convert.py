@@ -138,3 +138,22 @@ def test_a_backbone_starts_from_a_classifiers_file(
     assert main([*words, *settings, "--iterations", "1", "--batch-size", "2", "--device", "cpu", "--workers", "0"]) == 0
     assert f"the backbone starts from {path}, a classifier" in " ".join(capsys.readouterr().err.split())
     assert read_card(tmp_path / "run" / "best" / "model.safetensors").arguments["stride_in"] == "first"
+
+
+def test_a_network_that_the_library_does_not_build_converts_without_a_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torchvision.models import segmentation
+
+    path, out = tmp_path / "net.pth", tmp_path / "ours.safetensors"
+    net = segmentation.deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=2)
+    torch.save(shaken(net).state_dict(), path)
+    assert main(["convert", str(path), "--out", str(out), "--aspp-rates", "6", "12", "18"]) == 0
+    assert "not compared, for torchvision has no such network: the model has aspp_rates [6, 12, 18]" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert read_card(out).arguments["aspp_rates"] == [6, 12, 18]
+    assert main(["convert", str(out), "--out", str(tmp_path / "again.safetensors")]) == 2
+    assert "is a weight file of atrous; convert --to LIBRARY gives one of that library" in capsys.readouterr().err
+    assert main(["convert", str(path), "--out", str(out), "--output-stride", "7"]) == 2
+    assert "output_stride is 7, expected one of" in capsys.readouterr().err

@@ -96,7 +96,8 @@ class ConvModule(nn.Module):
 class MMSegBackbone(nn.Module):
     def __init__(self, kind: str, strides: tuple[int, ...], rates: tuple[int, ...], depth: int = 50) -> None:
         super().__init__()
-        unit, counts = (Units, (3, 4, 6, 3)) if depth == 50 else (BasicUnit, (2, 2, 2, 2))
+        unit = Units if depth >= 50 else BasicUnit
+        counts = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth]
         if kind == "plain":
             self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
         else:
@@ -135,7 +136,7 @@ class MMSegHead(nn.Module):
 
 
 class MMSegmentation(nn.Module):
-    """mmsegmentation's encoder and decoder with a ResNet-50 or 18, and its auxiliary head."""
+    """mmsegmentation's encoder and decoder with a ResNet-18, 34, 50 or 101, and its auxiliary head."""
 
     def __init__(
         self, kind: str = "v1c", classes: int = 5, channels: int = 512, output_stride: int = 8, depth: int = 50

@@ -83,7 +83,7 @@ def test_another_librarys_model_is_read_where_it_lies(server: Hub, tmp_path: Pat
     [
         ("someone/nothing", "there is no model 'someone/nothing' on the hub, or it is private"),
         ("someone/gated", "someone/gated is gated: accept its terms on its page on the hub, then log in"),
-        ("someone/empty", "someone/empty on the hub holds neither model.safetensors nor pytorch_model.bin"),
+        ("someone/empty", "someone/empty on the hub: it holds neither model.safetensors nor pytorch_model.bin"),
         (
             "someone/empty@other",
             "someone/empty on the hub has no revision 'other'; expected a branch, a tag or a commit",

@@ -79,8 +79,10 @@ def test_atrous_consistency(name: str) -> None:
     assert inconsistency(features(net, images, without_rates)) > 1e-3, "a test that sees no rate says nothing"
 
 
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18"])
-@pytest.mark.parametrize("stride", [8, 16, 32])
+@pytest.mark.parametrize(
+    ("name", "stride"),
+    [*((name, stride) for name in ("tf_efficientnet_lite0", "resnet18") for stride in (8, 16, 32)), ("skresnet18", 32)],
+)  # the last has atrous layers of its own
 def test_features_are_timms_where_timm_has_them(name: str, stride: int) -> None:
     theirs = timm.create_model(name, features_only=True, output_stride=stride).eval()
     ours = TimmBackbone(name, output_stride=stride).eval()
@@ -167,7 +169,7 @@ def test_replicas_start_from_block4_and_the_packaged_weights() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("tf_efficientnet_lite", {}, "timm has no network 'tf_efficientnet_lite'; it has timm/tf_efficientnet"),
+        ("tf_efficientnet_lite", {}, "timm has no network 'tf_efficientnet_lite'; did you mean tf_efficientnet"),
         ("vit_tiny_patch16_224", {}, "does not take images of 256x256 pixels|cannot reach output_stride 16"),
         ("hrnet_w18_small", {"output_stride": 8}, "cannot reach output_stride 8; it can reach 32"),
         ("resnet50", {"last_block": 5}, "the cascade needs inverted residuals"),

@@ -39,23 +39,31 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _forth(args: argparse.Namespace) -> int:
+    from atrous.models.hub import is_hub_name
     from atrous.models.interchange.base import Choices
     from atrous.models.interchange.convert import convert
-    from atrous.models.weights import card_of, save
+    from atrous.models.weights import card_of, check_foreign, resolve, save
 
     if args.out.suffix != ".safetensors":
         raise ValueError(f"--out is {args.out}, expected a file NAME.safetensors")
     choices = Choices(args.backbone, args.output_stride, tuple(args.aspp_rates or ()), tuple(args.names))
-    model, converted = convert(args.source, choices)
+    path = resolve(args.source)
+    check_foreign(path)
+    model, converted = convert(path, choices)
     for clause in (*(f"assumed {guess}" for guess in converted.guesses), *(f"left out {d}" for d in converted.dropped)):
         complain(f"{args.source}: {clause}", 0)
-    difference = _compared(model, converted.library)
-    save(model, args.out, card_of(converted, Path(args.source).name), half=args.half)
+    difference, told = _compared(model, converted.library)
+    save(
+        model,
+        args.out,
+        card_of(converted, args.source if is_hub_name(args.source) else Path(args.source).name),
+        half=args.half,
+    )
     said = {"file": str(args.out), "library": converted.library, "classes": list(converted.names)}
     if args.json:
         return print_json({**said, "guesses": list(converted.guesses), "largest_difference": difference})
     what = f"{converted.library}, {model.arguments['backbone']}, {len(converted.names)} classes"
-    say(f"{args.out}: from {what}; {_told(difference, converted.library)}")
+    say(f"{args.out}: from {what}; {told}")
     return 0
 
 
@@ -107,16 +115,21 @@ def _preprocessor(card: ModelCard) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _compared(model: DeepLabV3, library: str) -> float | None:
-    """The largest difference between the logits of both on the bundled photographs; None without the library."""
+def _compared(model: DeepLabV3, library: str) -> tuple[float | None, str]:
+    """The largest difference between the logits of both on the bundled photographs, and what is said of it."""
     from atrous.models.interchange.libraries import build, largest_difference, library_word, put_back
 
     word = library_word(library)
-    if word is None:
-        return None
-    net = build(word, model)
+    why = f"{library} is not installed to compare with"
+    try:
+        net = build(word, model) if word else None
+    except ValueError as error:  # a user's own, which the library's parts can make and its builders do not
+        net, why = None, f"not compared, for {error}"
+    if word is None or net is None:
+        return None, f"checked by the names and shapes of its tensors ({why})"
     put_back(model, net, word)
-    return largest_difference(model, net, _photographs(model))
+    difference = largest_difference(model, net, _photographs(model))
+    return difference, _told(difference, library)
 
 
 def _photographs(model: DeepLabV3) -> list[Tensor]:
@@ -132,7 +145,5 @@ def _photographs(model: DeepLabV3) -> list[Tensor]:
     return [F.interpolate(photograph, (side, side + 32), mode="bilinear") for photograph in photographs]
 
 
-def _told(difference: float | None, library: str) -> str:
-    if difference is None:
-        return f"checked by the names and shapes of its tensors ({library} is not installed to compare with)"
+def _told(difference: float, library: str) -> str:
     return f"its logits differ from {library}'s own network by {difference:.1e} of the largest, in float64"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import time
 from pathlib import Path
@@ -51,6 +52,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--time", type=str, metavar="TIME", help=text)
     parser.add_argument("--lr", type=float, help="initial learning rate")
     parser.add_argument("--weights", help="imagenet, none, or a model to start from")
+    text = "download nothing: say which ImageNet weights are missing, and where to put them"
+    parser.add_argument("--offline", action="store_true", help=text)
     parser.add_argument(
         "--reset-head", action="store_true", help="a new classifier, for other classes than those of --weights"
     )
@@ -67,6 +70,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train by one recipe, or several in sequence."""
+    if args.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, by workers as well
     from atrous.training.config import override
     from atrous.training.recipes import load_recipe
 

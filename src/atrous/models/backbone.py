@@ -63,7 +63,7 @@ def copy_where_shapes_allow(source: nn.Module, target: nn.Module) -> None:
 
 
 def mismatch(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
-    """Compare two state dicts by key and shape.
+    """Compare two state dicts by key, shape and kind of number.
 
     Raises:
         ValueError: where they differ: one line that counts the differences and names the first three of a kind.
@@ -75,6 +75,11 @@ def mismatch(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what: st
             f"{key} {tuple(given[key].shape)} for {tuple(wanted[key].shape)}"
             for key in wanted.keys() & given.keys()
             if wanted[key].shape != given[key].shape
+        ),
+        "of another kind": sorted(
+            f"{key} {given[key].dtype} for {wanted[key].dtype}"
+            for key in wanted.keys() & given.keys()
+            if wanted[key].is_floating_point() and not given[key].is_floating_point()
         ),
     }
     parts = [

@@ -3,7 +3,7 @@
 A network that was trained with them needs them; they follow the dial as the library's own would. Names of `Convention`:
 
 - ``smp``: a stage whose stride was removed has one rate, its first unit as well (segmentation_models_pytorch's own
-  encoders). Its EfficientNets pad as they would for their nominal size.
+  encoders), whatever rate a layer has of its own. Its EfficientNets pad as they would for their nominal size.
 - ``mmsegmentation``: of a unit of two 3×3 convolutions the first alone is atrous (ResNet-18 and 34).
 - ``huggingface``: of a stage the convolution that has lost its stride alone is atrous (MobileViT).
 - ``vainf``: a unit pads what it reads, before it is expanded, and the image is not padded (MobileNetV2).
@@ -35,7 +35,9 @@ _CENTRED = {
 """Strided layers that it pads on both sides: their map has an odd side at the network's nominal size."""
 
 
-def stride_and_rate(convention: Convention, name: str, path: str, native: tuple[int, int], dial: Dial) -> StrideAndRate:
+def stride_and_rate(
+    convention: Convention, name: str, path: str, native: tuple[int, int], own: int, dial: Dial
+) -> StrideAndRate:
     """Of a layer of a network of timm.
 
     Args:
@@ -43,12 +45,15 @@ def stride_and_rate(convention: Convention, name: str, path: str, native: tuple[
         name: of the network.
         path: of the layer.
         native: strides of the maps that it reads and writes.
+        own: its atrous rate at them.
         dial: what is asked for.
     """
     stride, rate = dial.stride_and_rate(*native)
+    rate *= own
     if convention == "smp":
         coarser = 2 if path.startswith(_COARSER.get(name, "-")) else 1
         rate = dial.rate(coarser * native[1])
+        rate = own if rate == 1 else rate
     elif convention == "huggingface" and native[0] == native[1]:
         rate = 1
     return StrideAndRate(stride, rate)

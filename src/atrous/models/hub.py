@@ -48,14 +48,8 @@ def fetch(name: str) -> Path:
         return path
     try:
         return _fetched(hub.HfApi(library_name="atrous"), repo, revision)
-    except _Wrong as error:
-        raise ValueError(str(error)) from None
     except Exception as error:  # the hub's, and those of its client for HTTP, which differ by version
         raise ValueError(plain(error, name)) from None
-
-
-class _Wrong(Exception):
-    """What is wrong, as it is to be said."""
 
 
 def _fetched(api: Any, repo: str, revision: str) -> Path:
@@ -63,7 +57,7 @@ def _fetched(api: Any, repo: str, revision: str) -> Path:
     listed = {sibling.rfilename: sibling for sibling in info.siblings or []}
     weights = next((file for file in _WEIGHTS if file in listed), "")
     if not weights:
-        raise _Wrong(f"{repo} on the hub holds neither {' nor '.join(_WEIGHTS)}")
+        raise ValueError(f"it holds neither {' nor '.join(_WEIGHTS)}")
     paths = {}
     for file in (each for each in (weights, *_BESIDE) if each in listed):
         paths[file] = Path(api.hf_hub_download(repo, file, revision=info.sha))
@@ -113,9 +107,9 @@ def plain(error: Exception, name: str) -> str:
         return f"there is no model {repo!r} on the hub, or it is private (hf auth login), and no such path"
     if "RevisionNotFoundError" in kinds:
         return f"{repo} on the hub has no revision {revision!r}; expected a branch, a tag or a commit"
+    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     if "HfHubHTTPError" in kinds or "ValueError" in kinds:
-        return f"{name} on the hub: {(str(error).strip().splitlines() or [type(error).__name__])[0][:300]}"
-    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return f"{name} on the hub: {why}"
     return (
         f"the hub cannot be reached for {name!r}, which is no path either: {why}; NAME@COMMIT loads from the cache "
         "without a network what was fetched before"

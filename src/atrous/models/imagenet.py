@@ -6,6 +6,8 @@ Pickles are read only where others publish weights that way, and then with ``wei
 from __future__ import annotations
 
 import importlib.util
+import logging
+import os
 import pickle
 from importlib import resources
 from pathlib import Path
@@ -38,9 +40,14 @@ def imagenet(backbone: str) -> dict[str, Tensor]:
         zoo = Path(str(resources.files("atrous") / "models" / "zoo"))
         carried = sorted(path.stem for path in zoo.glob(f"*-{name}.safetensors"))  # DATA-BACKBONE
         raise ValueError(
-            f"nobody has published ImageNet weights of {backbone}; start from {', '.join([*carried, 'none'])}"
+            f"there are no ImageNet weights of {backbone} to download; start from {', '.join([*carried, 'none'])}"
         )
+    if is_offline() and not backbone.startswith("timm/") and not _kept(backbone).is_file():
+        raise ValueError(f"the ImageNet weights of {backbone} are not on this machine; {_where_to_put_it(backbone)}")
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
     try:
+        log.setLevel(logging.ERROR)  # it tells each try
         return _downloaded(backbone)
     except pickle.UnpicklingError as error:
         raise ValueError(f"the ImageNet weights of {backbone} hold more than tensors; nothing was run") from error
@@ -50,6 +57,13 @@ def imagenet(backbone: str) -> dict[str, Tensor]:
             f"the ImageNet weights of {backbone} could not be downloaded: {str(error).splitlines()[0]}; "
             f"{offline}{_where_to_put_it(backbone)}"
         ) from error
+    finally:
+        log.setLevel(level)
+
+
+def is_offline() -> bool:
+    """Whether nothing is to be downloaded: ``HF_HUB_OFFLINE`` of the environment, set by ``train --offline``."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _downloaded(backbone: str) -> dict[str, Tensor]:
@@ -70,10 +84,16 @@ def _where_to_put_it(backbone: str) -> str:
     by_path = "give any file of it by --set weights=FILE"
     if backbone.startswith("timm/"):
         return f"{by_path}, with its whole classifier as timm saves it"
+    kept = _kept(backbone)
+    return f"put torchvision's {kept.name} into {kept.parent}, or {by_path}"
+
+
+def _kept(backbone: str) -> Path:
+    """Where torchvision keeps the file that it downloads."""
     from torchvision.models import get_model_weights
 
     file = str(get_model_weights(backbone)["IMAGENET1K_V1"].url).rpartition("/")[2]
-    return f"put torchvision's {file} into {Path(torch.hub.get_dir()) / 'checkpoints'}, or {by_path}"
+    return Path(torch.hub.get_dir()) / "checkpoints" / file
 
 
 def _packaged(package: str, name: str) -> dict[str, Tensor]:

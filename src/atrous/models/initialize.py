@@ -32,6 +32,10 @@ def initialize(
             raise ValueError(
                 f"classes_from is {list(classes_from)}, but {source} is a classifier, whose head is not taken"
             )
-        model.backbone.load_imagenet(backbone_weights(source, model.backbone.name))
+        name = model.backbone.name
+        try:
+            model.backbone.load_imagenet(backbone_weights(source, name))
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}; expected a classifier with the backbone {name}") from error
         return
     (load_tflite if is_tflite(source) else load_into)(model, source, reset_head=reset_head, classes_from=classes_from)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from atrous.messages import did_you_mean
 from atrous.models import conventions
 from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, mismatch
 from atrous.models.conventions import Convention
@@ -32,9 +34,19 @@ UNNAMED: dict[str, tuple[str, dict[str, Any]]] = {
         for width in ("035", "050", "075", "100", "140")
     },
     "mobilenetv2_100_1280": ("mobilenetv2_100", {}),
+    **{f"dpn{size}_normed": (f"dpn{size}", {}) for size in ("68", "68b", "92", "98", "107", "131")},
+    "resnext101_32x48d": ("resnext101_32x32d", {"base_width": 48}),
+    "skresnext50_32x4d_narrow": ("skresnext50_32x4d", {"block_args": {}}),
+    **{
+        f"skresnet{depth}_narrow": (
+            f"skresnet{depth}",
+            {"block_args": {"sk_kwargs": {"rd_ratio": 1 / 8, "split_input": True}}},
+        )
+        for depth in (18, 34)
+    },
 }
-"""Networks that timm can build and does not name; ``tf_``, as in its names, pads as TensorFlow does, and ``_1280``
-has the convolution before its classifier as well."""
+"""Networks that timm can build and does not name; ``tf_``, as in its names, pads as TensorFlow does, ``_1280`` has the
+convolution before its classifier as well, ``_normed`` the batch norm there, and ``_narrow`` less in its attention."""
 
 _PROBE = 256
 """Side of the image that is sent through a network to learn its strides; a multiple of all of them."""
@@ -76,6 +88,7 @@ class TimmBackbone(Backbone):
         conventions.prepare(self.net, convention, name)
         self.convention = convention
         self.layers: dict[str, tuple[int, int]] = self.net.strides if ours else _layers(name)
+        self.rates = {path: rate for path, layer in _spatial(self.net).items() if (rate := _rate(layer)) > 1}
         info = self.net.feature_info
         self.channels = int(info.channels()[-1])
         self.native_stride = int(info.reduction()[-1])
@@ -113,7 +126,7 @@ class TimmBackbone(Backbone):
         self.output_stride = min(output_stride, self.native_stride)
         grid = self.multi_grid
         unit_rates = dict(zip(self.grid_units, grid, strict=False)) if grid else {}
-        _set_strides_and_rates(self.net, self.layers, dial, unit_rates, self.convention, self.name)
+        _set_strides_and_rates(self.net, self.layers, dial, unit_rates, self.convention, self.name, self.rates)
         native = self.native_stride
         for block in self.cascade.values():
             for i, unit in enumerate(block.children()):
@@ -187,8 +200,7 @@ def _of_timm(name: str) -> Any:
 
     asked, (name, changes) = name, UNNAMED.get(name, (name, {}))
     if name not in timm.list_models(name) and not timm.is_model(name.split(".")[0]):
-        near = [f"timm/{other}" for other in timm.list_models(f"*{name[:8]}*")[:5]]
-        raise ValueError(f"timm has no network {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
+        raise ValueError(f"timm has no network {name!r}{did_you_mean(name, timm.list_models(), otherwise='')}")
     try:
         net = timm.create_model(name, features_only=True, **changes)
     except (RuntimeError, AttributeError, TypeError, AssertionError, NotImplementedError) as error:
@@ -198,6 +210,9 @@ def _of_timm(name: str) -> Any:
 
         net.blocks[-1].append(ConvBnAct(net.feature_info.channels()[-1], 1280, 1, act_layer=nn.ReLU6))
         net.feature_info.info[-1]["num_chs"] = 1280
+    elif asked.endswith("_normed"):
+        net["features_conv5_bn_ac"] = timm.create_model(name).features.conv5_bn_ac
+        net.return_layers["features_conv5_bn_ac"] = net.return_layers.pop(list(net.return_layers)[-1])
     return net
 
 
@@ -275,6 +290,10 @@ def _is_pointwise(layer: Any) -> bool:
     return set(_sides(layer.kernel_size)) == {1} and set(_sides(layer.stride)) == {1}
 
 
+def _rate(layer: Any) -> int:
+    return 1 if isinstance(layer, AtrousPool2d) else _sides(layer.dilation)[0]
+
+
 def _sides(value: Any) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
@@ -337,13 +356,18 @@ def _set_strides_and_rates(
     unit_rates: Mapping[str, int],
     convention: Convention = "",
     name: str = "",
+    rates: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
-    """Apply the dial to every layer, and to the units named in `unit_rates` multi-grid (section 3.2.1)."""
+    """Apply the dial to every layer, and to the units named in `unit_rates` multi-grid (section 3.2.1).
+
+    `rates` are those that layers have at the network's own stride, where they are not 1.
+    """
     for path, native in layers.items():
-        stride, rate = conventions.stride_and_rate(convention, name.removeprefix("timm/"), path, native, dial)
+        own = rates.get(path, 1)
+        stride, rate = conventions.stride_and_rate(convention, name.removeprefix("timm/"), path, native, own, dial)
         for unit, unit_rate in unit_rates.items():
             if path == unit or path.startswith(f"{unit}.") or not unit:
-                rate = dial.rate(native[1]) * unit_rate
+                rate = dial.rate(native[1]) * own * unit_rate
         set_stride_and_dilation(net.get_submodule(path), stride, rate)
     if convention == "vainf":
         conventions.pad_units(net)

@@ -35,7 +35,7 @@ from atrous.models.exported import ExportedDeepLabV3, is_exported, open_file
 from atrous.models.hub import fetch, is_hub_name
 from atrous.models.interchange.base import Converted
 from atrous.models.interchange.convert import convert
-from atrous.models.interchange.files import PICKLES, TENSORFLOW
+from atrous.models.interchange.files import PICKLES, TENSORFLOW, check_is_whole
 from atrous.models.interchange.tensorflow import table_of
 from atrous.models.output_stride import LONGEST_SIDE
 from atrous.models.tflite import is_tflite
@@ -262,6 +262,7 @@ def load_into(
     card = read_card(path)
     theirs, ours = card.arguments["num_classes"], model.num_classes
     state, own = _read_tensors(path), model.state_dict()
+    backbones = [str(arguments.get("backbone")) for arguments in (card.arguments, getattr(model, "arguments", {}))]
     problems = []
     if classes_from:
         rows, theirs = check_classes_from(classes_from, ours, theirs, path), ours
@@ -277,7 +278,9 @@ def load_into(
         state = _with_atrous_branches(state, own, model.head)
     if reset_head and _shapes(state) != _shapes(own):
         state = _with_own(state, own, *_HEAD)
-    problems += _misfits(own, state, f"the weights in {path}")
+    if misfits := _misfits(own, state, f"the weights in {path}"):
+        other = f"; the file has the backbone {backbones[0]}, the model {backbones[1]}"
+        problems.append(misfits[0] + (other if backbones[0] != backbones[1] else ""))
     if problems:
         raise ValueError("; ".join(problems))
     model.load_state_dict(state)
@@ -309,9 +312,6 @@ def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) 
         mismatch(own, state, what)
     except ValueError as error:
         return [str(error)]
-    kinds = [key for key in own if own[key].is_floating_point() != state[key].is_floating_point()]
-    if kinds:
-        return [f"{what} do not fit: {kinds[0]} is {state[kinds[0]].dtype} for {own[kinds[0]].dtype}"]
     sums = {key: value.sum(dtype=torch.float32) for key, value in state.items() if value.is_floating_point()}
     bad = [key for key, total in sums.items() if not total.isfinite() and not state[key].float().isfinite().all()]
     return [f"{what} hold NaN or infinity in {', '.join(bad[:3])}"] if bad else []
@@ -338,6 +338,18 @@ def _is_foreign(path: Path) -> bool:
             return _HEADER_KEY not in (file.metadata() or {})
     except (SafetensorError, OSError, UnicodeDecodeError):
         return False  # what is wrong is said by whoever reads it
+
+
+def check_foreign(path: Path) -> None:
+    """Refuse a file that is known here and no checkpoint of another library.
+
+    Raises:
+        ValueError: if it is a weight file of ours, a damaged one, an exported file or a LiteRT file.
+    """
+    known = path.suffix == ".safetensors" or is_exported(path) or is_tflite(path)
+    if known and not _is_foreign(path):
+        read_card(path)
+        raise ValueError(f"{path} is a weight file of atrous; convert --to LIBRARY gives one of that library")
 
 
 def _converted(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
@@ -368,6 +380,7 @@ def read_card(path: Path) -> ModelCard:
         )
     if _is_foreign(path):
         return _converted(path)[0]
+    check_is_whole(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -390,7 +403,7 @@ def resolve(source: str | Path) -> Path:
     path = Path(source)
     if str(source) in names():
         return _zoo()[str(source)]
-    if path.suffix.startswith(".data-") and (table := table_of(path)):
+    if table := table_of(path):
         return table
     if os.path.isfile(path):  # unlike Path's, false for a name too long for any file
         return path
@@ -401,8 +414,6 @@ def resolve(source: str | Path) -> Path:
         if (path / "pytorch_model.bin").is_file():  # an older save_pretrained
             return path / "pytorch_model.bin"
         raise ValueError(f"{path} holds neither {MODEL_FILE} nor best/{MODEL_FILE}")
-    if table := table_of(path):
-        return table
     if is_hub_name(source):
         return fetch(str(source))
     hint = did_you_mean(source, names(), otherwise="the names are")

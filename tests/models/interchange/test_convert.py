@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +62,33 @@ def test_torchvision(name: str, tmp_path: Path) -> None:
     assert model.output_stride == (8 if "resnet" in name else 16)
 
 
+class HistoryBuffer:
+    """mmengine's, which its checkpoints hold beside the weights."""
+
+    def __init__(self) -> None:
+        self.max_length, self._log_history = 10, np.arange(3.0)
+
+
+HistoryBuffer.__module__ = "mmengine.logging.history_buffer"
+
+
 @pytest.mark.parametrize(
     ("kind", "output_stride", "depth"),
     [near("plain", 8, 50), ("v1c", 16, 50), ("v1d", 8, 50), ("v1c", 8, 18), near("v1d", 16, 18), near("plain", 16, 18)],
 )
-def test_mmsegmentation(kind: str, output_stride: int, depth: int, tmp_path: Path) -> None:
+def test_mmsegmentation(
+    kind: str, output_stride: int, depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = shaken(MMSegmentation(kind, channels=16, output_stride=output_stride, depth=depth))
     strides, rates = ("(1, 2, 1, 1)", "(1, 12, 24, 36)") if output_stride == 8 else ("(1, 2, 2, 1)", "(1, 6, 12, 18)")
     config = f"model = dict(backbone=dict(type='ResNetV1c', strides={strides}), decode_head=dict(dilations={rates}))"
+    for module in ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer"):
+        monkeypatch.setitem(sys.modules, module, sys.modules[__name__])
+    history = {"log_scalars": {"loss": HistoryBuffer()}, "iteration": np.int64(3)}
     meta = {"config": config, "CLASSES": ("road", "car", "tree", "sky", "pole"), "PALETTE": [[1, 2, 3]] * 5}
-    model, converted = compare(net, tmp_path / "iter.pth", {"state_dict": net.state_dict(), "meta": meta})
+    model, converted = compare(
+        net, tmp_path / "iter.pth", {"state_dict": net.state_dict(), "meta": meta, "message_hub": history}
+    )
     assert model.output_stride == output_stride and not converted.guesses
     assert converted.names == ("road", "car", "tree", "sky", "pole") and converted.palette[0] == (1, 2, 3)
 
@@ -79,6 +98,12 @@ def test_detectron2(deep: bool, tmp_path: Path) -> None:
     net = shaken(Detectron2(deep))
     model, converted = compare(net, tmp_path / "model_final.pth", {"model": net.state_dict()}, MULTIPLES)
     assert "multi-grid 1, 2, 4" in converted.guesses[0]
+    # As its model zoo has them.
+    zoo = {"model": {key: value.float().numpy() for key, value in net.state_dict().items()}, "__author__": "third"}
+    for protocol in (2, 4):
+        (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(zoo, protocol))
+        again, _ = convert(tmp_path / "zoo.pkl")
+        assert all(value.equal(again.state_dict()[key]) for key, value in model.float().state_dict().items())
 
 
 @pytest.mark.parametrize(("stride", "tf_padding"), [(8, True), near(16, False)])
@@ -101,7 +126,7 @@ def test_huggingface(stride: int, tf_padding: bool, tmp_path: Path) -> None:
 
 
 def test_vainf(tmp_path: Path) -> None:
-    content = {"cur_itrs": 3, "best_score": 0.5}
+    content = {"cur_itrs": 3, "best_score": np.float64(0.5)}
     net = shaken(VainF())
     model, converted = compare(net, tmp_path / "best.pth", {**content, "model_state": net.state_dict()})
     assert converted.library == "VainF" and "output stride 16" in converted.guesses[0]
@@ -165,7 +190,7 @@ def test_mobilevit(size: str, stride: int, tmp_path: Path) -> None:
      *(near(name, stride, (2, 4, 6)) for stride in (8, 16) for name in (
         "efficientnet-b1", "efficientnet-b2", "efficientnet-b3", "efficientnet-b5", "timm-efficientnet-b0",
         "timm-tf_efficientnet_lite0", "resnext50_32x4d", "se_resnet50", "se_resnext50_32x4d", "mobileone_s0",
-        "mobileone_s1", "timm-mobilenetv3_small_100"))],
+        "mobileone_s1", "mobileone_s4", "timm-mobilenetv3_small_100", "timm-skresnet18", "dpn68", "dpn68b"))],
 )  # fmt: skip
 def test_smp(encoder: str, stride: int, rates: tuple[int, ...], tmp_path: Path) -> None:
     """The folder of its `save_pretrained`; and its state dict alone, with what the folder says given by hand."""
@@ -186,6 +211,24 @@ def test_smp(encoder: str, stride: int, rates: tuple[int, ...], tmp_path: Path) 
     assert not convert(tmp_path / "last.ckpt")[1].guesses
     backbone = model.arguments["backbone"] if "encoder.model" in next(iter(net.state_dict())) else None
     compare(net.float(), tmp_path / "net.pth", None, ((32, 64),), Choices(backbone, stride, rates))
+
+
+@torch.no_grad()
+def test_one_logit_is_two_classes(tmp_path: Path) -> None:
+    """smp's own default: the class where the logit is above 0. And its classifier of whole images is left out."""
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch, whose network it is")
+    net = shaken(smp.DeepLabV3("tu-lcnet_050", encoder_weights=None, decoder_channels=8, aux_params={"classes": 3}))
+    net.save_pretrained(tmp_path)
+    model, converted = convert(tmp_path)
+    assert converted.names == ("background", "foreground") and "classifier of whole images" in converted.dropped[0]
+    assert "one logit" in converted.guesses[0]
+    image = torch.randn(1, 3, 32, 64, dtype=torch.float64)
+    background, logit = model.double()(image).unbind(1)
+    assert not background.any() and (logit - net.double()(image)[0][:, 0]).abs().max() < 1e-6 * logit.abs().max()
+    for given in (("tree",), ("ground", "tree")):
+        assert convert(tmp_path, Choices(names=given))[1].names == (("background", "ground")[len(given) - 1], "tree")
+    with pytest.raises(ValueError, match="has 2 classes; expected as many names, found 3"):
+        convert(tmp_path, Choices(names=("a", "b", "c")))
 
 
 @pytest.mark.integration

@@ -47,7 +47,7 @@ ENCODER, STAGE = {"encoder.conv1.weight": ONE}, {"backbone.layer4.0.conv1.weight
         ),
         (
             {**ENCODER, "segmentation_head.0.weight": ONE, "decoder.psp.blocks.0.pool.1.0.weight": ONE},
-            "it is a PSPNet of segmentation_models_pytorch",
+            "it is a PSPNet or UPerNet of segmentation_models_pytorch",
         ),
         (
             {**STAGE, "decode_head.conv_seg.weight": ONE, "decode_head.c1_bottleneck.conv.weight": ONE},
@@ -66,9 +66,12 @@ ENCODER, STAGE = {"encoder.conv1.weight": ONE}, {"backbone.layer4.0.conv1.weight
         ({"backbone.0.0.weight": ONE, "classifier.low_classifier.weight": ONE}, "it is an LR-ASPP of torchvision"),
         ({"logits/semantic/weights": ONE, "decoder/x": ONE}, r"it is a DeepLabv3\+ of research/deeplab"),
         ({"logits/semantic/weights": ONE, "xception_65/x": ONE}, "its backbone is xception_65 of research/deeplab"),
-        ({"segformer.encoder.weight": ONE}, "expected MobileNetV2ForSemanticSegmentation or MobileViT"),
         (
-            {"encoder.features.conv1_1.conv.weight": ONE, "segmentation_head.0.weight": FILTER,
+            {"segformer.encoder.weight": ONE, "decode_head.classifier.weight": FILTER},
+            "expected MobileNetV2ForSemanticSegmentation or MobileViT",
+        ),
+        (
+            {"encoder.patch_embed1.proj.weight": ONE, "segmentation_head.0.weight": FILTER,
              "decoder.aspp.convs.0.0.weight": ONE},
             "its encoder is none of those that are known here: ResNets, ResNeXts, .*, and timm's .tu-NAME.",
         ),

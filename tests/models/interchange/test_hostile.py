@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +53,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind, options in {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}}.items():
         few = {"state_dict": dict(list(net.state_dict().items())[:12]), "config": config}
         torch.save(few, folder / f"small-{kind}.pth", **options)
+    arrays = {key: value.numpy() for key, value in net.state_dict().items()}
+    for name, state in (("plain.pkl", arrays), ("small-plain.pth", dict(list(arrays.items())[:12]))):
+        (folder / name).write_bytes(pickle.dumps({"model": state, "config": config}))
     for file in (Path(__file__).parent / "files").glob("small.ckpt.*"):
         shutil.copy(file, folder)
     return folder
@@ -57,12 +63,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 FORMATS = {
     "zip": ["zip.pth"],
+    "plain": ["plain.pkl"],
     "legacy": ["legacy.pth"],
     "safetensors": ["model.safetensors", "config.json"],
     "npz": ["arrays.npz"],
     "tensorflow": ["small.ckpt.index", "small.ckpt.data-00000-of-00001"],
 }
-PARTS = {"zip": ["small-zip.pth"], "legacy": ["small-legacy.pth"]}
+PARTS = {kind: [f"small-{kind}.pth"] for kind in ("zip", "legacy", "plain")}
 """A file of a few tensors, of what is slow as a whole network: four times as many of these are mutated."""
 ODD = [b"\xff\xff\xff\xff", b"0000", b"99999999", b"null", b'"","', b"[[[[", b"-1", b"1e999", b"NaN", b"\x8a\x08"]
 
@@ -219,6 +226,61 @@ def several_disks(path: Path) -> None:
     path.write_bytes(content)
 
 
+class Asks:
+    """What asks for a function when it is unpickled."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.asked = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.asked
+
+
+def plain(path: Path) -> None:
+    """A pickle that PyTorch did not write, which would make a file."""
+    path.write_bytes(pickle.dumps({"model": Asks(os.mkdir, str(path.with_name("ran")))}))
+
+
+def plain_objects(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"model": {"a": np.array([None])}}))
+
+
+def plain_of_more(path: Path) -> None:
+    """An array of four numbers that says that it has 10^12."""
+    content = pickle.dumps({"model": {"a": np.zeros(4, np.float32)}}, 2)
+    path.write_bytes(content.replace(b"K\x04\x85", b"\x8a\x05" + (10**12 // 4).to_bytes(5, "little") + b"\x85"))
+
+
+def plain_memo(path: Path) -> None:
+    """It asks for a table of 2^31 places."""
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")
+
+
+def page(path: Path) -> None:
+    path.write_text("\n<!DOCTYPE html><html>Sign in</html>")
+
+
+def pointer(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def half(path: Path) -> None:
+    torch.save({"a.weight": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def words(path: Path) -> None:
+    path.write_text("hello")
+
+
+def archive_of_nothing(path: Path) -> None:
+    zipfile.ZipFile(path, "w").close()
+
+
 def odd_name(path: Path) -> None:
     torch.save({"a.weight\nand more": torch.zeros(4)}, path)
 
@@ -240,14 +302,26 @@ def header_of_more(path: Path) -> None:
         (legacy, "cannot be read as a checkpoint of PyTorch"),
         (sparse, "which the file does not hold"),
         (several_disks, "is not a whole checkpoint: zipfiles that span multiple disks are not supported"),
+        (plain, r"holds more than tensors: it asks for \w+.mkdir, which is not run here; where you trust it, load it"),
+        (plain_objects, "cannot be read as a checkpoint of PyTorch: it holds an array of 'O8', expected numbers"),
+        (plain_of_more, "an array in it has 16 bytes for 250000000000 numbers"),
+        (plain_memo, "holds no tensors"),
+        (page, "is a page of HTML and not the file; fetch it again"),
+        (pointer, "is a pointer of Git LFS and not the file; fetch it by: git lfs pull"),
+        (empty, "net.pth is empty"),
+        (half, "it is cut off, damaged or something else; fetch or save it again"),
+        (archive_of_nothing, "is an archive of nothing; fetch or save it again"),
+        (words, "it is cut off, damaged or something else; fetch or save it again"),
         (odd_name, r"has the name 'a.weight\\nand more', which is none of a layer"),
     ],
 )
-def test_what_says_that_it_is_larger_is_refused(forge: Callable[[Path], None], words: str, tmp_path: Path) -> None:
+def test_a_forged_or_broken_file_is_refused(forge: Callable[[Path], None], words: str, tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     forge(path)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as caught:
         read_file(path)
+    assert "weights_only" not in str(caught.value).replace("load it by torch.load(FILE, weights_only=False)", "")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_header_that_says_more_is_refused(tmp_path: Path) -> None:

@@ -21,14 +21,15 @@ from atrous.models.deeplab import DeepLabV3
 from atrous.models.interchange import detectron2, huggingface, mmsegmentation, research, smp, torchvision, vainf
 from atrous.models.interchange.base import Checkpoint, Choices, Converted, Reader
 from atrous.models.interchange.files import read_file
+from atrous.models.output_stride import Dial
 
 READERS: dict[str, Reader] = {
     "torchvision": torchvision.read,
     "segmentation_models_pytorch": smp.read,
+    "Hugging Face": huggingface.read,
     "mmsegmentation": mmsegmentation.read,
     "VainF": vainf.read,
     "detectron2": detectron2.read,
-    "Hugging Face": huggingface.read,
     "research/deeplab": research.read,
 }
 """By the name of the library."""
@@ -49,9 +50,12 @@ def convert(path: str | Path, choices: Choices = NO_CHOICES) -> tuple[DeepLabV3,
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read as data alone, is of no library that is known, of another network, or does not
-            fit the network that it says it is; all differences in one line.
+        ValueError: if the output stride is none that there is, or the file cannot be read as data alone, is of no
+            library that is known, of another network, or does not fit the network that it says it is; all differences
+            in one line.
     """
+    if choices.output_stride is not None:
+        Dial(choices.output_stride)
     checkpoint = read_file(Path(path))
     for read in READERS.values():
         try:
@@ -76,7 +80,7 @@ def _unknown(checkpoint: Checkpoint) -> str:
     keys = list(checkpoint.tensors)
     return (
         f"a DeepLabv3 of none of {', '.join(READERS)}; it has {counted(len(keys), 'tensor')}, the first "
-        f"{', '.join(keys[:3])}"
+        f"{', '.join(keys[:3])}; docs/checkpoints.md says what is read"
     )
 
 
@@ -85,9 +89,15 @@ def _built(path: Path, converted: Converted, choices: Choices) -> tuple[DeepLabV
     classifier = tensors.get("classifier.weight")
     if classifier is None or classifier.ndim != 4:
         raise ValueError(f"{path}: it has no classifier")
-    count = len(classifier)
-    names = choices.names or converted.names or tuple(f"class {i}" for i in range(count))
-    problems = []
+    names, guesses = choices.names or converted.names, converted.guesses
+    problems: list[str] = []
+    if len(classifier) == 1:  # a sigmoid's, which is the softmax of 0 and it
+        tensors |= {key: torch.cat([torch.zeros_like(value), value]) for key, value in tensors.items()
+                    if key in ("classifier.weight", "classifier.bias")}  # fmt: skip
+        names = names if len(names) > 1 else ("background", *(names or ("foreground",)))
+        guesses += ("two classes, the second where its one logit is above 0",)
+    count = len(tensors["classifier.weight"])
+    names = names or tuple(f"class {i}" for i in range(count))
     if len(names) != count:
         problems.append(f"{path} has {count} classes; expected as many names, found {len(names)}")
     elif twice := sorted({name for name in names if names.count(name) > 1}):
@@ -100,7 +110,8 @@ def _built(path: Path, converted: Converted, choices: Choices) -> tuple[DeepLabV
     except (TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
     except ValueError as error:
-        problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+        hint = f"; expected {converted.library}'s own DeepLabV3, whole and unchanged"
+        problems.append(f"{error}{hint}" if str(path) in str(error) else f"{path}: {error}")
     if not all(
         0 < std < math.inf and abs(mean) < math.inf for mean, std in zip(converted.mean, converted.std, strict=True)
     ):
@@ -114,7 +125,7 @@ def _built(path: Path, converted: Converted, choices: Choices) -> tuple[DeepLabV
     model.load_state_dict({key: value.to(kinds[key]) for key, value in tensors.items()}, assign=True)
     _keep_epsilon(model, converted.epsilon)
     model.backbone.mean, model.backbone.std = converted.mean, converted.std
-    return model.eval(), replace(converted, names=names)
+    return model.eval(), replace(converted, names=names, guesses=guesses)
 
 
 def _counters(model: DeepLabV3) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Read checkpoint files and run nothing in them: safetensors, pickles by ``weights_only`` alone, NumPy, TensorFlow."""
+"""Read checkpoint files and run nothing in them: safetensors, pickles, NumPy, TensorFlow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from atrous.messages import listed
-from atrous.models.interchange import tensorflow
+from atrous.models.interchange import pickles, tensorflow
 from atrous.models.interchange.base import Checkpoint
 
 PICKLES = frozenset({".pth", ".pt", ".ckpt", ".bin", ".tar", ".pkl"})
@@ -44,9 +44,7 @@ def read_file(path: Path) -> Checkpoint:
         ValueError: if it cannot be read as data alone, or holds no tensors.
     """
     folder = path if path.is_dir() else path.parent
-    file = _weight_file(path) if path.is_dir() else path
-    if file.suffix.startswith(".data-") or not file.is_file():
-        file = tensorflow.table_of(file) or file
+    file = _weight_file(path) if path.is_dir() else tensorflow.table_of(path) or path
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected a checkpoint")
     if file.suffix.lower() in tensorflow.GRAPHS:
@@ -55,13 +53,28 @@ def read_file(path: Path) -> Checkpoint:
         ".safetensors": _read_safetensors, ".npz": _read_npz, tensorflow.INDEX: tensorflow.read_checkpoint,
         **dict.fromkeys(tensorflow.KERAS, _read_keras),
     }  # fmt: skip
-    content = readers.get(file.suffix.lower(), _read_pickle)(file)
+    check_is_whole(file)
+    content = readers.get(file.suffix.lower(), pickles.read)(file)
     state, meta = _state_of(file, content)
     if file.name.partition(".")[0] in ("model", "pytorch_model"):
         for key, name in {"config": "config.json", "preprocessor": "preprocessor_config.json"}.items():
             if (folder / name).is_file():
                 meta[key] = _read_json(folder / name)
     return Checkpoint(path, state, meta)
+
+
+def check_is_whole(path: Path) -> None:
+    """Refuse what was fetched in place of a file.
+
+    Raises:
+        ValueError: if it is empty, a pointer of Git LFS or a page of HTML.
+    """
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    kinds = {b"version https://git-lfs": "is a pointer of Git LFS and not the file; fetch it by: git lfs pull",
+             b"<": "is a page of HTML and not the file; fetch it again"}  # fmt: skip
+    if what := "is empty" if not start else next((kinds[kind] for kind in kinds if start.startswith(kind)), ""):
+        raise ValueError(f"{path} {what}")
 
 
 def _weight_file(folder: Path) -> Path:
@@ -130,37 +143,6 @@ def _read_npy(file: Any, size: int) -> Tensor:
     return torch.from_numpy(native.copy())
 
 
-def _read_pickle(path: Path) -> Any:
-    _check_archive(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a forged pickle can raise anything
-        said = str(error)
-        asked = said.partition("GLOBAL ")[2].split(" ")[0]
-        if asked:
-            raise ValueError(
-                f"{path} holds more than tensors: it asks for {asked}, which is not run here; where you trust it, save "
-                "its tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
-            ) from None
-        why = (said.splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(f"{path} cannot be read as a checkpoint of PyTorch: {why}") from None
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse an archive that unpacks to more than it is."""
-    try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError) as error:
-        raise ValueError(f"{path} is not a whole checkpoint: {error}") from error
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError(f"{path} is a compressed archive; expected a checkpoint as torch.save writes it")
-    if sum(entry.file_size for entry in entries) > os.path.getsize(path):
-        raise ValueError(f"{path} says that it unpacks to more than it holds")
-
-
 def _state_of(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors in what a file holds, and all else."""
     if not isinstance(content, Mapping):
@@ -189,7 +171,8 @@ def _state_of(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, An
 
 
 def _tensors(state: Mapping[Any, Any]) -> dict[Any, Tensor]:
-    return {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    values = {key: value.tensor if isinstance(value, pickles.Array) else value for key, value in state.items()}
+    return {key: value for key, value in values.items() if isinstance(key, str) and isinstance(value, Tensor)}
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

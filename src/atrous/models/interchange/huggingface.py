@@ -56,15 +56,16 @@ _MOBILEVIT_SETTINGS = {
 
 def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
     """A `Reader`. Its networks need their ``config.json``."""
-    if not checkpoint.starts("mobilenet_v2.", "mobilevit.", "segformer.", "segmentation_head.conv_aspp."):
-        return None
-    if not checkpoint.starts("mobilenet_v2.", "mobilevit.") or not checkpoint.starts("segmentation_head."):
-        kind = checkpoint.meta.get("config", {}).get("architectures", ["another network"])
-        raise ValueError(
-            f"it is {', '.join(map(str, kind))} of Hugging Face; expected MobileNetV2ForSemanticSegmentation or "
-            "MobileViTForSemanticSegmentation"
-        )
     config = checkpoint.meta.get("config")
+    kind = (config or {}).get("architectures")  # which all of its configurations have, and no other library's
+    ours = checkpoint.starts("mobilenet_v2.", "mobilevit.")
+    if not ours and not kind and not checkpoint.starts("segformer.", "segmentation_head.conv_aspp."):
+        return None
+    if not ours or not checkpoint.starts("segmentation_head."):
+        raise ValueError(
+            f"it is {', '.join(map(str, kind or ['another network']))} of Hugging Face; expected "
+            "MobileNetV2ForSemanticSegmentation or MobileViTForSemanticSegmentation"
+        )
     if config is None:
         raise ValueError("there is no config.json beside it; expected the folder of save_pretrained")
     read_network = _mobilevit if checkpoint.starts("mobilevit.") else _mobilenet

@@ -14,6 +14,7 @@ from atrous.models.interchange.base import (
     Checkpoint,
     Choices,
     Converted,
+    backbone_in_order,
     in_definition_order,
     rates_at_16,
     renamed,
@@ -21,7 +22,7 @@ from atrous.models.interchange.base import (
     under,
     without,
 )
-from atrous.models.timm_backbone import in_timms_order, tensors_of
+from atrous.models.timm_backbone import tensors_of
 
 KEYS = {
     "encoder.model.": "backbone.net.",
@@ -35,15 +36,16 @@ KEYS = {
     "segmentation_head.0.": "classifier.",
 }
 _OTHERS = {
-    "decoder.block1.": "DeepLabV3Plus",
-    "decoder.aspp.0.convs.": "DeepLabV3Plus",
-    "decoder.blocks.": "Unet or a network like it",
-    "decoder.psp.": "PSPNet",
-    "decoder.seg_blocks.": "FPN",
+    "decoder.block1.": "a DeepLabV3Plus",
+    "decoder.aspp.0.convs.": "a DeepLabV3Plus",
+    "decoder.blocks.": "a Unet or a network like it",
+    "decoder.psp.": "a PSPNet or UPerNet",
+    "decoder.seg_blocks.": "an FPN",
 }
 
+_AUXILIARY = "classification_head."
 _MOST_BRANCHES = 16
-_KNOWN = "ResNets, ResNeXts, SE-ResNets, MobileNetV2, EfficientNets, MobileOne, and timm's (tu-NAME)"
+_KNOWN = "ResNets, ResNeXts, SE- and SK-ResNets, DPNs, MobileNetV2, EfficientNets, MobileOne, and timm's (tu-NAME)"
 _GROUPS = "encoder.layer1.0.conv2.weight"
 _UNUSED = ("encoder._conv_head.", "encoder._bn1.", "encoder.conv_head.", "encoder.bn2.")
 """Layers behind the features of its EfficientNets."""
@@ -61,16 +63,14 @@ class _Family:
     networks: dict[str, str]
     words: tuple[str, ...] = ()
 
-    def backbone(self, tensors: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
-        """The tensors of the encoder with timm's keys; ValueError if they are those of another network."""
-        theirs = without(tensors, _UNUSED)
+    def renamed(self, tensors: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
+        """All tensors, those of the encoder with our keys; ValueError if they are those of another network."""
         if self.words:
-            theirs = in_definition_order(theirs, "encoder.", self.words)
-        theirs = {key.removeprefix("encoder."): value for key, value in theirs.items() if key.startswith("encoder.")}
-        if self.words:
-            return in_timms_order(theirs, network, "its encoder")
+            return backbone_in_order(in_definition_order(tensors, "encoder.", self.words), "encoder.", network)
+        theirs = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
+        theirs = renamed(theirs, {"features.conv": "features_conv"})  # of its DPNs
         mismatch(tensors_of(network), theirs, f"the tensors of its encoder, as timm/{network}'s,")
-        return theirs
+        return {**{f"backbone.net.{key}": value for key, value in theirs.items()}, **without(tensors, ["encoder."])}
 
 
 _FAMILIES = {
@@ -90,10 +90,14 @@ _FAMILIES = {
     ),
     "encoder.stage0.": _Family(
         {f"mobileone_s{i}": f"mobileone_s{i}" for i in range(5)},
-        (*(f"stage{i}" for i in range(5)), "se", "reduce", "expand", "rbr_skip", "rbr_conv", "rbr_scale", "conv", "bn"),
+        (*(f"stage{i}" for i in range(5)), "rbr_skip", "rbr_conv", "rbr_scale", "se", "reduce", "expand", "conv", "bn"),
     ),
     "encoder.conv1.": _Family(
-        {name: name for name in ("resnext50_32x4d", *(f"resnext101_32x{width}d" for width in (4, 8, 16, 32)))}
+        {name: name for name in ("resnext50_32x4d", *(f"resnext101_32x{width}d" for width in (4, 8, 16, 32, 48)))}
+        | {f"timm-{name}": f"{name}_narrow" for name in ("skresnet18", "skresnet34", "skresnext50_32x4d")}
+    ),
+    "encoder.features.conv1_1.": _Family(
+        {f"dpn{size}": f"dpn{size}_normed" for size in ("68", "68b", "92", "98", "107", "131")}
     ),
 }  # fmt: skip
 """By how the keys of its first layer start. Its other encoders have no network of timm with the same layers."""
@@ -107,7 +111,7 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
         return None
     for prefix, name in _OTHERS.items():
         if checkpoint.starts(prefix):
-            raise ValueError(f"it is a {name} of segmentation_models_pytorch; expected its DeepLabV3")
+            raise ValueError(f"it is {name} of segmentation_models_pytorch; expected its DeepLabV3")
     if not checkpoint.has("decoder.aspp.convs.0.0.weight") and not checkpoint.has("decoder.0.convs.0.0.weight"):
         raise ValueError("it is of segmentation_models_pytorch, but no DeepLabV3: the decoder has no ASPP")
     config = checkpoint.meta.get("config") or checkpoint.meta  # Lightning's hyper_parameters may say it, too
@@ -131,7 +135,10 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
         "stride_in": "first", "head_conv": True,
     }  # fmt: skip
     epsilon = (0.001, None) if checkpoint.starts("encoder._conv_stem.") else (None, None)
-    return Converted("segmentation_models_pytorch", arguments, tensors, stride, epsilon, guesses=tuple(guesses))
+    dropped = ("the classifier of whole images",) if checkpoint.starts(_AUXILIARY) else ()
+    return Converted(
+        "segmentation_models_pytorch", arguments, tensors, stride, epsilon, guesses=tuple(guesses), dropped=dropped
+    )
 
 
 def _encoder(checkpoint: Checkpoint, choices: Choices, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -145,7 +152,8 @@ def _encoder(checkpoint: Checkpoint, choices: Choices, name: str) -> tuple[dict[
     Raises:
         ValueError: if there is none.
     """
-    tensors = renamed(without(checkpoint.tensors, _UNUSED), KEYS)
+    theirs = without(checkpoint.tensors, [*_UNUSED, _AUXILIARY])
+    tensors = renamed(theirs, KEYS)
     if checkpoint.starts("encoder.model."):
         if not choices.backbone and not name:
             raise ValueError("its encoder is one of timm, and it does not say which; give --backbone timm/NAME")
@@ -162,11 +170,9 @@ def _encoder(checkpoint: Checkpoint, choices: Choices, name: str) -> tuple[dict[
     for network in networks:
         assert family is not None
         try:
-            ours = family.backbone(checkpoint.tensors, network)
+            ours = family.renamed(theirs, network)
         except ValueError as error:
             why = str(error) if len(networks) == 1 else ""
             continue
-        others = without(tensors, ["backbone.", "encoder."])
-        arguments = {"backbone": f"timm/{network}", "convention": "smp"}
-        return arguments, {**{f"backbone.net.{key}": value for key, value in ours.items()}, **others}
+        return {"backbone": f"timm/{network}", "convention": "smp"}, renamed(ours, KEYS)
     raise ValueError(why or f"its encoder {name} is none of those that are known here: {_KNOWN}".replace("  ", " "))

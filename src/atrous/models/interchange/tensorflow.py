@@ -57,8 +57,14 @@ numpy.savez(sys.argv[2], **arrays)
 
 
 def table_of(path: Path) -> Path | None:
-    """The ``.index`` of a checkpoint that is named by what its files have in common, or by the one of its values."""
-    index = path.with_suffix(INDEX) if path.suffix.startswith(".data-") else Path(f"{path}{INDEX}")
+    """The ``.index`` of a checkpoint that is named by what its files have in common, or by the one of its values.
+
+    None for what is a file of another kind, or a folder.
+    """
+    values = path.suffix.startswith(".data-")
+    if os.path.exists(path) and not values:
+        return None
+    index = path.with_suffix(INDEX) if values else Path(f"{path}{INDEX}")
     return index if os.path.isfile(index) else None
 
 
