@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
     usage = "atrous predict [options] [MODEL] SOURCE ..."
     parser = add_command(commands, "predict", run_predict, text, example, usage=usage)
     text = "files, folders, globs, videos, webcam; before them, if not everyday objects, the model: a name (atrous "
-    text += "models), a run folder or a weight file"
+    text += "models), a run folder, a weight file or an exported file"
     parser.add_argument("words", metavar="[MODEL] SOURCE", nargs="+", help=text)
     text = "folder for masks/ and overlays/ (default: %(default)s)"
     parser.add_argument("--out", type=Path, default=Path("atrous-out"), help=text)

@@ -377,7 +377,7 @@ $("stage").onpointerleave = (event) => event.pointerType === "mouse" && hide("ti
 $("stage").onkeydown = moveProbe;
 $("stage").onblur = endProbe;
 addEventListener("resize", fit);
-new ResizeObserver(fit).observe($("stage").parentElement); // a scrollbar that appears takes room, too
+new ResizeObserver(() => requestAnimationFrame(fit)).observe($("stage").parentElement); // a scrollbar that appears takes room, too
 addEventListener("paste", (event) => fromTransfer(event.clipboardData) || ($("start").hidden ? null : fail({ error: "There is no picture in what was pasted.", more: "Copy a photo, not its address." })));
 let inside = 0;
 addEventListener("dragenter", (event) => { event.preventDefault(); inside++; document.body.classList.add("over"); });
