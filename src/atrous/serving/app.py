@@ -149,7 +149,7 @@ def _describe_problem(app: FastAPI) -> None:
 def _answer_head(app: FastAPI) -> None:
     """HEAD wherever GET is, as HTTP wants it; after the description, which would have each operation twice."""
     for route in app.routes:
-        if isinstance(route, APIRoute) and "GET" in route.methods:
+        if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
             route.methods.add("HEAD")
 
 
