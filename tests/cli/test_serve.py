@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("fastapi", reason="the server needs pip install 'atrous[serve]'")
 
 from atrous.cli import serve  # noqa: E402
 from atrous.cli.parser import main  # noqa: E402
+from atrous.data.labels import voc_palette  # noqa: E402
+from atrous.deployment.export import export  # noqa: E402
+from atrous.models.deeplab import DeepLabV3  # noqa: E402
+from atrous.models.weights import ModelCard, save  # noqa: E402
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
@@ -45,6 +50,18 @@ def test_names(tmp_path: Path) -> None:
         assert serve._name_and_source(str(word)) == ("mine", str(word))
     assert serve._name_and_source("objects-mobilenetv2") == ("objects-mobilenetv2", "objects-mobilenetv2")
     assert serve._name_and_source(f"street={weights}") == ("street", str(weights))
+
+
+def test_an_exported_file_is_served_with_its_cards_words(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = DeepLabV3("timm/lcnet_050", 3).eval()
+    card = ModelCard(model.arguments, ("a", "b", "c"), voc_palette(3), model.mean, model.std,
+                     output_stride=16, licence="CC0", description="three things")  # fmt: skip
+    save(model, tmp_path / "small.safetensors", card)
+    file = export(tmp_path / "small.safetensors", tmp_path / "small.pt2", format="torch").path
+    args = argparse.Namespace(models=[str(file)], device="cpu", output_stride=None, longest_side=None)
+    [served] = serve._load(args, 10**6).values()
+    assert (served.name, served.description, served.licence) == ("small", "three things", "CC0")
 
 
 def test_limits_are_those_of_the_flags() -> None:

@@ -165,3 +165,16 @@ def test_the_source_is_the_name_of_the_file(trained: Path, drawn, tmp_path: Path
     for source in (image, (tmp_path / "x y.png").read_bytes(), Image.fromarray(image)):
         assert predictor(source).source == ""
     assert repr(predictor) == f"Predictor({trained}, 4 classes: ground, red, green and 1 more, output stride 8, cpu)"
+
+
+def test_a_cutout_of_more_classes_than_the_mask_has_ids() -> None:
+    labels = Labels(tuple(f"class {i}" for i in range(300)), ((1, 2, 3),) * 300, ignore=65535)
+    mask = np.array([[0, 270], [271, 65535]], dtype=np.int32)
+    result = Segmentation(mask, np.zeros((2, 2, 3), np.uint8), labels)
+    assert np.asarray(result.cutout())[..., 3].tolist() == [[255, 255], [255, 0]]
+    assert np.asarray(result.cutout("class 299", 271))[..., 3].tolist() == [[0, 0], [255, 0]]
+
+
+def test_results_can_be_compared_and_kept_in_sets(result: Segmentation) -> None:
+    other = Segmentation(result.mask.copy(), result.image, LABELS)
+    assert result == result and result != other and len({result, other}) == 2 and [other, result].index(result) == 1

@@ -59,6 +59,10 @@ def test_fetch_names_files_by_their_urls(server: str, tmp_path: Path, drawn, mon
         urls.fetch(server + "/away-file", folder)
     with pytest.raises(ValueError, match="http://127.0.0.1:9/a.png: cannot be reached"):
         urls.fetch("http://127.0.0.1:9/a.png", folder)
+    with pytest.raises(ValueError, match="http://127.0.0.1:9/a b.png: cannot be reached: URL can't contain"):
+        urls.fetch("http://127.0.0.1:9/a b.png", folder)
+    with pytest.raises(ValueError, match="http://127.0.0.1:port/a.png: cannot be reached: nonnumeric port"):
+        urls.fetch("http://127.0.0.1:port/a.png", folder)
     monkeypatch.setattr(urls, "MOST_BYTES", 10)
     with pytest.raises(ValueError, match="more than 0 MB; expected a photograph"):
         urls.fetch(server + "/photo.png", folder)

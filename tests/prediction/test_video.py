@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from atrous import Predictor
+from atrous.cli.parser import main
 from atrous.data.image_io import read_mask
 from atrous.prediction.video import camera_address, camera_of, is_video, predict_video
 
@@ -73,6 +74,20 @@ def test_what_is_no_video_is_refused(predictor: Predictor, tmp_path: Path, monke
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(ValueError, match=r"pip install 'atrous\[video\]'"):
         predict_video(predictor, tmp_path / "no.mp4", tmp_path / "out")
+
+
+def test_nothing_is_written_over(predictor: Predictor, trained: Path, tmp_path: Path, capsys) -> None:
+    source = tmp_path / "out" / "overlays" / "clip.mp4"
+    source.parent.mkdir(parents=True)
+    source.write_bytes(b"a film")
+    with pytest.raises(ValueError, match="is the video itself and would be overwritten; give another --out"):
+        predict_video(predictor, source, tmp_path / "out")
+    assert source.read_bytes() == b"a film"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    videos = [str(tmp_path / "a" / "clip.mp4"), str(tmp_path / "b" / "clip.mkv")]
+    assert main(["predict", str(trained), *videos, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert "would both be written to clip.mp4; segment them into two folders" in capsys.readouterr().err
 
 
 def test_videos_and_cameras_are_known_by_their_names() -> None:

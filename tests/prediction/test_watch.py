@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from atrous import Predictor
+from atrous.data.image_io import read_mask
 from atrous.prediction.watch import watch
 
 
@@ -49,6 +51,20 @@ def test_files_are_segmented_once_they_are_whole_and_again_when_they_change(trai
 
     watch(predictor, folder, out, said=said, wait=wait)
     assert done == [["a.png"], ["b.png"], ["c.png"], ["a.png"]]
+
+
+def test_a_file_never_takes_the_outputs_of_another(trained: Path, drawn, tmp_path) -> None:
+    predictor, folder, out = Predictor.load(trained, device="cpu"), tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for seed, name in enumerate(("a.png", "a.bmp")):
+        Image.fromarray(drawn(seed, 30, 40)[0]).save(tmp_path / name)
+    expected = {name: predictor(tmp_path / name).mask for name in ("a.png", "a.bmp")}
+    (tmp_path / "a.png").rename(folder / "a.png")
+    steps: list[Callable[[], object]] = [lambda: None, lambda: (tmp_path / "a.bmp").rename(folder / "a.bmp")]
+    steps += [lambda: None, lambda: None]
+    watch(predictor, folder, out, wait=lambda _: not steps or bool(steps.pop(0)() and False))
+    assert np.array_equal(read_mask(out / "masks" / "a.png"), expected["a.png"])
+    assert np.array_equal(read_mask(out / "masks" / "a.bmp.png"), expected["a.bmp"])
 
 
 def test_what_cannot_be_watched_is_refused(trained: Path, tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ def test_metrics_count_by_route_and_not_by_what_was_sent(client: httpx.Client) -
     assert "process_resident_memory_bytes" in text
 
 
+HALF = base64.b64encode(PHOTO[: len(PHOTO) // 2]).decode()
 GZIP = {"content-encoding": "gzip"}
 JSON = {"content-type": "application/json"}
 HUB = f"/models/{NAME}"
@@ -150,11 +151,20 @@ def array(shape: list[int], data: Any) -> dict[str, Any]:
     return tensor(datatype="UINT8", shape=shape, data=data)
 
 
+def tasks(*images: str) -> dict[str, Any]:
+    labels = '<BrushLabels name="tag" toName="image"><Label value="Cow"/></BrushLabels>'
+    config = f'<View><Image name="image" value="$image"/>{labels}</View>'
+    return {"label_config": config, "tasks": [{"data": {"image": f"data:image/jpeg;base64,{one}"}} for one in images]}
+
+
 BAD: dict[str, tuple[str, dict[str, str], Any, int, str]] = {
     "text": ("/predict", {}, b"hello", 415, "body"),
     "nothing": ("/predict", {}, b"", 422, "body"),
     "a PDF": ("/predict", {}, b"%PDF-1.7 ...", 415, "body"),
-    "half a JPEG": ("/predict", {}, PHOTO[: len(PHOTO) // 2], 422, "image"),
+    "half a JPEG": ("/predict", {}, PHOTO[: len(PHOTO) // 2], 422, "body"),
+    "half a JPEG in JSON": ("/predict", JSON, {"image": HALF}, 422, "image"),
+    "half a JPEG in another field": ("/predict", JSON, {"file": HALF}, 422, "file"),
+    "text as base64": ("/predict", JSON, {"image": "aGVsbG8="}, 415, "image"),
     "a PNG without its end": ("/predict", {}, photograph(kind="PNG")[:-12], 422, "body"),
     "half a PNG": ("/predict", {}, photograph(kind="PNG")[:3000], 422, "body"),
     "a bomb": ("/predict", {}, bomb(), 413, "body"),
@@ -188,6 +198,8 @@ BAD: dict[str, tuple[str, dict[str, str], Any, int, str]] = {
     "HF: no threshold": (HUB, JSON, hub(threshold=2), 422, "parameters.threshold"),
     "HF: another subtask": (HUB, JSON, hub(subtask="panoptic"), 422, "parameters.subtask"),
     "HF: text": (HUB, {}, b"hello", 415, "body"),
+    "HF: text as base64": (HUB, JSON, {"inputs": "aGVsbG8="}, 415, "inputs"),
+    "HF: a form": (HUB, FORM, NO_FILE, 415, "Content-Type"),
     "HF: no such model": ("/models/nothing", {}, PHOTO, 404, "model"),
     "KServe: no JSON": (INFER, {}, PHOTO, 400, "body"),
     "KServe: no inputs": (INFER, {}, {}, 422, "inputs"),
@@ -197,7 +209,8 @@ BAD: dict[str, tuple[str, dict[str, str], Any, int, str]] = {
     "KServe: no shape": (INFER, {}, tensor(shape=None), 422, "inputs.0.shape"),
     "KServe: no data": (INFER, {}, tensor(data=None), 422, "inputs.0.data"),
     "KServe: no base64": (INFER, {}, tensor(data=["%"]), 422, "inputs.0.data.0"),
-    "KServe: text": (INFER, {}, tensor(data=["aGVsbG8="]), 415, "inputs.0.data"),
+    "KServe: text": (INFER, {}, tensor(data=["aGVsbG8="]), 415, "inputs.0.data.0"),
+    "KServe: the second is damaged": (INFER, {}, tensor(shape=[2], data=[BASE64, HALF]), 422, "inputs.0.data.1"),
     "KServe: no such output": (INFER, {}, {**tensor(), "outputs": [{"name": "x"}]}, 422, "outputs.0.name"),
     "KServe: no such version": (f"/v2/models/{NAME}/versions/9/infer", {}, tensor(), 404, "version"),
     "KServe: an array that is no image": (INFER, {}, array([4, 4], [0] * 16), 422, "inputs.0.shape"),
@@ -209,6 +222,8 @@ BAD: dict[str, tuple[str, dict[str, str], Any, int, str]] = {
     "setup: no XML": ("/setup", JSON, {"schema": "<View>"}, 422, "label_config"),
     "setup: entities": ("/setup", JSON, {"schema": '<!DOCTYPE x [<!ENTITY a "b">]><View/>'}, 422, "label_config"),
     "Label Studio: no config": ("/predict", JSON, {"tasks": []}, 422, "label_config"),
+    "Label Studio: the second is damaged": ("/predict", JSON, tasks(BASE64, HALF), 422, "tasks.1.data.image"),
+    "Label Studio: the second is text": ("/predict", JSON, tasks(BASE64, "aGVsbG8="), 415, "tasks.1.data.image"),
 }  # fmt: skip
 
 
@@ -236,6 +251,44 @@ def check_problem(answer: httpx.Response, status: int) -> None:
 ])  # fmt: skip
 def test_paths_that_there_are_not(client: httpx.Client, method: str, path: str, status: int) -> None:
     check_problem(client.request(method, path), status)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/models", "/v2/health/ready", "/examples/cow.jpg", "/metrics"])
+def test_head_is_answered_wherever_get_is(client: httpx.Client, path: str) -> None:
+    answer = client.head(path)
+    assert answer.status_code == 200 and answer.content == b""
+    assert answer.headers["content-type"] == client.get(path).headers["content-type"]
+    assert "head" not in client.get("/openapi.json").json()["paths"].get(path, {})
+    check_problem(client.get("/predict"), 405)
+
+
+def test_the_strides_that_are_named_can_be_asked_for(client: httpx.Client) -> None:
+    answer = client.post("/predict?output_stride=12", content=PHOTO)
+    assert answer.json()["expected"] == "one of: 8, 16, 32"
+
+
+def test_masks_of_more_classes_than_a_palette_has(many: tuple[Running, Predictor]) -> None:
+    server, predictor = many
+    expected = predictor(PHOTO).mask
+    assert expected.max() > 255
+    with Image.open(io.BytesIO(server.client.post("/predict?answer=mask", content=PHOTO).content)) as image:
+        assert np.array_equal(np.asarray(image), expected)
+    for query in ("answer=overlay", "answer=cutout", "shapes=polygons"):
+        assert server.client.post(f"/predict?{query}", content=PHOTO).status_code == 200
+    metadata = server.client.get("/v2/models/many").json()["outputs"][0]
+    asked = {
+        **tensor(),
+        "outputs": [{"name": "mask"}, {"name": "mask_png"}],
+        "parameters": {"binary_data_output": True},
+    }
+    answer = server.client.post("/v2/models/many/infer", json=asked)
+    length = int(answer.headers[LENGTH])
+    mask = json.loads(answer.content[:length])["outputs"][0]
+    values = np.frombuffer(answer.content, "<i4", expected.size, length)
+    assert (
+        mask["datatype"] == metadata["datatype"] == "INT32" and mask["parameters"]["binary_data_size"] == values.nbytes
+    )
+    assert np.array_equal(values.reshape(expected.shape), expected)
 
 
 def test_a_near_word_is_named(client: httpx.Client) -> None:

@@ -61,7 +61,7 @@ def test_their_client(server: Running, predictor: Predictor, tmp_path: Any) -> N
        .map(lambda value: json.dumps(value).encode()))  # fmt: skip
 def test_any_request_is_read_or_refused(body: bytes) -> None:
     try:
-        image, threshold = image_and_threshold(body, Headers({"content-type": "application/json"}))
+        image, _, threshold = image_and_threshold(body, Headers({"content-type": "application/json"}))
         assert isinstance(image, bytes) and 0 <= threshold <= 1
     except Problem as problem:
         assert problem.status in (400, 422) and problem.field

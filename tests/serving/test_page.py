@@ -132,6 +132,33 @@ def test_the_pointer_names_the_class_and_its_share(page: Any, predictor: Predict
     assert page.locator("#tip").is_hidden()
 
 
+@pytest.mark.parametrize("size", [(1280, 700), (1100, 860), (390, 500)])
+@pytest.mark.parametrize("shape", [(320, 213), (200, 320)])
+def test_the_stage_fits_the_photo(page: Any, size: tuple[int, int], shape: tuple[int, int]) -> None:
+    """Also where its height decides, and where a scrollbar takes some of the width: no strip beside it."""
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    choose(page, photograph(size=shape))
+    finished(page)
+    page.wait_for_timeout(200)
+    stage, photo, mask = (page.locator(f"#{name}").bounding_box() for name in ("stage", "photo", "mask"))
+    assert photo == mask and photo["height"] <= 0.75 * size[1]
+    assert photo["width"] / photo["height"] == pytest.approx(shape[0] / shape[1], rel=0.02)
+    assert stage["width"] - photo["width"] == pytest.approx(2, abs=0.1) or stage["width"] == 300  # its border
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+
+
+def test_more_classes_than_a_palette_has(browser: Any, many: tuple[Running, Predictor]) -> None:
+    server, predictor = many
+    for page in opened(browser, server):
+        choose(page, PHOTO)
+        finished(page)
+        expected = predictor(PHOTO)
+        assert len(rows(page)) == len(expected.areas) and rows(page)[0][0] == next(iter(expected.areas))
+        assert page.evaluate("document.getElementById('facts').textContent").startswith("320 × 213 pixels")
+        page.click("#all")
+        assert painted(page) == 1
+
+
 def test_by_keyboard_alone(page: Any) -> None:
     for _ in range(12):
         page.keyboard.press("Tab")

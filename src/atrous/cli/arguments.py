@@ -73,9 +73,10 @@ def add_command(commands: Any, name: str, run: Any, text: str, example: str, **o
     return parser
 
 
-def add_model(parser: Parser) -> None:
-    """Add MODEL."""
-    text = "a named model (see atrous models), a run folder or a weight file"
+def add_model(parser: Parser, *, exported: bool = True) -> None:
+    """Add MODEL, which may be an exported file, too, where it is run alone."""
+    text = "a named model (see atrous models), a run folder"
+    text += ", a weight file or an exported file" if exported else " or a weight file"
     parser.add_argument("model", metavar="MODEL", help=text)
 
 

@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
     text = "write a model as a file for ONNX Runtime, OpenVINO, LiteRT or plain PyTorch, and compare the two"
     example = "atrous export runs/mine --format onnx --out mine.onnx --data my-data"
     parser = add_command(commands, "export", run, text, example)
-    add_model(parser)
+    add_model(parser, exported=False)
     text = (
         "onnx, openvino, torch: a torch.export program that runs without this package, or litert, with --size "
         "(default: %(default)s)"

@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
     usage = "atrous predict [options] [MODEL] SOURCE ..."
     parser = add_command(commands, "predict", run_predict, text, example, usage=usage)
     text = "files, folders, globs, videos, webcam; before them, if not everyday objects, the model: a name (atrous "
-    text += "models), a run folder or a weight file"
+    text += "models), a run folder, a weight file or an exported file"
     parser.add_argument("words", metavar="[MODEL] SOURCE", nargs="+", help=text)
     text = "folder for masks/ and overlays/ (default: %(default)s)"
     parser.add_argument("--out", type=Path, default=Path("atrous-out"), help=text)
@@ -61,7 +61,7 @@ def run_predict(args: argparse.Namespace) -> int:
     """Segment photographs and videos."""
     from atrous.prediction.files import find_photographs
     from atrous.prediction.urls import fetch, is_url
-    from atrous.prediction.video import is_video
+    from atrous.prediction.video import check_names, is_video
 
     model, sources = _model_and_sources(args.words)
     urls = [source for source in sources if is_url(source)]
@@ -70,6 +70,7 @@ def run_predict(args: argparse.Namespace) -> int:
     if args.watch and (len(sources) != 1 or urls):
         raise ValueError(f"--watch takes one folder; found {len(sources)} sources")
     videos = [source for source in sources if is_video(source) and not is_url(source)]
+    check_names(videos)
     with tempfile.TemporaryDirectory(prefix="atrous-") as folder:
         photographs: list[str | Path] = [source for source in sources if source not in (*videos, *urls)]
         photographs += [fetch(url, Path(folder)) for url in urls]

@@ -21,8 +21,8 @@ def add(commands: Any) -> None:
     """Add the command."""
     text = "serve models over HTTP, with a page in the browser"
     parser = add_command(commands, "serve", run_serve, text, "atrous serve objects-mobilenetv2 street=runs/mine")
-    text = "a name (atrous models), a run folder, a weight file, or NAME=any of them; several are served side by side "
-    text += "(default: everyday objects)"
+    text = "a name (atrous models), a run folder, a weight file, an exported file, or NAME=any of them; several are "
+    text += "served side by side (default: everyday objects)"
     parser.add_argument("models", metavar="MODEL", nargs="*", help=text)
     text = "address to listen on; 0.0.0.0 for other machines to reach it (default: %(default)s)"
     parser.add_argument("--host", default="127.0.0.1", help=text)
@@ -108,7 +108,8 @@ def _limits(args: argparse.Namespace) -> Limits:
 
 def _load(args: argparse.Namespace, max_pixels: int) -> dict[str, ServedModel]:
     """The models by name, the first being the default."""
-    from atrous.models.weights import read_card, resolve
+    from atrous.models.exported import ExportedDeepLabV3
+    from atrous.models.weights import ModelCard, read_card, resolve
     from atrous.prediction.predictor import DEFAULT_MODEL, Predictor
     from atrous.serving.served import ServedModel
 
@@ -123,7 +124,8 @@ def _load(args: argparse.Namespace, max_pixels: int) -> dict[str, ServedModel]:
         )  # fmt: skip
         words = {}
         with contextlib.suppress(ValueError):  # a form of a model without a card of ours
-            card = read_card(resolve(source))
+            exported = predictor.model if isinstance(predictor.model, ExportedDeepLabV3) else None
+            card = read_card(resolve(source)) if exported is None else ModelCard.from_json(exported.runtime.card)
             words = {"description": card.description, "licence": card.licence}
         models[name] = ServedModel.of(name, predictor, **words)
     return models

@@ -348,14 +348,20 @@ def write_mask(path: str | os.PathLike[str], mask: npt.NDArray[Any], labels: Lab
     wrong = mask[((mask < 0) | (mask >= len(labels))) & (mask != labels.ignore)]
     if wrong.size:
         raise ValueError(f"{path}: id {wrong[0]} in a mask to write; expected 0..{len(labels) - 1} or {labels.ignore}")
-    image = Image.fromarray(mask.astype(np.uint8 if labels.largest_id < 256 else np.uint16))
-    if labels.largest_id < 256:
-        image.putpalette(mask_palette(labels))
+    image = mask_image(mask, labels)
     text = PngImagePlugin.PngInfo()
     if note:
         text.add_text(NOTE, note)
     with written_whole(Path(path)) as file:
         image.save(file, "PNG", pnginfo=text)
+
+
+def mask_image(mask: npt.NDArray[Any], labels: Labels) -> Image.Image:
+    """Ids H,W as a palette image of 8 bits, or as a gray one of 16 for more than 255 classes; see `write_mask`."""
+    image = Image.fromarray(mask.astype(np.uint8 if labels.largest_id < 256 else np.uint16))
+    if labels.largest_id < 256:
+        image.putpalette(mask_palette(labels))
+    return image
 
 
 @functools.lru_cache(maxsize=64)

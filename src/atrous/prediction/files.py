@@ -87,6 +87,7 @@ def predict_files(
     resume: bool = False,
     progress: Callable[[Path, float], None] = lambda path, share: None,
     workers: int | None = None,
+    beside: Sequence[Path] = (),
 ) -> FilesResult:
     """Segment files, folders and globs into ``out/masks`` and ``out/overlays``; the classes are in ``classes.yaml``.
 
@@ -100,12 +101,15 @@ def predict_files(
         resume: skip a file whose mask and overlay are newer and were made with these settings from a file of its size.
         progress: called with each file and the share of it, 0 to 1, that is done, in the order of the files.
         workers: photographs that are segmented at once, as long as they are small; None for `Predictor.workers`.
+        beside: other photographs, whose outputs are in `out` or will be; the names of the outputs differ from theirs.
 
     Raises:
         ValueError: if a source has no photograph, or two files would be written to one name.
         FileNotFoundError: if a source does not exist.
     """
-    names = output_names(find_photographs(sources))
+    files = find_photographs(sources)
+    together = output_names([*dict.fromkeys([*files, *beside])])
+    names = {path: together[path] for path in files}
     result = FilesResult(shortened={path: name for path, name in names.items() if is_shortened(path, name)})
     _check_outputs(out, names)
     sweep(out)

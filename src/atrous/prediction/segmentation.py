@@ -34,9 +34,9 @@ _COUNTED = 1 << 16
 """Pixels that are counted at a time."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Segmentation:
-    """The classes of one photograph's pixels.
+    """The classes of one photograph's pixels. A result is equal to itself alone: compare masks by NumPy.
 
     Attributes:
         mask: uint8 H,W (int32 for more than 256 classes), a class id for every pixel, at the size of the photograph as
@@ -126,7 +126,7 @@ class Segmentation:
         kept = (
             self.ids(classes) if classes else [i for i, name in enumerate(self.labels.names) if not is_background(name)]
         )
-        opaque = np.zeros(max(256, int(self.mask.max()) + 1), dtype=np.uint8)
+        opaque = np.zeros(self.labels.largest_id + 1, dtype=np.uint8)
         opaque[kept] = 255
         picture = Image.fromarray(self.image)
         picture.putalpha(Image.fromarray(opaque[self.mask]))

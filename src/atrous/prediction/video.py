@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -95,14 +95,16 @@ def predict_video(
         progress: called with the share, 0 to 1, that is done, where the source says how long it is.
 
     Raises:
-        ValueError: if PyAV is not installed, `every` is not positive, or the source cannot be read as a video.
+        ValueError: if PyAV is not installed, `every` is not positive, the source cannot be read as a video, or it
+            lies where the overlays go.
         FileNotFoundError: if there is no such file or camera.
     """
     if every < 1:
         raise ValueError(f"--every is {every}; expected 1 or more")
-    av, camera = _library(), camera_of(source)
-    name = f"{CAMERA}{camera}" if camera is not None else Path(source).stem
+    av, camera, name = _library(), camera_of(source), output_name(source)
     masks, target = out / "masks" / name, out / "overlays" / f"{name}.mp4"
+    if os.path.realpath(target) == os.path.realpath(source):
+        raise ValueError(f"{target} is the video itself and would be overwritten; give another --out")
     totals: dict[str, float] = {}
     count = 0
     with _opened(av, source, camera) as video:
@@ -124,6 +126,25 @@ def predict_video(
             overlays.close()
     ordered = sorted(totals.items(), key=lambda item: -item[1])
     return VideoResult(count, masks, target, {label: share / count for label, share in ordered})
+
+
+def output_name(source: str | Path) -> str:
+    """What the masks' folder and the overlay video of a video or camera are named after it."""
+    camera = camera_of(source)
+    return Path(source).stem if camera is None else f"{CAMERA}{camera}"
+
+
+def check_names(videos: Sequence[str]) -> None:
+    """Refuse videos whose outputs would have one name.
+
+    Raises:
+        ValueError: naming two of them.
+    """
+    taken: dict[str, str] = {}
+    for video in videos:
+        if other := taken.get(name := output_name(video)):
+            raise ValueError(f"{other} and {video} would both be written to {name}.mp4; segment them into two folders")
+        taken[name] = video
 
 
 def _library() -> Any:

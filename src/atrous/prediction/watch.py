@@ -50,7 +50,7 @@ def watch(
         now = _look(folder)
         ready = [path for path, seen in now.items() if before.get(path) == seen and done.get(path) != seen]
         if ready:
-            said(predict_files(predictor, ready, out, resume=True))
+            said(predict_files(predictor, ready, out, resume=True, beside=[*now]))
             done |= {path: now[path] for path in ready}
         before = now
         if wait(interval):

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from atrous.data.image_io import mask_palette
+from atrous.data.image_io import mask_image
 from atrous.data.labels import Labels
 from atrous.messages import did_you_mean
 from atrous.prediction.segmentation import Segmentation
@@ -106,10 +106,8 @@ def render(result: Segmentation, answer: Answer, options: Options, model: str) -
 
 
 def mask_png(result: Segmentation) -> bytes:
-    """The mask as a palette PNG of class ids."""
-    image = Image.fromarray(result.mask)
-    image.putpalette(mask_palette(result.labels))
-    return png(image)
+    """The mask as a PNG of class ids: of 8 bits with a palette, or gray of 16 for more than 255 classes."""
+    return png(mask_image(result.mask, result.labels))
 
 
 def png(image: Image.Image) -> bytes:

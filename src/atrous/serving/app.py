@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -101,6 +102,7 @@ def create_app(service: Service, *, hosts: Collection[str] | None = None, origin
     _add_kserve(app, service)
     _add_label_studio(app, service)
     _describe_problem(app)
+    _answer_head(app)
     app.add_middleware(Gate, metrics=service.metrics, hosts=hosts, origins=origins)
     return app
 
@@ -142,6 +144,13 @@ def _add_errors(app: FastAPI) -> None:
 def _describe_problem(app: FastAPI) -> None:
     document = app.openapi()
     document.setdefault("components", {}).setdefault("schemas", {})["Problem"] = _PROBLEM
+
+
+def _answer_head(app: FastAPI) -> None:
+    """HEAD wherever GET is, as HTTP wants it; after the description, which would have each operation twice."""
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")
 
 
 def _add_page(app: FastAPI) -> None:
@@ -230,7 +239,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         """
         if media_type(request.headers) == "application/json" and "tasks" in (document := json_object(body)):
             return await label_studio.predict(service, request, document, options.model)
-        image, chosen = await image_and_options(body, request.headers, dict(request.query_params))
+        image, field, chosen = await image_and_options(body, request.headers, dict(request.query_params))
         model, answer = find(service.models, chosen.model), wanted(chosen, request.headers.get("accept", ""))
         chosen.chosen(model.predictor.labels)
 
@@ -238,7 +247,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
             return render(results[0], answer, chosen, model.name)
 
         response: Response = await service.segment(
-            request, model, [image], finish, chosen.output_stride, chosen.confidence
+            request, model, [image], finish, chosen.output_stride, chosen.confidence, [field]
         )
         return response
 
@@ -263,13 +272,13 @@ def _add_predict(app: FastAPI, service: Service) -> None:
     @app.post("/", include_in_schema=False)
     async def hugging_face(request: Request, body: Body, name: str | None = None) -> Response:
         """Answers `[{"label", "score", "mask"}]`; a mask is base64 of a gray PNG, 255 where the class is."""
-        image, threshold = huggingface.image_and_threshold(body, request.headers)
+        image, field, threshold = huggingface.image_and_threshold(body, request.headers)
 
         def finish(results: Any) -> Response:
             return json_response(huggingface.segments(results[0], threshold))
 
         response: Response = await service.segment(
-            request, find(service.models, name), [image], finish, confidence=True
+            request, find(service.models, name), [image], finish, confidence=True, fields=[field]
         )
         return response
 
@@ -302,7 +311,8 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
         def finish(results: Any) -> Response:
             return kserve.answer(results, asked, model)
 
-        response: Response = await service.segment(request, model, asked.images, finish, field="inputs.0.data")
+        fields = [f"inputs.0.data.{place}" for place in range(len(asked.images))]
+        response: Response = await service.segment(request, model, asked.images, finish, fields=fields)
         return response
 
 

@@ -13,22 +13,25 @@ from starlette.datastructures import Headers
 from atrous.prediction.segmentation import Segmentation
 from atrous.serving.answers import png
 from atrous.serving.errors import Problem
-from atrous.serving.inputs import base64_image, json_object, media_type
+from atrous.serving.inputs import base64_image, check_raw, json_object, media_type
 
 
-def image_and_threshold(body: bytes, headers: Headers) -> tuple[bytes, float]:
-    """The image, and the least score of a segment, of raw bytes or of ``{"inputs": base64, "parameters": {...}}``.
+def image_and_threshold(body: bytes, headers: Headers) -> tuple[bytes, str, float]:
+    """The image, its field, and the least score of a segment.
+
+    The body is raw bytes or ``{"inputs": base64, "parameters": {...}}``.
 
     Raises:
-        Problem: 400 for no JSON, 422 for a wrong field.
+        Problem: 400 for no JSON, 415 for another type, 422 for a wrong field.
     """
-    if media_type(headers) != "application/json":
-        return body, 0.0
+    if (kind := media_type(headers)) != "application/json":
+        check_raw(kind, "image/*, application/octet-stream or application/json")
+        return body, "body", 0.0
     fields = json_object(body)
     if "inputs" not in fields:
         expected = 'the image as base64: {"inputs": "..."}'
         raise Problem(422, "there is no image", field="inputs", found=sorted(fields)[:4], expected=expected)
-    return base64_image(fields["inputs"], "inputs"), _threshold(fields.get("parameters") or {})
+    return base64_image(fields["inputs"], "inputs"), "inputs", _threshold(fields.get("parameters") or {})
 
 
 def _threshold(parameters: object) -> float:

@@ -31,28 +31,39 @@ def media_type(headers: Headers) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def image_and_options(body: bytes, headers: Headers, query: dict[str, str]) -> tuple[bytes, Options]:
-    """The image and the options of `POST /predict`; those of the query count before those of the body.
+async def image_and_options(body: bytes, headers: Headers, query: dict[str, str]) -> tuple[bytes, str, Options]:
+    """The image, its field, and the options of `POST /predict`; those of the query count before those of the body.
 
     Raises:
         Problem: 400 for a body that is not what its type says, 415 for another type, 422 for a wrong field.
     """
     kind = media_type(headers)
     if kind == "multipart/form-data":
-        image, fields = await _of_form(body, headers)
+        image, field, fields = await _of_form(body, headers)
     elif kind == "application/json":
         fields = dict(json_object(body))
         names = [name for name in IMAGE_FIELDS if name in fields]
         if not names:
             expected = "a field `image` with base64 or a data: URI"
             raise Problem(422, "there is no image", field="image", found=sorted(fields)[:4], expected=expected)
-        image = base64_image(fields.pop(names[0]), names[0])
-    elif kind.startswith("image/") or kind in ("", "application/octet-stream", "application/x-www-form-urlencoded"):
-        image, fields = body, {}  # curl --data-binary says that it sends a form
+        field = names[0]
+        image = base64_image(fields.pop(field), field)
     else:
-        expected = "image/*, application/octet-stream, multipart/form-data or application/json"
+        check_raw(kind, "image/*, application/octet-stream, multipart/form-data or application/json")
+        image, field, fields = body, "body", {}
+    return image, field, options_of({**fields, **query})
+
+
+def check_raw(kind: str, expected: str) -> None:
+    """Refuse a type under which no client sends the bytes of an image.
+
+    Raises:
+        Problem: 415.
+    """
+    # curl --data-binary says that it sends a form
+    known = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+    if not kind.startswith("image/") and kind not in known:
         raise Problem(415, "bodies of this type are not read", field="Content-Type", found=kind, expected=expected)
-    return image, options_of({**fields, **query})
 
 
 def options_of(fields: dict[str, Any]) -> Options:
@@ -67,7 +78,7 @@ def options_of(fields: dict[str, Any]) -> Options:
         raise of_validation(error.errors(include_url=False)) from None
 
 
-async def _of_form(body: bytes, headers: Headers) -> tuple[bytes, dict[str, Any]]:
+async def _of_form(body: bytes, headers: Headers) -> tuple[bytes, str, dict[str, Any]]:
     async def stream() -> AsyncIterator[bytes]:
         yield body
         yield b""
@@ -78,17 +89,18 @@ async def _of_form(body: bytes, headers: Headers) -> tuple[bytes, dict[str, Any]
         found = error.message if isinstance(error, MultiPartException) else "no boundary, or a broken part"
         expected = "multipart/form-data with one file"
         raise Problem(400, "the form cannot be read", field="body", found=found, expected=expected) from None
-    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    files = [(key, value) for key, value in form.multi_items() if isinstance(value, UploadFile)]
     fields = {key: value for key, value in form.multi_items() if not isinstance(value, UploadFile)}
     if not files:
         names = [name for name in IMAGE_FIELDS if name in fields]
         if not names:
             found, expected = f"fields {sorted(fields)[:4]}", "a file in a field `image`"
             raise Problem(422, "there is no image in the form", field="image", found=found, expected=expected)
-        return base64_image(fields.pop(names[0]), names[0]), fields
-    image = await files[0].read()
+        return base64_image(fields.pop(names[0]), names[0]), names[0], fields
+    [(field, file)] = files
+    image = await file.read()
     await form.close()
-    return image, fields
+    return image, field[:80], fields
 
 
 def json_object(body: bytes) -> dict[str, Any]:

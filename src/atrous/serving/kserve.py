@@ -2,7 +2,7 @@
 
 One input, `image`: BYTES, the contents of image files; or UINT8 of H,W,3 or N,H,W,3. Outputs, of which a request names
 those that it wants: `mask` (UINT8 N,H,W, class ids), `mask_png` (BYTES, palette PNGs), `areas` (FP32 N,K, the share of
-each class).
+each class). `mask` is INT32 for a model of more than 256 classes.
 """
 
 from __future__ import annotations
@@ -65,8 +65,13 @@ def metadata(model: ServedModel) -> dict[str, Any]:
         "versions": [model.version],
         "platform": "pytorch_atrous",
         "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
-        "outputs": [{"name": name, "datatype": kind, "shape": shapes[name]} for name, kind in OUTPUTS.items()],
+        "outputs": [{"name": n, "datatype": datatype(n, classes), "shape": shapes[n]} for n in OUTPUTS],
     }
+
+
+def datatype(output: str, classes: int) -> str:
+    """That of an output of a model with so many classes."""
+    return "INT32" if output == "mask" and classes > 256 else OUTPUTS[output]
 
 
 def parse(body: bytes, headers: Headers, limits: Limits) -> Request:
@@ -238,7 +243,8 @@ def answer(results: Sequence[Segmentation], request: Request, model: ServedModel
     outputs, tail = [], b""
     for name, binary in request.outputs.items():
         shape, value = _output(name, results)
-        tensor: dict[str, Any] = {"name": name, "datatype": OUTPUTS[name], "shape": shape}
+        kind = datatype(name, len(results[0].labels))
+        tensor: dict[str, Any] = {"name": name, "datatype": kind, "shape": shape}
         if binary:
             raw = _raw(value)
             tensor["parameters"] = {"binary_data_size": len(raw)}
@@ -266,6 +272,7 @@ def _output(name: str, results: Sequence[Segmentation]) -> tuple[list[int], Any]
         found, expected = f"images of {len(sizes)} sizes", "images of one size, or the output mask_png"
         raise Problem(422, "the masks are no one tensor", field="outputs", found=found, expected=expected)
     masks = np.stack([result.mask for result in results])
+    masks = masks if masks.dtype == np.uint8 else masks.astype("<i4")
     return list(masks.shape), masks
 
 

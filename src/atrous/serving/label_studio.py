@@ -69,8 +69,8 @@ async def predict(service: Service, request: Request, document: Mapping[str, Any
 
     if not images:
         return finish([])
-    field = f"tasks.data.{target.key}"
-    response: Response = await service.segment(request, model, images, finish, confidence=True, field=field)
+    fields = [f"tasks.{place}.data.{target.key}" for place in range(len(images))]
+    response: Response = await service.segment(request, model, images, finish, confidence=True, fields=fields)
     return response
 
 

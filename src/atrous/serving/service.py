@@ -52,22 +52,25 @@ class Service:
         finish: Callable[[list[Segmentation]], Any],
         output_stride: int | None = None,
         confidence: bool = False,
-        field: str = "body",
+        fields: Sequence[str] = ("body",),
     ) -> Any:
         """Segment the images of a request in a worker, and return what `finish` makes of the results there.
+
+        `fields` are those of the request that the images came from, for errors.
 
         Raises:
             Problem: if an image is refused, or the service is too busy.
             ClientLeft: if the client leaves.
         """
         model.check_output_stride(output_stride)
-        sizes = [await self.aside(checked_size, image, self.limits, field) for image in images]
+        named = zip(images, fields, strict=True)
+        sizes = [await self.aside(checked_size, image, self.limits, field) for image, field in named]
         facts = request.state.noted
         facts["model"] = model.name
         facts["size"] = f"{sizes[0][1]}x{sizes[0][0]}" if len(sizes) == 1 else f"{len(sizes)} images"
         alone = len(images) > 1 or confidence
         key = None if alone else model.together(sizes[0], output_stride)
-        job = Job(images, lambda several: model.segment(several, output_stride, confidence), finish, key)
+        job = Job(images, lambda several: model.segment(several, output_stride, confidence), finish, fields, key)
         answer = await self.pool.run(job, _left(request))
         self.metrics.images.labels(model.name).inc(len(images))
         return answer

@@ -39,6 +39,7 @@ class Job:
         images: content of the files.
         segment: segments images; called with those of several jobs if they have the same `together`.
         finish: makes the answer of the results, in the worker, too.
+        fields: of the request, that the images came from; a damaged image is reported under its own.
         together: jobs with the same key, other than None, hold one image each that may be segmented together.
         future: the answer.
         began: whether a worker has taken it.
@@ -48,6 +49,7 @@ class Job:
     images: Sequence[bytes]
     segment: Segment
     finish: Callable[[list[Segmentation]], Any]
+    fields: Sequence[str] = ()
     together: Hashable | None = None
     future: Future[Any] = field(default_factory=Future)
     began: bool = False
@@ -202,10 +204,15 @@ def _segment(jobs: Sequence[Job]) -> None:
 
 def _one_by_one(job: Job) -> list[Segmentation]:
     results: list[Segmentation] = []
-    for image in job.images:
+    for i, image in enumerate(job.images):
         if job.abandoned:
             raise ClientLeft
-        results += job.segment([image])
+        try:
+            results += job.segment([image])
+        except Problem as problem:
+            if problem.field and job.fields:
+                problem.field = job.fields[i]
+            raise
     return results
 
 

@@ -1,6 +1,7 @@
 // The page: a photo to the server, its mask over it. No library, no request to another host.
 
 const $ = (id) => document.getElementById(id);
+const IDS = 65536; // a mask has ids below
 const state = { models: [], file: null, name: "photo", ids: null, width: 0, height: 0, small: null, shares: [], on: new Set(), lit: null, sent: null, png: null };
 
 // ---------------------------------------------------------------- the mask's PNG, as class ids
@@ -10,27 +11,29 @@ async function idsOf(blob) {
   const bytes = new Uint8Array(await blob.arrayBuffer());
   const view = new DataView(bytes.buffer);
   const parts = [];
-  let place = 8, width = 0, height = 0;
+  let place = 8, width = 0, height = 0, size = 1; // bytes of an id: 2 for more than 255 classes
   while (place < bytes.length) {
     const length = view.getUint32(place), kind = String.fromCharCode(...bytes.subarray(place + 4, place + 8));
     if (kind === "IHDR") {
       width = view.getUint32(place + 8);
       height = view.getUint32(place + 12);
-      if (bytes[place + 16] !== 8 || bytes[place + 20] !== 0) throw new Error("the mask is no PNG of 8 bits");
+      size = bytes[place + 16] / 8;
+      if ((size !== 1 && size !== 2) || bytes[place + 20] !== 0) throw new Error("the mask is no PNG of 8 or 16 bits");
     }
     if (kind === "IDAT") parts.push(bytes.subarray(place + 8, place + 8 + length));
     place += length + 12;
   }
   const raw = new Uint8Array(await new Response(new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate"))).arrayBuffer());
-  const ids = new Uint8Array(width * height);
+  const row = width * size, ids = new Uint8Array(row * height);
   for (let y = 0; y < height; y++) {
-    const filter = raw[y * (width + 1)], from = y * (width + 1) + 1, to = y * width;
-    for (let x = 0; x < width; x++) {
-      const left = x ? ids[to + x - 1] : 0, up = y ? ids[to - width + x] : 0, corner = x && y ? ids[to - width + x - 1] : 0;
+    const filter = raw[y * (row + 1)], from = y * (row + 1) + 1, to = y * row;
+    for (let x = 0; x < row; x++) {
+      const within = x >= size;
+      const left = within ? ids[to + x - size] : 0, up = y ? ids[to - row + x] : 0, corner = within && y ? ids[to - row + x - size] : 0;
       ids[to + x] = raw[from + x] + (filter === 0 ? 0 : filter === 1 ? left : filter === 2 ? up : filter === 3 ? (left + up) >> 1 : paeth(left, up, corner));
     }
   }
-  return { ids, width, height };
+  return { ids: size === 1 ? ids : Uint16Array.from({ length: width * height }, (_, i) => 256 * ids[2 * i] + ids[2 * i + 1]), width, height };
 }
 
 function paeth(a, b, c) {
@@ -135,10 +138,10 @@ function paint(photo, width, height) {
   fit();
 }
 
-// Small photos are shown larger, and both canvases have one size.
+// Small photos are shown larger, both canvases have one size, and the stage fits around them.
 function fit() {
   const { width, height } = $("photo");
-  const room = $("stage").clientWidth || 600, tall = innerHeight * (innerWidth > 800 ? 0.74 : 0.56);
+  const room = Math.floor($("stage").parentElement.getBoundingClientRect().width - 2) || 600, tall = innerHeight * (innerWidth > 800 ? 0.74 : 0.56);
   const scale = Math.min(room / width, tall / height, 3);
   for (const canvas of [$("photo"), $("mask")]) {
     canvas.style.width = `${Math.round(width * scale)}px`;
@@ -149,7 +152,7 @@ function fit() {
 function drawMask() {
   if (!state.ids) return;
   const canvas = $("mask"), { width, height } = canvas, context = canvas.getContext("2d"), image = context.createImageData(width, height);
-  const pixels = new Uint32Array(image.data.buffer), colours = new Uint32Array(256);
+  const pixels = new Uint32Array(image.data.buffer), colours = new Uint32Array(IDS);
   for (const { id, color } of model().classes) {
     const strength = state.lit === null ? (state.on.has(id) ? 255 : 0) : state.lit === id ? 255 : state.on.has(id) ? 70 : 0;
     colours[id] = ((strength << 24) | (color[2] << 16) | (color[1] << 8) | color[0]) >>> 0;
@@ -164,7 +167,7 @@ function drawMask() {
 // ---------------------------------------------------------------- classes
 
 function list() {
-  const counts = new Array(256).fill(0);
+  const counts = new Array(IDS).fill(0);
   for (const id of state.ids) counts[id]++;
   state.shares = counts.map((count) => count / state.ids.length);
   const here = model().classes.filter((one) => counts[one.id]).sort((a, b) => counts[b.id] - counts[a.id]);
@@ -374,6 +377,7 @@ $("stage").onpointerleave = (event) => event.pointerType === "mouse" && hide("ti
 $("stage").onkeydown = moveProbe;
 $("stage").onblur = endProbe;
 addEventListener("resize", fit);
+new ResizeObserver(() => requestAnimationFrame(fit)).observe($("stage").parentElement); // a scrollbar that appears takes room, too
 addEventListener("paste", (event) => fromTransfer(event.clipboardData) || ($("start").hidden ? null : fail({ error: "There is no picture in what was pasted.", more: "Copy a photo, not its address." })));
 let inside = 0;
 addEventListener("dragenter", (event) => { event.preventDefault(); inside++; document.body.classList.add("over"); });
