@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.save(few, folder / f"small-{kind}.pth", **options)
     arrays = {key: value.numpy() for key, value in net.state_dict().items()}
     for name, state in (("plain.pkl", arrays), ("small-plain.pth", dict(list(arrays.items())[:12]))):
-        (folder / name).write_bytes(pickle.dumps({"model": state, "config": config}))
+        (folder / name).write_bytes(pickle.dumps({"model": state, "config": config}, 3))
     for file in (Path(__file__).parent / "files").glob("small.ckpt.*"):
         shutil.copy(file, folder)
     return folder
@@ -238,11 +238,15 @@ class Asks:
 
 def plain(path: Path) -> None:
     """A pickle that PyTorch did not write, which would make a file."""
-    path.write_bytes(pickle.dumps({"model": Asks(os.mkdir, str(path.with_name("ran")))}))
+    path.write_bytes(pickle.dumps({"model": Asks(os.mkdir, str(path.with_name("ran")))}, 3))
 
 
 def plain_objects(path: Path) -> None:
-    path.write_bytes(pickle.dumps({"model": {"a": np.array([None])}}))
+    path.write_bytes(pickle.dumps({"model": {"a": np.array([None])}}, 3))
+
+
+def plain_of_another_protocol(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"model": {"a": np.zeros(4)}}, 4))
 
 
 def plain_of_more(path: Path) -> None:
@@ -306,6 +310,7 @@ def header_of_more(path: Path) -> None:
         (plain_objects, "cannot be read as a checkpoint of PyTorch: it holds an array of 'O8', expected numbers"),
         (plain_of_more, "an array in it has 16 bytes for 250000000000 numbers"),
         (plain_memo, "holds no tensors"),
+        (plain_of_another_protocol, "it is a pickle of protocol 4; where you trust it, load it by pickle.load"),
         (page, "is a page of HTML and not the file; fetch it again"),
         (pointer, "is a pointer of Git LFS and not the file; fetch it by: git lfs pull"),
         (empty, "net.pth is empty"),

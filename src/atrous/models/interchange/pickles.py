@@ -1,4 +1,4 @@
-"""Read pickles and run nothing in them: PyTorch's by ``weights_only``, others by a table of a few names.
+"""Read pickles by ``torch.load(weights_only=True)``, which runs nothing in them, PyTorch's own and others.
 
 What training programs and detectron2's model zoo put beside tensors, or in place of them, is NumPy's numbers and
 arrays. The names that their pickles ask for stand here for functions of ours, which make numbers of bytes.
@@ -10,10 +10,10 @@ import io
 import math
 import os
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MAGIC = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-"""Near the start of PyTorch's files from before they were archives."""
+_MAGIC = 0x1950A86A20F9469CFC6C
+"""The first pickle in PyTorch's files from before they were archives; its version follows, and what it was made on."""
 
 
 class Array:
@@ -75,12 +75,6 @@ def _empty(*_: Any) -> Array:
     return Array()
 
 
-def _bytes(text: str, codec: str) -> bytes:
-    if codec != "latin1":
-        raise ValueError(f"it has bytes as {codec[:20]!r}")
-    return text.encode("latin1")
-
-
 _STAND_INS: dict[str, Callable[..., Any]] = {
     **{f"numpy.{core}.multiarray._reconstruct": _empty for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _number for core in ("core", "_core")},
@@ -88,7 +82,6 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _Kind,
     "mmengine.logging.history_buffer.HistoryBuffer": _Passed,
 }
-_OF_PLAIN_PICKLES = {**_STAND_INS, "_codecs.encode": _bytes, "collections.OrderedDict": OrderedDict}
 
 
 def read(path: Path) -> Any:
@@ -100,13 +93,13 @@ def read(path: Path) -> Any:
     check_archive(path)
     with path.open("rb") as file:
         start = file.read(64)
-    plain = start.startswith(b"\x80") and _MAGIC not in start
+    plain = start.startswith(b"\x80") and _MAGIC.to_bytes(10, "little") not in start
     try:
-        if plain:
-            return _Plain(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        file_or_path: Any = io.BytesIO(_as_pytorch_writes(path.read_bytes())) if plain else path
         names: list[Any] = [(function, name) for name, function in _STAND_INS.items()]
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(names):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            options: Any = {"encoding": "latin1"} if plain else {}
+            return torch.load(file_or_path, map_location="cpu", weights_only=True, **options)
     except Exception as error:  # a forged pickle can raise anything
         asked = str(error).partition("GLOBAL ")[2].split(" ")[0]
         if asked:
@@ -117,19 +110,33 @@ def read(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read as a checkpoint of PyTorch: {_why(error)}") from None
 
 
-class _Plain(pickle._Unpickler):  # in Python: the one in C takes what memory a file tells it to
-    """A pickle that PyTorch did not write."""
+def _as_pytorch_writes(content: bytes) -> bytes:
+    """A pickle of protocol 2 or 3 as the one object of a file of PyTorch's, in the opcodes that ``weights_only`` knows.
 
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in _OF_PLAIN_PICKLES:
-            raise pickle.UnpicklingError(f"GLOBAL {module}.{name} ")
-        return _OF_PLAIN_PICKLES[f"{module}.{name}"]
+    Raises:
+        ValueError: if it has another protocol, or is damaged.
+    """
+    start: list[Any] = [_MAGIC, 1001, {}]
+    parts, done = [pickle.dumps(each, 2) for each in start], 0
+    for opcode, argument, position in pickletools.genops(content):
+        if opcode.name == "PROTO" and argument not in (2, 3):
+            raise ValueError(
+                f"it is a pickle of protocol {argument}; where you trust it, load it by pickle.load and torch.save its "
+                "state_dict alone"
+            )
+        if isinstance(argument, bytes) and position is not None:  # protocol 2 has text in the place of bytes
+            text = argument.decode("latin1").encode()
+            length = len(text).to_bytes(4, "little")
+            parts += [content[done:position], b"c_codecs\nencode\nX", length, text, b"X\x06\x00\x00\x00latin1\x86R"]
+            done = position + (2 if opcode.name == "SHORT_BINBYTES" else 5) + len(argument)
+    return b"".join([*parts, content[done:], pickle.dumps([], 2)])
 
 
 def _why(error: Exception) -> str:
     """What is wrong, without the advice to let the file run."""
     said = str(error).partition("WeightsUnpickler error:")[2].strip() or str(error)
-    if not said or any(words in said for words in ("Weights only load failed", "central directory", "operand")):
+    pointless = ("Weights only load failed", "central directory", "operand")
+    if not said or said.isdigit() or any(words in said for words in pointless):
         return "it is cut off, damaged or something else; fetch or save it again"
     return said.splitlines()[0][:200]
 
