@@ -62,7 +62,13 @@ def overlay(
         part = ids[top : top + _STRIP + thickness]
         edge = Image.fromarray(_outline(part, thickness)[:_STRIP])
         part = part[:_STRIP]
-        picture.paste(Image.fromarray(colours.take(part, 0)), (0, top), Image.fromarray(weights.take(part)))
+        if part.dtype == np.uint8:  # in PIL, without the eight bytes a pixel that NumPy takes for indices
+            plane = Image.fromarray(part)
+            opacity = plane.point(weights.tobytes().ljust(256, b"\0"))
+            plane.putpalette(colours.tobytes())
+            picture.paste(plane.convert("RGB"), (0, top), opacity)
+        else:
+            picture.paste(Image.fromarray(colours[part]), (0, top), Image.fromarray(weights[part]))
         picture.paste((255, 255, 255), (0, top, ids.shape[1], top + len(part)), edge)
     if names:
         _write_names(picture, ids, labels)
