@@ -142,6 +142,7 @@ def kill_saves(job: Job, count: int, rng: random.Random) -> str:
     return f"killed inside a save: {inside} of {count} go on, no finished save lost ({outside} more fell outside)"
 
 
+@pytest.mark.integration
 def test_killed_while_it_trains_a_run_goes_on(job: Callable[..., Job]) -> None:
     assert "2 of 2" in kill_training(job(iterations=12, save_every=2), 2, random.Random(0))
 
@@ -193,6 +194,7 @@ def stop_and_resume(job: Job, points: list[int], workers: int, ranks: int) -> No
     shutil.rmtree(job.run)
 
 
+@pytest.mark.integration
 def test_two_ranks_stopped_and_resumed_end_byte_equal(job: Callable[..., Job]) -> None:
     stop_and_resume(job(iterations=4, **EVERYTHING), [3], 0, 2)
 
@@ -503,6 +505,7 @@ def kill_workers(job: Job, count: int, rng: random.Random) -> str:
     return f"{len(seconds)} kills: an error within {max(seconds):.1f} s, no orphan, the run goes on to the same bytes"
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for orphans in /proc")
 def test_a_data_worker_that_is_killed_ends_the_run_with_one_line(job: Callable[..., Job]) -> None:
     assert kill_workers(job(iterations=12, save_every=1), 1, random.Random(0)).startswith("1 kill")
@@ -517,6 +520,7 @@ def test_data_workers_killed_many_times(job: Callable[..., Job]) -> None:
 # Dead ranks.
 
 
+@pytest.mark.integration
 def test_a_rank_that_is_killed_ends_the_other_and_both_go_on(job: Callable[..., Job]) -> None:
     one = job(iterations=12, save_every=2)
     expected, _ = one.straight(2)

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import yaml
 
 import atrous
@@ -97,6 +98,7 @@ def test_nothing_but_the_named_downloads_speaks_to_the_network() -> None:
     assert {place.partition(":")[0] for place, _ in speaking} == {"prediction/urls.py"}  # for --allow-urls alone
 
 
+@pytest.mark.integration
 def test_commands_ask_for_no_other_machine(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(override(tiny, {"iterations": 1}).to_yaml())
     run, out, cpu = tmp_path / "run", tmp_path / "out", ["--device", "cpu"]

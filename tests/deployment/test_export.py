@@ -83,10 +83,14 @@ def assert_same(
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A weight file, and the torch program that was exported from it. To be read only."""
+    """A weight file, and the torch program that was exported from it over another file. To be read only."""
     folder = tmp_path_factory.mktemp("small")
     source = write_weights(folder, "timm/lcnet_050", head="cascade", last_block=4)
-    report = export(source, folder / "small.pt2", format="torch")
+    out, said = folder / "program" / "small.pt2", list[str]()
+    out.parent.mkdir()
+    out.write_bytes(b"before")
+    report = export(source, out, format="torch", say=said.append)
+    assert said[0] == f"{out} is there already: it is replaced once the new one has passed"
     assert report.parity is not None and report.parity.agreement >= 0.999 and (report.parity.error or 0) < 1e-3
     return source, report.path
 
@@ -97,12 +101,9 @@ def test_torch(small: tuple[Path, Path]) -> None:
     assert load(path)[1] == load(source)[1]
 
 
-def test_a_file_that_is_replaced_is_said_to_be(small: tuple[Path, Path], tmp_path: Path) -> None:
-    out, said = tmp_path / "small.pt2", list[str]()
-    out.write_bytes(b"before")
-    export(small[0], out, format="torch", say=said.append)
-    assert said[0] == f"{out} is there already: it is replaced once the new one has passed"
-    assert load(out)[1] == load(small[0])[1] and os.listdir(tmp_path) == ["small.pt2"]
+def test_a_file_that_is_replaced_is_the_new_one_alone(small: tuple[Path, Path]) -> None:
+    source, out = small
+    assert load(out)[1] == load(source)[1] and os.listdir(out.parent) == ["small.pt2"]
 
 
 def test_a_torch_program_is_a_model(small: tuple[Path, Path], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -157,7 +158,8 @@ def _run(lines: list[list[str]], said: str, hooks: list, rank: tuple[int, int, i
     for name, *arguments in hooks:
         globals()[name](*arguments)
     for line in lines:
-        status = main(line)
+        sys.argv = ["atrous", *line]
+        status = main()
         if status:
             sys.exit(status)
 
@@ -305,6 +307,19 @@ def steps_of_ranks(data: str, out: str) -> None:
     import ranks
 
     ranks.main(Path(data), Path(out))
+
+
+def close_stream(name: str) -> None:
+    """Standard output or error is closed, and None, as in a process whose caller closed it."""
+    os.close(getattr(sys, name).fileno())
+    setattr(sys, name, None)
+
+
+def temporary_folder(path: str) -> None:
+    """As if the process had started with this folder for temporary files."""
+    os.environ["TMPDIR"] = path
+    tempfile.tempdir = None
+    multiprocessing.current_process()._config.pop("tempdir", None)  # type: ignore[attr-defined]
 
 
 def user(number: int) -> None:

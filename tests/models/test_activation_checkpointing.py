@@ -12,8 +12,8 @@ from atrous.models.activation_checkpointing import Checkpointed, set_checkpointi
 from atrous.models.deeplab import DeepLabV3
 
 BACKBONES = {
-    "resnet18": {"aspp_rates": (1,)},
-    "resnet50": {"head": "cascade", "last_block": 5},
+    "resnet18": {"head": "cascade", "last_block": 5},
+    "resnet50": {"head": "cascade", "last_block": 4},
     "timm/lcnet_050": {"aspp_rates": (1,)},
     "timm/tf_efficientnet_lite0": {"aspp_rates": (1,)},
     "timm/convnext_atto": {"aspp_rates": (1,)},

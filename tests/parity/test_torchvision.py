@@ -15,9 +15,10 @@ from shaken import shake
 
 
 @pytest.mark.parametrize(
-    ("dilated", "output_stride"), [((False, False, False), 32), ((False, False, True), 16), ((False, True, True), 8)]
-)
-@pytest.mark.parametrize("depth", [50, 101])
+    ("depth", "dilated", "output_stride"),
+    [(50, (False, False, False), 32), (50, (False, False, True), 16), (50, (False, True, True), 8),
+     (101, (False, True, True), 8)],
+)  # fmt: skip
 @torch.no_grad()
 def test_backbone_features(depth: int, dilated: tuple[bool, bool, bool], output_stride: int) -> None:
     torch.manual_seed(depth)
@@ -61,7 +62,7 @@ def test_the_whole_model() -> None:
     theirs = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=5, aux_loss=True).eval()
     shake(theirs)
     ours = drop_in(theirs, torch.float32)
-    for size in ((97, 97), (90, 121)):
+    for size in ((97, 97), (42, 57)):
         image = torch.randn(1, 3, *size)
         expected = theirs(image)["out"]
         found = ours(image)

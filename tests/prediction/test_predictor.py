@@ -608,6 +608,7 @@ def killed_runs(trained: Path, drawn: Draw, tmp_path: Path, kills: int) -> tuple
     return killed, runs
 
 
+@pytest.mark.integration
 def test_killed_predictions_leave_whole_files_and_a_rerun_does_the_rest(trained, drawn: Draw, tmp_path: Path) -> None:
     killed_runs(trained, drawn, tmp_path, 1)
 

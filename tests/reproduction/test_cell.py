@@ -44,6 +44,7 @@ def test_a_failure_is_the_last_line_that_it_prints(tiny: Recipe, tiny_data: Path
     assert last.startswith(f"{ERROR}ValueError: ") and "no split 'nosuch'" in last
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("signalled", ["SIGINT", "parent"])
 def test_it_ends_by_a_signal_or_with_its_parent(signalled: str, tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -26,6 +26,13 @@ from atrous.training.state import build_model
 CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
 
 
+QUICK: dict[str, Any] = {
+    "backbone": "timm/lcnet_050", "weights": None, "aspp_rates": (1,), "iterations": 1, "batch_size": 2, "warmup": 0,
+    "crop": 33, "amp": "off",
+}  # fmt: skip
+"""What makes a step cheap where the step is not the point."""
+
+
 def survey(
     images: int = 367, side: int = 360, pixels: tuple[int, ...] = (500, 300), long_side: int | None = None
 ) -> Survey:
@@ -212,7 +219,7 @@ def test_images_are_held_back_where_there_is_no_val(
     with_val, _ = finetune(make_data(tmp_path / "val", {"train": 12, "val": 3}))
     assert with_val.data.val_share == 0 and with_val.data.val_split == "val"
 
-    quick = override(recipe, {"iterations": 1, "batch_size": 2, "warmup": 0, "crop": 33, "amp": "off"})
+    quick = override(recipe, QUICK)
     for seed in (0, 1):
         assert train(override(quick, {"seed": seed}), data, tmp_path / f"{seed}", workers=0, device="cpu") is not None
     split = json.loads((tmp_path / "0" / "split.json").read_text(encoding="utf-8"))
@@ -231,7 +238,7 @@ def test_data_without_any_split_is_divided_and_the_run_says_how(make_data: Calla
     assert splits(data) == ["all"]
     recipe, _ = finetune(data, device="cpu")
     assert (recipe.data.train_split, recipe.data.val_split, recipe.data.val_share) == ("train", "val", 0)
-    quick = override(recipe, {"iterations": 1, "batch_size": 2, "warmup": 0, "crop": 33, "amp": "off"})
+    quick = override(recipe, QUICK)
     assert train(quick, data, tmp_path / "run", workers=0, device="cpu") is not None
     split = json.loads((tmp_path / "run" / "split.json").read_text(encoding="utf-8"))
     assert split["val"] == open_splits(data, "val").names and len(split["train"]) + len(split["val"]) == 12

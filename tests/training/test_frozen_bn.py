@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -17,9 +18,14 @@ FROZEN = [{"affine": True}, {"affine": False}, {"affine": False, "head": False}]
 
 
 def model_of(backbone: str, **options: Any) -> DeepLabV3:
-    """In float64, with batch norm that does something."""
+    """In float64, with batch norm that does something; of ASPP, a branch that every place of a small map is seen by."""
+    return copy.deepcopy(built(backbone, **options)).train()
+
+
+@functools.cache
+def built(backbone: str, **options: Any) -> DeepLabV3:
     torch.manual_seed(0)
-    model = DeepLabV3(backbone, 4, **options).double()
+    model = DeepLabV3(backbone, 4, aspp_rates=(1,), **options).double()
     for norm in model.batch_norms():
         assert norm.running_mean is not None and norm.running_var is not None
         nn.init.normal_(norm.running_mean, std=0.2)
@@ -27,7 +33,7 @@ def model_of(backbone: str, **options: Any) -> DeepLabV3:
         nn.init.normal_(norm.weight, 1, 0.2)
         nn.init.normal_(norm.bias, std=0.2)
     nn.init.normal_(model.classifier.weight)
-    return model.train()
+    return model
 
 
 def stepped(

@@ -68,7 +68,7 @@ def test_a_run_leaves_all_that_it_promises(trained: Path, tiny_data: Path) -> No
 
 
 def test_a_tiny_data_set_is_overfitted(tmp_path: Path, make_data: Callable[..., Path]) -> None:
-    data = make_data(tmp_path / "data", {"train": 2}, sizes=[(64, 64)])
+    data = make_data(tmp_path / "data", {"train": 2}, sizes=[(48, 48)])
     recipe = override(
         Recipe(),
         {
@@ -76,14 +76,14 @@ def test_a_tiny_data_set_is_overfitted(tmp_path: Path, make_data: Callable[..., 
             "multi_grid": None,
             "aspp_rates": (1,),
             "weights": "imagenet",
-            "crop": 64,
+            "crop": 48,
             "train_split": "train",
             "val_split": "train",
             "scales": (1.0, 1.0),
             "flip": 0.0,
             "output_stride": 4,
             "batch_size": 2,
-            "iterations": 32,
+            "iterations": 26,
             "optimizer": "adamw",
             "lr": 0.002,
             "head_lr_factor": 2.0,
@@ -548,8 +548,8 @@ def test_a_run_that_fails_ends_at_once_with_its_loaders(
 def long_run(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
     """Starts a run of many steps as a process of its own, and waits until it trains."""
     (tmp_path / "recipe.yaml").write_text(
-        override(tiny, {"iterations": 3000, "batch_size": 2, "val_split": None}).to_yaml()
-    )
+        override(tiny, {"iterations": 1000, "batch_size": 2, "val_split": None}).to_yaml()
+    )  # which tells of every tenth step
     line = ["train", str(tmp_path / "recipe.yaml"), "--data", str(tiny_data), "--out", str(tmp_path / "run")]
     started: list[Forked] = []
 
@@ -572,8 +572,11 @@ def long_run(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> Iterator[Callable
 @pytest.mark.parametrize(
     ("number", "to_group", "status"),
     # Ctrl-C and service managers reach the loaders' processes, too.
-    [(signal.SIGINT, True, 130), (signal.SIGTERM, True, 143), (signal.SIGTERM, False, 143)],
-    ids=["SIGINT", "SIGTERM to all", "SIGTERM"],
+    [
+        pytest.param(signal.SIGINT, True, 130, id="SIGINT", marks=pytest.mark.integration),
+        pytest.param(signal.SIGTERM, True, 143, id="SIGTERM to all", marks=pytest.mark.integration),
+        pytest.param(signal.SIGTERM, False, 143, id="SIGTERM"),
+    ],
 )
 def test_a_signal_saves_and_leaves_and_resume_goes_on(
     number: int, to_group: bool, status: int, long_run: Callable[..., Forked], tmp_path: Path
