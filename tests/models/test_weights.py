@@ -376,7 +376,7 @@ def test_a_foreign_safetensors_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_safetensors_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "odd.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"odd\.safetensors is not a safetensors file"):
+    with pytest.raises(ValueError, match=r"odd\.safetensors is (not a safetensors file|empty)"):
         load(path)
 
 

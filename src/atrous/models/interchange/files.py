@@ -146,7 +146,7 @@ def _read_npy(file: Any, size: int) -> Tensor:
 def _state_of(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors in what a file holds, and all else."""
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
+        raise ValueError(f"{path} holds {type(content).__name__}, expected a dictionary of tensors")
     meta: dict[str, Any] = {}
     state: Mapping[Any, Any] = content
     place = next((key for key in _STATES if isinstance(content.get(key), Mapping) and _tensors(content[key])), "")

@@ -57,7 +57,8 @@ _MOBILEVIT_SETTINGS = {
 def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
     """A `Reader`. Its networks need their ``config.json``."""
     config = checkpoint.meta.get("config")
-    kind = (config or {}).get("architectures")  # which all of its configurations have, and no other library's
+    # Which all of its configurations have, and no other library's; mmsegmentation's is a text.
+    kind = config.get("architectures") if isinstance(config, dict) else None
     ours = checkpoint.starts("mobilenet_v2.", "mobilevit.")
     if not ours and not kind and not checkpoint.starts("segformer.", "segmentation_head.conv_aspp."):
         return None
