@@ -114,7 +114,9 @@ def read(checkpoint: Checkpoint, choices: Choices) -> Converted | None:
             raise ValueError(f"it is {name} of segmentation_models_pytorch; expected its DeepLabV3")
     if not checkpoint.has("decoder.aspp.convs.0.0.weight") and not checkpoint.has("decoder.0.convs.0.0.weight"):
         raise ValueError("it is of segmentation_models_pytorch, but no DeepLabV3: the decoder has no ASPP")
-    config = checkpoint.meta.get("config") or checkpoint.meta  # Lightning's hyper_parameters may say it, too
+    config = checkpoint.meta.get("config")
+    if not isinstance(config, dict) or not config:
+        config = checkpoint.meta  # Lightning's hyper_parameters may say it, too
     guesses = [] if config else ["no config.json of save_pretrained beside it"]
     stride = choices.output_stride or config.get("encoder_output_stride")
     if not stride:
