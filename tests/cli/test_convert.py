@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from atrous.cli.parser import main
-from atrous.models.weights import load, read_card
+from atrous.models.weights import digest, load, read_card
 from atrous.prediction.predictor import Predictor
 from foreign import shaken
 
@@ -40,6 +40,7 @@ def test_convert_says_the_difference_and_the_way_back_gives_the_same(
     assert main(["convert", str(checkpoint), "--out", str(out), *flags, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["classes"] == names and said["largest_difference"] < 1e-6
+    assert said["sha256"] == digest(load(out)[0]) and said["sha256"] in read_card(out).description
     assert main(["convert", str(out), "--to", "smp", "--out", str(tmp_path / "back"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["largest_difference"] < 1e-6
     ours, back = load(out)[0].state_dict(), load(tmp_path / "back")[0].state_dict()

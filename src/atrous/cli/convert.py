@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ def _forth(args: argparse.Namespace) -> int:
     from atrous.models.hub import is_hub_name
     from atrous.models.interchange.base import Choices
     from atrous.models.interchange.convert import convert
-    from atrous.models.weights import card_of, check_foreign, resolve, save
+    from atrous.models.weights import card_of, check_foreign, digest, resolve, save
 
     if args.out.suffix != ".safetensors":
         raise ValueError(f"--out is {args.out}, expected a file NAME.safetensors")
@@ -53,15 +54,13 @@ def _forth(args: argparse.Namespace) -> int:
     for clause in (*(f"assumed {guess}" for guess in converted.guesses), *(f"left out {d}" for d in converted.dropped)):
         complain(f"{args.source}: {clause}", 0)
     difference, told = _compared(model, converted.library)
-    save(
-        model,
-        args.out,
-        card_of(converted, args.source if is_hub_name(args.source) else Path(args.source).name),
-        half=args.half,
-    )
-    said = {"file": str(args.out), "library": converted.library, "classes": list(converted.names)}
+    card = card_of(converted, args.source if is_hub_name(args.source) else Path(args.source).name)
+    tensors = digest(model)
+    save(model, args.out, replace(card, description=f"{card.description}; SHA-256 {tensors}"), half=args.half)
+    said: dict[str, Any] = {"file": str(args.out), "library": converted.library, "classes": list(converted.names)}
     if args.json:
-        return print_json({**said, "guesses": list(converted.guesses), "largest_difference": difference})
+        said |= {"guesses": list(converted.guesses), "largest_difference": difference, "sha256": tensors}
+        return print_json(said)
     what = f"{converted.library}, {model.arguments['backbone']}, {len(converted.names)} classes"
     say(f"{args.out}: from {what}; {told}")
     return 0
@@ -126,7 +125,7 @@ def _compared(model: DeepLabV3, library: str) -> tuple[float | None, str]:
     except ValueError as error:  # a user's own, which the library's parts can make and its builders do not
         net, why = None, f"not compared, for {error}"
     if word is None or net is None:
-        return None, f"checked by the names and shapes of its tensors ({why})"
+        return None, f"checked by the names and shapes of its tensors, whose SHA-256 is in the card ({why})"
     put_back(model, net, word)
     difference = largest_difference(model, net, _photographs(model))
     return difference, _told(difference, library)
