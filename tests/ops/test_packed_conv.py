@@ -71,6 +71,48 @@ def test_it_is_the_convolution_the_addition_and_the_activation(
 
 
 @needs_onednn
+@pytest.mark.parametrize(
+    "change",
+    ["nothing", "size", "weights", "stride", "dtype", "autocast", "gradients", "library", "threads", "not finite"],
+)
+def test_what_was_decided_holds_for_the_same_again_alone(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = PackedConv2d(AtrousConv2d(8, 8, 3, bias=True), nn.ReLU()).requires_grad_(False)
+    x, dtype, threads = draw(1, 8, 9, 9), torch.float32, torch.get_num_threads()
+    with torch.inference_mode():
+        for _ in range(3):
+            layer(x)
+    assert layer._call is not None
+    kept, gradients = layer._call, change == "gradients"
+    if change == "size":
+        x = draw(1, 8, 9, 12)
+    elif change == "weights":
+        with torch.no_grad():
+            layer.weight.mul_(-1)
+    elif change == "stride":
+        set_stride_and_dilation(layer, 2, 1)
+    elif change == "dtype":
+        layer, x = layer.double(), x.double()
+    elif change == "autocast":
+        dtype = torch.bfloat16
+    elif change == "library":
+        monkeypatch.setenv("ATROUS_KERNELS", "library")
+    elif change == "threads":
+        torch.set_num_threads(threads % 2 + 1)
+    elif change == "not finite":
+        packed_conv._current.plain = True
+    try:
+        with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            again = layer._is_again(kept, x, (layer.padding, layer.stride, layer.dilation, layer.groups))
+            found = layer(x.requires_grad_(gradients))
+    finally:
+        torch.set_num_threads(threads)
+    assert again == (change == "nothing")
+    assert found.requires_grad == gradients and (change != "autocast" or found.dtype == dtype)
+    exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), layer.stride, 1).relu()  # type: ignore[union-attr]
+    close(found.detach(), exact.detach())
+
+
+@needs_onednn
 def test_weights_are_laid_out_once_a_size_comes_again_and_anew_when_they_change() -> None:
     layer = PackedConv2d(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()).requires_grad_(False)
     x = draw(1, 8, 9, 9)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ from atrous.ops.conv_kernels import winograd
 from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast, forward_form, is_recorded
 from atrous.ops.conv_kernels.tap_gemm import has_onednn
 from atrous.ops.conv_kernels.winograd import Winograd
-from atrous.ops.trusted import Draw, trusted
+from atrous.ops.trusted import Draw, library_only, trusted
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -61,6 +61,17 @@ def begin_pass(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         _current.plain = not _is_within(inputs[0])
 
 
+class _Call(NamedTuple):
+    """A fused convolution that was run: what it depended on, and its arguments behind the map."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    geometry: tuple[Any, ...]
+    weights: tuple[int, ...]
+    threads: int
+    arguments: tuple[Any, ...]
+
+
 class PackedConv2d(AtrousConv2d):
     """A convolution together with its activation, and an addition before it, for inference.
 
@@ -79,6 +90,7 @@ class PackedConv2d(AtrousConv2d):
         self.activation = activation or nn.Identity()
         self._layout: tuple[Any, Tensor | Winograd | None] = (None, None)
         self._within: tuple[Any, bool] = (None, False)
+        self._call: _Call | None = None
         self.train(native.training)
 
     def forward(self, x: Tensor, other: Tensor | None = None, *, keep: bool = True) -> Tensor:
@@ -91,18 +103,36 @@ class PackedConv2d(AtrousConv2d):
         """
         x, padding = self._padded(x)
         assert not isinstance(padding, str)
+        geometry = (padding, self.stride, self.dilation, self.groups)
+        if other is None and self._call and self._is_again(self._call, x, geometry):
+            return _pointwise(x, *self._call.arguments)
         if not self._fuses(x, other) or self._runs_plain() or self._has_faster_form(x, padding):
             return self._plain(x, other, padding)
-        weight = self._laid_out(x, padding)
+        weight = self._laid_out(x, geometry)
         if isinstance(weight, Winograd) and not winograd.is_tame(x):
             weight = self.weight  # oneDNN lays them out in the call
         if isinstance(weight, Winograd):
             y = weight(x)
             y = y if other is None else y.add_(other)
             return y.relu_() if type(self.activation) is nn.ReLU else self._activated(y)
+        if weight is self._layout[1]:
+            arguments = (weight, self.bias, *geometry, *ACTIVATIONS[type(self.activation)], "")
+            self._call = _Call(x.shape, x.dtype, geometry, self._weights_state(), torch.get_num_threads(), arguments)
         into = other.clone() if other is not None and keep else other
-        geometry = (padding, self.stride, self.dilation, self.groups)
         return fused_convolution(x, weight, self.bias, *geometry, type(self.activation), into)
+
+    def _is_again(self, call: _Call, x: Tensor, geometry: tuple[Any, ...]) -> bool:
+        """Whether all that `forward` would ask has the answers that it had at `call`.
+
+        A small network is calls above all: a tenth of its time went into asking the same again.
+        """
+        if torch.compiler.is_compiling() or is_recorded() or type(x) is not Tensor or not x.is_cpu:
+            return False
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or getattr(_current, "plain", False):
+            return False
+        if library_only() or not has_onednn():
+            return False
+        return call[:5] == (x.shape, x.dtype, geometry, self._weights_state(), torch.get_num_threads())
 
     def _fuses(self, x: Tensor, other: Tensor | None) -> bool:
         if torch.compiler.is_compiling() or is_recorded() or x.device.type != "cpu":
@@ -127,8 +157,10 @@ class PackedConv2d(AtrousConv2d):
         return getattr(_current, "plain", False)
 
     def _weights_state(self) -> tuple[int, ...]:
-        held = [self.weight] if self.bias is None else [self.weight, self.bias]
-        return tuple(n for t in held for n in (t.data_ptr(), 0 if t.is_inference() else t._version))
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        assert weight is not None
+        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        return state if bias is None else (*state, bias.data_ptr(), 0 if bias.is_inference() else bias._version)
 
     def _has_faster_form(self, x: Tensor, padding: tuple[int, ...]) -> bool:
         return self._is_centred(padding) and forward_form(x, self.weight, self.rate) != "library"
@@ -149,15 +181,14 @@ class PackedConv2d(AtrousConv2d):
         result: Tensor = self.activation(y)
         return result
 
-    def _laid_out(self, x: Tensor, padding: tuple[int, ...]) -> Tensor | Winograd:
+    def _laid_out(self, x: Tensor, geometry: tuple[Any, ...]) -> Tensor | Winograd:
         """The weights as oneDNN wants them for this map; a layout made for another size can be ten times slower."""
-        geometry = (padding, self.stride, self.dilation, self.groups)
         key = (x.shape, geometry, self._weights_state(), torch.get_num_threads())
         last, layout = self._layout
         if last == key and layout is not None:
             return layout
         with torch.no_grad():
-            if self._goes_by_winograd(x, padding):
+            if self._goes_by_winograd(x, geometry[0]):
                 layout = Winograd(self.weight, self.bias, x.shape, self.rate)
             elif last == key:
                 layout = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *geometry, list(x.shape))
@@ -175,7 +206,7 @@ class PackedConv2d(AtrousConv2d):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the layout, which can neither be copied nor stored."""
-        return {**self.__dict__, "_layout": (None, None), "_within": (None, False)}
+        return {**self.__dict__, "_layout": (None, None), "_within": (None, False), "_call": None}
 
 
 class PackedConv2dSame(PackedConv2d):
@@ -208,12 +239,16 @@ def fused_convolution(
     name, scalars = ACTIVATIONS[activation]
     geometry = (padding, stride, dilation, groups)
     if into is None:
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, name, scalars, "")
-        return y
+        return _pointwise(x, weight, bias, *geometry, name, scalars, "")
     total: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
         into, x, weight, bias, *geometry, "add", 1.0, None if name == "none" else name, scalars, ""
     )
     return total
+
+
+def _pointwise(x: Tensor, *arguments: Any) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, *arguments)
+    return y
 
 
 def fuses(dtype: torch.dtype, activation: type[nn.Module], added: bool = False) -> bool:
