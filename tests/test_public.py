@@ -74,8 +74,8 @@ FLAGS = {
     "train": [
         "--amp", "--annotator", "--asynchronous", "--bands", "--batch-size", "--binary", "--classes", "--data",
         "--device", "--ema-decay", "--grad-accum-steps", "--help", "--ignore", "--images", "--iterations", "--json",
-        "--list", "--lr", "--map", "--names", "--out", "--output-stride", "--reset-head", "--rest", "--resume",
-        "--seed", "--set", "--time", "--value-range", "--weights", "--workers", "-b", "-h", "-j",
+        "--list", "--lr", "--map", "--names", "--offline", "--out", "--output-stride", "--reset-head", "--rest",
+        "--resume", "--seed", "--set", "--time", "--value-range", "--weights", "--workers", "-b", "-h", "-j",
     ],
     "eval": [
         "--annotator", "--bands", "--binary", "--classes", "--data", "--device", "--flip", "--help", "--ignore",

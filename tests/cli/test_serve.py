@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("fastapi", reason="the server needs pip install 'atrous[serve]'")
 
@@ -16,8 +18,10 @@ from atrous.cli import serve  # noqa: E402
 from atrous.cli.parser import main  # noqa: E402
 from atrous.data.labels import voc_palette  # noqa: E402
 from atrous.deployment.export import export  # noqa: E402
+from atrous.deployment.network import Interface  # noqa: E402
 from atrous.models.deeplab import DeepLabV3  # noqa: E402
 from atrous.models.weights import ModelCard, save  # noqa: E402
+from atrous.serving.errors import Problem  # noqa: E402
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
@@ -62,6 +66,29 @@ def test_an_exported_file_is_served_with_its_cards_words(tmp_path: Path) -> None
     args = argparse.Namespace(models=[str(file)], device="cpu", output_stride=None, longest_side=None)
     [served] = serve._load(args, 10**6).values()
     assert (served.name, served.description, served.licence) == ("small", "three things", "CC0")
+
+
+def test_an_exported_file_of_one_size_is_served(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the runtime needs pip install 'atrous[onnx]'")
+    torch.manual_seed(0)
+    model = DeepLabV3("timm/lcnet_050", 3).eval()
+    card = ModelCard(model.arguments, ("a", "b", "c"), voc_palette(3), model.mean, model.std, output_stride=16)
+    save(model, tmp_path / "small.safetensors", card)
+    file = export(tmp_path / "small.safetensors", tmp_path / "small.onnx", interface=Interface(size=(40, 51))).path
+    args = argparse.Namespace(models=[str(file)], device="cpu", output_stride=None, longest_side=None)
+    [served] = serve._load(args, 10**6).values()
+    assert not served.batches and served.together((40, 51), None) is None
+    photograph = io.BytesIO()
+    Image.effect_noise((51, 40), 90).convert("RGB").save(photograph, "PNG")
+    [result] = served.segment([photograph.getvalue()])
+    assert result.mask.shape == (40, 51)
+    served.check_size((40, 51), "body")
+    with pytest.raises(Problem) as caught:
+        served.check_size((64, 96), "inputs.0.data.1")
+    assert caught.value.as_dict() == {
+        "error": "this model takes images of one size", "status": 422, "field": "inputs.0.data.1", "found": "96x64",
+        "expected": "51x40, or a model exported with --size dynamic",
+    }  # fmt: skip
 
 
 def test_limits_are_those_of_the_flags() -> None:

@@ -415,13 +415,19 @@ class ExportedDeepLabV3(DeepLabV3):
         self.register_buffer("file", torch.frombuffer(bytearray.fromhex(runtime.digest), dtype=torch.uint8))
         self.eval()
 
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """Height and width of the only images that the file takes, as the network sees them; None for any."""
+        size = self.runtime.info["size"]
+        return (size[0], size[1]) if size else None
+
     def network(self, images: Tensor) -> Tensor:
         """As `DeepLabV3.network`, by the file's runtime.
 
         Raises:
             ValueError: if the file takes one size alone and `images` have another, or it gives something unforeseen.
         """
-        fixed, stride = self.runtime.info.get("size"), self._output_stride
+        fixed, stride = self.fixed_size, self._output_stride
         height, width = images.shape[-2:]
         if fixed and [padded_size(side, stride, self.upsampling) for side in fixed] != [height, width]:
             raise ValueError(

@@ -380,8 +380,8 @@ def read_card(path: Path) -> ModelCard:
         )
     if _is_foreign(path):
         return _converted(path)[0]
-    check_is_whole(path)
     try:
+        check_is_whole(path)
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
     except (SafetensorError, OSError, UnicodeDecodeError) as error:

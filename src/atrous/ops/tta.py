@@ -79,7 +79,7 @@ def mean_argmax(views: Sequence[View], size: tuple[int, int], output_stride: int
     dtype = compute_dtype(views[0].logits)
     with torch.autocast(views[0].logits.device.type, enabled=False):
         return largest_class(
-            [Enlargement(view.logits.to(dtype), *_interpolations(view, size, output_stride)) for view in views]
+            [Enlargement(view.logits.detach().to(dtype), *_interpolations(view, size, output_stride)) for view in views]
         )
 
 

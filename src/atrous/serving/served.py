@@ -16,6 +16,7 @@ from atrous.data.palette import is_background
 from atrous.evaluation.evaluate import predict_classes
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.messages import did_you_mean
+from atrous.models.exported import ExportedDeepLabV3
 from atrous.prediction.demo import bundled
 from atrous.prediction.predictor import Predictor
 from atrous.prediction.segmentation import Segmentation
@@ -49,7 +50,7 @@ class ServedModel:
     @classmethod
     def of(cls, name: str, predictor: Predictor, **words: str) -> ServedModel:
         """Serve a predictor, warmed up, and after a trial of both ways to run it."""
-        predictor(np.zeros((64, 96, 3), np.uint8))
+        predictor(np.zeros((*(_fixed_size(predictor) or (64, 96)), 3), np.uint8))
         return cls(name, predictor, predictor.settings(), batches_agree(predictor), **words)
 
     def segment(
@@ -88,6 +89,19 @@ class ServedModel:
             raise Problem(
                 422, "output_stride cannot be reached", field="output_stride", found=output_stride,
                 expected=f"one of: {', '.join(map(str, strides))}",
+            )  # fmt: skip
+
+    def check_size(self, size: tuple[int, int], field: str) -> None:
+        """Refuse an image of that height and width where the model is a file exported at another one.
+
+        Raises:
+            Problem: 422.
+        """
+        fixed = _fixed_size(self.predictor)
+        if fixed and Preprocessor(self.predictor.model).seen_size(size) != fixed:
+            raise Problem(
+                422, "this model takes images of one size", field=field, found=f"{size[1]}x{size[0]}",
+                expected=f"{fixed[1]}x{fixed[0]}, or a model exported with --size dynamic",
             )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
@@ -130,7 +144,7 @@ def find(models: Mapping[str, ServedModel], name: str | None) -> ServedModel:
 
 def batches_agree(predictor: Predictor) -> bool:
     """Whether small photographs have the same masks, bit for bit, together as alone, by a trial."""
-    if predictor.scales != (1.0,) or predictor.flip or predictor.device.type != "cpu":
+    if predictor.scales != (1.0,) or predictor.flip or predictor.device.type != "cpu" or _fixed_size(predictor):
         return False
     for size in ((96, 64), (160, 120)):
         pixels = [_reduced(name, size) for name in ("cow.jpg", "aeroplane.jpg", "terrace.jpg", "pavilion.jpg")]
@@ -139,6 +153,10 @@ def batches_agree(predictor: Predictor) -> bool:
             if any(map(_differ, _masks(predictor, pixels[:count], None), alone)):
                 return False
     return True
+
+
+def _fixed_size(predictor: Predictor) -> tuple[int, int] | None:
+    return predictor.model.fixed_size if isinstance(predictor.model, ExportedDeepLabV3) else None
 
 
 def _differ(mask: Any, other: Any) -> bool:

@@ -65,6 +65,8 @@ class Service:
         model.check_output_stride(output_stride)
         named = zip(images, fields, strict=True)
         sizes = [await self.aside(checked_size, image, self.limits, field) for image, field in named]
+        for size, field in zip(sizes, fields, strict=True):
+            model.check_size(size, field)
         facts = request.state.noted
         facts["model"] = model.name
         facts["size"] = f"{sizes[0][1]}x{sizes[0][0]}" if len(sizes) == 1 else f"{len(sizes)} images"

@@ -124,7 +124,7 @@ def test_a_broken_or_missing_file(state: dict[str, Tensor], tmp_path: Path) -> N
     with pytest.raises(ValueError, match="holds neither model.safetensors nor best/model.safetensors"):
         load(tmp_path / "empty")
     torch.save([1, 2], path)
-    with pytest.raises(ValueError, match="holds a list; expected a dictionary of tensors"):
+    with pytest.raises(ValueError, match="holds list, expected a dictionary of tensors"):
         convert(path)
     torch.save({"epoch": 3}, path)
     with pytest.raises(ValueError, match="holds no tensors; found epoch"):

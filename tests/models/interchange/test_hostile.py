@@ -9,8 +9,9 @@ import random
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import zipfile
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from atrous.models.interchange import pickles
 from atrous.models.interchange.convert import convert
 from atrous.models.interchange.files import _read_npz, read_file
 from atrous.models.interchange.tensorflow import _H5PY
@@ -258,6 +260,83 @@ def plain_of_more(path: Path) -> None:
 def plain_memo(path: Path) -> None:
     """It asks for a table of 2^31 places."""
     path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")
+
+
+def word(text: str) -> bytes:
+    return b"X" + len(text.encode()).to_bytes(4, "little") + text.encode()
+
+
+ARRAY, KIND, ENCODE, ORDERED = (
+    b"cnumpy\nndarray\n",
+    b"cnumpy\ndtype\n",
+    b"c_codecs\nencode\n",
+    b"ccollections\nOrderedDict\n",
+)
+ENDLESS = b"]q\x00" + b"".join(
+    b"](" + b"h" + bytes([i]) + (b"h" + bytes([i])) * 9 + b"eq" + bytes([i + 1]) for i in range(12)
+)
+"""Lists of the same list: 10^12 numbers to write down."""
+TWICE = b")q\x00" + b"".join((b"h" + bytes([i])) * 2 + b"\x86q" + bytes([i + 1]) for i in range(60))
+"""Pairs of the same pair, the hash of which takes 2^60 steps."""
+FORGED: dict[str, tuple[bytes, str]] = {
+    "a function that is changed": (
+        b"cnumpy.core.multiarray\n_reconstruct\nN}" + word("__defaults__") + b"K\x01\x85s\x86b.",
+        "Can only build Tensor",
+    ),
+    "a class that is changed": (ARRAY + b"}" + word("tensor") + b"K\x01sb.", "Can only build Tensor"),
+    "methods that are hidden": (
+        ORDERED + b")R" + word("a") + b"K\x01s}" + word("items") + ARRAY + b"sb.", "holds no tensors; found a$"
+    ),
+    "a dtype without end": (
+        ENDLESS + b"0" + ARRAY + b")\x81(K\x01K\x04\x85" + KIND + b"h\x0c\x85R\x89C\x01atb.", "it is cut off, damaged"
+    ),
+    "a codec without end": (ENDLESS + ENCODE + word("a") + b"h\x0c\x86R.", "must be str, not list"),
+    "bytes that are not there": (b"\x96" + (1 << 32).to_bytes(8, "little") + b".", "only 1 remain"),
+    "an array that was never filled": (b"}" + word("a") + ARRAY + b")\x81s.", "holds no tensors; found a$"),
+    "one array many times": (
+        b"B\x00\x10\x00\x00" + bytes(4096) + b"q\x00" + KIND + word("u1") + b"\x85Rq\x01]("
+        + (ARRAY + b")\x81(K\x01M\x00\x10\x85h\x01\x89h\x00tb") * 999 + b"e.",
+        "it makes more numbers than it holds",
+    ),
+    "a name of another line": (word("os\n\x1b[31m") + word("system") + b"\x93.", "it is cut off, damaged"),
+    "an object of old": (b"(S'echo'\nios\nsystem\n.", "it is cut off, damaged"),
+    "a name within a name": (word("collections") + word("OrderedDict.fromkeys") + b"\x93.", "it is cut off, damaged"),
+    "a key of no text": (b"}K\x05K\x01s.", "holds no tensors; found int$"),
+}  # fmt: skip
+"""Pickles by hand, and what is said of them."""
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_pickle_that_was_forged_is_refused_soon_and_in_one_line(name: str, tmp_path: Path) -> None:
+    content, words = FORGED[name]
+    path = tmp_path / "net.pkl"
+    path.write_bytes(b"\x80\x02" + content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=words) as caught:
+            read_file(path)
+        assert tracemalloc.get_traced_memory()[1] < 256 << 20
+    finally:
+        tracemalloc.stop()
+    assert str(caught.value).startswith(str(path)) and str(caught.value).isprintable()
+    assert pickles._empty.__defaults__ is None
+
+
+def test_attributes_of_a_dictionary_of_pytorchs_do_not_hide_its_methods(tmp_path: Path) -> None:
+    state, path = OrderedDict({"a.weight": torch.zeros(4)}), tmp_path / "net.pth"
+    vars(state)["iteXs"] = 5  # written, as _metadata is
+    torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"iteXs", b"items"))
+    assert list(read_file(path).tensors) == ["a.weight"]
+
+
+def test_a_file_of_pytorchs_that_names_things_by_tuples_is_refused_in_one_line(tmp_path: Path) -> None:
+    deep: tuple[Any, ...] = ()
+    for _ in range(300):
+        deep = (deep,)
+    torch.save({deep: 1, (5,): 2, "config": {deep: 1}}, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match="holds no tensors; found tuple, tuple, config$"):
+        read_file(tmp_path / "net.pth")
 
 
 def page(path: Path) -> None:

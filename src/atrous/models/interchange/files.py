@@ -154,12 +154,12 @@ def _state_of(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, An
         state = content[place]
         for key in ("meta", "hyper_parameters"):
             if isinstance(content.get(key), Mapping):
-                meta |= {str(name): value for name, value in content[key].items()}
+                meta |= {name: value for name, value in content[key].items() if isinstance(name, str)}
         if isinstance(content.get("config"), Mapping):
-            meta["config"] = {str(name): value for name, value in content["config"].items()}
+            meta["config"] = {name: value for name, value in content["config"].items() if isinstance(name, str)}
     tensors = _unwrapped(_tensors(state))
     if not tensors:
-        raise ValueError(f"{path} holds no tensors; found {listed([str(key) for key in content]) or 'nothing'}")
+        raise ValueError(f"{path} holds no tensors; found {listed(list(map(_shown, content))) or 'nothing'}")
     if odd := next((key for key in tensors if not key.isprintable()), None):
         raise ValueError(f"{path}: one of its tensors has the name {odd[:80]!r}, which is none of a layer")
     for key, value in tensors.items():
@@ -168,6 +168,10 @@ def _state_of(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, An
                 f"{path}: {key} says that it has the shape {tuple(value.shape)}, which the file does not hold"
             )
     return tensors, meta
+
+
+def _shown(key: Any) -> str:
+    return (key if key.isprintable() else ascii(key))[:80] if isinstance(key, str) else type(key).__name__
 
 
 def _tensors(state: Mapping[Any, Any]) -> dict[Any, Tensor]:

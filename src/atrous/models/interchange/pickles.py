@@ -1,7 +1,8 @@
 """Read pickles by ``torch.load(weights_only=True)``, which runs nothing in them, PyTorch's own and others.
 
 What training programs and detectron2's model zoo put beside tensors, or in place of them, is NumPy's numbers and
-arrays. The names that their pickles ask for stand here for functions of ours, which make numbers of bytes.
+arrays. The names that their pickles ask for stand here for functions of ours, which make numbers of bytes, and no more
+bytes than the file has.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import pickle
 import pickletools
 import re
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -26,11 +28,27 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 """The first pickle in PyTorch's files from before they were archives; its version follows, and what it was made on."""
 
 
+class _Left(threading.local):
+    """How many bytes the file that this thread reads may still make: one array can be named any number of times."""
+
+    count = 0
+
+    def take(self, count: int) -> None:
+        self.count -= count
+        if self.count < 0:
+            raise ValueError("it makes more numbers than it holds")
+
+
+_left = _Left()
+
+
 class Array:
     """In the place of an array of NumPy's; `tensor` is None until its values were read."""
 
+    tensor: Tensor | None = None
+
     def __init__(self, *_: Any) -> None:
-        self.tensor: Tensor | None = None
+        pass
 
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, data = state
@@ -41,19 +59,23 @@ class Array:
 class _Kind:
     """In the place of NumPy's dtype: numbers alone."""
 
+    code, order = "", "<"
+
     def __init__(self, code: str, *_: Any) -> None:
-        self.code, self.order = code, "<"
+        self.code = code
 
     def __setstate__(self, state: Any) -> None:
         self.order = ">" if state[1] == ">" else "<"
 
     def values(self, data: Any, count: int) -> np.ndarray[Any, Any]:
         data = data.encode("latin1") if isinstance(data, str) else data  # as Python 2 has them
-        if not re.fullmatch("[fiub][1248]", str(self.code)) or not isinstance(data, bytes):
-            raise ValueError(f"it holds an array of {str(self.code)[:20]!r}, expected numbers")
-        kind = np.dtype(self.order + self.code)
+        code = self.code if isinstance(self.code, str) else ""  # of a list of lists, a word can be endless
+        if not re.fullmatch("[fiub][1248]", code) or not isinstance(data, bytes):
+            raise ValueError(f"it holds an array of {code[:20]!r}, expected numbers")
+        kind = np.dtype(self.order + code)
         if count * kind.itemsize != len(data):
             raise ValueError(f"an array in it has {len(data)} bytes for {count} numbers")
+        _left.take(len(data))
         return np.frombuffer(data, kind).astype(kind.newbyteorder("="))
 
 
@@ -91,6 +113,7 @@ def read(path: Path) -> Any:
         ValueError: if it is damaged, or asks for more than tensors and numbers.
     """
     check_archive(path)
+    _left.count = 2 * os.path.getsize(path)  # of protocol 2, text is made bytes, and these numbers
     with path.open("rb") as file:
         start = file.read(64)
     plain = start.startswith(b"\x80") and _MAGIC.to_bytes(10, "little") not in start
@@ -99,12 +122,12 @@ def read(path: Path) -> Any:
         names: list[Any] = [(function, name) for name, function in _STAND_INS.items()]
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(names):
             options: Any = {"encoding": "latin1"} if plain else {}
-            return torch.load(file_or_path, map_location="cpu", weights_only=True, **options)
+            return _without_attributes(torch.load(file_or_path, map_location="cpu", weights_only=True, **options))
     except Exception as error:  # a forged pickle can raise anything
-        asked = str(error).partition("GLOBAL ")[2].split(" ")[0]
+        asked = _printable(str(error).partition("GLOBAL ")[2].split(" ")[0][:100])
         if asked:
             raise ValueError(
-                f"{path} holds more than tensors: it asks for {asked[:100]}, which is not run here; where you trust "
+                f"{path} holds more than tensors: it asks for {asked}, which is not run here; where you trust "
                 "it, load it by torch.load(FILE, weights_only=False) and torch.save its state_dict alone"
             ) from None
         raise ValueError(f"{path} cannot be read as a checkpoint of PyTorch: {_why(error)}") from None
@@ -138,7 +161,24 @@ def _why(error: Exception) -> str:
     pointless = ("Weights only load failed", "central directory", "operand")
     if not said or said.isdigit() or any(words in said for words in pointless):
         return "it is cut off, damaged or something else; fetch or save it again"
-    return said.splitlines()[0][:200]
+    return _printable(said.splitlines()[0][:200])
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _without_attributes(content: Any) -> Any:
+    """The same, its dictionaries without the attributes that a pickle gave them, which would hide their methods."""
+    left, seen = [content], set()
+    while left:
+        value = left.pop()
+        if isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, dict):
+                getattr(value, "__dict__", {}).clear()
+            left += dict.values(value) if isinstance(value, dict) else value
+    return content
 
 
 def check_archive(path: Path) -> None:
