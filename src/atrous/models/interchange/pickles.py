@@ -47,7 +47,7 @@ _left = _Left()
 
 
 class Array:
-    """In the place of an array of NumPy's; `tensor` is None until its values were read."""
+    """Stand-in for a NumPy array; `tensor` is None until its values were read."""
 
     tensor: Tensor | None = None
 
@@ -61,7 +61,7 @@ class Array:
 
 
 class _Kind:
-    """In the place of NumPy's dtype: numbers alone."""
+    """Stand-in for NumPy's dtype, of numbers alone."""
 
     code, order = "", "<"
 
@@ -84,7 +84,7 @@ class _Kind:
 
 
 class _Passed:
-    """In the place of what only its own program needs."""
+    """Stand-in for an object that only its own program needs; it keeps nothing."""
 
     def __init__(self, *_: Any) -> None:
         pass
