@@ -80,6 +80,26 @@ def test_blocks_a_few_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch, t
     assert torch.equal(largest_class([view]), whole)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_image_one_class_and_one_pixel(count: int) -> None:
+    none = enlargement(torch.randn(0, 3, 3, 3), (33, 33), (33, 33), 16, "grid")
+    assert largest_class([none] * count).shape == (0, 33, 33)
+    one = enlargement(torch.randn(2, 1, 3, 3), (33, 33), (33, 33), 16, "grid")
+    assert not largest_class([one] * count).any()
+    pixel = torch.randn(2, 5, 1, 1)
+    view = enlargement(pixel, (1, 1), (1, 1), 16, "grid")
+    assert torch.equal(largest_class([view] * count).long(), pixel.argmax(1))
+
+
+def test_an_image_has_the_same_classes_alone_as_in_a_batch() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, 7, 9, 14)
+    seen = (129, 200)
+    whole = largest_class([enlargement(logits, seen, seen, 16, "grid")])
+    for i in range(len(logits)):
+        assert torch.equal(largest_class([enlargement(logits[i : i + 1], seen, seen, 16, "grid")])[0], whole[i])
+
+
 def test_equal_logits_give_the_smaller_class_and_many_classes_a_wider_dtype() -> None:
     logits = draw((65, 90), 16, "grid", False, 3)[:, [0, 1, 2, 2, 1, 0]]
     found = largest_class([enlargement(logits, (65, 90), (65, 90), 16, "grid")])

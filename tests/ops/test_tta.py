@@ -117,6 +117,12 @@ def test_pytorchs_operators_where_kernels_are_turned_off(monkeypatch: pytest.Mon
     mean_argmax(views, (33, 41), 8)
 
 
+def test_logits_that_require_a_gradient_have_classes() -> None:
+    logits = torch.randn(1, 3, 3, 3)
+    views, learned = [[View(each, (33, 33))] for each in (logits, logits.clone().requires_grad_())]
+    assert torch.equal(mean_argmax(learned, (33, 33), 16), mean_argmax(views, (33, 33), 16))
+
+
 def test_equal_classes_give_the_first() -> None:
     assert not mean_argmax([View(torch.zeros(1, 4, 2, 2), (9, 9))], (9, 9), 8).any()
 

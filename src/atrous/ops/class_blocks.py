@@ -103,7 +103,9 @@ def largest_class(views: Sequence[Enlargement]) -> Tensor:
     # B, block, block, pixel, pixel: a view of the map, whose rows of pixels lie one behind the other.
     result = lowest[:, :, None, :, None].expand(batch, down, side, across, side).contiguous().permute(0, 1, 3, 2, 4)
     mixed = (~agreed).nonzero()
-    count = max(1, (TILE if first.device.type == "cpu" else TILE_GPU) // (classes * side * side))
+    # Elements of a block: its logits, or its weights where it has many features.
+    most = side * side * max(classes, *(view.down.shape[1] * view.across.shape[1] for view in blocked))
+    count = max(1, (TILE if first.device.type == "cpu" else TILE_GPU) // most)
     for start in range(0, len(mixed), count):
         image, row, column = mixed[start : start + count].unbind(1)
         total: Tensor | None = None
@@ -113,8 +115,8 @@ def largest_class(views: Sequence[Enlargement]) -> Tensor:
                 values = values.softmax(1)
             total = values if total is None else total.add_(values)
         assert total is not None
-        found = first_maximum(total[:, None])
-        result[image, row, column] = found.view(-1, side, side).to(result.dtype)
+        largest = first_maximum(total[:, None])
+        result[image, row, column] = largest.view(-1, side, side).to(result.dtype)
     return result.permute(0, 1, 3, 2, 4).reshape(batch, down * side, across * side)[:, :height, :width].contiguous()
 
 

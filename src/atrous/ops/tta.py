@@ -4,7 +4,7 @@ A view is what a network made of one scaled, perhaps mirrored form of an image: 
 the image are two bilinear interpolations, to the pixels of the scaled form and from there to the image's. In each
 direction both together are one matrix with four numbers in a row at most. So a tile of rows is a few small matrix
 products for each view. Nothing of the size of the image is held for a view, nor for a class unless probabilities are
-what is asked for.
+what is asked for. Where classes are, `class_blocks` interpolates along the edges of things alone.
 
     one, other = model.low_resolution_logits(half), model.low_resolution_logits(half.flip(-1))
     views = [View(one, size), View(other, size, flipped=True)]

@@ -276,8 +276,6 @@ ENDLESS = b"]q\x00" + b"".join(
     b"](" + b"h" + bytes([i]) + (b"h" + bytes([i])) * 9 + b"eq" + bytes([i + 1]) for i in range(12)
 )
 """Lists of the same list: 10^12 numbers to write down."""
-TWICE = b")q\x00" + b"".join((b"h" + bytes([i])) * 2 + b"\x86q" + bytes([i + 1]) for i in range(60))
-"""Pairs of the same pair, the hash of which takes 2^60 steps."""
 FORGED: dict[str, tuple[bytes, str]] = {
     "a function that is changed": (
         b"cnumpy.core.multiarray\n_reconstruct\nN}" + word("__defaults__") + b"K\x01\x85s\x86b.",

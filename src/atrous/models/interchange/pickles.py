@@ -40,10 +40,12 @@ class _Left(threading.local):
 
 
 _left = _Left()
+_one_at_a_time = threading.Lock()
+"""Which names a pickle may ask for is a setting of the whole process."""
 
 
 class Array:
-    """In the place of an array of NumPy's; `tensor` is None until its values were read."""
+    """Stand-in for a NumPy array; `tensor` is None until its values were read."""
 
     tensor: Tensor | None = None
 
@@ -57,7 +59,7 @@ class Array:
 
 
 class _Kind:
-    """In the place of NumPy's dtype: numbers alone."""
+    """Stand-in for NumPy's dtype, of numbers alone."""
 
     code, order = "", "<"
 
@@ -80,7 +82,7 @@ class _Kind:
 
 
 class _Passed:
-    """In the place of what only its own program needs."""
+    """Stand-in for an object that only its own program needs; it keeps nothing."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -120,7 +122,7 @@ def read(path: Path) -> Any:
     try:
         file_or_path: Any = io.BytesIO(_as_pytorch_writes(path.read_bytes())) if plain else path
         names: list[Any] = [(function, name) for name, function in _STAND_INS.items()]
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(names):
+        with _one_at_a_time, warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(names):
             options: Any = {"encoding": "latin1"} if plain else {}
             return _without_attributes(torch.load(file_or_path, map_location="cpu", weights_only=True, **options))
     except Exception as error:  # a forged pickle can raise anything
