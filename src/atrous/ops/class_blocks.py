@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atrous.ops.resize import Upsampling, padded_size
-from atrous.ops.tiled_upsample import TILE, TILE_GPU, class_dtype, first_maximum
+from atrous.ops.tiled_upsample import TILE, TILE_GPU, first_maximum
 
 LARGE, SMALL = 16, 8
 """Sides of a block in pixels: the small one where features are closer than the large one."""
@@ -116,7 +116,7 @@ def largest_class(views: Sequence[Enlargement]) -> Tensor:
             total = values if total is None else total.add_(values)
         assert total is not None
         largest = first_maximum(total[:, None])
-        result[image, row, column] = largest.view(-1, side, side).to(result.dtype)
+        result[image, row, column] = largest.view(-1, side, side)
     return result.permute(0, 1, 3, 2, 4).reshape(batch, down * side, across * side)[:, :height, :width].contiguous()
 
 
@@ -129,19 +129,15 @@ class _Blocked:
 
     def __init__(self, view: Enlargement, side: int) -> None:
         device, dtype = view.logits.device, view.logits.dtype
-        classes = view.logits.shape[1]
-        self.side = side
         self.logits = view.logits.permute(0, 2, 3, 1).contiguous()
-        (self.rows, down), (self.columns, across) = (
+        (self.rows, self.down), (self.columns, self.across) = (
             (features.to(device), weights.to(device, dtype))
             for features, weights in (_blocks(direction, side) for direction in (view.rows, view.columns))
         )
-        self.down, self.across = down, across
         # A copy, for it is written to.
         top = first_maximum(view.logits.permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format))
-        top = top.transpose(0, 1).to(class_dtype(classes))
-        lowest, highest = (self._over_features(top, name) for name in ("amin", "amax"))
-        self.lowest, self.highest = lowest, highest
+        top = top.transpose(0, 1)
+        self.lowest, self.highest = self._over_features(top, "amin"), self._over_features(top, "amax")
 
     def _over_features(self, top: Tensor, name: str) -> Tensor:
         reduce = getattr(torch, name)

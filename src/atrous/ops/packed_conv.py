@@ -104,8 +104,9 @@ class PackedConv2d(AtrousConv2d):
         x, padding = self._padded(x)
         assert not isinstance(padding, str)
         geometry = (padding, self.stride, self.dilation, self.groups)
-        if other is None and self._call and self._is_again(self._call, x, geometry):
-            return _pointwise(x, *self._call.arguments)
+        call = self._call  # read once: another thread may come with a map of another size
+        if other is None and call and self._is_again(call, x, geometry):
+            return _pointwise(x, *call.arguments)
         if not self._fuses(x, other) or self._runs_plain() or self._has_faster_form(x, padding):
             return self._plain(x, other, padding)
         weight = self._laid_out(x, geometry)
