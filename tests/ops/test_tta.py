@@ -8,7 +8,7 @@ from torch import Tensor
 
 from atrous.ops import tta as views_of
 from atrous.ops.resize import Upsampling, feature_count, resize, upsample
-from atrous.ops.tta import View, mean_argmax, mean_probabilities
+from atrous.ops.tta import View, confidence_of, mean_argmax, mean_probabilities
 
 
 def draw(
@@ -135,3 +135,20 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="expected B,K,h,w each"):
         mean_argmax([View(torch.zeros(1, k, 2, 2), (9, 9)) for k in (3, 4)], (9, 9), 8)
     assert mean_argmax([View(torch.zeros(1, 257, 2, 2), (9, 9))], (9, 9), 8).dtype == torch.int32
+
+
+def test_gradients_are_those_of_the_plain_mean() -> None:
+    views = [
+        View(logits, (33, 41), flipped=flipped)
+        for logits, flipped in ((torch.randn(1, 3, 3, 4, requires_grad=True), flipped) for flipped in (False, True))
+    ]
+    leaves = [view.logits for view in views]
+    weight = torch.randn(1, 3, 33, 41, dtype=torch.float64)
+    found = torch.autograd.grad((mean_probabilities(views, (33, 41), 16) * weight).sum(), leaves)
+    expected = torch.autograd.grad((plain(views, (33, 41), 16) * weight).sum(), leaves)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    classes = mean_argmax(views, (33, 41), 16)
+    assert confidence_of(views, (33, 41), 16, classes).requires_grad
+    with torch.no_grad():
+        assert torch.equal(mean_argmax(views, (33, 41), 16), classes)

@@ -79,3 +79,13 @@ def test_predict_downloads_where_it_is_asked_to(trained: Path, server: str, tmp_
     assert (tmp_path / "out" / "masks" / "photo.png").is_file()
     assert main([*line[:2], f"{server}/gone.png", *line[3:], "--allow-urls"]) == 2
     assert "the server answers 404" in capsys.readouterr().err
+
+
+def test_a_url_that_fails_leaves_the_others(trained: Path, server: str, tmp_path: Path, capsys) -> None:
+    gone, there = f"{server}/gone.png", f"{server}/photo.png"
+    line = ["predict", str(trained), gone, there, "--out", str(tmp_path / "out"), "--device", "cpu", "--allow-urls"]
+    assert main([*line, "--json"]) == 2
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert len(answer["files"]) == 1 and (tmp_path / "out" / "masks" / "photo.png").is_file()
+    assert list(answer["failures"]) == [gone] and "404" in answer["failures"][gone] and "404" in err

@@ -48,8 +48,10 @@ def test_masks_are_those_of_every_nth_frame(predictor: Predictor, drawn, tmp_pat
         assert float(made.streams.video[0].average_rate) == pytest.approx(10 / 3, rel=0.01)
     overlay = np.asarray(predictor(drawn(0, 48, 62)[0]).overlay()).astype(int)
     assert np.abs(frames[0].astype(int) - overlay).mean() < 25  # lossy, with half the colours
-    short = predict_video(predictor, tmp_path / "clip.mkv", tmp_path / "short", frames=2)
+    (result.masks / "notes.png").touch()
+    short = predict_video(predictor, tmp_path / "clip.mkv", tmp_path / "out", every=2, frames=2)
     assert short.frames == 2
+    assert sorted(path.name for path in short.masks.iterdir()) == ["000000.png", "000002.png", "notes.png"]
 
 
 def test_odd_sizes_are_padded(predictor: Predictor, drawn, tmp_path: Path) -> None:

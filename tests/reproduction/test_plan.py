@@ -84,13 +84,16 @@ def test_coco_is_left_out_or_comes_first(options: Options, make_data, tmp_path: 
     assert six.uses[4] == ((after.name, Setting(8, (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), True)),)
 
 
-def test_replicas_are_as_many_as_the_machine_has_cores(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 5)
+@pytest.mark.parametrize(("cores", "replicas"), [(2, [1, 2, 4]), (5, [1, 2, 4, 8]), (16, [1, 2, 4, 8, 16, 32])])
+def test_at_most_two_replicas_share_a_core(
+    options: Options, monkeypatch: pytest.MonkeyPatch, cores: int, replicas: list[int]
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
     planned = plan("table-11", options)
-    assert [training.replicas for training in planned.trainings.values()] == [1, 2, 4]
-    assert [len(uses) for uses in planned.uses] == [1, 1, 1, 0, 0, 0] and any(
-        "5 cores" in note for note in planned.notes
-    )
+    assert [training.replicas for training in planned.trainings.values()] == replicas
+    assert [len(uses) for uses in planned.uses] == [1] * len(replicas) + [0] * (6 - len(replicas))
+    [note] = [note for note in planned.notes if f"{cores} cores" in note]
+    assert ("left out" in note) == (len(replicas) < 6)
 
 
 def test_what_is_kept_is_the_last_weights(options: Options) -> None:

@@ -60,7 +60,7 @@ def add(commands: Any) -> None:
 def run_predict(args: argparse.Namespace) -> int:
     """Segment photographs and videos."""
     from atrous.prediction.files import find_photographs
-    from atrous.prediction.urls import fetch, is_url
+    from atrous.prediction.urls import is_url
     from atrous.prediction.video import check_names, is_video
 
     model, sources = _model_and_sources(args.words)
@@ -73,7 +73,8 @@ def run_predict(args: argparse.Namespace) -> int:
     check_names(videos)
     with tempfile.TemporaryDirectory(prefix="atrous-") as folder:
         photographs: list[str | Path] = [source for source in sources if source not in (*videos, *urls)]
-        photographs += [fetch(url, Path(folder)) for url in urls]
+        fetched, unreachable = _fetch(urls, Path(folder))
+        photographs += fetched
         files = find_photographs(photographs) if photographs and not args.watch else []
         predictor = _predictor(args, model)
         if sources is args.words:
@@ -84,9 +85,27 @@ def run_predict(args: argparse.Namespace) -> int:
             answer: dict[str, Any] = {}
             status = _segment_files(args, predictor, files, answer) if files else 0
             answer |= {"videos": _segment_videos(args, predictor, videos)} if videos else {}
+    if unreachable:
+        status = 2
+        answer["failures"] = unreachable | answer.get("failures", {})
+        for why in unreachable.values():
+            complain(why, status)
     if args.json:
         print_json(answer)
     return status
+
+
+def _fetch(urls: list[str], folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The photographs behind URLs, and why there is none behind the others."""
+    from atrous.prediction.urls import fetch
+
+    fetched, unreachable = [], {}
+    for url in urls:
+        try:
+            fetched.append(fetch(url, folder))
+        except ValueError as error:
+            unreachable[url] = str(error)
+    return fetched, unreachable
 
 
 def _predictor(args: argparse.Namespace, model: str) -> Predictor:

@@ -122,7 +122,12 @@ def _check(views: Sequence[View], stride: int) -> None:
 
 
 def _must_be_plain(views: Sequence[View]) -> bool:
-    """Whether PyTorch's operators are wanted, or needed: our matrices multiply far features by 0, which spreads NaN."""
+    """Whether PyTorch's operators are wanted, or needed: for a gradient, and for NaN, which our matrices would spread.
+
+    They multiply far features by 0.
+    """
+    if torch.is_grad_enabled() and any(view.logits.requires_grad for view in views):
+        return True
     return library_only() or not all(bool(view.logits.isfinite().all()) for view in views)
 
 

@@ -84,7 +84,7 @@ def predict_video(
 ) -> VideoResult:
     """Segment every n-th frame into ``out/masks/NAME/NUMBER.png`` and ``out/overlays/NAME.mp4``.
 
-    Ctrl-C ends a camera; what was seen until then is written.
+    Ctrl-C ends a camera; what was seen until then is written. Masks of other frames, of an earlier run, are removed.
 
     Args:
         predictor: the model with its settings.
@@ -124,6 +124,9 @@ def predict_video(
                         totals[label] = totals.get(label, 0.0) + share
                     count += 1
             overlays.close()
+    for mask in masks.glob("[0-9]*.png"):
+        if mask.stem.isdecimal() and (int(mask.stem) % every or int(mask.stem) >= count * every):
+            mask.unlink()
     ordered = sorted(totals.items(), key=lambda item: -item[1])
     return VideoResult(count, masks, target, {label: share / count for label, share in ordered})
 

@@ -199,9 +199,11 @@ def _possible(grid: Grid, options: Options, notes: list[str]) -> list[Cell]:
     if len(cells) < len(grid.cells):
         notes.append("the row pretrained on COCO needs --pretraining coco:PATH and is left out")
     cores = os.cpu_count() or 1
-    if any(cell.replicas > cores for cell in cells):
-        notes.append(f"this machine has {cores} cores; rows of more replicas are left out")
-    return [cell for cell in cells if cell.replicas <= cores]
+    most = max((cell.replicas for cell in cells), default=0)
+    if most > cores:
+        rest = "; rows of more than twice as many replicas are left out" if most > 2 * cores else ""
+        notes.append(f"this machine has {cores} cores; more replicas share them and are no faster{rest}")
+    return [cell for cell in cells if cell.replicas <= 2 * cores]
 
 
 def _base(grid: Grid, preset: Preset, options: Options) -> tuple[Recipe, Preset]:
