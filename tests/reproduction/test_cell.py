@@ -45,6 +45,16 @@ def test_a_failure_is_the_last_line_that_it_prints(tiny: Recipe, tiny_data: Path
 
 
 @pytest.mark.integration
+def test_workers_of_a_cell_start_while_it_listens_to_its_parent(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
+    recipe = override(tiny, {"iterations": 1, "val_split": None})
+    cell = start(Training("run", recipe, str(tiny_data), tmp_path / "run"), "cpu", 1, {})
+    try:
+        assert cell.wait(timeout=240) == 0
+    finally:
+        cell.kill()
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize("signalled", ["SIGINT", "parent"])
 def test_it_ends_by_a_signal_or_with_its_parent(signalled: str, tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

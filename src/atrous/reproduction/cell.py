@@ -99,7 +99,8 @@ def _evaluate(training: Training, data: str, device: str | None) -> None:
 
 
 def _leave_with_parent() -> None:
-    sys.stdin.read(1)  # standard input ends when the parent dies
+    # Standard input ends when the parent dies. Not by sys.stdin: a worker, forked meanwhile, would wait for its lock.
+    os.read(0, 1)
     os._exit(1)
 
 
