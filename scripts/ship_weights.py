@@ -31,15 +31,21 @@ SETTINGS: dict[str, tuple[int, tuple[float, ...], bool]] = {
 
 
 @torch.no_grad()
-def average(model: DeepLabV3, recipe: str, share: float) -> None:
-    """Mean of a model's weights and those that its training started from (Wortsman et al. 2021, "WiSE-FT").
+def average(model: DeepLabV3, other: DeepLabV3, share: float) -> None:
+    """Mean of the weights of two models with one start, into the first, with `share` of the second.
 
-    Between the two it holds more of what the start knows of other streets than the end of the training does.
+    Of two runs it is a little better than either (Wortsman et al. 2022, "model soups"). With the start itself it holds
+    more of what that knows of other streets than the end of the training does (2021, "WiSE-FT").
     """
-    start = build_model(RECIPES[recipe].model, model.num_classes).state_dict()
+    others = other.state_dict()
     for key, value in model.state_dict().items():
         if value.is_floating_point():
-            value.lerp_(start[key], share)
+            value.lerp_(others[key], share)
+
+
+def start_of(recipe: str, model: DeepLabV3) -> DeepLabV3:
+    """The network that a recipe begins with."""
+    return build_model(RECIPES[recipe].model, model.num_classes)
 
 
 def main() -> None:
@@ -54,13 +60,16 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, help="the run of the same recipe to measure, if this one has seen val")
     parser.add_argument("--recipe", choices=RECIPES, help="the named one that the run followed, for the card")
     parser.add_argument("--longest-side", type=int, help="other than the run's; 0 for pictures as they are")
+    parser.add_argument("--mean-with", metavar="MODEL", help="then average with another model, half each")
     parser.add_argument("--start-of", choices=RECIPES, help="average with what this recipe starts from")
     parser.add_argument("--start-share", type=float, default=0.25, help="of that start (default: %(default)s)")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     found = parser.parse_args()
     model, card = load(found.run)
     if found.start_of:
-        average(model, found.start_of, found.start_share)
+        average(model, start_of(found.start_of, model), found.start_share)
+    if found.mean_with:
+        average(model, load(found.mean_with)[0], 0.5)
     if found.longest_side is not None:
         model.longest_side = checked_longest_side(found.longest_side)
         card = replace(card, longest_side=model.longest_side)
@@ -70,7 +79,7 @@ def main() -> None:
     dataset = open_dataset(found.data, found.split)
     metrics, measured = {}, load(found.measured)[0] if found.measured else model
     if found.measured and found.start_of:
-        average(measured, found.start_of, found.start_share)
+        average(measured, start_of(found.start_of, measured), found.start_share)
     measured.longest_side = model.longest_side
     for setting in found.settings:
         stride, scales, flip = SETTINGS[setting]
