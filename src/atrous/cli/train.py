@@ -153,9 +153,9 @@ def duration(text: str) -> float:
     Raises:
         ValueError: for anything else, and for less than a minute.
     """
-    found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.strip().lower())
+    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.strip().lower())
     try:
-        parts = [float(part) if part else 0.0 for part in (found.groups() if found else ())]
+        parts = [float(part) if part else 0.0 for part in (match.groups() if match else ())]
     except ValueError:
         parts = []
     if not any(parts):

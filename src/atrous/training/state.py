@@ -203,8 +203,8 @@ class State:
         run leaves behind whose newest checkpoint is not whole, never do.
         """
         try:
-            found = read_card(run / "best" / MODEL_FILE).metrics["val"]
-            score, step = found["miou"], found["step"]
+            metrics = read_card(run / "best" / MODEL_FILE).metrics["val"]
+            score, step = metrics["miou"], metrics["step"]
         except (ValueError, LookupError, TypeError):  # there is none, or it cannot be used
             return
         if isinstance(score, float) and step <= self.step - self.must_validate(held_out) and self._is_better(score):

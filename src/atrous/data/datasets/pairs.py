@@ -268,9 +268,9 @@ def classes_of(
         return MaskClasses(labels, None, of, f", with the {counted(len(labels), 'class')} of {class_file.name}")
     if not (some := masks(step_of(count))):
         return MaskClasses(Labels(("background",), ((0, 0, 0),)), None, plain_mask, "")
-    found = find_classes(root, some, count, options.binary)
-    say_once(f"{root}: {found.said}")
-    return MaskClasses(found.labels, None, found.mask, f"; {found.said}")
+    classes = find_classes(root, some, count, options.binary)
+    say_once(f"{root}: {classes.said}")
+    return MaskClasses(classes.labels, None, classes.mask, f"; {classes.said}")
 
 
 def listing_by(root: Path, every: Mapping[str, Files], split: str, options: DatasetOptions) -> Listing:
