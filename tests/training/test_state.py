@@ -18,7 +18,8 @@ from atrous.models.weights import ModelCard, save
 from atrous.ops.normalization import IMAGENET
 from atrous.training import checkpoint
 from atrous.training.config import LossConfig, Recipe, override
-from atrous.training.state import Objective, State, build_model, build_optimizer, loses_scale
+from atrous.training.loss import Objective
+from atrous.training.state import State, build_model, build_optimizer, loses_scale
 
 HERE = DistributedContext(0, 1, torch.device("cpu"))
 Part = tuple[torch.Tensor, torch.Tensor, list[str]]

@@ -24,6 +24,7 @@ from atrous import __version__
 from atrous.atomic import put_in_place, sweep, work_folder
 from atrous.data.datasets.dataset import SegmentationDataset
 from atrous.deployment import formats
+from atrous.deployment.formats import FORMATS
 from atrous.deployment.network import Interface, check_padding, lean
 from atrous.deployment.onnx import OPSET, quiet
 from atrous.deployment.parity import Parity, first_difference, measure, require
@@ -35,10 +36,6 @@ from atrous.models.deeplab import DeepLabV3
 from atrous.models.exported import ExportedDeepLabV3, Runtime, is_exported, requirement
 from atrous.models.output_stride import LONGEST_SIDE
 from atrous.models.weights import ModelCard, load, resolve
-
-FORMATS: dict[str, type[formats.Format]] = {
-    "onnx": formats.Onnx, "openvino": formats.OpenVino, "torch": formats.Torch, "litert": formats.LiteRt,
-}  # fmt: skip
 
 ELSEWHERE = {
     "coreml": "its files run, and so can be compared with their model, on macOS alone; there ONNX Runtime runs the "

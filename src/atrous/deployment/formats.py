@@ -211,6 +211,10 @@ class LiteRt(Format):
         return Whole("LiteRT", litert.opened(path))
 
 
+FORMATS: dict[str, type[Format]] = {"onnx": Onnx, "openvino": OpenVino, "torch": Torch, "litert": LiteRt}
+"""By the name that ``--format`` takes; ``--aot`` makes `AheadOfTime` of torch."""
+
+
 def _convolutions(graph: fx.Graph) -> dict[str, str]:
     """The convolutions by the paths of their modules: the names of their nodes."""
     nodes = {}
