@@ -18,7 +18,7 @@ SYNONYMS = {
     "--batch": "--batch-size",
     "--accumulate": "--grad-accum-steps",
     "--ema": "--ema-decay",
-    "--model": "the model is given without a flag: atrous predict MODEL PHOTOGRAPHS; to train from one, --weights MODEL",
+    "--model": "the model is given without a flag: atrous predict MODEL PHOTOGRAPHS; in training, by --weights",
     "--epochs": "training is counted in steps: --iterations (an epoch has images / batch size of them)",
     "--steps": "--iterations",
     "--max-iters": "--iterations",
