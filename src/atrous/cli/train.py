@@ -169,14 +169,14 @@ def duration(text: str) -> float:
 
 
 def _kept_options(before: Path | None) -> dict[str, Any]:
-    """How the data of a run to be gone on with is read, so that its flags need not be given again."""
+    """How the data of a run that is resumed was read, so that its flags need not be given again."""
     from atrous.training.recipes import load_recipe
 
     return {"options": load_recipe(before).data.options} if before else {}
 
 
 def _finetuned(data: str, given: dict[str, Any], before: Path | None, device: str | None) -> Recipe:
-    """The recipe that the data asks for, or the one that a run to be gone on with has."""
+    """The recipe that the data asks for, or that of a run that is resumed."""
     from atrous.training.autoconfig import BASE, finetune
     from atrous.training.config import override
     from atrous.training.recipes import load_recipe

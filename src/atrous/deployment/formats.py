@@ -1,4 +1,4 @@
-"""One class for each form of an exported file: how it is made, written, opened, and looked into."""
+"""A class for each export format: how a file of it is made, written, opened and inspected."""
 
 from __future__ import annotations
 
