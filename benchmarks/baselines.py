@@ -25,8 +25,9 @@ from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import compiled
 from atrous.ops.resize import IGNORE, grid_size
 from atrous.training.config import override
+from atrous.training.loss import Objective
 from atrous.training.recipes import RECIPES
-from atrous.training.state import Objective, State, build_optimizer
+from atrous.training.state import State, build_optimizer
 from benchmarks.timing import Candidate, Row
 
 CLASSES = 21

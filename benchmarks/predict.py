@@ -60,20 +60,20 @@ def network(predictor: Predictor, files: list[Path], workers: int) -> float:
 
 
 def rates(predictor: Predictor, files: list[Path], folder: Path) -> dict[str, float]:
-    found: dict[str, float] = {}
+    per_second: dict[str, float] = {}
     kept: dict[str, bytes] = {}
     for name, run in (("before", before), ("now", predict_files)):
         out = Path(tempfile.mkdtemp(dir=folder))
         started = time.perf_counter()
         run(predictor, files, out)
-        found[name] = len(files) / (time.perf_counter() - started)
+        per_second[name] = len(files) / (time.perf_counter() - started)
         masks = {path.name: read_mask(path).tobytes() for path in sorted((out / "masks").iterdir())}
         assert masks == (kept or masks), "the masks differ"
         kept = masks
         shutil.rmtree(out)
-    found["network, all threads"] = len(files) / network(predictor, files, 1)
-    found["network, a photograph a thread"] = len(files) / network(predictor, files, predictor.workers)
-    return found
+    per_second["network, all threads"] = len(files) / network(predictor, files, 1)
+    per_second["network, a photograph a thread"] = len(files) / network(predictor, files, predictor.workers)
+    return per_second
 
 
 def parts(predictor: Predictor, files: list[Path], folder: Path) -> dict[str, float]:

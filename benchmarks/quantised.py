@@ -1,4 +1,4 @@
-"""What int8 costs: mIoU on val before and after, file sizes, and the layers that stay float, by `atrous.export`.
+"""What int8 costs: mIoU on val before and after, file sizes, and the layers that stay float, by `atrous export`.
 
     pip install '.[onnx,openvino]'
     python -m benchmarks.quantised --pair objects-mobilenetv2 data/objects \
@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from atrous.deployment.export import FORMATS, export
+from atrous.deployment.export import export
+from atrous.deployment.formats import FORMATS
 
 
 def row(model: str, data: str, format: str, folder: Path) -> dict[str, Any]:

@@ -31,20 +31,20 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=360)
     parser.add_argument("--width", type=int, default=480)
     parser.add_argument("--rounds", type=int, default=15)
-    found = parser.parse_args()
-    image = torch.randint(0, 256, (found.height, found.width, 3), dtype=torch.uint8).numpy()
+    args = parser.parse_args()
+    image = torch.randint(0, 256, (args.height, args.width, 3), dtype=torch.uint8).numpy()
     predictors = {(name, stride): Predictor.load(name, output_stride=stride) for name in names() for stride in STRIDES}
     candidates = [
         Candidate(f"{name} at {stride}", lambda predictor=predictor: predictor(image))
         for (name, stride), predictor in predictors.items()
     ]
-    result = compare("models", {"size": [found.height, found.width]}, candidates, rounds=found.rounds)
+    result = compare("models", {"size": [args.height, args.width]}, candidates, rounds=args.rounds)
     speeds: dict[str, Any] = {}
     for (name, stride), row in zip(predictors, result.rows, strict=True):
         what = next(what for what in cards()[name][1].metrics if what.endswith(f"output stride {stride}"))
         speeds.setdefault(name, {})[what] = round(row.seconds * 1000, 1)
         print(f"{row.name}: {row.seconds * 1000:.1f} ms, spread {row.spread:.0%}")
-    written = {"hardware": found.hardware, "size": [found.height, found.width], "milliseconds": speeds}
+    written = {"hardware": args.hardware, "size": [args.height, args.width], "milliseconds": speeds}
     TARGET.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 

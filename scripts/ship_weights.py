@@ -64,31 +64,31 @@ def main() -> None:
     parser.add_argument("--start-of", choices=RECIPES, help="average with what this recipe starts from")
     parser.add_argument("--start-share", type=float, default=0.25, help="of that start (default: %(default)s)")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    found = parser.parse_args()
-    model, card = load(found.run)
-    if found.start_of:
-        average(model, start_of(found.start_of, model), found.start_share)
-    if found.mean_with:
-        average(model, load(found.mean_with)[0], 0.5)
-    if found.longest_side is not None:
-        model.longest_side = checked_longest_side(found.longest_side)
+    args = parser.parse_args()
+    model, card = load(args.run)
+    if args.start_of:
+        average(model, start_of(args.start_of, model), args.start_share)
+    if args.mean_with:
+        average(model, load(args.mean_with)[0], 0.5)
+    if args.longest_side is not None:
+        model.longest_side = checked_longest_side(args.longest_side)
         card = replace(card, longest_side=model.longest_side)
-    if found.recipe:
-        print("the run differs from the recipe in", differences(override(Recipe(), card.recipe), RECIPES[found.recipe]))
-        card = replace(card, recipe=settings_of(RECIPES[found.recipe]))
-    dataset = open_dataset(found.data, found.split)
-    metrics, measured = {}, load(found.measured)[0] if found.measured else model
-    if found.measured and found.start_of:
-        average(measured, start_of(found.start_of, measured), found.start_share)
+    if args.recipe:
+        print("the run differs from the recipe in", differences(override(Recipe(), card.recipe), RECIPES[args.recipe]))
+        card = replace(card, recipe=settings_of(RECIPES[args.recipe]))
+    dataset = open_dataset(args.data, args.split)
+    metrics, measured = {}, load(args.measured)[0] if args.measured else model
+    if args.measured and args.start_of:
+        average(measured, start_of(args.start_of, measured), args.start_share)
     measured.longest_side = model.longest_side
-    for setting in found.settings:
+    for setting in args.settings:
         stride, scales, flip = SETTINGS[setting]
         result = evaluate(measured.for_inference(), dataset, output_stride=stride, scales=scales, flip=flip)
-        metrics[f"{found.split}, {setting}"] = {key: round(value, 4) for key, value in result.scores}
+        metrics[f"{args.split}, {setting}"] = {key: round(value, 4) for key, value in result.scores}
         print(f"{setting}: {result.scores.miou:.4f} in {result.seconds:.0f} s", result.as_dict()["iou"], flush=True)
-    target = Path(__file__).parent.parent / "src" / "atrous" / "models" / "zoo" / f"{found.name}.safetensors"
+    target = Path(__file__).parent.parent / "src" / "atrous" / "models" / "zoo" / f"{args.name}.safetensors"
     target.parent.mkdir(exist_ok=True)
-    card = replace(card, metrics=metrics, licence=found.licence, data=found.trained_on, description=found.description)
+    card = replace(card, metrics=metrics, licence=args.licence, data=args.trained_on, description=args.description)
     save(model, target, card)
     print(target, target.stat().st_size)
 

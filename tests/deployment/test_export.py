@@ -282,7 +282,7 @@ def test_the_graph_has_nothing_in_vain(weights: Weights, tmp_path: Path) -> None
 @pytest.mark.integration
 @pytest.mark.parametrize("format", ["openvino", "torch"])
 def test_the_first_layer_that_differs_is_named(format: str, weights: Weights, tmp_path: Path) -> None:
-    from atrous.deployment.export import FORMATS as KINDS
+    from atrous.deployment.formats import FORMATS as KINDS
 
     source = weights("timm/lcnet_050")
     model, card = load(source)

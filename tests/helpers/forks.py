@@ -30,7 +30,8 @@ import torch.distributed as dist
 
 from atrous.cli.parser import main
 from atrous.training import checkpoint, pace
-from atrous.training.state import Objective, State
+from atrous.training.loss import Objective
+from atrous.training.state import State
 
 _server = multiprocessing.get_context("forkserver")
 

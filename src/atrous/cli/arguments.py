@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from atrous.messages import did_you_mean
@@ -17,7 +18,7 @@ SYNONYMS = {
     "--batch": "--batch-size",
     "--accumulate": "--grad-accum-steps",
     "--ema": "--ema-decay",
-    "--model": "the model is the first word: atrous predict MODEL PHOTOGRAPHS",
+    "--model": "the model is given without a flag: atrous predict MODEL PHOTOGRAPHS; in training, by --weights",
     "--epochs": "training is counted in steps: --iterations (an epoch has images / batch size of them)",
     "--steps": "--iterations",
     "--max-iters": "--iterations",
@@ -32,9 +33,11 @@ SYNONYMS = {
     "--config": "the recipe is the first word: atrous train RECIPE --data DATA",
     "--checkpoint": "a run folder or weight file is given without a flag, as MODEL",
     "--pretrained": "--weights",
+    "--weights": "the model is given without a flag: atrous predict MODEL PHOTOGRAPHS",
+    "--batch-size": "training alone has one; how many photographs are segmented at once is chosen for you",
     "--name": "--out",
 }
-"""Flags of other tools and of before, and what they are called here."""
+"""Flags of other tools, of before and of other commands, and what is said where a command does not have them."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,9 +45,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self._words: list[str] = []
 
     def error(self, message: str) -> NoReturn:
         """Leave with status 2 and one line that names the right flag."""
+        if "arguments are required" in message and (strange := self._unknown_flag()):
+            message = f"unrecognized arguments: {strange}"  # likely meant as what is missing
         _, unknown, words = message.partition("unrecognized arguments: ")
         if unknown:
             flag = (words.split() or [""])[0].split("=")[0]  # a word can be empty
@@ -55,6 +61,15 @@ class Parser(argparse.ArgumentParser):
             choices = re.findall(r"[\w-]+", message.partition("(choose from ")[2])
             message += did_you_mean(word, choices, otherwise="")
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+    def _unknown_flag(self) -> str:
+        flags = (word.split("=")[0] for word in self._words if word.startswith("--") and word != "--")
+        return next((flag for flag in flags if flag not in self._option_string_actions), "")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse; the words are kept for `error`."""
+        self._words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse; a flag that a subcommand does not know is reported with its neighbours."""
@@ -82,9 +97,15 @@ def add_model(parser: Parser, *, exported: bool = True) -> None:
 
 def add_inference(parser: Parser) -> None:
     """Add the flags of output stride, scales and flips."""
-    parser.add_argument("--output-stride", type=int, help="of the features (default: the model's)")
+    add_output_stride(parser)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="average over these scales")
     parser.add_argument("--flip", action="store_true", help="average over left-right flipped inputs, too")
+
+
+def add_output_stride(parser: Parser) -> None:
+    """Add `--output-stride`."""
+    text = "pixels a feature: 16, or 8 for finer detail in more time (default: the model's)"
+    parser.add_argument("--output-stride", type=int, metavar="N", help=text)
 
 
 def add_longest_side(parser: Parser) -> None:
@@ -95,7 +116,7 @@ def add_longest_side(parser: Parser) -> None:
 
 def add_pad_to(parser: Parser) -> None:
     """Add `--pad-to`."""
-    text = "pad smaller images to this height and width with the mean color; the paper has 513 for VOC (default: none)"
+    text = "pad smaller images to this height and width with the mean colour; the paper has 513 for VOC (default: none)"
     parser.add_argument("--pad-to", type=int, metavar="PIXELS", help=text)
 
 
@@ -127,17 +148,17 @@ def add_data(
     group.add_argument("--rest", choices=("background", "ignore"), help="what the other classes become")
     text = "read a class or a stored id as another class; can be given many times"
     group.add_argument("--map", action="append", default=[], metavar="FROM=TO", help=text)
-    text = "neither train on nor count a stored id, a class, or a color R,G,B; can be given many times"
+    text = "neither train on nor count a stored id, a class, or a colour R,G,B; can be given many times"
     group.add_argument("--ignore", action="append", default=[], metavar="WHAT", help=text)
     text = "the classes in the order of their ids: NAME,NAME; or repeat it, for names with commas"
     group.add_argument("--names", action="append", default=[], metavar="NAME", help=text)
-    group.add_argument("--images", metavar="FOLDER", help="of the images, for an export without them")
+    group.add_argument("--images", metavar="FOLDER", help="folder of the images, for an export without them")
     group.add_argument("--annotator", metavar="WHO", help="whose annotations count, where several people made them")
     group.add_argument("--binary", choices=("object", "ignore"), help="what 255 is in masks of 0 and 255")
 
 
 def add_reading(parser: Parser) -> None:
-    """Add the flags of how the samples of an image become colors."""
+    """Add the flags of how the samples of an image become colours."""
     group = parser.add_argument_group("images of more than 8 bits or 3 bands")
     text = "values that become black and white, such as 0,4095"
     group.add_argument("--value-range", metavar="LOW,HIGH", help=text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from atrous.cli.arguments import add_command, add_json
+from atrous.cli.arguments import add_command, add_json, add_model, add_output_stride
 from atrous.cli.commands import print_json, print_out, print_table, say
 
 
@@ -13,17 +13,16 @@ def add(commands: Any) -> None:
     """Add the command."""
     text = "compare the runtimes that are installed here on one model: time, memory, size, mIoU"
     parser = add_command(commands, "bench", run, text, "atrous bench runs/mine --data my-data")
-    text = "a named model (see atrous models), a run folder, a weight file or an exported file"
-    parser.add_argument("model", metavar="MODEL", help=text)
+    add_model(parser)
     text = "measure mIoU on its val split, and int8 forms, which its train split calibrates"
     parser.add_argument("--data", help=text)
-    text = "of the photograph, as the network sees it (default: %(default)s)"
+    text = "size of the photograph, as the network sees it (default: %(default)s)"
     parser.add_argument("--size", default="360x480", metavar="HxW", help=text)
-    parser.add_argument("--output-stride", type=int, help="of the features (default: the model's)")
+    add_output_stride(parser)
     text = "these alone, of: atrous, eager, compiled, onnxruntime, openvino, onnxruntime-int8, openvino-int8"
     parser.add_argument("--runtimes", nargs="+", metavar="NAME", help=text)
-    parser.add_argument("--rounds", type=int, default=20, help="turns of each (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="of each runtime (default: PyTorch's)")
+    parser.add_argument("--rounds", type=int, default=20, help="turns of each runtime (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of each runtime (default: PyTorch's)")
     add_json(parser)
 
 

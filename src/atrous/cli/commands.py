@@ -1,7 +1,7 @@
 """What each subcommand does: it calls one function of the package, and shows what comes back.
 
 Everything is imported where it is used, so that the command line answers quickly. Progress and tables go to standard
-error; see `atrous.cli` for what goes where.
+error; see `atrous.cli.parser` for what goes where.
 """
 
 from __future__ import annotations

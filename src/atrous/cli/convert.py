@@ -29,7 +29,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--backbone", help="timm/NAME, where the checkpoint does not say")
     parser.add_argument("--output-stride", type=int, help="that it was trained at, where the checkpoint does not say")
     parser.add_argument("--aspp-rates", type=int, nargs="+", metavar="RATE", help="at that output stride, likewise")
-    parser.add_argument("--name", action="append", default=[], dest="names", help="of a class; once for each, in order")
+    parser.add_argument(
+        "--name", action="append", default=[], dest="names", help="name of a class; once for each, in order"
+    )
     parser.add_argument("--half", action="store_true", help="store float16: half the size, rounded")
     add_json(parser)
 

@@ -70,12 +70,12 @@ def _add_convert(inner: Any) -> None:
     convert.add_argument("--copy", action="store_true", help="copy images (default: hard links where that can be)")
     text = "share of the images that validate, where plain data has one split (default: 0.2; 0 for none)"
     convert.add_argument("--val", type=float, default=0.2, metavar="SHARE", help=text)
-    convert.add_argument("--seed", type=int, default=0, help="of that division (default: %(default)s)")
+    convert.add_argument("--seed", type=int, default=0, help="seed of that division (default: %(default)s)")
     convert.add_argument("--resplit", action="store_true", help="put all splits together and divide them anew")
     convert.add_argument("--polygons", action="store_true", help="polygons rather than masks, for coco and cvat")
     text = "how far polygons may be from the outline, 0 for every corner (default: %(default)s)"
     convert.add_argument("--tolerance", type=float, default=1.0, metavar="PIXELS", help=text)
-    convert.add_argument("--model", help="masks by this model, for SRC of photographs")
+    convert.add_argument("--model", help="segment DATA, photographs without masks, by this model")
     add_device(convert)
     add_json(convert)
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atrous.cli.arguments import add_command, add_json, add_model
+from atrous.cli.arguments import add_command, add_json, add_model, add_output_stride
 from atrous.cli.commands import print_json, print_out, say
 
 if TYPE_CHECKING:
@@ -24,8 +24,10 @@ def add(commands: Any) -> None:
         "(default: %(default)s)"
     )
     parser.add_argument("--format", type=str.lower, default="onnx", help=text)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="(default: the model's name, in this folder)")
-    parser.add_argument("--output-stride", type=int, help="of the features (default: the model's)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="file to write (default: the model's name, in this folder)"
+    )
+    add_output_stride(parser)
     text = "the one size that it takes, or dynamic for any (default: %(default)s); a batch has any number of images"
     parser.add_argument("--size", default="dynamic", metavar="HxW", help=text)
     text = "float logits B,K,H,W come out, in place of the class of each pixel, B,H,W"

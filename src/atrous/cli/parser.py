@@ -109,7 +109,12 @@ def _status_of(error: Exception) -> int:
 def _parser() -> Parser:
     from atrous import __version__
 
-    parser = Parser(prog="atrous", description="DeepLabv3: segment photographs, train, evaluate.")
+    parser = Parser(
+        prog="atrous",
+        description="DeepLabv3: segment photographs; train, evaluate, export and serve models.",
+        epilog="examples:\n  atrous predict photo.jpg\n  atrous train finetune --data my-data --out runs/mine\n"
+        "  atrous COMMAND --help",
+    )
     parser.add_argument("--version", action="version", version=f"atrous {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for add in (
@@ -144,7 +149,7 @@ def _add_eval(commands: Any) -> None:
     parser = add_command(commands, "eval", run_eval, text, example, aliases=["val"])
     add_model(parser)
     add_data(parser)
-    parser.add_argument("--split", default="val", help="(default: %(default)s)")
+    parser.add_argument("--split", default="val", help="split to score (default: %(default)s)")
     add_longest_side(parser)
     add_inference(parser)
     text = "the rows of Table 4: output stride 16 down to --output-stride (8), then --scales (the paper's), then flips"
@@ -170,7 +175,7 @@ def _add_label(commands: Any) -> None:
     parser.add_argument("teacher", metavar="TEACHER", help=text)
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="files, folders, globs")
     parser.add_argument("--data", type=Path, required=True, help="folder to add the split to; made if there is none")
-    parser.add_argument("--split", default="pseudo", help="(default: %(default)s)")
+    parser.add_argument("--split", default="pseudo", help="name of the new split (default: %(default)s)")
     parser.add_argument(
         "--confidence", type=float, default=0.6, help="ignore pixels below this probability (default: %(default)s)"
     )
@@ -191,7 +196,11 @@ def _add_submit(commands: Any) -> None:
     )  # fmt: skip
     add_model(write)
     write.add_argument("--out", type=Path, required=True, help="folder for the predictions and the archive")
-    write.add_argument("--competition", choices=("comp5", "comp6"), help="of VOC: only VOC's data, or any (default)")
+    write.add_argument(
+        "--competition",
+        choices=("comp5", "comp6"),
+        help="of VOC: trained on its data alone (comp5), or on any (comp6, default)",
+    )
     check = add_command(
         inner, "check", run_submit_check, "is this what the server takes?",
         "atrous submit check for-voc/results.tgz --data voc:VOCdevkit",
@@ -199,7 +208,7 @@ def _add_submit(commands: Any) -> None:
     check.add_argument("archive", metavar="ARCHIVE", type=Path, help="a .zip, .tar or .tgz")
     for command in (write, check):
         command.add_argument("--data", required=True, help="voc:PATH or cityscapes:PATH")
-        command.add_argument("--split", default="test", help="(default: %(default)s)")
+        command.add_argument("--split", default="test", help="split that is submitted (default: %(default)s)")
     add_pad_to(write)
     add_inference(write)
     add_device(write)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atrous.cli.arguments import add_command, add_device, add_json, add_longest_side
+from atrous.cli.arguments import add_command, add_device, add_json, add_longest_side, add_output_stride
 from atrous.cli.commands import complain, print_json, say
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ def add(commands: Any) -> None:
     parser.add_argument("models", metavar="MODEL", nargs="*", help=text)
     text = "address to listen on; 0.0.0.0 for other machines to reach it (default: %(default)s)"
     parser.add_argument("--host", default="127.0.0.1", help=text)
-    parser.add_argument("--port", type=int, default=8000, help="0 for any that is free (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port, 0 for any free one (default: %(default)s)")
     parser.add_argument("-j", "--workers", type=int, help="threads that segment (default: one a core)")
-    parser.add_argument("--output-stride", type=int, help="of the features (default: the model's)")
+    add_output_stride(parser)
     add_longest_side(parser)
     text = "refuse images of more pixels, by their header (default: 64000000)"
     parser.add_argument("--max-pixels", type=int, metavar="N", help=text)

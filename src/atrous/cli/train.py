@@ -44,10 +44,10 @@ def add(commands: Any) -> None:
     add_data(parser, several=True)
     parser.add_argument("--out", type=Path, help="run folder (default: runs/RECIPE); for several, the folder of them")
     parser.add_argument("--resume", action="store_true", help="continue from the run folder's newest checkpoint")
-    parser.add_argument("--output-stride", type=int, help="of training")
+    parser.add_argument("--output-stride", type=int, help="output stride in training")
     parser.add_argument("-b", "--batch-size", type=int, help="images in a step, over all processes")
-    parser.add_argument("--grad-accum-steps", type=int, help="parts of a process's share of the batch")
-    parser.add_argument("--iterations", type=int, help="steps")
+    parser.add_argument("--grad-accum-steps", type=int, help="parts that a batch is computed in, to fit in memory")
+    parser.add_argument("--iterations", type=int, help="steps of training")
     text = "minutes or hours that it may take, such as 20m or 1h30m: the steps that fit, measured first"
     parser.add_argument("--time", type=str, metavar="TIME", help=text)
     parser.add_argument("--lr", type=float, help="initial learning rate")
@@ -59,7 +59,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), help="automatic mixed precision")
     parser.add_argument("--ema-decay", type=float, help="decay of the moving average of the weights; 0 for none")
-    parser.add_argument("--seed", type=int, help="of everything random")
+    parser.add_argument("--seed", type=int, help="seed of everything random")
     parser.add_argument("-j", "--workers", type=int, default=1, help="processes that load data (default: %(default)s)")
     parser.add_argument("--asynchronous", type=int, metavar="N", help="replicas that do not wait for each other (Ray)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
@@ -153,9 +153,9 @@ def duration(text: str) -> float:
     Raises:
         ValueError: for anything else, and for less than a minute.
     """
-    found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.strip().lower())
+    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.strip().lower())
     try:
-        parts = [float(part) if part else 0.0 for part in (found.groups() if found else ())]
+        parts = [float(part) if part else 0.0 for part in (match.groups() if match else ())]
     except ValueError:
         parts = []
     if not any(parts):
@@ -169,14 +169,14 @@ def duration(text: str) -> float:
 
 
 def _kept_options(before: Path | None) -> dict[str, Any]:
-    """How the data of a run to be gone on with is read, so that its flags need not be given again."""
+    """How the data of a run that is resumed was read, so that its flags need not be given again."""
     from atrous.training.recipes import load_recipe
 
     return {"options": load_recipe(before).data.options} if before else {}
 
 
 def _finetuned(data: str, given: dict[str, Any], before: Path | None, device: str | None) -> Recipe:
-    """The recipe that the data asks for, or the one that a run to be gone on with has."""
+    """The recipe that the data asks for, or that of a run that is resumed."""
     from atrous.training.autoconfig import BASE, finetune
     from atrous.training.config import override
     from atrous.training.recipes import load_recipe

@@ -1,4 +1,4 @@
-"""Write a data set in the plain layout, or in the format of a labelling tool: `atrous data convert SRC OUT`.
+"""Write a data set in the plain layout, or in the format of a labelling tool: `atrous data convert DATA OUT`.
 
 The plain layout has `dataset.yaml`, `images/SPLIT/`, `masks/SPLIT/`. Images are hard links where that can be, else
 copies. A data set without a split to validate on is divided, seeded. A call that was interrupted can be repeated: it

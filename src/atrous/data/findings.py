@@ -217,16 +217,16 @@ def empty_classes(reports: Mapping[str, SplitCounts], labels: Labels, fatal: boo
     names = reports if len(reports) == 1 else [name for name in reports if name.startswith("train")]
     others = [name for name, report in reports.items() if report.counts.ignored and not report.counts.pixels[1:].any()]
     sound = [name for name in (*names, *others) if reports[name].sound and not reports[name].unlabelled]
-    found = []
+    missing = []
     for name in dict.fromkeys(sound):
         absent = np.flatnonzero(reports[name].counts.pixels == 0).tolist()
         fix = _division(reports, absent) if len(absent) < len(labels) else ""
         for line in class_problems(reports[name].counts, labels):
             text, accept, options = line.partition("to accept that")
-            found.append(
+            missing.append(
                 Finding(f"{name}: {text.removesuffix('; ')}", "; ".join(filter(None, (fix, accept + options))), fatal)
             )
-    return found
+    return missing
 
 
 def _division(reports: Mapping[str, SplitCounts], absent: Sequence[int]) -> str:

@@ -22,6 +22,7 @@ import yaml
 from atrous.atomic import write_text
 from atrous.colours import Colour as Colour
 from atrous.colours import voc_palette as voc_palette
+from atrous.messages import listed
 
 CLASSES = "classes.yaml"
 """In a folder of predictions: the classes of its masks, in the form of `dataset.yaml`."""
@@ -194,7 +195,7 @@ def ids_of_colours(
     ids, unknown = ids_and_unknown(colours, palette, ignore, ignored)
     if unknown.size:
         code, count = int(unknown[0]), int((unknown == unknown[0]).sum())
-        shown = ", ".join(map(str, palette[:3])) + (f" and {len(palette) - 3} more" if len(palette) > 3 else "")
+        shown = listed([str(colour) for colour in palette])
         raise ValueError(
             f"mask has colour {colour_of(code)} in {count} pixels, which is no class's; expected {shown}, by id (VOC's "
             f"colours, unless dataset.yaml has a `palette`), or a mask of ids"

@@ -68,17 +68,17 @@ def check(
         for name, listing in listings.items():
             seen[name] = list(_examined(pool, name, listing, progress))
     reports = {name: _split_report(ones, listings[name]) for name, ones in seen.items()}
-    found = [Finding(line) for line in refused]
+    problems = [Finding(line) for line in refused]
     for name, listing in listings.items():
-        found += [findings.of_listing(line) for line in listing.problems]
-        found += findings.file_problems(name, seen[name], listing)
-    found += [Finding(line, fatal=False) for listing in listings.values() for line in (*listing.warnings,)]
-    found += _of_all(seen, reports, labels, allow_empty_classes)
-    found += [Finding(line, fatal=False) for line in said] + ([] if "val" in names else [_no_val(names)])
+        problems += [findings.of_listing(line) for line in listing.problems]
+        problems += findings.file_problems(name, seen[name], listing)
+    problems += [Finding(line, fatal=False) for listing in listings.values() for line in (*listing.warnings,)]
+    problems += _of_all(seen, reports, labels, allow_empty_classes)
+    problems += [Finding(line, fatal=False) for line in said] + ([] if "val" in names else [_no_val(names)])
     quoted, searched = shlex.quote(str(data)), takes(kind_of(data), "images")
-    fixes = (finding.fix.replace("DATA", quoted) for finding in found)
+    fixes = (finding.fix.replace("DATA", quoted) for finding in problems)
     fixes = (fix if searched else fix.replace(", or give --images FOLDER", "") for fix in fixes)
-    mended = tuple(replace(finding, fix=fix) for finding, fix in zip(found, fixes, strict=True))
+    mended = tuple(replace(finding, fix=fix) for finding, fix in zip(problems, fixes, strict=True))
     return DataReport(str(data), labels.names, reports, mended, drawn_palette(labels), listings)
 
 
@@ -87,9 +87,9 @@ def _of_all(
 ) -> list[Finding]:
     """What is wrong with the splits as wholes, and with each other."""
     empty = findings.empty_classes(reports, labels, fatal=not allow_empty)
-    found = [*findings.renumbered(seen, labels), *findings.leaks(seen), *empty, *findings.repeats(seen)]
-    found += [*findings.looks(seen), *findings.all_ignored(reports, labels), *findings.binary(seen, labels)]
-    return [*found, *findings.rare_classes(reports, labels), *findings.not_in_val(reports, labels, found)]
+    problems = [*findings.renumbered(seen, labels), *findings.leaks(seen), *empty, *findings.repeats(seen)]
+    problems += [*findings.looks(seen), *findings.all_ignored(reports, labels), *findings.binary(seen, labels)]
+    return [*problems, *findings.rare_classes(reports, labels), *findings.not_in_val(reports, labels, problems)]
 
 
 def _listings(data: str | Path, names: Sequence[str], options: DatasetOptions) -> tuple[dict[str, Listing], list[str]]:

@@ -24,6 +24,7 @@ from atrous import __version__
 from atrous.atomic import put_in_place, sweep, work_folder
 from atrous.data.datasets.dataset import SegmentationDataset
 from atrous.deployment import formats
+from atrous.deployment.formats import FORMATS
 from atrous.deployment.network import Interface, check_padding, lean
 from atrous.deployment.onnx import OPSET, quiet
 from atrous.deployment.parity import Parity, first_difference, measure, require
@@ -35,10 +36,6 @@ from atrous.models.deeplab import DeepLabV3
 from atrous.models.exported import ExportedDeepLabV3, Runtime, is_exported, requirement
 from atrous.models.output_stride import LONGEST_SIDE
 from atrous.models.weights import ModelCard, load, resolve
-
-FORMATS: dict[str, type[formats.Format]] = {
-    "onnx": formats.Onnx, "openvino": formats.OpenVino, "torch": formats.Torch, "litert": formats.LiteRt,
-}  # fmt: skip
 
 ELSEWHERE = {
     "coreml": "its files run, and so can be compared with their model, on macOS alone; there ONNX Runtime runs the "
@@ -168,15 +165,15 @@ def _exported(
     say(f"exporting {card.arguments['backbone']} at output stride {model.output_stride}")
     made = kind(lean(model), interface)
     info = describe(model, interface, kind)
-    found = None
+    quantised = None
     if max_loss is not None:
         assert scored is not None and scored.train is not None and isinstance(made, formats.Onnx)
-        found = quantise(made, model, scored.train, file, card, info, max_loss, seconds, say)
-        info["int8"] = asdict(found)
+        quantised = quantise(made, model, scored.train, file, card, info, max_loss, seconds, say)
+        info["int8"] = asdict(quantised)
     made.save(file, card, info)
     runtime = made.open(file)
     parity: Parity | None = None
-    if found is None:
+    if quantised is None:
         parity = measure(model, runtime, interface, batches=kind.batches)
         require(parity, str(target), lambda: _culprit(model, made, runtime, file))
     else:  # mIoU below is that of the network in it, so the rest of the file is compared with that
@@ -184,14 +181,14 @@ def _exported(
         around = measure(model, runtime, interface, reference=runtime.network)
         require(around, str(target), lambda: "what lies around the int8 network differs")
     miou = None if scored is None else _scores(model, card, runtime, scored.val, say)
-    if found is not None and max_loss is not None and miou is not None:
+    if quantised is not None and max_loss is not None and miou is not None:
         Loss(miou["model"], miou["file"]).require(max_loss, str(target))
     files = [part for part in (file.with_suffix(".bin"), file) if part.is_file()]
     total = sum(part.stat().st_size for part in files)
     if len(files) > 1:
         target.unlink(missing_ok=True)  # of an older pair no half stays beside a half of the new one
     put_in_place({part: target.with_suffix(part.suffix) for part in files})
-    return Export(target, total, info, formats.about(card, info), parity, miou, found)
+    return Export(target, total, info, formats.about(card, info), parity, miou, quantised)
 
 
 def _culprit(model: DeepLabV3, made: formats.Format, runtime: Runtime | formats.Whole, file: Path) -> str:

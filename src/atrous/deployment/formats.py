@@ -1,4 +1,4 @@
-"""One class for each form of an exported file: how it is made, written, opened, and looked into."""
+"""A class for each export format: how a file of it is made, written, opened and inspected."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class Torch(Format):
         return _convolutions(self.program.module().graph)
 
     def taps(self, path: Path, layers: Sequence[str], images: Tensor) -> Mapping[str, Tensor]:  # noqa: D102
-        program, found = torch.export.load(path), dict[str, Tensor]()
+        program, outputs = torch.export.load(path), dict[str, Tensor]()
         module = program.module()
         paths = {name: layer for layer, name in _convolutions(module.graph).items()}
 
@@ -168,7 +168,7 @@ class Torch(Format):
             def run_node(self, n: fx.Node) -> Any:
                 result = super().run_node(n)
                 if n.name in paths:
-                    found[paths[n.name]] = result.clone()
+                    outputs[paths[n.name]] = result.clone()
                 return result
 
         b, c, height, width = images.shape
@@ -176,7 +176,7 @@ class Torch(Format):
         raw = placeholder.meta["val"].dtype != torch.uint8
         example = torch.zeros(b, c, height, width) if raw else torch.zeros(b, height, width, c, dtype=torch.uint8)
         Noting(module, images).logits(example)
-        return {layer: found[layer] for layer in layers if layer in found}
+        return {layer: outputs[layer] for layer in layers if layer in outputs}
 
 
 class AheadOfTime(Format):
@@ -211,16 +211,20 @@ class LiteRt(Format):
         return Whole("LiteRT", litert.opened(path))
 
 
+FORMATS: dict[str, type[Format]] = {"onnx": Onnx, "openvino": OpenVino, "torch": Torch, "litert": LiteRt}
+"""By the name that ``--format`` takes; ``--aot`` makes `AheadOfTime` of torch."""
+
+
 def _convolutions(graph: fx.Graph) -> dict[str, str]:
     """The convolutions by the paths of their modules: the names of their nodes."""
-    found = {}
+    nodes = {}
     for node in graph.nodes:
         stack = list(node.meta.get("nn_module_stack", {}).values())
         if str(node.target).startswith(("aten.conv2d", "aten.convolution")) and stack:
             path = str(stack[-1][0])
             marker = "network.model."
-            found[path[path.index(marker) + len(marker) :] if marker in path else path] = node.name
-    return found
+            nodes[path[path.index(marker) + len(marker) :] if marker in path else path] = node.name
+    return nodes
 
 
 def about(card: ModelCard, info: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A network ready to be exported: float32, batch norm folded, and small things that a runtime would compute in vain.
+"""A network ready for export: float32, batch norm folded, without what a runtime would compute for nothing.
 
 `Network` is what every runtime gets: normalised images on the feature grid in, small logits out. What is around it in
 an exported file (normalisation, padding, upsampling, argmax) is `WholeNetwork` for PyTorch, and

@@ -102,14 +102,14 @@ def measure(
             seen = seen_by_network(images, model)
             small = (reference or model.network)(seen)
             logits = upsample(small, (photograph.shape[1], photograph.shape[2]), model.output_stride, model.upsampling)
-            found = runtime.run(inputs_of(images, model, interface))
+            actual = runtime.run(inputs_of(images, model, interface))
             expected = logits if interface.logits else logits.argmax(1)
-            if expected.shape != found.shape:
-                raise ParityError(f"the file gives {tuple(found.shape)} where the model gives {tuple(expected.shape)}")
+            if expected.shape != actual.shape:
+                raise ParityError(f"the file gives {tuple(actual.shape)} where the model gives {tuple(expected.shape)}")
             if interface.logits:
-                error = max(error, _difference(expected, found))
-                expected, found = expected.argmax(1), found.argmax(1)
-            agreement = min(agreement, float((expected == found).float().mean()))
+                error = max(error, _difference(expected, actual))
+                expected, actual = expected.argmax(1), actual.argmax(1)
+            agreement = min(agreement, float((expected == actual).float().mean()))
             if isinstance(runtime, Runtime):
                 error = max(error, _difference(small, runtime.network(seen)))
     return Parity(agreement, error if isinstance(runtime, Runtime) or interface.logits else None, tuple(sizes), batches)
@@ -167,15 +167,15 @@ def first_difference(model: DeepLabV3, layers: Sequence[str], taps: Taps) -> str
     for handle in handles:
         handle.remove()
     ran = list(outputs)  # in the order in which they were called
-    found = taps(ran, images)
+    actual = taps(ran, images)
     for path in ran:
-        if path in found and (found[path].shape != outputs[path].shape
-                              or _difference(outputs[path], found[path]) > TOLERANCE):  # fmt: skip
+        if path in actual and (actual[path].shape != outputs[path].shape
+                               or _difference(outputs[path], actual[path]) > TOLERANCE):  # fmt: skip
             return f"the first layer that differs is {path} ({type(model.get_submodule(path)).__name__})"
     return "no convolution differs: it is what lies around the network (normalisation, upsampling, argmax)"
 
 
-def _difference(expected: Tensor, found: Tensor) -> float:
-    if not bool(found.isfinite().all()):
+def _difference(expected: Tensor, actual: Tensor) -> float:
+    if not bool(actual.isfinite().all()):
         return float("inf")
-    return float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12))
+    return float((expected - actual).abs().max() / expected.abs().max().clamp(min=1e-12))

@@ -1,6 +1,6 @@
 """Int8: calibrate on some images of the train split, choose the ranges that score best, leave what breaks in float.
 
-    found = quantise(made, model, train, ...)   # `made` then writes an int8 file
+    result = quantise(made, model, train, ...)   # `made` then writes an int8 file
 
 Weights have a scale for each filter, activations one for each map. Their ranges are those of images that the train
 split gives, drawn with a fixed seed. Each way to choose a range is scored by mIoU on other images of that split. If the
@@ -269,12 +269,12 @@ class OpenVinoInt8:
 
 def _operations(network: Any, values: Collection[str]) -> list[str]:
     """Names of the convolutions that make some values; a bias may have been added in between."""
-    wanted, found = set(values), []
+    wanted, convolutions = set(values), []
     for node in network.get_ordered_ops():
         if any(output.get_names() & wanted for output in node.outputs()):
             before = [node, *(node.input_value(i).get_node() for i in range(node.get_input_size()))]
-            found += [each.get_friendly_name() for each in before if "Convolution" in each.get_type_name()]
-    return found
+            convolutions += [each.get_friendly_name() for each in before if "Convolution" in each.get_type_name()]
+    return convolutions
 
 
 @torch.no_grad()
@@ -297,10 +297,10 @@ def ranked(model: DeepLabV3, images: Sequence[Tensor], seconds: float, say: Call
         handle, weight = layer.register_forward_pre_hook(_round_input), layer.weight.data
         scale = weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12) / 127
         layer.weight.data = (weight / scale).round() * scale
-        found = [model.network(image) for image in images]
+        logits = [model.network(image) for image in images]
         layer.weight.data = weight
         handle.remove()
-        harm[path] = sum(float((a - b).square().mean()) for a, b in zip(expected, found, strict=True))
+        harm[path] = sum(float((a - b).square().mean()) for a, b in zip(expected, logits, strict=True))
     say(f"{len(harm)} of {len(layers)} layers tried alone")
     return sorted(harm, key=lambda path: -harm[path])
 

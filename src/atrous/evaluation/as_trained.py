@@ -1,4 +1,4 @@
-"""Open data the way that the training of a model read its own: value range, bands, classes folded into others."""
+"""Open a data set with the options that a model was trained with: value range, bands, classes folded into others."""
 
 from __future__ import annotations
 

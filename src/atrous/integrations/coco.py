@@ -47,14 +47,14 @@ def annotate(
     result: Segmentation, image_id: int = 1, first_id: int = 1, *, background: bool = False
 ) -> list[dict[str, Any]]:
     """One annotation for each class, the mask as compressed run lengths; `score` where there is confidence."""
-    found: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for i, name in result.names.items():
         if is_background(name) and not background:
             continue
         region = result.mask == i
-        found.append(
+        annotations.append(
             {
-                "id": first_id + len(found),
+                "id": first_id + len(annotations),
                 "image_id": image_id,
                 "category_id": i,
                 "segmentation": run_lengths(region),
@@ -64,4 +64,4 @@ def annotate(
                 **({} if result.confidence is None else {"score": result.confidences[name]}),
             }
         )
-    return found
+    return annotations

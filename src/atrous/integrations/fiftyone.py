@@ -30,13 +30,13 @@ def segmentation(result: Segmentation) -> Any:
 
 def detections(result: Segmentation, *, background: bool = False) -> Any:
     """`fiftyone.Detections`: for each class its box, its mask within the box, and its confidence if there is one."""
-    labels, (height, width), found = _library("fiftyone.core.labels"), result.mask.shape, []
+    labels, (height, width), detections = _library("fiftyone.core.labels"), result.mask.shape, []
     for i, name in result.names.items():
         if is_background(name) and not background:
             continue
         region = result.mask == i
         left, top, wide, high = box_of(region)
-        found.append(
+        detections.append(
             labels.Detection(
                 label=name,
                 bounding_box=[left / width, top / height, wide / width, high / height],
@@ -44,7 +44,7 @@ def detections(result: Segmentation, *, background: bool = False) -> Any:
                 confidence=None if result.confidence is None else result.confidences[name],
             )
         )
-    return labels.Detections(detections=found)
+    return labels.Detections(detections=detections)
 
 
 def mask_targets(predictor: Predictor) -> dict[int, str]:

@@ -59,7 +59,7 @@ def prediction(
         raise ValueError(f"kind is {kind!r}; expected 'brush' or 'polygon'")
     height, width = result.mask.shape
     shapes = result.polygons(tolerance) if kind == "polygon" else {}
-    found: list[dict[str, Any]] = []
+    regions: list[dict[str, Any]] = []
     for i, name in result.names.items():
         if is_background(name) and not background:
             continue
@@ -67,9 +67,9 @@ def prediction(
         if kind == "polygon":
             values = [{"points": _percent(shape.outer, width, height), "closed": True} for shape in shapes[name]]
         for value in values:
-            found.append(
+            regions.append(
                 {
-                    "id": f"{i}-{len(found)}",
+                    "id": f"{i}-{len(regions)}",
                     "from_name": from_name,
                     "to_name": to_name,
                     "type": f"{kind}labels",
@@ -81,7 +81,7 @@ def prediction(
                 }
             )
     score = None if result.confidence is None else float(result.confidence.mean(dtype=np.float64))
-    return {"model_version": model_version, **({} if score is None else {"score": score}), "result": found}
+    return {"model_version": model_version, **({} if score is None else {"score": score}), "result": regions}
 
 
 def _percent(ring: Ring, width: int, height: int) -> list[list[float]]:

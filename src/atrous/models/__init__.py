@@ -1,4 +1,9 @@
-"""The network and its weights; called, ``atrous.models()``, it lists the weights that the package carries."""
+"""The network and its weights; called, ``atrous.models()``, it lists the weights that the package carries.
+
+`deeplab.py` is the model. A new backbone is a file with a subclass of `Backbone` and a line in ``build_backbone`` of
+`deeplab.py`; any convolutional network of timm is one already (`timm_backbone.py`). `weights.py` reads our own files,
+`interchange/` checkpoints of other libraries, `exported.py` exported files.
+"""
 
 from __future__ import annotations
 

@@ -194,9 +194,9 @@ class OpenVino(Runtime):
         except Exception as error:
             raise ValueError(f"{path} is not a whole OpenVINO file: {_first_line(error)}") from error
         held = [key for key in (CARD, INFO) if self._model.has_rt_info(key)]
-        found = {key: self._model.get_rt_info(key).astype(str) for key in held}
+        metadata = {key: self._model.get_rt_info(key).astype(str) for key in held}
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-        super().__init__(path, found, hashlib.sha256(path.read_bytes() + digest.encode()).hexdigest())
+        super().__init__(path, metadata, hashlib.sha256(path.read_bytes() + digest.encode()).hexdigest())
         if self.info.get("weights") not in (None, digest):
             raise ValueError(f"{weights} is not the one that {path.name} was written with; export both again")
         self._whole: Any = None
@@ -328,12 +328,12 @@ def _metadata_of_archive(path: Path) -> dict[str, str]:
             # Of a file that was cut short, the archive of the example inside it can be what is found.
             if not any(name.endswith("models/model.json") for name in archive.namelist()):
                 raise zipfile.BadZipFile("there is no models/model.json in it")
-            found = {}
+            metadata = {}
             for entry in archive.infolist():
                 key = Path(entry.filename).name
                 if key in (CARD, INFO) and entry.file_size <= _TOP and "extra" in entry.filename:
-                    found[key] = archive.read(entry).decode()
-            return found
+                    metadata[key] = archive.read(entry).decode()
+            return metadata
     except (OSError, zipfile.BadZipFile, UnicodeDecodeError, EOFError) as error:
         raise ValueError(f"{path} is not a whole torch.export file: {_first_line(error)}") from error
 

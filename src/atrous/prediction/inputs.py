@@ -1,4 +1,4 @@
-"""What a predictor is called with: one photograph, or many of them, told apart."""
+"""Tell one photograph from many, in whatever form a predictor is called with them."""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ class Predictor:
             return np.concatenate(masks), np.concatenate(sure)
         # Over the memory of the array, unless that is upside down or may not be written.
         pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
-        form = self._form(output_stride)
+        form = self.inference_model(output_stride)
         with contextlib.nullcontext() if self.device.type == "cpu" else _DEVICE_LOCK:
             if not confidence:
                 ids = predict_classes(form, pixels, scales=scales, flip=flip, pad_to=self.pad_to)
@@ -261,7 +261,7 @@ class Predictor:
         """
         image = to_tensor(read_image(source, max_pixels=self.max_pixels, rule=self.rule))[None]
         probabilities = predict_probabilities(
-            self._form(), image, scales=self.scales, flip=self.flip, pad_to=self.pad_to
+            self.inference_model(), image, scales=self.scales, flip=self.flip, pad_to=self.pad_to
         )
         array: npt.NDArray[np.float32] = probabilities[0].float().cpu().numpy()
         return array
@@ -299,7 +299,7 @@ class Predictor:
         self, output_stride: int | None = None, scales: Sequence[float] | None = None, flip: bool | None = None
     ) -> SlidingWindow:
         """Inference for photographs that do not fit; the arguments are those of a call."""
-        form = self._form(output_stride)
+        form = self.inference_model(output_stride)
         scales, flip = self.scales if scales is None else scales, self.flip if flip is None else flip
         return SlidingWindow(form, window=self.window or max(WINDOW, 8 * form.output_stride), scales=scales, flip=flip)
 
@@ -310,7 +310,7 @@ class Predictor:
         options += () if self.rule == AS_IT_IS else (self.rule,)
         return hashlib.sha256(repr((model, options)).encode()).hexdigest()[:16]
 
-    def _form(self, output_stride: int | None = None) -> DeepLabV3:
+    def inference_model(self, output_stride: int | None = None) -> DeepLabV3:
         """The model that runs at an output stride, made at its first use."""
         key = (output_stride or self.model.output_stride, self.model.longest_side)
         with _FORMS_LOCK:

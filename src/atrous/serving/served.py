@@ -170,5 +170,5 @@ def _reduced(name: str, size: tuple[int, int]) -> Any:
 
 def _masks(predictor: Predictor, pixels: Sequence[Any], output_stride: int | None) -> list[Any]:
     images = torch.stack([to_tensor(image) for image in pixels])
-    ids = predict_classes(predictor._form(output_stride), images, pad_to=predictor.pad_to)
+    ids = predict_classes(predictor.inference_model(output_stride), images, pad_to=predictor.pad_to)
     return list(ids.cpu().numpy())

@@ -39,7 +39,7 @@ def train(
     Args:
         recipe: the whole run.
         data: as for `open_dataset`.
-        run: folder to write; see ARCHITECTURE's "A run folder".
+        run: folder to write; ``docs/training.md`` lists what is in it.
         resume: go on from the newest whole checkpoint in `run`; without one, start.
         workers: processes that load data, for each training process.
         device: None for a GPU where there is one.

@@ -72,7 +72,7 @@ def write_split(run: Path, dataset: SegmentationDataset, held_out: SegmentationD
 
 
 def check_no_result(run: Path) -> None:
-    """Refuse a folder with the result of a run that cannot be gone on with, for it has no checkpoints.
+    """Refuse a folder with the result of a run that cannot be continued, for it has no checkpoints.
 
     Raises:
         ValueError: with what is there.

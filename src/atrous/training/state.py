@@ -1,17 +1,16 @@
-"""The state of a run: model, loss, optimizer, moving average; how a step is taken, saved and restored."""
+"""The state of a run: model, optimizer, moving average; how a step is taken, saved and restored."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,57 +24,13 @@ from atrous.models.inference import compiled
 from atrous.models.initialize import initialize
 from atrous.models.tflite import is_tflite, layout_of_graph
 from atrous.models.weights import MODEL_FILE, ModelCard, layout_of, read_card, resolve, save
-from atrous.ops.normalization import Normalization
-from atrous.ops.resize import downsample_labels, label_weight
-from atrous.ops.upsampled_loss import upsampled_cross_entropy_sum
 from atrous.training import checkpoint
-from atrous.training.config import LossConfig, ModelConfig, OptimConfig, Recipe
-from atrous.training.distillation import Distillation
+from atrous.training.config import ModelConfig, OptimConfig, Recipe
 from atrous.training.ema import ExponentialMovingAverage
-from atrous.training.frozen_bn import FoldedBatchNorm
+from atrous.training.loss import Objective
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LEAST_SCALE = 2.0**-14
 """Of the loss in fp16: after 30 steps in a row without a finite gradient, none is to be expected."""
-
-
-class Objective(nn.Module):
-    """The loss as a module for data-parallel training to wrap: uint8 images and labels to a scalar."""
-
-    class_weights: Tensor | None
-
-    def __init__(self, model: DeepLabV3, config: LossConfig, amp: str, ignore: int) -> None:
-        super().__init__()
-        self.model = model
-        self.logits: Callable[[Tensor], Tensor] = FoldedBatchNorm(model)
-        self.teaching = Distillation(config, model) if config.teacher else None
-        self.normalise = Normalization(model.mean, model.std)
-        self.amp = PRECISIONS.get(amp)
-        self.upsampled, self.ignore = config.upsample_logits, ignore
-        weights = torch.tensor(config.class_weights) if config.class_weights else None
-        self.register_buffer("class_weights", weights, persistent=False)
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy summed over the valid pixels of B,3,H,W uint8 images with B,H,W uint8 labels."""
-        inputs = self.normalise(images).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images.device.type, self.amp, enabled=self.amp is not None):
-            logits = self.logits(inputs)
-        if self.upsampled:
-            stride = self.model.output_stride
-            loss = upsampled_cross_entropy_sum(logits, labels, stride, self.class_weights, ignore=self.ignore)
-        else:
-            target = self._small(labels).long()
-            loss = F.cross_entropy(
-                logits.float(), target, self.class_weights, ignore_index=self.ignore, reduction="sum"
-            )
-        return self.teaching.mixed(loss, logits, inputs, self.weight(labels)) if self.teaching else loss
-
-    def weight(self, labels: Tensor) -> Tensor:
-        """What the summed loss is divided by."""
-        return label_weight(labels if self.upsampled else self._small(labels), self.class_weights, self.ignore)
-
-    def _small(self, labels: Tensor) -> Tensor:
-        return downsample_labels(labels, self.model.output_stride, self.ignore)
 
 
 @dataclass
@@ -203,8 +158,8 @@ class State:
         run leaves behind whose newest checkpoint is not whole, never do.
         """
         try:
-            found = read_card(run / "best" / MODEL_FILE).metrics["val"]
-            score, step = found["miou"], found["step"]
+            metrics = read_card(run / "best" / MODEL_FILE).metrics["val"]
+            score, step = metrics["miou"], metrics["step"]
         except (ValueError, LookupError, TypeError):  # there is none, or it cannot be used
             return
         if isinstance(score, float) and step <= self.step - self.must_validate(held_out) and self._is_better(score):

@@ -57,12 +57,12 @@ class Place:
 def places_of(root: Path) -> dict[str, Place]:
     """The folders by split; none where the arrangement is another one."""
     names = subfolders(root)
-    if found := _beside(root, names) | _inside(root, names):
-        if len(found) == 1 and not _is_split(next(iter(found))):
-            return {WHOLE: next(iter(found.values()))}
-        return by_split(root, found)
-    if found := _named_by_split(root, names):
-        return by_split(root, found)
+    if places := _beside(root, names) | _inside(root, names):
+        if len(places) == 1 and not _is_split(next(iter(places))):
+            return {WHOLE: next(iter(places.values()))}
+        return by_split(root, places)
+    if places := _named_by_split(root, names):
+        return by_split(root, places)
     if kinds := _of_kinds(root, names):
         return _below(*kinds)
     if _is_flat(root):
@@ -91,14 +91,14 @@ def _beside(root: Path, names: list[str]) -> dict[str, Place]:
 
 
 def _inside(root: Path, names: list[str]) -> dict[str, Place]:
-    found = {name: Place(*kinds) for name in names if (kinds := _of_kinds(root / name, subfolders(root / name)))}
-    if not any(map(_is_split, found)):
+    places = {name: Place(*kinds) for name in names if (kinds := _of_kinds(root / name, subfolders(root / name)))}
+    if not any(map(_is_split, places)):
         return {}
     for name in names:  # a test split may come without masks
         images = next(iter(_with_role(root / name, subfolders(root / name), _IMAGES)), None)
-        if split_name(name) == "test" and name not in found and images:
-            found[name] = Place(images, None)
-    return found
+        if split_name(name) == "test" and name not in places and images:
+            places[name] = Place(images, None)
+    return places
 
 
 def _named_by_split(root: Path, names: list[str]) -> dict[str, Place]:

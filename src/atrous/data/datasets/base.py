@@ -1,6 +1,6 @@
 """What all layouts share: `Item`, `Listing`, `Layout`, and pairing images with masks by stem.
 
-Each layout has a file of its own here (`folder.py`, `voc.py`, `cityscapes.py`, `coco.py`); `layouts.py` lists them.
+Each layout has a file of its own here (`voc.py`, `cityscapes.py`, `coco.py`, ...); `layouts.py` lists them.
 """
 
 from __future__ import annotations

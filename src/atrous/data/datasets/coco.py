@@ -146,9 +146,9 @@ def _files(root: Path) -> dict[str, tuple[Path, str]]:
     paths = [path for folder in (root, root / "annotations") for path in files_with(folder, ".json")]
     named = [(path.stem.removeprefix("instances_"), path) for path in paths if path.name.startswith("instances_")]
     beside = {name: (root / name / _ROBOFLOW, name) for name in subfolders(root)}
-    found = {_YEAR.sub("", full) or full: (path, full) for full, path in named}
-    if found := found or {name: place for name, place in beside.items() if place[0].is_file()}:
-        return by_split(root, found)
+    places = {_YEAR.sub("", full) or full: (path, full) for full, path in named}
+    if places := places or {name: place for name, place in beside.items() if place[0].is_file()}:
+        return by_split(root, places)
     others = [path for path in paths if _is_ours(path)]
     return by_split(root, {WHOLE if len(others) == 1 else path.stem: (path, path.stem) for path in others})
 

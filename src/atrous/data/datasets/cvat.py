@@ -220,14 +220,14 @@ def _read(root: Path, split: str, images: list[tuple[Path, _Image]], options: Da
     absent, twice, pairs = [], 0, tuple(ids.items())
     for path, image in images:
         search, prefix = places[path]
-        found = search.find(image.name, image.subset or split)
-        if found is None:
+        file = search.find(image.name, image.subset or split)
+        if file is None:
             absent.append(image.name)
             continue
         name = prefix + stem_of(image.name)
         twice += name in items
         mask = CvatMask(path, pairs, image.name, image.start, image.end, contents[path].encoding)
-        items[name] = Item(name, found, mask)
+        items[name] = Item(name, file, mask)
     problems = [line for path, content in contents.items() for line in _unknown(path, content, ids)]
     problems += missing(root, absent, len(absent) + len(items), _SAVE_IMAGES)
     left_out = {"annotated twice: the later in the file counts": twice} if twice else {}

@@ -226,7 +226,7 @@ def _chosen(classes: Sequence[str], names: Sequence[str]) -> list[str]:
 
 def _split(word: str, names: Sequence[str]) -> list[str]:
     """The names in ``a,b``, where names may hold commas, too."""
-    parts, found = word.split(","), list[str]()
+    parts, chosen = word.split(","), list[str]()
     while parts:
         ends = range(len(parts), 0, -1)
         name, end = next(
@@ -235,9 +235,9 @@ def _split(word: str, names: Sequence[str]) -> list[str]:
         if not end:
             hint = did_you_mean(name, names, otherwise="the classes are")
             raise ValueError(f"classes has {name!r}, which is no class{hint}")
-        found.append(name)
+        chosen.append(name)
         parts = parts[end:]
-    return found
+    return chosen
 
 
 def _relabelled(labels: Labels, order: Sequence[int]) -> Labels:

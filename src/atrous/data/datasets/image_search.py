@@ -63,8 +63,8 @@ class ImageSearch:
         if self._index is None:
             self._index = tuple(defaultdict(list) for _ in _KEYS)
             # A folder that comes earlier counts, where one is in the other.
-            found = {path: folder for folder in self._folders[::-1] for path in _below(folder)}
-            for path, base in sorted(found.items()):
+            folders = {path: folder for folder in self._folders[::-1] for path in _below(folder)}
+            for path, base in sorted(folders.items()):
                 for files, key in zip(self._index, _KEYS, strict=True):
                     files[key(path)].append((path, path.relative_to(base).parts[:-1]))
         return self._index

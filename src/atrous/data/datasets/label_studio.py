@@ -269,9 +269,9 @@ def _labels(root: Path, contents: dict[Path, _Content], brushes: BrushFiles) -> 
     """The classes, and class id by label: of the configuration, or of all annotations."""
     names = _configured(root)
     if not names:
-        found = {label for content in contents.values() for entry in content.entries for label in entry.labels}
+        labels = {label for content in contents.values() for entry in content.entries for label in entry.labels}
         of_brushes = [file for annotations in brushes.values() for files in annotations.values() for file in files]
-        names = sorted(found | {class_of(file, found) for file in of_brushes})
+        names = sorted(labels | {class_of(file, labels) for file in of_brushes})
     return with_background(root, names)
 
 

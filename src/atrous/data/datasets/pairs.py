@@ -1,7 +1,7 @@
 """Folders of images and of masks, arranged as in `arrangement.py`, with or without a file that names the classes.
 
 With a file of `class_files.py`, the classes are those that it names by colour or by id; without one, they come from the
-values that the masks store (`found_classes.py`). Lists of names, `train.txt`, `val.txt` and `test.txt` as of CamVid,
+values that the masks store (`inferred_classes.py`). Lists of names, `train.txt`, `val.txt` and `test.txt` as of CamVid,
 say which images are of which split.
 
 The plain layout has `dataset.yaml`, `images/SPLIT/NAME.jpg|png` and `masks/SPLIT/NAME.png` of the same stem:
@@ -27,7 +27,7 @@ from atrous.data.datasets.array_mask import ArrayMask
 from atrous.data.datasets.base import WHOLE, Item, Items, Layout, Listing, MaskSource, names_in, split_name, subfolders
 from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines
 from atrous.data.datasets.folding import own_labels
-from atrous.data.datasets.found_classes import find_classes, step_of
+from atrous.data.datasets.inferred_classes import infer_classes, step_of
 from atrous.data.datasets.options import FILE, DatasetOptions, read_options
 from atrous.data.datasets.pairing import (
     ARRAY_SUFFIXES,
@@ -268,9 +268,9 @@ def classes_of(
         return MaskClasses(labels, None, of, f", with the {counted(len(labels), 'class')} of {class_file.name}")
     if not (some := masks(step_of(count))):
         return MaskClasses(Labels(("background",), ((0, 0, 0),)), None, plain_mask, "")
-    found = find_classes(root, some, count, options.binary)
-    say_once(f"{root}: {found.said}")
-    return MaskClasses(found.labels, None, found.mask, f"; {found.said}")
+    classes = infer_classes(root, some, count, options.binary)
+    say_once(f"{root}: {classes.said}")
+    return MaskClasses(classes.labels, None, classes.mask, f"; {classes.said}")
 
 
 def listing_by(root: Path, every: Mapping[str, Files], split: str, options: DatasetOptions) -> Listing:

@@ -37,7 +37,7 @@ def divide(
         raise ValueError(f"{len(names)} images; expected two or more, to divide them into train and val")
     if not 0 < share < 1:
         raise ValueError(f"a share of {share} for val; expected a number between 0 and 1, such as {SHARE}")
-    of_image = [frozenset(found) for found in classes] if classes is not None else [frozenset[Hashable]()] * len(names)
+    of_image = [frozenset(ids) for ids in classes] if classes is not None else [frozenset[Hashable]()] * len(names)
     val = _chosen(_shuffled(names, seed), of_image, share)
     return [index for index in range(len(names)) if index not in val], sorted(val)
 
@@ -53,9 +53,9 @@ def _shuffled(names: Sequence[str], seed: int) -> list[int]:
 def _chosen(order: Sequence[int], of_image: Sequence[frozenset[Hashable]], share: float) -> set[int]:
     """The images of val: for each class, the rarest first, some of its images; then others up to the share."""
     target = _clamped(share, len(order))
-    left = Counter(found for index in order for found in of_image[index])
-    wanted = {found: _clamped(share, count) for found, count in left.items()}
-    first = {found: place for place, index in reversed([*enumerate(order)]) for found in of_image[index]}
+    left = Counter(label for index in order for label in of_image[index])
+    wanted = {label: _clamped(share, count) for label, count in left.items()}
+    first = {label: place for place, index in reversed([*enumerate(order)]) for label in of_image[index]}
     val: set[int] = set()
     have = Counter[Hashable]()
 
@@ -64,15 +64,15 @@ def _chosen(order: Sequence[int], of_image: Sequence[frozenset[Hashable]], share
         have.update(of_image[index])
         left.subtract(of_image[index])
 
-    for rare in sorted(wanted, key=lambda found: (left[found], first[found], str(found))):
+    for rare in sorted(wanted, key=lambda label: (left[label], first[label], str(label))):
         for index in (index for index in order if rare in of_image[index] and index not in val):
             enough = len(val) >= (target if have[rare] else max(target, len(order) // 2))
             if enough or have[rare] >= wanted[rare]:
                 break
-            if all(left[found] > 1 for found in of_image[index]):
+            if all(left[label] > 1 for label in of_image[index]):
                 take(index)
     for index in order:
-        if len(val) < target and index not in val and all(left[found] > 1 for found in of_image[index]):
+        if len(val) < target and index not in val and all(left[label] > 1 for label in of_image[index]):
             take(index)
     return val or {order[0]}  # where every image has a class of its own
 

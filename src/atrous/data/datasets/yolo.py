@@ -158,7 +158,7 @@ def _read(root: Path, split: str, folders: list[Path], options: DatasetOptions) 
         texts, _ = files_by_stem(_labels_of(folder), (".txt",))
         problems += duplicates
         search = ImageSearch([options.images, root / "images"])
-        images |= {stem: found for stem in texts.keys() - images.keys() if (found := search.find(stem, split))}
+        images |= {stem: file for stem in texts.keys() - images.keys() if (file := search.find(stem, split))}
         if absent := sorted(texts.keys() - images.keys() - _NO_LABELS):
             advice = f"put them into {folder}, {SAY_WHERE}"
             problems.append(f"{root}: {len(absent)} text files have no image: {listed(absent)}; {advice}")

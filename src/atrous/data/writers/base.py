@@ -98,7 +98,7 @@ def outlines(
         ignored: whether ignored pixels have polygons.
     """
     drawn = {*objects(labels), *([labels.ignore] if ignored else [])}
-    found = []
+    result = []
     for value, shapes in polygons(mask, tolerance).items():
         for shape in shapes:
             height, width = mask.shape
@@ -110,8 +110,8 @@ def outlines(
                 for hole in shape.holes:
                     points = _bridged(points, within(hole, mask == value, ends))
             points = np.resize(points, (max(3, len(points)), 2))  # as many as the tools want
-            found.append(Outline(value, points, abs(signed_area(shape.outer))))
-    return sorted(found, key=lambda outline: -outline.area)
+            result.append(Outline(value, points, abs(signed_area(shape.outer))))
+    return sorted(result, key=lambda outline: -outline.area)
 
 
 AREA = (0.0, 0.99)

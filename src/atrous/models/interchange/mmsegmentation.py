@@ -126,8 +126,8 @@ def _rates(config: str, count: int) -> tuple[int, ...]:
 
 def _normalisation(config: str) -> tuple[Colour, Colour]:
     """Mean and standard deviation in the text of a configuration, else ImageNet's; white is 1."""
-    found = [re.search(rf"\b{key}=\[([\d., ]+)\]", config) for key in ("mean", "std")]
-    values = [[float(word) / 255 for word in match[1].split(",") if word.strip()] for match in found if match]
+    matches = [re.search(rf"\b{key}=\[([\d., ]+)\]", config) for key in ("mean", "std")]
+    values = [[float(word) / 255 for word in match[1].split(",") if word.strip()] for match in matches if match]
     if [len(value) for value in values] != [3, 3] or min(values[1]) <= 0:
         return IMAGENET.mean, IMAGENET.std
     (red, green, blue), (r, g, b) = values
@@ -135,9 +135,9 @@ def _normalisation(config: str) -> tuple[Colour, Colour]:
 
 
 def _classes(meta: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    found = meta.get("dataset_meta") or meta
-    names = found.get("classes") or found.get("CLASSES") or ()
-    palette = found.get("palette") or found.get("PALETTE") or ()
+    dataset = meta.get("dataset_meta") or meta
+    names = dataset.get("classes") or dataset.get("CLASSES") or ()
+    palette = dataset.get("palette") or dataset.get("PALETTE") or ()
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ValueError("the names of its classes are no list of words")
     return tuple(names), tuple((int(r), int(g), int(b)) for r, g, b in palette)

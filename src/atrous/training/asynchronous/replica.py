@@ -33,8 +33,9 @@ from atrous.evaluation.evaluate import Evaluation, evaluate
 from atrous.models.deeplab import DeepLabV3
 from atrous.training.config import Recipe
 from atrous.training.loader import Crops, Part, collate, order_of
+from atrous.training.loss import Objective
 from atrous.training.run_page import SHOWN
-from atrous.training.state import Objective, State
+from atrous.training.state import State
 
 Weights = dict[str, NDArray[Any]]
 """A model's state dict as arrays: those travel between processes without a copy."""

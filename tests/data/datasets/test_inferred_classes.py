@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from atrous.data.datasets.array_mask import read_values
 from atrous.data.datasets.dataset import kind_of, list_split, open_dataset
-from atrous.data.datasets.found_classes import MOST_READ
+from atrous.data.datasets.inferred_classes import MOST_READ
 from atrous.data.datasets.options import DatasetOptions
 from atrous.data.validate import check
 from formats import FORMATS
@@ -138,7 +138,7 @@ def test_gray_as_rgb_and_gifs_of_other_palettes_are_values(tmp_path: Path) -> No
 
 def test_a_value_that_only_unread_masks_have_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MOST_READ == 1000
-    monkeypatch.setattr("atrous.data.datasets.found_classes.MOST_READ", 1)
+    monkeypatch.setattr("atrous.data.datasets.inferred_classes.MOST_READ", 1)
     put(tmp_path, np.array([[0, 1]], np.uint8))
     photo(tmp_path / "images" / "b.jpg", size=(1, 2))
     stored(tmp_path / "masks" / "b.png", np.array([[0, 7]], np.uint8))

@@ -38,11 +38,11 @@ _BLURRED = 8
 _INSIDE = 0.05
 """The share of a class's pixels, at least, whose four neighbours are of it, too."""
 
-_KNOWN: dict[bytes, FoundClasses] = {}
+_KNOWN: dict[bytes, InferredClasses] = {}
 
 
 @dataclass(frozen=True)
-class FoundClasses:
+class InferredClasses:
     """What the values of masks were taken for.
 
     Attributes:
@@ -100,7 +100,7 @@ def step_of(count: int) -> int:
     return max(1, -(-count // MOST_READ))
 
 
-def find_classes(root: Path, some: Sequence[Path], count: int, binary: str = "") -> FoundClasses:
+def infer_classes(root: Path, some: Sequence[Path], count: int, binary: str = "") -> InferredClasses:
     """The classes of masks without names.
 
     Args:
@@ -119,7 +119,7 @@ def find_classes(root: Path, some: Sequence[Path], count: int, binary: str = "")
     return _KNOWN[key]
 
 
-def _find(root: Path, some: Sequence[Path], count: int, binary: str) -> FoundClasses:
+def _find(root: Path, some: Sequence[Path], count: int, binary: str) -> InferredClasses:
     with ThreadPoolExecutor() as pool:
         read = list(pool.map(_pixels, some))
     wrong = [one for one in read if isinstance(one, str)]
@@ -160,7 +160,7 @@ def _counted(values: npt.NDArray[Any]) -> Counter[int]:
     return Counter(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
 
 
-def _of_values(root: Path, pixels: Counter[int], of: str, binary: str) -> FoundClasses:
+def _of_values(root: Path, pixels: Counter[int], of: str, binary: str) -> InferredClasses:
     values = sorted(value for value in pixels if value >= 0)
     others = [value for value in values if value != 255]
     ignored = [value for value in pixels if value < 0]
@@ -184,7 +184,7 @@ def _of_values(root: Path, pixels: Counter[int], of: str, binary: str) -> FoundC
         f"{_listed(pixels)}); a dataset.yaml there says otherwise, such as {example}{or_flag}"
     )
     labels = Labels(tuple(names), voc_palette(len(names)))
-    return FoundClasses(labels, tuple(values), tuple(ignored), root, said)
+    return InferredClasses(labels, tuple(values), tuple(ignored), root, said)
 
 
 def _refuse_shades(root: Path, pixels: Counter[int], inner: Counter[int], of: str) -> None:
@@ -211,7 +211,7 @@ def _refuse_shades(root: Path, pixels: Counter[int], inner: Counter[int], of: st
         )
 
 
-def _of_colours(root: Path, pixels: Counter[Colour], of: str) -> FoundClasses:
+def _of_colours(root: Path, pixels: Counter[Colour], of: str) -> InferredClasses:
     colours = sorted(colour for colour in pixels if colour != IGNORE_COLOUR)
     if not 0 < len(colours) <= _MOST_COLOURS:
         raise ValueError(
@@ -226,7 +226,7 @@ def _of_colours(root: Path, pixels: Counter[Colour], of: str) -> FoundClasses:
         f"no names of classes, so that they come from the colours in {of}: {listed(meanings, 9)}; a label_colors.txt "
         f"there names them, R G B NAME a line"
     )
-    return FoundClasses(Labels(tuple(names), tuple(colours)), (), (), root, said)
+    return InferredClasses(Labels(tuple(names), tuple(colours)), (), (), root, said)
 
 
 def _listed(pixels: Counter[int] | Counter[Colour], most: int = 6) -> str:
