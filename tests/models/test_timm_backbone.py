@@ -158,12 +158,32 @@ def test_replicas_start_from_block4_and_the_packaged_weights() -> None:
 
     net = TimmBackbone("tf_efficientnet_lite0", last_block=5)
     net.load_imagenet(imagenet("timm/tf_efficientnet_lite0"))
-    units = list(net.cascade["block5"].children())
-    for unit, name in zip(units, net.grid_units, strict=True):
-        ours, source = unit.state_dict(), net.net.get_submodule(name).state_dict()
-        own = {key for key in ours if ours[key].shape != source[key].shape}
-        assert own == ({"conv_pw.weight"} if unit is units[0] else set())
-        assert all(torch.equal(ours[key], source[key]) for key in ours.keys() - own)
+    assert net.grid_units == ("blocks.5.1", "blocks.5.2", "blocks.5.3")
+    for replica, name in zip(net.cascade.block5, net.grid_units, strict=True):
+        copied, source = replica.unit.state_dict(), net.net.get_submodule(name).state_dict()
+        assert copied.keys() == source.keys() and all(torch.equal(copied[key], source[key]) for key in source)
+    # A unit that does not add its input (160 channels from 96) cannot be copied: its replica is one of the next.
+    small = TimmBackbone("mobilenetv2_100", last_block=5)
+    assert small.grid_units == ("blocks.5.0", "blocks.5.1", "blocks.5.2")
+    first, second, third = (replica.unit.conv_pw.weight for replica in small.cascade.block5)
+    assert torch.equal(first, second) and not torch.equal(second, third)
+
+
+def test_replicas_that_add_nothing_leave_the_network_as_it_is() -> None:
+    nets = [TimmBackbone("mobilenetv2_035", last_block=last_block).eval() for last_block in (4, 6)]
+    plain, whole = nets
+    # The unit behind the cascade has the cascade's rate: its filter keeps the middle alone, for which rates are equal.
+    middle = torch.zeros(3, 3)
+    middle[1, 1] = 1
+    plain.net.get_submodule("blocks.6.0.conv_dw").weight.data *= middle
+    assert not whole.net.load_state_dict(plain.net.state_dict(), strict=False).unexpected_keys
+    for replica in (*whole.cascade.block5, *whole.cascade.block6):
+        nn.init.zeros_(replica.unit.bn3.weight)
+    images = torch.randn(1, 3, 65, 97)
+    for stride in (16, 32):
+        for net in nets:
+            net.set_output_stride(stride)
+        torch.testing.assert_close(whole(images).out, plain(images).out)
 
 
 @pytest.mark.parametrize(

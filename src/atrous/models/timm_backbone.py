@@ -9,6 +9,7 @@ the stride that was asked for is checked by another such run.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
@@ -21,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from atrous.messages import did_you_mean
 from atrous.models import conventions
-from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, mismatch
+from atrous.models.backbone import Backbone, Features, mismatch
 from atrous.models.conventions import Convention
 from atrous.models.mobilenet import NETWORKS, MobileNet
 from atrous.models.output_stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
@@ -48,6 +49,8 @@ UNNAMED: dict[str, tuple[str, dict[str, Any]]] = {
 """Networks that timm can build and does not name; ``tf_``, as in its names, pads as TensorFlow does, ``_1280`` has the
 convolution before its classifier as well, ``_normed`` the batch norm there, and ``_narrow`` less in its attention."""
 
+_CASCADE = "cascade"
+"""The name of the replicas, in the module that block4's last unit is in."""
 _PROBE = 256
 """Side of the image that is sent through a network to learn its strides; a multiple of all of them."""
 
@@ -59,8 +62,9 @@ class TimmBackbone(Backbone):
         name: timm's name, without a prefix.
         multi_grid: unit rates of the last three units of the last stage, the network's "block4". With None a unit whose
             stride has been removed keeps the rate of its input.
-        last_block: 4, or 5 to 7 with replicas of those three units in cascade (section 3.2), for networks whose last
-            stage consists of inverted residuals (EfficientNet, MobileNet).
+        last_block: 4, or 5 to 7 with replicas of block4 in cascade (section 3.2), for networks whose last stage has
+            inverted residuals (EfficientNet, MobileNet). Block4 then ends with the last unit that adds its input,
+            and whatever widens its features follows the cascade.
         output_stride: up to the network's own, and up to 8 times that with `last_block` 7.
         consistent_rates: take a `multi_grid` of ones for none.
         convention: whose rates and padding it has; see `atrous.models.conventions`.
@@ -99,14 +103,17 @@ class TimmBackbone(Backbone):
         if convention and (last_block > 4 or multi_grid):
             raise ValueError(f"multi_grid and the cascade have rates of their own, and convention is {convention!r}")
         self.multi_grid = None if multi_grid is None or (ones and consistent_rates) else tuple(multi_grid)
-        self.grid_units = _grid_units(self.layers, self.native_stride, consistent_rates)
+        units = _units(self.layers, self.native_stride, consistent_rates)
+        self._parent = ""
+        self.grid_units = units[-3:] if last_block == 4 else self._up_to_the_last_residual(units)[-3:]
         if last_block > 4 or not ones:
             check_unit_rates(self.multi_grid or (1, 1, 1), 3, f"the last stage of {self.name}")
             if len(self.grid_units) < 3:
                 raise ValueError(
                     f"multi_grid and the cascade need 3 units; the last stage of {self.name} has {len(self.grid_units)}"
                 )
-        self.cascade = nn.ModuleDict({f"block{block}": self._replica() for block in range(5, last_block + 1)})
+        if last_block > 4:
+            self._add_cascade()
         self.set_output_stride(output_stride)
 
     @property
@@ -123,13 +130,13 @@ class TimmBackbone(Backbone):
         # To try one stride takes a hundredth of a second; all are tried for the error alone.
         reached = output_stride in OUTPUT_STRIDES and self._reaches(output_stride)
         dial = check_reachable(output_stride, (output_stride,) if reached else self.reachable, self.name)
-        self.output_stride = min(output_stride, self.native_stride)
+        self.output_stride = output_stride
         grid = self.multi_grid
         unit_rates = dict(zip(self.grid_units, grid, strict=False)) if grid else {}
         _set_strides_and_rates(self.net, self.layers, dial, unit_rates, self.convention, self.name, self.rates)
         native = self.native_stride
-        for block in self.cascade.values():
-            for i, unit in enumerate(block.children()):
+        for block in self.cascade:
+            for i, unit in enumerate(block):
                 rates = {"": grid[i]} if grid else {}
                 layers = {key: (native if i == 0 else native * 2, native * 2) for key in _spatial(unit)}
                 _set_strides_and_rates(unit, layers, dial, rates)
@@ -147,35 +154,76 @@ class TimmBackbone(Backbone):
             images = F.pad(images, (0, right, 0, below))
         maps = self.net(images)
         if self.padding > 1:  # what the padding added is cut off: feature j stays on pixel output_stride * j
-            strides = [min(native, self.output_stride) for native in self.net.feature_info.reduction()]
+            *native, last = self.net.feature_info.reduction()
+            strides = [min(stride, self.output_stride) for stride in (*native, last * 2 ** (self.last_block - 4))]
             maps = [x[..., : (height + s - 1) // s, : (width + s - 1) // s] for x, s in zip(maps, strides, strict=True)]
         stages = dict(zip(self.net.feature_info.module_name(), maps, strict=True))
-        x = maps[-1]
-        for name, block in self.cascade.items():
-            x = block(x)
-            stages[name] = x
-        return Features(x, stages)
+        return Features(maps[-1], stages)
 
     def load_imagenet(self, state: Mapping[str, Tensor]) -> None:  # noqa: D102
-        wanted = self.net.state_dict()
+        replicas = f"{self._parent}.{_CASCADE}."
+        wanted = {key: value for key, value in self.net.state_dict().items() if not key.startswith(replicas)}
         mismatch(wanted, {key: state[key] for key in state if key in wanted}, f"ImageNet weights for {self.name}")
-        self.net.load_state_dict({key: state[key] for key in wanted})
-        for block in self.cascade.values():
-            for unit, source in zip(block.children(), self.grid_units, strict=True):
-                copy_where_shapes_allow(self.net.get_submodule(source), unit)
+        self.net.load_state_dict({key: state[key] for key in wanted}, strict=False)
+        for block in self.cascade:
+            for unit, source in zip(block, self._sources(), strict=True):
+                unit.unit.load_state_dict(source.state_dict())
 
-    def _replica(self) -> nn.Sequential:
-        units = [copy.deepcopy(self.net.get_submodule(name)) for name in self.grid_units]
-        for unit in units:
-            if not (hasattr(unit, "conv_pw") and hasattr(unit, "has_skip")):
-                raise ValueError(
-                    f"the cascade needs inverted residuals; the last stage of {self.name} has {type(unit).__name__}"
-                )
-        first = units[0]
-        first.conv_pw = nn.Conv2d(self.channels, first.conv_pw.out_channels, 1, bias=first.conv_pw.bias is not None)
-        nn.init.kaiming_normal_(first.conv_pw.weight, mode="fan_out")
-        first.has_skip = False  # its input has the channels of the whole stage, and its map may be smaller
-        return nn.Sequential(*units)
+    @property
+    def cascade(self) -> nn.Sequential:
+        """Block5 to the last, of three `_Replica` each; empty without any."""
+        empty = nn.Sequential()
+        found: nn.Sequential = (
+            self.net.get_submodule(self._parent)._modules.get(_CASCADE, empty) if self._parent else empty
+        )
+        return found
+
+    def _up_to_the_last_residual(self, units: tuple[str, ...]) -> tuple[str, ...]:
+        ends = [i for i, unit in enumerate(units, 1) if _is_residual(self.net.get_submodule(unit))]
+        if not ends:
+            raise ValueError(
+                f"the cascade needs inverted residuals; the last stage of {self.name} has "
+                f"{type(self.net.get_submodule(units[-1])).__name__}"
+            )
+        return units[: ends[-1]]
+
+    def _sources(self) -> list[nn.Module]:
+        """What the three units of a replica are copies of: block4's, or the next one that adds its input."""
+        units = [self.net.get_submodule(unit) for unit in self.grid_units]
+        return [next(unit for unit in units[i:] if _is_residual(unit)) for i in range(len(units))]
+
+    def _add_cascade(self) -> None:
+        """Insert the replicas behind block4; what follows it reads at their stride."""
+        blocks = range(5, self.last_block + 1)
+        replicas = {f"block{block}": nn.Sequential(*map(_Replica, self._sources())) for block in blocks}
+        last, coarser = self.grid_units[-1], 2 ** len(blocks)
+        paths = list(self.layers)
+        behind = paths[max(i for i, path in enumerate(paths) if path.startswith(f"{last}.")) + 1 :]
+        self.layers = {
+            path: (read * coarser, written * coarser) if path in behind else (read, written)
+            for path, (read, written) in self.layers.items()
+        }
+        self._parent = last.rpartition(".")[0]
+        self.net.get_submodule(self._parent).add_module(_CASCADE, nn.Sequential(OrderedDict(replicas)))
+
+
+class _Replica(nn.Module):
+    """A copy of a unit that adds its input: as many of the input's pixels as are left, where it is strided."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        self.unit: Any = copy.deepcopy(source)
+        self.unit.has_skip = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B,C,h,w float to B,C,ceil(h/stride),ceil(w/stride)."""
+        stride = self.unit.conv_dw.stride[0]
+        y: Tensor = self.unit(x) + x[..., ::stride, ::stride]
+        return y
+
+
+def _is_residual(unit: nn.Module) -> bool:
+    return hasattr(unit, "conv_pw") and bool(getattr(unit, "has_skip", False))
 
 
 def _create(name: str) -> Any:
@@ -373,14 +421,14 @@ def _set_strides_and_rates(
         conventions.pad_units(net)
 
 
-def _grid_units(layers: Mapping[str, tuple[int, int]], native_stride: int, nested: bool) -> tuple[str, ...]:
-    """Names of the last three modules with a spatial layer on the network's coarsest map: the units of block4.
+def _units(layers: Mapping[str, tuple[int, int]], native_stride: int, nested: bool) -> tuple[str, ...]:
+    """Names of the modules with a spatial layer on the network's coarsest map: the last three are block4's.
 
     With `nested` a shortcut inside a unit counts as one, as it did when older weights were trained.
     """
     paths = [path.rpartition(".")[0] for path, (_, native_out) in layers.items() if native_out == native_stride]
     units = tuple(dict.fromkeys(paths))
-    return tuple(unit for unit in units if nested or not any(unit.startswith(f"{other}.") for other in units))[-3:]
+    return tuple(unit for unit in units if nested or not any(unit.startswith(f"{other}.") for other in units))
 
 
 def tensors_of(name: str) -> dict[str, Tensor]:
