@@ -9,7 +9,6 @@ the stride that was asked for is checked by another such run.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
@@ -49,8 +48,6 @@ UNNAMED: dict[str, tuple[str, dict[str, Any]]] = {
 """Networks that timm can build and does not name; ``tf_``, as in its names, pads as TensorFlow does, ``_1280`` has the
 convolution before its classifier as well, ``_normed`` the batch norm there, and ``_narrow`` less in its attention."""
 
-_CASCADE = "cascade"
-"""The name of the replicas, in the module that block4's last unit is in."""
 _PROBE = 256
 """Side of the image that is sent through a network to learn its strides; a multiple of all of them."""
 
@@ -63,8 +60,8 @@ class TimmBackbone(Backbone):
         multi_grid: unit rates of the last three units of the last stage, the network's "block4". With None a unit whose
             stride has been removed keeps the rate of its input.
         last_block: 4, or 5 to 7 with replicas of block4 in cascade (section 3.2), for networks whose last stage has
-            inverted residuals (EfficientNet, MobileNet). Block4 then ends with the last unit that adds its input,
-            and whatever widens its features follows the cascade.
+            inverted residuals (EfficientNet, MobileNet). Block4 then ends with the last unit that adds its input: what
+            widens its features behind it is left out.
         output_stride: up to the network's own, and up to 8 times that with `last_block` 7.
         consistent_rates: take a `multi_grid` of ones for none.
         convention: whose rates and padding it has; see `atrous.models.conventions`.
@@ -104,16 +101,16 @@ class TimmBackbone(Backbone):
             raise ValueError(f"multi_grid and the cascade have rates of their own, and convention is {convention!r}")
         self.multi_grid = None if multi_grid is None or (ones and consistent_rates) else tuple(multi_grid)
         units = _units(self.layers, self.native_stride, consistent_rates)
-        self._parent = ""
-        self.grid_units = units[-3:] if last_block == 4 else self._up_to_the_last_residual(units)[-3:]
+        if last_block > 4:
+            units = self._end_with_a_residual(units)
+        self.grid_units = units[-3:]
         if last_block > 4 or not ones:
             check_unit_rates(self.multi_grid or (1, 1, 1), 3, f"the last stage of {self.name}")
             if len(self.grid_units) < 3:
                 raise ValueError(
                     f"multi_grid and the cascade need 3 units; the last stage of {self.name} has {len(self.grid_units)}"
                 )
-        if last_block > 4:
-            self._add_cascade()
+        self.cascade = nn.ModuleDict({f"block{block}": self._replica() for block in range(5, last_block + 1)})
         self.set_output_stride(output_stride)
 
     @property
@@ -130,13 +127,13 @@ class TimmBackbone(Backbone):
         # To try one stride takes a hundredth of a second; all are tried for the error alone.
         reached = output_stride in OUTPUT_STRIDES and self._reaches(output_stride)
         dial = check_reachable(output_stride, (output_stride,) if reached else self.reachable, self.name)
-        self.output_stride = output_stride
+        self.output_stride = min(output_stride, self.native_stride)
         grid = self.multi_grid
         unit_rates = dict(zip(self.grid_units, grid, strict=False)) if grid else {}
         _set_strides_and_rates(self.net, self.layers, dial, unit_rates, self.convention, self.name, self.rates)
         native = self.native_stride
-        for block in self.cascade:
-            for i, unit in enumerate(block):
+        for block in self.cascade.values():
+            for i, unit in enumerate(block.children()):
                 rates = {"": grid[i]} if grid else {}
                 layers = {key: (native if i == 0 else native * 2, native * 2) for key in _spatial(unit)}
                 _set_strides_and_rates(unit, layers, dial, rates)
@@ -154,37 +151,38 @@ class TimmBackbone(Backbone):
             images = F.pad(images, (0, right, 0, below))
         maps = self.net(images)
         if self.padding > 1:  # what the padding added is cut off: feature j stays on pixel output_stride * j
-            *native, last = self.net.feature_info.reduction()
-            strides = [min(stride, self.output_stride) for stride in (*native, last * 2 ** (self.last_block - 4))]
+            strides = [min(native, self.output_stride) for native in self.net.feature_info.reduction()]
             maps = [x[..., : (height + s - 1) // s, : (width + s - 1) // s] for x, s in zip(maps, strides, strict=True)]
         stages = dict(zip(self.net.feature_info.module_name(), maps, strict=True))
-        return Features(maps[-1], stages)
+        x = maps[-1]
+        for name, block in self.cascade.items():
+            x = block(x)
+            stages[name] = x
+        return Features(x, stages)
 
     def load_imagenet(self, state: Mapping[str, Tensor]) -> None:  # noqa: D102
-        replicas = f"{self._parent}.{_CASCADE}."
-        wanted = {key: value for key, value in self.net.state_dict().items() if not key.startswith(replicas)}
+        wanted = self.net.state_dict()
         mismatch(wanted, {key: state[key] for key in state if key in wanted}, f"ImageNet weights for {self.name}")
-        self.net.load_state_dict({key: state[key] for key in wanted}, strict=False)
-        for block in self.cascade:
-            for unit, source in zip(block, self._sources(), strict=True):
-                unit.unit.load_state_dict(source.state_dict())
+        self.net.load_state_dict({key: state[key] for key in wanted})
+        for block in self.cascade.values():
+            for replica, source in zip(block.children(), self._sources(), strict=True):
+                replica.get_submodule("unit").load_state_dict(source.state_dict())
 
-    @property
-    def cascade(self) -> nn.Sequential:
-        """Block5 to the last, of three `_Replica` each; empty without any."""
-        empty = nn.Sequential()
-        found: nn.Sequential = (
-            self.net.get_submodule(self._parent)._modules.get(_CASCADE, empty) if self._parent else empty
-        )
-        return found
-
-    def _up_to_the_last_residual(self, units: tuple[str, ...]) -> tuple[str, ...]:
+    def _end_with_a_residual(self, units: tuple[str, ...]) -> tuple[str, ...]:
+        """Leave out what follows the last of the units that adds its input; the units up to it."""
         ends = [i for i, unit in enumerate(units, 1) if _is_residual(self.net.get_submodule(unit))]
         if not ends:
-            raise ValueError(
-                f"the cascade needs inverted residuals; the last stage of {self.name} has "
-                f"{type(self.net.get_submodule(units[-1])).__name__}"
-            )
+            kind = type(self.net.get_submodule(units[-1])).__name__
+            raise ValueError(f"the cascade needs inverted residuals; the last stage of {self.name} has {kind}")
+        last = units[ends[-1] - 1]
+        parent, _, place = last.rpartition(".")
+        while parent:  # "blocks.5.3": nothing behind unit 3 of stage 5, and no stage behind that
+            siblings = self.net.get_submodule(parent)
+            for name in list(siblings._modules)[list(siblings._modules).index(place) + 1 :]:
+                setattr(siblings, name, nn.Sequential())
+            parent, _, place = parent.rpartition(".")
+        self.layers = {path: strides for path, strides in self.layers.items() if path in _spatial(self.net)}
+        self.channels = int(self.net.get_submodule(last).conv_pwl.out_channels)
         return units[: ends[-1]]
 
     def _sources(self) -> list[nn.Module]:
@@ -192,19 +190,8 @@ class TimmBackbone(Backbone):
         units = [self.net.get_submodule(unit) for unit in self.grid_units]
         return [next(unit for unit in units[i:] if _is_residual(unit)) for i in range(len(units))]
 
-    def _add_cascade(self) -> None:
-        """Insert the replicas behind block4; what follows it reads at their stride."""
-        blocks = range(5, self.last_block + 1)
-        replicas = {f"block{block}": nn.Sequential(*map(_Replica, self._sources())) for block in blocks}
-        last, coarser = self.grid_units[-1], 2 ** len(blocks)
-        paths = list(self.layers)
-        behind = paths[max(i for i, path in enumerate(paths) if path.startswith(f"{last}.")) + 1 :]
-        self.layers = {
-            path: (read * coarser, written * coarser) if path in behind else (read, written)
-            for path, (read, written) in self.layers.items()
-        }
-        self._parent = last.rpartition(".")[0]
-        self.net.get_submodule(self._parent).add_module(_CASCADE, nn.Sequential(OrderedDict(replicas)))
+    def _replica(self) -> nn.Sequential:
+        return nn.Sequential(*map(_Replica, self._sources()))
 
 
 class _Replica(nn.Module):
