@@ -176,7 +176,7 @@ def test_replicas_that_add_nothing_leave_block4_as_it_is() -> None:
             nn.init.zeros_(replica.get_parameter("unit.bn3.weight"))
     for stride in (16, 32, 128):
         net.set_output_stride(stride)
-        images = torch.randn(1, 3, 65, 97)
+        images = torch.randn(1, 3, 129, 257)
         block4, block6 = net.net(images)[-1], net(images).out
         stride_left = (block4.shape[-1] - 1) // (block6.shape[-1] - 1)
         assert block6.shape[1] == net.channels and torch.equal(block6, block4[..., ::stride_left, ::stride_left])
