@@ -199,8 +199,9 @@ class _Replica(nn.Module):
 
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
-        self.unit: Any = copy.deepcopy(source)
-        self.unit.has_skip = False
+        unit: Any = copy.deepcopy(source)
+        unit.has_skip = False
+        self.unit = unit
 
     def forward(self, x: Tensor) -> Tensor:
         """B,C,h,w float to B,C,ceil(h/stride),ceil(w/stride)."""
