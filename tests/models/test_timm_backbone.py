@@ -158,12 +158,28 @@ def test_replicas_start_from_block4_and_the_packaged_weights() -> None:
 
     net = TimmBackbone("tf_efficientnet_lite0", last_block=5)
     net.load_imagenet(imagenet("timm/tf_efficientnet_lite0"))
-    units = list(net.cascade["block5"].children())
-    for unit, name in zip(units, net.grid_units, strict=True):
-        ours, source = unit.state_dict(), net.net.get_submodule(name).state_dict()
-        own = {key for key in ours if ours[key].shape != source[key].shape}
-        assert own == ({"conv_pw.weight"} if unit is units[0] else set())
-        assert all(torch.equal(ours[key], source[key]) for key in ours.keys() - own)
+    assert net.grid_units == ("blocks.5.1", "blocks.5.2", "blocks.5.3")
+    for replica, name in zip(net.cascade["block5"].children(), net.grid_units, strict=True):
+        copied, source = replica.unit.state_dict(), net.net.get_submodule(name).state_dict()
+        assert copied.keys() == source.keys() and all(torch.equal(copied[key], source[key]) for key in source)
+    # A unit that does not add its input (160 channels from 96) cannot be copied: its replica is one of the next.
+    small = TimmBackbone("mobilenetv2_100", last_block=5)
+    assert small.grid_units == ("blocks.5.0", "blocks.5.1", "blocks.5.2")
+    first, second, third = (replica.unit.conv_pw.weight for replica in small.cascade["block5"].children())
+    assert torch.equal(first, second) and not torch.equal(second, third)
+
+
+def test_replicas_that_add_nothing_leave_block4_as_it_is() -> None:
+    net = TimmBackbone("mobilenetv2_035", last_block=6).eval()
+    for block in net.cascade.values():
+        for replica in block.children():
+            nn.init.zeros_(replica.get_parameter("unit.bn3.weight"))
+    for stride in (16, 32, 128):
+        net.set_output_stride(stride)
+        images = torch.randn(1, 3, 129, 257)
+        block4, block6 = net.net(images)[-1], net(images).out
+        stride_left = (block4.shape[-1] - 1) // (block6.shape[-1] - 1)
+        assert block6.shape[1] == net.channels and torch.equal(block6, block4[..., ::stride_left, ::stride_left])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from atrous.messages import did_you_mean
 from atrous.models import conventions
-from atrous.models.backbone import Backbone, Features, copy_where_shapes_allow, mismatch
+from atrous.models.backbone import Backbone, Features, mismatch
 from atrous.models.conventions import Convention
 from atrous.models.mobilenet import NETWORKS, MobileNet
 from atrous.models.output_stride import OUTPUT_STRIDES, Dial, check_reachable, check_unit_rates
@@ -59,8 +59,9 @@ class TimmBackbone(Backbone):
         name: timm's name, without a prefix.
         multi_grid: unit rates of the last three units of the last stage, the network's "block4". With None a unit whose
             stride has been removed keeps the rate of its input.
-        last_block: 4, or 5 to 7 with replicas of those three units in cascade (section 3.2), for networks whose last
-            stage consists of inverted residuals (EfficientNet, MobileNet).
+        last_block: 4, or 5 to 7 with replicas of block4 in cascade (section 3.2), for networks whose last stage has
+            inverted residuals (EfficientNet, MobileNet). Block4 then ends with the last unit that adds its input: what
+            widens its features behind it is left out.
         output_stride: up to the network's own, and up to 8 times that with `last_block` 7.
         consistent_rates: take a `multi_grid` of ones for none.
         convention: whose rates and padding it has; see `atrous.models.conventions`.
@@ -99,7 +100,10 @@ class TimmBackbone(Backbone):
         if convention and (last_block > 4 or multi_grid):
             raise ValueError(f"multi_grid and the cascade have rates of their own, and convention is {convention!r}")
         self.multi_grid = None if multi_grid is None or (ones and consistent_rates) else tuple(multi_grid)
-        self.grid_units = _grid_units(self.layers, self.native_stride, consistent_rates)
+        units = _units(self.layers, self.native_stride, consistent_rates)
+        if last_block > 4:
+            units = self._end_with_a_residual(units)
+        self.grid_units = units[-3:]
         if last_block > 4 or not ones:
             check_unit_rates(self.multi_grid or (1, 1, 1), 3, f"the last stage of {self.name}")
             if len(self.grid_units) < 3:
@@ -161,21 +165,53 @@ class TimmBackbone(Backbone):
         mismatch(wanted, {key: state[key] for key in state if key in wanted}, f"ImageNet weights for {self.name}")
         self.net.load_state_dict({key: state[key] for key in wanted})
         for block in self.cascade.values():
-            for unit, source in zip(block.children(), self.grid_units, strict=True):
-                copy_where_shapes_allow(self.net.get_submodule(source), unit)
+            for replica, source in zip(block.children(), self._sources(), strict=True):
+                replica.get_submodule("unit").load_state_dict(source.state_dict())
+
+    def _end_with_a_residual(self, units: tuple[str, ...]) -> tuple[str, ...]:
+        """Leave out what follows the last of the units that adds its input; the units up to it."""
+        ends = [i for i, unit in enumerate(units, 1) if _is_residual(self.net.get_submodule(unit))]
+        if not ends:
+            kind = type(self.net.get_submodule(units[-1])).__name__
+            raise ValueError(f"the cascade needs inverted residuals; the last stage of {self.name} has {kind}")
+        last = units[ends[-1] - 1]
+        parent, _, place = last.rpartition(".")
+        while parent:  # "blocks.5.3": nothing behind unit 3 of stage 5, and no stage behind that
+            siblings = self.net.get_submodule(parent)
+            for name in list(siblings._modules)[list(siblings._modules).index(place) + 1 :]:
+                setattr(siblings, name, nn.Sequential())
+            parent, _, place = parent.rpartition(".")
+        self.layers = {path: strides for path, strides in self.layers.items() if path in _spatial(self.net)}
+        self.channels = int(self.net.get_submodule(last).conv_pwl.out_channels)
+        return units[: ends[-1]]
+
+    def _sources(self) -> list[nn.Module]:
+        """What the three units of a replica are copies of: block4's, or the next one that adds its input."""
+        units = [self.net.get_submodule(unit) for unit in self.grid_units]
+        return [next(unit for unit in units[i:] if _is_residual(unit)) for i in range(len(units))]
 
     def _replica(self) -> nn.Sequential:
-        units = [copy.deepcopy(self.net.get_submodule(name)) for name in self.grid_units]
-        for unit in units:
-            if not (hasattr(unit, "conv_pw") and hasattr(unit, "has_skip")):
-                raise ValueError(
-                    f"the cascade needs inverted residuals; the last stage of {self.name} has {type(unit).__name__}"
-                )
-        first = units[0]
-        first.conv_pw = nn.Conv2d(self.channels, first.conv_pw.out_channels, 1, bias=first.conv_pw.bias is not None)
-        nn.init.kaiming_normal_(first.conv_pw.weight, mode="fan_out")
-        first.has_skip = False  # its input has the channels of the whole stage, and its map may be smaller
-        return nn.Sequential(*units)
+        return nn.Sequential(*map(_Replica, self._sources()))
+
+
+class _Replica(nn.Module):
+    """A copy of a unit that adds its input: as many of the input's pixels as are left, where it is strided."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        unit: Any = copy.deepcopy(source)
+        unit.has_skip = False
+        self.unit = unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B,C,h,w float to B,C,ceil(h/stride),ceil(w/stride)."""
+        stride = self.unit.conv_dw.stride[0]
+        y: Tensor = self.unit(x) + x[..., ::stride, ::stride]
+        return y
+
+
+def _is_residual(unit: nn.Module) -> bool:
+    return hasattr(unit, "conv_pw") and bool(getattr(unit, "has_skip", False))
 
 
 def _create(name: str) -> Any:
@@ -373,14 +409,14 @@ def _set_strides_and_rates(
         conventions.pad_units(net)
 
 
-def _grid_units(layers: Mapping[str, tuple[int, int]], native_stride: int, nested: bool) -> tuple[str, ...]:
-    """Names of the last three modules with a spatial layer on the network's coarsest map: the units of block4.
+def _units(layers: Mapping[str, tuple[int, int]], native_stride: int, nested: bool) -> tuple[str, ...]:
+    """Names of the modules with a spatial layer on the network's coarsest map: the last three are block4's.
 
     With `nested` a shortcut inside a unit counts as one, as it did when older weights were trained.
     """
     paths = [path.rpartition(".")[0] for path, (_, native_out) in layers.items() if native_out == native_stride]
     units = tuple(dict.fromkeys(paths))
-    return tuple(unit for unit in units if nested or not any(unit.startswith(f"{other}.") for other in units))[-3:]
+    return tuple(unit for unit in units if nested or not any(unit.startswith(f"{other}.") for other in units))
 
 
 def tensors_of(name: str) -> dict[str, Tensor]:

@@ -108,7 +108,7 @@ class Preset:
 
 _LITE = ("timm/tf_efficientnet_lite0", "timm/tf_efficientnet_lite2")
 _LAST_STAGE = (
-    "EfficientNet-Lite0 and Lite2 in place of ResNet-50 and 101, the last three units of their last stage as block4"
+    "EfficientNet-Lite0 and Lite2 in place of ResNet-50 and 101, with three units of their last stage as block4"
 )
 
 PRESETS = {
