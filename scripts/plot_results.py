@@ -2,8 +2,8 @@
 
     python scripts/plot_results.py
 
-``paper-against-ours.png``: our mIoU over the paper's, one panel a table. ``own-data.png``: mIoU over the number of images
-and over the training, from weights of two kinds.
+``paper-against-ours.png``: our mIoU over the paper's, one panel a table. ``own-data.png``: mIoU over the number of
+images and over the training, from weights of two kinds.
 """
 
 from __future__ import annotations
