@@ -145,4 +145,4 @@ def flags(parser: argparse.ArgumentParser, path: str = "") -> dict[str, list[str
 
 
 def test_the_flags_are_these() -> None:
-    assert flags(parser._parser()) == FLAGS
+    assert flags(parser.build_parser()) == FLAGS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atrous.cli.parser import _parser
+from atrous.cli.parser import build_parser
 from benchmarks.__main__ import parser as benchmarks_parser
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ def test_commands_parse(command: str) -> None:
     if command.startswith("python"):
         assert benchmarks_parser().parse_args(shlex.split(command)[3:]).what
     else:
-        assert _parser().parse_args(shlex.split(command)[1:]).run is not None
+        assert build_parser().parse_args(shlex.split(command)[1:]).run is not None
 
 
 def test_files_named_are_there() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from atrous.cli.parser import _parser
+from atrous.cli.parser import build_parser
 from atrous.reproduction.plan import Options, Plan, plan
 from atrous.reproduction.report import (
     Row,
@@ -141,12 +141,12 @@ def test_the_commands_by_hand_are_the_same_recipes(what: str, tiny_data: Path, t
     planned = plan(what, Options(preset, data=str(tiny_data), out=tmp_path))
     for training in planned.trainings.values():
         train, *evaluations = [shlex.split(command)[1:] for command in commands_of(training)]
-        args = _parser().parse_args(train)
+        args = build_parser().parse_args(train)
         recipe = override(load_recipe(args.recipes[0]), parse_assignments(args.assignments))
         assert recipe == training.recipe
         assert args.out == training.run and args.data == [str(tiny_data)]
         assert (args.asynchronous or 0) == training.replicas
-        parsed = [_parser().parse_args(line) for line in evaluations]
+        parsed = [build_parser().parse_args(line) for line in evaluations]
         told = [(one.output_stride, tuple(one.scales), one.flip, one.pad_to) for one in parsed]
         assert told == [(row.output_stride, row.scales, row.flip, row.pad_to) for row in training.settings]
 

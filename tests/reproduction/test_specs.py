@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from atrous.cli.parser import _parser
+from atrous.cli.parser import build_parser
 from atrous.models.resnet import ResNet
 from atrous.reproduction.plan import Options, plan
 from atrous.reproduction.specs import GRIDS, PRESETS, recipe_of, scaled_crop
@@ -69,7 +69,7 @@ def test_the_page_of_results_has_every_number_of_the_paper_and_commands_that_par
     commands = [line.split("  #")[0] for line in blocks.splitlines() if line.startswith("atrous")]
     assert len(commands) > 20
     for command in commands:
-        assert _parser().parse_args(shlex.split(command)[1:]).run is not None
+        assert build_parser().parse_args(shlex.split(command)[1:]).run is not None
 
 
 def test_every_table_and_figure_of_cells_is_there() -> None:

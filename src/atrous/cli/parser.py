@@ -50,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = _warn
     try:
         if not words:
-            _parser().print_help()
+            build_parser().print_help()
             return 0
-        args = _parser().parse_args(words)
+        args = build_parser().parse_args(words)
         status: int = args.run(args)
         if lost and args.json:
             return complain("standard output is closed, so the JSON went nowhere; the work is done", 1)
@@ -106,7 +106,7 @@ def _status_of(error: Exception) -> int:
     return int(getattr(error, "status", 0))
 
 
-def _parser() -> Parser:
+def build_parser() -> Parser:
     from atrous import __version__
 
     parser = Parser(
