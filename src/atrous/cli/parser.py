@@ -107,6 +107,7 @@ def _status_of(error: Exception) -> int:
 
 
 def build_parser() -> Parser:
+    """The parser of `atrous` with all its commands."""
     from atrous import __version__
 
     parser = Parser(
