@@ -60,16 +60,16 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, help="the run of the same recipe to measure, if this one has seen val")
     parser.add_argument("--recipe", choices=RECIPES, help="the named one that the run followed, for the card")
     parser.add_argument("--longest-side", type=int, help="other than the run's; 0 for pictures as they are")
-    parser.add_argument("--mean-with", metavar="MODEL", help="then average with another model, half each")
-    parser.add_argument("--start-of", choices=RECIPES, help="average with what this recipe starts from")
+    parser.add_argument("--mean-with", metavar="MODEL", help="average with another model, half each")
+    parser.add_argument("--start-of", choices=RECIPES, help="then average with what this recipe starts from")
     parser.add_argument("--start-share", type=float, default=0.25, help="of that start (default: %(default)s)")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     args = parser.parse_args()
     model, card = load(args.run)
-    if args.start_of:
-        average(model, start_of(args.start_of, model), args.start_share)
     if args.mean_with:
         average(model, load(args.mean_with)[0], 0.5)
+    if args.start_of:
+        average(model, start_of(args.start_of, model), args.start_share)
     if args.longest_side is not None:
         model.longest_side = checked_longest_side(args.longest_side)
         card = replace(card, longest_side=model.longest_side)
