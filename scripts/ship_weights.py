@@ -63,7 +63,8 @@ def main() -> None:
     parser.add_argument("--mean-with", metavar="MODEL", help="average with another model, half each")
     parser.add_argument("--start-of", choices=RECIPES, help="then average with what this recipe starts from")
     parser.add_argument("--start-share", type=float, default=0.25, help="of that start (default: %(default)s)")
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--miou", nargs="+", default=[], metavar="WHERE=MIOU", help="measured before, for the card")
     args = parser.parse_args()
     model, card = load(args.run)
     if args.mean_with:
@@ -77,7 +78,10 @@ def main() -> None:
         print("the run differs from the recipe in", differences(override(Recipe(), card.recipe), RECIPES[args.recipe]))
         card = replace(card, recipe=settings_of(RECIPES[args.recipe]))
     dataset = open_dataset(args.data, args.split)
-    metrics, measured = {}, load(args.measured)[0] if args.measured else model
+    metrics: dict[str, dict[str, float]] = {
+        where: {"miou": float(miou)} for where, _, miou in (text.rpartition("=") for text in args.miou)
+    }
+    measured = load(args.measured)[0] if args.measured else model
     if args.measured and args.start_of:
         average(measured, start_of(args.start_of, measured), args.start_share)
     measured.longest_side = model.longest_side
