@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from PIL import Image
 
 # One thread, here and in the processes that tests start: what they compute is small, and threads that wait for each
@@ -126,9 +128,18 @@ def longer(tiny):  # noqa: ANN001, ANN201
 
 @pytest.fixture(scope="session")
 def trained(longer, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ANN001
-    """The folder of a finished run of `longer`. To be read only."""
+    """The folder of a finished run of `longer`, of which one process of a session does the training. To be read only."""
     from atrous.training.loop import train
 
     run = tmp_path_factory.mktemp("runs") / "longer"
-    train(longer, tiny_data, run, workers=0, device="cpu")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        train(longer, tiny_data, run, workers=0, device="cpu")
+        return run
+    shared = tmp_path_factory.getbasetemp().parent / "longer"
+    with FileLock(f"{shared}.lock"):
+        if shared.exists():
+            shutil.copytree(shared, run)
+        else:
+            train(longer, tiny_data, run, workers=0, device="cpu")
+            shutil.copytree(run, shared)
     return run

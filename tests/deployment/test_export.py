@@ -36,6 +36,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"longest_side": 0, "window": 129},
 ]
 PIXELS = Interface()
+INTEGRATION = pytest.mark.integration
 Weights = Callable[..., Path]
 Sizes = list[tuple[int, int]]
 
@@ -95,17 +96,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return source, report.path
 
 
+@pytest.mark.integration
 def test_torch(small: tuple[Path, Path]) -> None:
     source, path = small
     assert_same(path, source)
     assert load(path)[1] == load(source)[1]
 
 
+@pytest.mark.integration
 def test_a_file_that_is_replaced_is_the_new_one_alone(small: tuple[Path, Path]) -> None:
     source, out = small
     assert load(out)[1] == load(source)[1] and os.listdir(out.parent) == ["small.pt2"]
 
 
+@pytest.mark.integration
 def test_a_torch_program_is_a_model(small: tuple[Path, Path], tmp_path: Path) -> None:
     source, path = small
     photograph = np.random.default_rng(0).integers(0, 256, (150, 201, 3), dtype=np.uint8)
@@ -141,16 +145,15 @@ def test_networks(
     assert_same(report.path, source, sizes=[(stride + 1, 63), *SIZES[:2]] if small else SIZES)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("format", "interface"),
     [
-        ("onnx", Interface(logits=True)),
-        ("onnx", Interface(raw_input=True, logits=True, size=(33, 49))),
-        ("openvino", Interface(raw_input=True)),
-        ("openvino", Interface(size=(40, 50))),
-        ("onnx", Interface(size=(40, 51))),
-        ("torch", Interface(raw_input=True, logits=True, size=(33, 49))),
+        pytest.param("onnx", Interface(logits=True), marks=INTEGRATION),
+        pytest.param("onnx", Interface(raw_input=True, logits=True, size=(33, 49)), marks=INTEGRATION),
+        pytest.param("openvino", Interface(raw_input=True), marks=INTEGRATION),
+        pytest.param("openvino", Interface(size=(40, 50)), marks=INTEGRATION),
+        pytest.param("onnx", Interface(size=(40, 51)), marks=INTEGRATION),
+        ("torch", Interface(raw_input=True, logits=True, size=(33, 49))),  # in the default run: the cheapest of all
     ],
 )
 def test_what_goes_in_and_out(format: str, interface: Interface, weights: Weights, tmp_path: Path) -> None:
@@ -183,6 +186,7 @@ def test_an_exported_file_is_a_model(format: str, weights: Weights, tmp_path: Pa
     assert main(["label", str(path), str(photograph), "--data", str(labelled), "--confidence", "0"]) == 0
 
 
+@pytest.mark.integration
 def test_another_output_stride_and_training_are_refused(small: tuple[Path, Path], tmp_path: Path) -> None:
     _, path = small
     with pytest.raises(ValueError, match="exported at output stride 16 and has no other.*--output-stride 8"):
@@ -193,6 +197,7 @@ def test_another_output_stride_and_training_are_refused(small: tuple[Path, Path]
         export(path, tmp_path / "again.pt2", format="torch")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.999])
 def test_a_file_cut_short(share: float, small: tuple[Path, Path], tmp_path: Path) -> None:
     content = small[1].read_bytes()

@@ -54,6 +54,7 @@ def test_logits_are_the_same_and_the_dial_stays(backbone: str) -> None:
         assert (found - expected).abs().max() < 1e-9 * expected.abs().max()
 
 
+@pytest.mark.integration
 def test_the_compiled_form_computes_the_same_at_every_stride() -> None:
     model = shaken("resnet18", aspp_rates=(1, 2))
     graphs = []

@@ -345,6 +345,7 @@ def test_names_that_collide_anyway_are_refused_before_anything_is_written(paths:
         output_names([Path(path) for path in paths])
 
 
+@pytest.mark.integration
 def test_prediction_imports_no_training_code(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import subprocess
     import sys
@@ -613,6 +614,7 @@ def test_killed_predictions_leave_whole_files_and_a_rerun_does_the_rest(trained,
     killed_runs(trained, drawn, tmp_path, 1)
 
 
+@pytest.mark.integration
 def test_sigterm_leaves_nothing_half_written(trained: Path, drawn: Draw, tmp_path: Path) -> None:
     pytest.importorskip("pyvips", reason="the extra 'large' is not installed")
     photograph(tmp_path / "a.png", drawn, 0, 4000, 200)

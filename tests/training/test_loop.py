@@ -245,6 +245,7 @@ def test_a_run_that_ends_early_is_the_beginning_of_the_longer_one(
     assert torch.equal(lasting, early["average"]["classifier.weight"].half().float())
 
 
+@pytest.mark.integration
 def test_a_compiled_run_is_resumed_and_ends_as_one_that_never_stopped(
     tiny: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -530,6 +531,7 @@ def test_signals_are_handled_as_before_afterwards(trained: Path, longer: Recipe,
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_run_that_fails_ends_at_once_with_its_loaders(
     workers: str, tiny: Recipe, tmp_path: Path, make_data: Callable[..., Path]
@@ -569,14 +571,16 @@ def long_run(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> Iterator[Callable
         process.status()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("number", "to_group", "status"),
     # Ctrl-C and service managers reach the loaders' processes, too.
     [
-        pytest.param(signal.SIGINT, True, 130, id="SIGINT", marks=pytest.mark.integration),
-        pytest.param(signal.SIGTERM, True, 143, id="SIGTERM to all", marks=pytest.mark.integration),
-        pytest.param(signal.SIGTERM, False, 143, id="SIGTERM"),
+        (signal.SIGINT, True, 130),
+        (signal.SIGTERM, True, 143),
+        (signal.SIGTERM, False, 143),
     ],
+    ids=["SIGINT", "SIGTERM to all", "SIGTERM"],
 )
 def test_a_signal_saves_and_leaves_and_resume_goes_on(
     number: int, to_group: bool, status: int, long_run: Callable[..., Forked], tmp_path: Path
@@ -601,6 +605,7 @@ def leaves(pid: int) -> list[int]:
     return [leaf for child in children for leaf in leaves(child) or [child]]
 
 
+@pytest.mark.integration
 def test_a_signal_while_a_worker_stalls_saves_and_leaves(long_run: Callable[..., Forked], tmp_path: Path) -> None:
     process = long_run("--workers", "1")
     workers = [
