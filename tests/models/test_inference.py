@@ -170,7 +170,7 @@ def test_float32_is_no_less_exact_with_what_follows_in_the_convolutions(backbone
     ("resnet18", {"head": "cascade", "last_block": 6, "multi_grid": (1, 2)}),
 ])  # fmt: skip
 def test_the_stages_are_not_written_over(backbone: str, options: dict[str, object]) -> None:
-    model = shaken(backbone, **options)
+    model = shaken(backbone, aspp_rates=(1,), **options)
     form = model.for_inference(dtype=torch.float32)
     image = torch.randn(1, 3, 65, 65)
     with torch.inference_mode():
