@@ -140,7 +140,7 @@ def longer(tiny):  # noqa: ANN001, ANN201
 
 @pytest.fixture(scope="session")
 def trained(longer, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ANN001
-    """The folder of a finished run of `longer`, of which one process of a session does the training. To be read only."""
+    """The folder of a finished run of `longer`, which one process of a session trains. To be read only."""
     from atrous.training.loop import train
 
     run = tmp_path_factory.mktemp("runs") / "longer"

@@ -401,7 +401,7 @@ def test_every_output_stride_has_its_window() -> None:
 def test_a_file_by_rows_is_the_picture_by_windows(loaded: Loaded, drawn: Draw, tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("pyvips", reason="the extra 'large' is not installed")
     predictor = loaded(window=129)
-    monkeypatch.setattr("atrous.prediction.files.OVERLAY_SIDE", 100)
+    monkeypatch.setattr("atrous.prediction.files.OVERLAY_SIDE", 50)
     exif = Image.Exif()
     exif[0x0112] = 6
     image = drawn(1, 150, 131)[0]
@@ -418,7 +418,7 @@ def test_a_file_by_rows_is_the_picture_by_windows(loaded: Loaded, drawn: Draw, t
     assert np.array_equal(np.asarray(opened(tmp_path / "out" / "masks" / "a.gif.png")), predictor(files[3]).mask)
     for name in ("a.png.png", "a.tif.png", "turned.png"):
         assert np.array_equal(np.asarray(opened(tmp_path / "out" / "masks" / name)), expected.mask)
-        assert opened(tmp_path / "out" / "overlays" / name).size == (87, 100)
+        assert opened(tmp_path / "out" / "overlays" / name).size == (44, 50)
     assert batch.areas[files[0]] == expected.areas
     assert told["a.png"] == sorted(told["a.png"]) and (told["a.png"][0], told["a.png"][-1]) == (0, 1)
     assert len(told["a.png"]) > 5

@@ -74,7 +74,14 @@ HistoryBuffer.__module__ = "mmengine.logging.history_buffer"
 
 @pytest.mark.parametrize(
     ("kind", "output_stride", "depth"),
-    [near("plain", 8, 50), near("v1c", 16, 50), ("v1d", 8, 50), ("v1c", 8, 18), near("v1d", 16, 18), near("plain", 16, 18)],
+    [
+        near("plain", 8, 50),
+        near("v1c", 16, 50),
+        ("v1d", 8, 50),
+        ("v1c", 8, 18),
+        near("v1d", 16, 18),
+        near("plain", 16, 18),
+    ],
 )
 def test_mmsegmentation(
     kind: str, output_stride: int, depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
