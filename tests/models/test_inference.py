@@ -38,7 +38,10 @@ def built(backbone: str, pairs: tuple[tuple[str, object], ...]) -> DeepLabV3:
     return model.eval()
 
 
-BACKBONES = ["resnet18", "resnet50", "timm/tf_efficientnet_lite0", "timm/convnext_atto", "timm/densenet121"]
+larger = functools.partial(pytest.param, marks=pytest.mark.integration)
+BACKBONES = [
+    "resnet18", larger("resnet50"), "timm/tf_efficientnet_lite0", "timm/convnext_atto", larger("timm/densenet121"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -145,8 +148,8 @@ def test_the_format_is_one_that_the_machine_multiplies() -> None:
     assert native_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
 
 
-FUSED = ["resnet18", "resnet50", "timm/tf_efficientnet_lite0", "timm/mobilenetv3_large_100", "timm/resnet18d",
-         "timm/densenet121"]  # fmt: skip
+FUSED = ["resnet18", larger("resnet50"), "timm/tf_efficientnet_lite0", larger("timm/mobilenetv3_large_100"),
+         larger("timm/resnet18d"), "timm/densenet121"]  # fmt: skip
 
 
 @pytest.mark.parametrize("backbone", FUSED)
@@ -166,7 +169,7 @@ def test_float32_is_no_less_exact_with_what_follows_in_the_convolutions(backbone
 
 
 @pytest.mark.parametrize(("backbone", "options"), [
-    ("resnet18", {}), ("resnet50", {"stride_in": "first"}), ("resnet50", {"stride_in": "last"}),
+    ("resnet18", {}), larger("resnet50", {"stride_in": "first"}), ("resnet50", {"stride_in": "last"}),
     ("resnet18", {"head": "cascade", "last_block": 6, "multi_grid": (1, 2)}),
 ])  # fmt: skip
 def test_the_stages_are_not_written_over(backbone: str, options: dict[str, object]) -> None:

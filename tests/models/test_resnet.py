@@ -88,7 +88,7 @@ def test_unreachable_stride_says_which_are() -> None:
 
 
 @pytest.mark.parametrize("stride_in", LAYOUTS)
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("depth", [18, pytest.param(50, marks=pytest.mark.integration)])
 def test_atrous_consistency(depth: int, stride_in: StrideIn) -> None:
     """Section 3.1: denser features, subsampled, are the features of the strided network."""
     net = shake(ResNet(depth, stride_in=stride_in, consistent_rates=True, last_block=5).eval().double())
