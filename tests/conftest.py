@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from hypothesis import settings
 from PIL import Image
 
@@ -61,6 +64,17 @@ def write_data(
             Image.fromarray(image).save(root / "images" / split / f"{split}{i}.png")
             Image.fromarray(mask).save(root / "masks" / split / f"{split}{i}.png")
     return root
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported with the tests stays: the collector need not look through it again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -131,9 +145,18 @@ def longer(tiny):  # noqa: ANN001, ANN201
 
 @pytest.fixture(scope="session")
 def trained(longer, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ANN001
-    """The folder of a finished run of `longer`. To be read only."""
+    """The folder of a finished run of `longer`, which one process of a session trains. To be read only."""
     from atrous.training.loop import train
 
     run = tmp_path_factory.mktemp("runs") / "longer"
-    train(longer, tiny_data, run, workers=0, device="cpu")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        train(longer, tiny_data, run, workers=0, device="cpu")
+        return run
+    shared = tmp_path_factory.getbasetemp().parent / "longer"
+    with FileLock(f"{shared}.lock"):
+        if shared.exists():
+            shutil.copytree(shared, run)
+        else:
+            train(longer, tiny_data, run, workers=0, device="cpu")
+            shutil.copytree(run, shared)
     return run

@@ -81,6 +81,7 @@ def test_without_posix_it_predicts_saves_trains_with_workers_and_resumes(
     assert ran.returncode == 0 and ran.stdout.endswith("done\n"), ran.stderr
 
 
+@pytest.mark.integration
 def test_a_long_temporary_folder_does_not_stall_workers(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
     long = tmp_path / ("t" * 100)
     long.mkdir()

@@ -25,12 +25,16 @@ def test_the_names_of_the_plan_are_public() -> None:
     assert {"DeepLabV3", "Predictor", "Segmentation", "load", "evaluate", "train"} <= set(atrous.__all__)
 
 
-def test_models_lists_the_named_weights_however_it_is_imported() -> None:
+def test_models_lists_the_named_weights() -> None:
     listing = atrous.models()
     assert sorted(listing) == sorted(
         path.stem for path in Path(atrous.__file__).parent.glob("models/zoo/*.safetensors")
     )
     assert all(card.names and card.licence for card in listing.values())
+
+
+@pytest.mark.integration
+def test_models_lists_the_named_weights_however_it_is_imported() -> None:
     for code in ("import atrous", "import atrous.models.weights, atrous", "from atrous import models as m, Predictor"):
         loaded_by(f"{code}\nimport atrous\nassert 'objects-mobilenetv2' in atrous.models()")
 
@@ -55,7 +59,11 @@ HEAVY = {"torch", "torchvision", "timm", "matplotlib", "tensorboard", "numpy", "
         ("import atrous", set()),
         ("from atrous.cli.parser import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass", set()),
         ("from atrous import load_recipe", {"yaml"}),
-        ("from atrous import DeepLabV3, Predictor, evaluate, train", {"torch", "numpy", "PIL", "rich", "yaml"}),
+        pytest.param(
+            "from atrous import DeepLabV3, Predictor, evaluate, train",
+            {"torch", "numpy", "PIL", "rich", "yaml"},
+            marks=pytest.mark.integration,
+        ),
     ],
     ids=["import", "--help", "a recipe", "everything"],
 )

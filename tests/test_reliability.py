@@ -147,6 +147,7 @@ def test_killed_while_it_trains_a_run_goes_on(job: Callable[..., Job]) -> None:
     assert "2 of 2" in kill_training(job(iterations=12, save_every=2), 2, random.Random(0))
 
 
+@pytest.mark.integration
 def test_killed_inside_a_save_nothing_finished_is_lost(job: Callable[..., Job]) -> None:
     assert "2 of 2" in kill_saves(job(iterations=8, save_every=1), 2, random.Random(0))
 
@@ -210,6 +211,7 @@ def test_stopped_at_twenty_points(workers: int, ranks: int, job: Callable[..., J
     record("resume", figure)
 
 
+@pytest.mark.integration
 def test_moved_to_another_place_with_a_clock_that_goes_back_and_other_workers(
     job: Callable[..., Job], tmp_path: Path
 ) -> None:
@@ -241,6 +243,7 @@ def test_resumed_with_another_number_of_ranks(job: Callable[..., Job]) -> None:
     record("resume", f"from one rank to two: weights differ by {largest:.0e} of the largest in their tensor")
 
 
+@pytest.mark.integration
 def test_the_run_that_it_started_from_need_not_be_there_any_more(
     trained: Path, longer: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +324,7 @@ def send_sigterm(job: Job, count: int, rng: random.Random) -> str:
     return f"{len(seconds)} of {count} saved and left with status 143 ({done}), in {max(seconds):.1f} s at most"
 
 
+@pytest.mark.integration
 def test_sigterm_saves_and_leaves_at_any_moment(job: Callable[..., Job]) -> None:
     one = job(iterations=200, save_every=1000)
     process = one.start(("slow_start", 5.0))
@@ -392,6 +396,7 @@ def compare_with_empty(tmp_path: Path, steps: int) -> tuple[float, float]:
     return losses, worst
 
 
+@pytest.mark.integration
 def test_two_ranks_with_empty_masks_do_what_one_process_does(tmp_path: Path) -> None:
     assert max(compare_with_empty(tmp_path, 9)) <= 1e-6
 
@@ -457,6 +462,7 @@ def fill_disk(job: Job, count: int) -> str:
     return f"{failed} of {count} size limits were too small: status 1, one line, the previous loads, nothing left over"
 
 
+@pytest.mark.integration
 def test_a_full_disk_ends_a_run_with_one_line(job: Callable[..., Job]) -> None:
     assert fill_disk(job(iterations=3, save_every=1), 2).startswith("1 of 2")
 
@@ -606,6 +612,7 @@ def test_a_signal_to_torchrun_saves(number: int, job: Callable[..., Job]) -> Non
 # A folder of one's own, and one that cannot be written.
 
 
+@pytest.mark.integration
 def test_two_processes_do_not_write_to_one_run(job: Callable[..., Job], capsys: pytest.CaptureFixture[str]) -> None:
     one = job(iterations=500, save_every=1)
     process = one.start(("tell_steps",), workers=1)
@@ -621,6 +628,7 @@ def test_two_processes_do_not_write_to_one_run(job: Callable[..., Job], capsys: 
         os.kill(loader, signal.SIGKILL)
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="becomes another user, which only root can")
 def test_a_run_folder_that_cannot_be_written_is_one_line(job: Callable[..., Job], make_data: Any) -> None:
     one = job(iterations=1)
@@ -634,6 +642,7 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(job: Callable[..., Job]
         assert re.fullmatch(r"atrous: error: .*/run/.*: Permission denied\n", process.output), process.output
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits its own memory by /proc")
 @pytest.mark.parametrize(("crop", "workers"), [(30_000, 0), (30_000, 1), (3_000, 0)])
 def test_a_crop_too_large_for_the_memory_is_one_line(crop: int, workers: int, job: Callable[..., Job]) -> None:

@@ -116,6 +116,7 @@ def test_commands_ask_for_no_other_machine(tiny: Recipe, tiny_data: Path, tmp_pa
     assert len(list((out / "masks").iterdir())) == 4
 
 
+@pytest.mark.integration
 def test_the_guard_of_the_network_works(tmp_path: Path) -> None:
     process = Forked((), tmp_path / "said", [("no_network",), ("ask_the_network",)])
     assert process.status() == 1 and ("network", "socket.getaddrinfo") == process.events[0][:2], process.output

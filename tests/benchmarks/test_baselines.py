@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import cache
 from typing import Any
 
@@ -13,9 +14,13 @@ from benchmarks import baselines
 from benchmarks.baselines import CLASSES, NEEDS, Pair
 from benchmarks.timing import Candidate, Row
 
-pytestmark = pytest.mark.integration
-
-pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch, the peer at output stride 16")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(
+        importlib.util.find_spec("segmentation_models_pytorch") is None,
+        reason="segmentation_models_pytorch, the peer at output stride 16",
+    ),
+]
 
 CPU = torch.device("cpu")
 

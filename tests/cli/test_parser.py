@@ -346,15 +346,19 @@ def test_a_failure_is_status_1(
     assert said(capsys)[1][-1] == "atrous: error: the loss is nan at step 0"
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_output_that_cannot_be_written_is_named(
-    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_standard_output_that_is_full_is_named() -> None:
     command = [sys.executable, "-m", "atrous", "models", "--json"]
     environment = {key: value for key, value in os.environ.items() if key not in ("ATROUS_DEBUG", "PYTHONUNBUFFERED")}
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
     assert (done.returncode, done.stderr) == (1, "atrous: error: standard output: No space left on device\n")
+
+
+def test_output_that_cannot_be_written_is_named(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     place = str(tmp_path / "file" / "x")
     assert main(["predict", names()[0], str(photo), "--out", place, *CPU]) == 2
@@ -389,6 +393,7 @@ def test_debug_shows_the_traceback_of_a_mistake(monkeypatch: pytest.MonkeyPatch)
         main(["data", "check", "nowhere"])
 
 
+@pytest.mark.integration
 def test_a_process_of_its_own(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "ATROUS_DEBUG"}
     command = [sys.executable, "-m", "atrous", "data", "check", str(tmp_path / "nowhere")]
@@ -501,12 +506,14 @@ def test_recipes_and_one_model_are_listed(capsys: pytest.CaptureFixture[str]) ->
     assert "there is no model 'objects'" in said(capsys)[1][0]
 
 
+@pytest.mark.integration
 def test_streams_that_the_caller_closed_cost_nothing(photo: Path, tmp_path: Path) -> None:
     command = f'"{sys.executable}" -m atrous predict "{photo}" --out out --device cpu >&- 2>&-'
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False).returncode == 0
     assert (tmp_path / "out" / "masks" / "street [1].png").is_file()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])
 def test_one_stream_that_the_caller_closed_costs_nothing(closed: str, photo: Path, tmp_path: Path) -> None:
     line = ["predict", str(photo), "--out", str(tmp_path / "out"), *CPU]
@@ -515,6 +522,7 @@ def test_one_stream_that_the_caller_closed_costs_nothing(closed: str, photo: Pat
     assert (tmp_path / "out" / "masks" / "street [1].png").is_file()
 
 
+@pytest.mark.integration
 def test_json_to_a_stream_that_is_closed_is_a_failure_in_one_line(tmp_path: Path) -> None:
     command = f'"{sys.executable}" -m atrous models --json >&-'
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
@@ -523,6 +531,7 @@ def test_json_to_a_stream_that_is_closed_is_a_failure_in_one_line(tmp_path: Path
     assert "standard output is closed" in line
 
 
+@pytest.mark.integration
 def test_a_warning_is_one_line(photo: Path, tmp_path: Path) -> None:
     deep = tmp_path / "deep.tif"
     Image.fromarray((np.arange(64 * 64).reshape(64, 64) % 4096).astype(np.uint16)).save(deep)

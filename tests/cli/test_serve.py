@@ -56,6 +56,7 @@ def test_names(tmp_path: Path) -> None:
     assert serve._name_and_source(f"street={weights}") == ("street", str(weights))
 
 
+@pytest.mark.integration
 def test_an_exported_file_is_served_with_its_cards_words(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = DeepLabV3("timm/lcnet_050", 3).eval()
@@ -68,6 +69,7 @@ def test_an_exported_file_is_served_with_its_cards_words(tmp_path: Path) -> None
     assert (served.name, served.description, served.licence) == ("small", "three things", "CC0")
 
 
+@pytest.mark.integration
 def test_an_exported_file_of_one_size_is_served(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="the runtime needs pip install 'atrous[onnx]'")
     torch.manual_seed(0)

@@ -146,6 +146,7 @@ def norm(gradient: dict[str, torch.Tensor]) -> float:
     return float(torch.stack([value.double().square().sum() for value in gradient.values()]).sum().sqrt())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("case", CASES)
 def test_the_gradient_of_two_is_that_of_one(case: str, processes: tuple[Any, Any, Any]) -> None:
     one, first, second = (found[case] for found in processes)
@@ -157,6 +158,7 @@ def test_the_gradient_of_two_is_that_of_one(case: str, processes: tuple[Any, Any
     assert one["loss"] == pytest.approx(first["loss"], rel=1e-6) and first["loss"] == second["loss"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("case", ["plain", "one rank empty", "empty"])
 def test_the_statistics_of_batch_norm_are_those_of_the_whole_batch(case: str, processes: tuple[Any, Any, Any]) -> None:
     one, first, second = (found[case]["buffers"] for found in processes)
@@ -167,6 +169,7 @@ def test_the_statistics_of_batch_norm_are_those_of_the_whole_batch(case: str, pr
     assert [found["kinds"] for found in processes] == [False, True, True]
 
 
+@pytest.mark.integration
 def test_batch_norm_keeps_its_precision_far_from_zero(processes: tuple[Any, Any, Any]) -> None:
     one, first, second = processes
     together = torch.cat([first["offset"], second["offset"]])
@@ -174,24 +177,28 @@ def test_batch_norm_keeps_its_precision_far_from_zero(processes: tuple[Any, Any,
     torch.testing.assert_close(first["offset variance"], one["offset variance"], rtol=1e-3, atol=0)
 
 
+@pytest.mark.integration
 def test_metrics_are_reduced_exactly(processes: tuple[Any, Any, Any]) -> None:
     one, first, second = (found["scores"] for found in processes)
     assert one == first == second
     assert one["images"] == 4 and one["miou"] > 0
 
 
+@pytest.mark.integration
 def test_two_processes_without_a_valid_pixel(processes: tuple[Any, Any, Any]) -> None:
     for found in processes:
         assert found["empty"]["loss"] == 0.0
         assert norm(found["empty"]["gradient"]) == 0.0
 
 
+@pytest.mark.integration
 def test_mixed_precision_on_two_processes(processes: tuple[Any, Any, Any]) -> None:
     one, first, second = (found["bf16"] for found in processes)
     assert one["loss"] == pytest.approx(first["loss"], rel=2e-2) and first["loss"] == second["loss"]
     assert norm(first["gradient"]) == pytest.approx(norm(one["gradient"]), rel=0.2)
 
 
+@pytest.mark.integration
 def test_the_average_of_two_is_that_of_one(processes: tuple[Any, Any, Any]) -> None:
     one, first, second = (found["average"] for found in processes)
     assert one.keys() == first.keys()
@@ -201,5 +208,6 @@ def test_the_average_of_two_is_that_of_one(processes: tuple[Any, Any, Any]) -> N
             assert torch.equal(first[key], second[key])
 
 
+@pytest.mark.integration
 def test_one_process_asked_to_stop_stops_all(processes: tuple[Any, Any, Any]) -> None:
     assert [found["any"] for found in processes] == [0, 15, 15]

@@ -165,6 +165,7 @@ def test_the_readmes_best_models_of_the_paper_can_be_built() -> None:
     assert cascade.backbone.reachable[-1] == 256
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_compiled_training_step_is_the_same(frozen: bool) -> None:
     """With a backend that compiles nothing: what matters is that the whole network goes through as one graph."""

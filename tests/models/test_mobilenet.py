@@ -70,6 +70,7 @@ def test_a_synchronised_batch_norm_keeps_its_activation() -> None:
             assert torch.allclose(synchronise_batch_norm(twin, torch.device(device)).eval()(images).out, alone)
 
 
+@pytest.mark.integration
 def test_a_photograph_is_segmented_without_what_is_slow_to_import() -> None:
     script = """
 import sys

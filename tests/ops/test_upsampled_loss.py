@@ -314,6 +314,7 @@ def test_equal_logits_give_the_first_class() -> None:
     assert not upsampled_argmax(torch.zeros(1, 256, 3, 3), (17, 17), 8).any()
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 def test_the_kernel_in_the_interpreter() -> None:
     """In a process of its own, for Triton decides on import whether it interprets."""
@@ -329,6 +330,7 @@ def test_the_kernel_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("shape", ["21 classes, stride 16", "21 classes, stride 8"])

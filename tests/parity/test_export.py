@@ -60,6 +60,7 @@ def test_torchscript(backbone: str, example: tuple[int, int]) -> None:
     assert_same(model, torch.jit.trace(model, torch.randn(2, 3, *example)))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("backbone", "example"), [*zip(BACKBONES, [*EXAMPLES, EXAMPLES[0]], strict=True), ("resnet18", EXAMPLES[1])]
 )

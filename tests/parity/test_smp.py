@@ -1,5 +1,6 @@
 """The same weights in segmentation_models_pytorch and here: the same numbers."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 from atrous.models.convert import convert, drop_in, take_over
 from atrous.models.weights import ModelCard, load, save
 
+LARGER = functools.partial(pytest.param, marks=pytest.mark.integration)
 smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch, whose weights these are")
 
 
@@ -25,7 +27,7 @@ def theirs(backbone: str, output_stride: int) -> nn.Module:
     return net.eval()
 
 
-@pytest.mark.parametrize(("backbone", "output_stride"), [("resnet18", 16), ("resnet18", 8), ("resnet50", 16)])
+@pytest.mark.parametrize(("backbone", "output_stride"), [("resnet18", 16), ("resnet18", 8), LARGER("resnet50", 16)])
 @torch.no_grad()
 def test_the_whole_model(backbone: str, output_stride: int) -> None:
     net = theirs(backbone, output_stride).double()
@@ -139,7 +141,7 @@ def test_wrapped_networks_are_taken_out_and_what_is_no_network_is_named() -> Non
         take_over(net.state_dict())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("backbone", ["resnet34", "resnet101", "resnet152"])
+@pytest.mark.parametrize("backbone", ["resnet34", LARGER("resnet101"), LARGER("resnet152")])
 def test_its_depth_classes_and_rates_are_read_off(backbone: str) -> None:
     net = smp.DeepLabV3(
         backbone, encoder_weights=None, classes=4, encoder_output_stride=16, decoder_atrous_rates=(2, 3, 9)

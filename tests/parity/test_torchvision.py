@@ -17,7 +17,7 @@ from shaken import shake
 @pytest.mark.parametrize(
     ("depth", "dilated", "output_stride"),
     [(50, (False, False, False), 32), (50, (False, False, True), 16), (50, (False, True, True), 8),
-     (101, (False, True, True), 8)],
+     pytest.param(101, (False, True, True), 8, marks=pytest.mark.integration)],
 )  # fmt: skip
 @torch.no_grad()
 def test_backbone_features(depth: int, dilated: tuple[bool, bool, bool], output_stride: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import itertools
 import json
@@ -35,6 +36,7 @@ from pictures import MODES, UNTURN, as_mode
 from reliability import counted, record
 
 Draw = Callable[[int, int, int], tuple[np.ndarray, np.ndarray]]
+Loaded = Callable[..., Predictor]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,12 @@ def predictor(trained: Path, drawn: Draw, tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.mktemp("predictor") / "model.safetensors"
     save(model, path, card, half=False)
     return Predictor.load(path, device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def loaded(trained: Path) -> Callable[..., Predictor]:
+    """The predictor of `trained` with these options, loaded once. Not to be changed."""
+    return functools.cache(functools.partial(Predictor.load, trained, device="cpu"))
 
 
 def photograph(path: Path, drawn: Draw, seed: int = 0, height: int = 40, width: int = 52) -> np.ndarray:
@@ -94,9 +102,9 @@ def test_the_mask_is_the_argmax_of_the_model(predictor, drawn: Draw) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (2, 3), (17, 16), (33, 33), (37, 53), (64, 31)])
 @pytest.mark.parametrize("options", [{}, {"scales": (0.5, 1.25), "flip": True}], ids=["plain", "averaged"])
-def test_the_output_has_the_size_of_the_input(trained: Path, drawn: Draw, size: tuple[int, int], options: dict) -> None:
+def test_the_output_has_the_size_of_the_input(loaded: Loaded, size: tuple[int, int], options: dict) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    result = Predictor.load(trained, device="cpu", **options)(image)
+    result = loaded(**options)(image)
     assert result.mask.shape == size and result.mask.dtype == np.uint8 and result.mask.max() < 4
     assert result.overlay().size == (size[1], size[0])
     assert np.array_equal(result.image, image)
@@ -136,10 +144,10 @@ def test_segments_are_a_mask_for_each_class(predictor, drawn: Draw) -> None:
     assert (np.sum([np.asarray(segment["mask"]).astype(int) for segment in segments], 0) == 255).all()
 
 
-def test_the_options_reach_the_model(trained: Path, drawn: Draw) -> None:
+def test_the_options_reach_the_model(loaded: Loaded, drawn: Draw) -> None:
     image, _ = drawn(2, 48, 48)
     options: dict[str, Any] = {"output_stride": 8, "scales": (0.75, 1.5), "flip": True}
-    predictor = Predictor.load(trained, device="cpu", dtype=torch.float32, **options)
+    predictor = loaded(dtype=torch.float32, **options)
     assert predictor.model.output_stride == 8
     with torch.no_grad():
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
@@ -229,20 +237,20 @@ def test_the_callers_model_is_not_changed() -> None:
     assert predictor.model is not model and not predictor.model.training
 
 
-def test_photographs_are_brought_to_the_longest_side(trained: Path, drawn: Draw) -> None:
+def test_photographs_are_brought_to_the_longest_side(loaded: Loaded, drawn: Draw) -> None:
     image, _ = drawn(2, 48, 64)
-    at_size, as_it_is = (Predictor.load(trained, device="cpu", longest_side=side) for side in (96, 0))
+    at_size, as_it_is = (loaded(longest_side=side) for side in (96, 0))
     assert (at_size.model.longest_side, as_it_is.model.longest_side) == (96, None)
-    enlarged = Predictor.load(trained, device="cpu", scales=(95 / 63,))
+    enlarged = loaded(scales=(95 / 63,))
     assert np.array_equal(at_size(image).mask, enlarged(image).mask)
-    assert np.array_equal(as_it_is(image).mask, Predictor.load(trained, device="cpu")(image).mask)
+    assert np.array_equal(as_it_is(image).mask, loaded()(image).mask)
     assert at_size.settings() != as_it_is.settings()
     assert at_size.fits(10_000, 17_000) and not as_it_is.fits(10_000, 17_000) and not at_size.fits(20_000, 20_000)
-    seen_larger = Predictor.load(trained, device="cpu", longest_side=12_000)
+    seen_larger = loaded(longest_side=12_000)
     assert not seen_larger.fits(4000, 6000) and seen_larger.fits(1000, 1500)
     # By windows, it is the picture as it is: what a window shows has no longest side of its own.
-    large, _ = drawn(1, 300, 260)
-    windows = [Predictor.load(trained, device="cpu", longest_side=side, window=129, flip=True) for side in (96, 0)]
+    large, _ = drawn(1, 150, 140)
+    windows = [loaded(longest_side=side, window=129, flip=True) for side in (96, 0)]
     assert np.array_equal(*(predictor(large).mask for predictor in windows))
 
 
@@ -345,6 +353,7 @@ def test_names_that_collide_anyway_are_refused_before_anything_is_written(paths:
         output_names([Path(path) for path in paths])
 
 
+@pytest.mark.integration
 def test_prediction_imports_no_training_code(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import subprocess
     import sys
@@ -371,9 +380,8 @@ def test_outputs_that_cannot_be_are_refused_before_anything_is_done(predictor, d
 # Windows and rows -----------------------------------------------------------------------------------------------------
 
 
-def test_a_window_is_for_what_is_larger_than_it(trained: Path, drawn: Draw) -> None:
-    predictor = Predictor.load(trained, device="cpu", window=257)
-    whole = Predictor.load(trained, device="cpu")
+def test_a_window_is_for_what_is_larger_than_it(trained: Path, loaded: Loaded, drawn: Draw) -> None:
+    predictor, whole = loaded(window=257), loaded()
     assert predictor.fits(257, 257) and not predictor.fits(1, 258)
     assert whole.fits(4097, 4097) and whole.fits(1000, 16_785) and not whole.fits(4097, 4098)
     small, large = drawn(0, 100, 257)[0], drawn(1, 300, 260)[0]
@@ -390,13 +398,13 @@ def test_every_output_stride_has_its_window() -> None:
     assert predictor.sliding_window().side == 7 * 256 + 1
 
 
-def test_a_file_by_rows_is_the_picture_by_windows(trained: Path, drawn: Draw, tmp_path: Path, monkeypatch) -> None:
+def test_a_file_by_rows_is_the_picture_by_windows(loaded: Loaded, drawn: Draw, tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("pyvips", reason="the extra 'large' is not installed")
-    predictor = Predictor.load(trained, device="cpu", window=257)
-    monkeypatch.setattr("atrous.prediction.files.OVERLAY_SIDE", 100)
+    predictor = loaded(window=129)
+    monkeypatch.setattr("atrous.prediction.files.OVERLAY_SIDE", 50)
     exif = Image.Exif()
     exif[0x0112] = 6
-    image = drawn(1, 300, 261)[0]
+    image = drawn(1, 150, 131)[0]
     for name in ("a.png", "a.tif", "turned.png", "a.gif"):  # a GIF is not read by rows, but whole
         upright = np.rot90(image) if "turned" in name else image
         Image.fromarray(upright).save(tmp_path / name, **({"exif": exif} if "turned" in name else {}))
@@ -410,7 +418,7 @@ def test_a_file_by_rows_is_the_picture_by_windows(trained: Path, drawn: Draw, tm
     assert np.array_equal(np.asarray(opened(tmp_path / "out" / "masks" / "a.gif.png")), predictor(files[3]).mask)
     for name in ("a.png.png", "a.tif.png", "turned.png"):
         assert np.array_equal(np.asarray(opened(tmp_path / "out" / "masks" / name)), expected.mask)
-        assert opened(tmp_path / "out" / "overlays" / name).size == (87, 100)
+        assert opened(tmp_path / "out" / "overlays" / name).size == (44, 50)
     assert batch.areas[files[0]] == expected.areas
     assert told["a.png"] == sorted(told["a.png"]) and (told["a.png"][0], told["a.png"][-1]) == (0, 1)
     assert len(told["a.png"]) > 5
@@ -419,8 +427,8 @@ def test_a_file_by_rows_is_the_picture_by_windows(trained: Path, drawn: Draw, tm
     assert list(batch.failures) == [files[3]] and "is not read by rows" in batch.failures[files[3]]
 
 
-def test_without_libvips_a_file_is_read_whole(trained: Path, drawn: Draw, tmp_path: Path, monkeypatch) -> None:
-    predictor = Predictor.load(trained, device="cpu", window=257)
+def test_without_libvips_a_file_is_read_whole(loaded: Loaded, drawn: Draw, tmp_path: Path, monkeypatch) -> None:
+    predictor = loaded(window=257)
     photograph(tmp_path / "a.png", drawn, 1, 50, 261)
     monkeypatch.setitem(sys.modules, "pyvips", None)
     batch = predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out")
@@ -530,14 +538,14 @@ def test_names_of_any_bytes(trained: Path, drawn: Draw, tmp_path: Path, capsys: 
     assert len(json.loads(capsys.readouterr().out)["skipped"]) == 3
 
 
-def test_resume_does_what_is_not_done_by_these_settings(trained: Path, drawn: Draw, tmp_path: Path) -> None:
+def test_resume_does_what_is_not_done_by_these_settings(loaded: Loaded, drawn: Draw, tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     names = ["a.png", "b.png", "c.png", "d.png", "e.png"]
     for number, name in enumerate(names):
         photograph(folder / name, drawn, number)
 
     def rerun(resume: bool = True, **options: Any) -> list[str]:
-        batch = predict_files(Predictor.load(trained, device="cpu", **options), [folder], out, resume=resume)
+        batch = predict_files(loaded(**options), [folder], out, resume=resume)
         assert sorted([*batch.areas, *batch.skipped]) == [folder / name for name in names] and not batch.failures
         return [path.name for path in batch.areas]
 
@@ -613,6 +621,7 @@ def test_killed_predictions_leave_whole_files_and_a_rerun_does_the_rest(trained,
     killed_runs(trained, drawn, tmp_path, 1)
 
 
+@pytest.mark.integration
 def test_sigterm_leaves_nothing_half_written(trained: Path, drawn: Draw, tmp_path: Path) -> None:
     pytest.importorskip("pyvips", reason="the extra 'large' is not installed")
     photograph(tmp_path / "a.png", drawn, 0, 4000, 200)

@@ -149,10 +149,10 @@ def test_confidence_is_the_probability_of_the_class(trained: Path, drawn, option
     [(mask, sure)] = predictor.sliding_window().classes_with_confidence(strips_of(image))
     same = mask == result.mask
     assert same.mean() > 0.98 and np.abs(sure - expected)[same].max() < (0.1 if options else 1e-3)
-    large = drawn(1, 150, 161)[0]
+    large = drawn(1, 101, 161)[0]
     by_windows = predictor(large, confidence=True)
     assert np.array_equal(by_windows.mask, predictor(large).mask) and by_windows.confidence is not None
-    assert by_windows.confidence.shape == (150, 161) and by_windows.confidence.max() <= 1 + 1e-6
+    assert by_windows.confidence.shape == (101, 161) and by_windows.confidence.max() <= 1 + 1e-6
 
 
 def test_the_source_is_the_name_of_the_file(trained: Path, drawn, tmp_path: Path) -> None:

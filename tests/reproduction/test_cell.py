@@ -37,6 +37,7 @@ def test_only_what_is_missing_is_evaluated(tiny: Recipe, tiny_data: Path, tmp_pa
     assert more.state == "finished" and training.result(Setting(8)).stat().st_mtime_ns == before
 
 
+@pytest.mark.integration
 def test_a_failure_is_the_last_line_that_it_prints(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
     training = Training("f", override(tiny, {"train_split": "nosuch"}), str(tiny_data), tmp_path / "f")
     assert start(training, "cpu", 0, {}).wait() == 1

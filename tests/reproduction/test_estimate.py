@@ -19,7 +19,7 @@ from atrous.reproduction.estimate import (
     training_seconds,
 )
 from atrous.reproduction.plan import Options, Training, plan
-from atrous.training.config import ModelConfig, override
+from atrous.training.config import ModelConfig, Recipe, override
 from atrous.training.stages import mark_finished
 
 
@@ -64,16 +64,28 @@ def test_the_speed_is_that_of_finished_runs(training: Training) -> None:
     assert seconds_left([training], None) == {}
 
 
-def test_without_a_finished_run_two_steps_are_timed(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small(training: Training) -> Recipe:
     assert training.recipe
-    recipe = override(training.recipe, {"backbone": "timm/lcnet_050", "aspp_rates": (1,), "crop": 33, "batch_size": 4})
-    assert probed_speed(recipe, "cpu") > 0
+    return override(training.recipe, {"backbone": "timm/lcnet_050", "aspp_rates": (1,), "crop": 33, "batch_size": 4})
+
+
+def test_two_steps_are_timed(small: Recipe) -> None:
+    assert speed_of_step(small, "cpu") > 0
+
+
+@pytest.mark.integration
+def test_without_a_finished_run_another_process_times_them(small: Recipe) -> None:
+    assert probed_speed(small, "cpu") > 0
+
+
+def test_what_fails_in_the_other_process_is_said(small: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Exception, match="nosuch") as failed:
-        speed_of_step(override(recipe, {"backbone": "timm/nosuch"}), "cpu")
+        speed_of_step(override(small, {"backbone": "timm/nosuch"}), "cpu")
     # The same failure in the other process, without the seconds in which that imports PyTorch.
     monkeypatch.setattr(estimate, "_PROBE", f"print('a step')\nraise RuntimeError({str(failed.value)!r})")
     with pytest.raises(RuntimeError, match="^RuntimeError: .*nosuch"):
-        probed_speed(recipe, "cpu")
+        probed_speed(small, "cpu")
 
 
 def test_a_model_that_is_given_has_no_estimate(tmp_path: Path) -> None:

@@ -94,7 +94,9 @@ def test_a_teacher_of_classes_with_other_names_is_refused(taught: Recipe, tiny_d
         train(taught, data, tmp_path / "run", workers=0, device="cpu")
 
 
-def test_a_run_with_a_teacher_trains_and_resumes(taught: Recipe, tiny_data: Path, tmp_path: Path) -> None:
-    quick = override(taught, {"iterations": 2, "val_every": 2})
+def test_a_run_with_a_teacher_trains_and_resumes(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    train(override(tiny, {"iterations": 1, "val_split": None}), tiny_data, teacher, workers=0, device="cpu")
+    quick = override(tiny, {"teacher": str(teacher), "teacher_weight": 0.25, "iterations": 2, "val_every": 2})
     assert train(quick, tiny_data, tmp_path / "run", workers=0, device="cpu") is not None
     train(quick, tiny_data, tmp_path / "run", resume=True, workers=0, device="cpu")

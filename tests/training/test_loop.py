@@ -72,10 +72,12 @@ def test_a_tiny_data_set_is_overfitted(tmp_path: Path, make_data: Callable[..., 
     recipe = override(
         Recipe(),
         {
-            "backbone": "timm/tf_efficientnet_lite0",
+            "backbone": "timm/lcnet_050",
             "multi_grid": None,
             "aspp_rates": (1,),
-            "weights": "imagenet",
+            "aspp_pointwise": False,
+            "image_pooling": False,
+            "weights": None,
             "crop": 48,
             "train_split": "train",
             "val_split": "train",
@@ -83,10 +85,9 @@ def test_a_tiny_data_set_is_overfitted(tmp_path: Path, make_data: Callable[..., 
             "flip": 0.0,
             "output_stride": 4,
             "batch_size": 2,
-            "iterations": 26,
+            "iterations": 40,
             "optimizer": "adamw",
-            "lr": 0.002,
-            "head_lr_factor": 2.0,
+            "lr": 0.01,
             "weight_decay": 0.0,
             "batch_norm_decay": 0.8,
             "val_every": 1_000,
@@ -245,6 +246,7 @@ def test_a_run_that_ends_early_is_the_beginning_of_the_longer_one(
     assert torch.equal(lasting, early["average"]["classifier.weight"].half().float())
 
 
+@pytest.mark.integration
 def test_a_compiled_run_is_resumed_and_ends_as_one_that_never_stopped(
     tiny: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -530,6 +532,7 @@ def test_signals_are_handled_as_before_afterwards(trained: Path, longer: Recipe,
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_run_that_fails_ends_at_once_with_its_loaders(
     workers: str, tiny: Recipe, tmp_path: Path, make_data: Callable[..., Path]
@@ -569,14 +572,16 @@ def long_run(tiny: Recipe, tiny_data: Path, tmp_path: Path) -> Iterator[Callable
         process.status()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("number", "to_group", "status"),
     # Ctrl-C and service managers reach the loaders' processes, too.
     [
-        pytest.param(signal.SIGINT, True, 130, id="SIGINT", marks=pytest.mark.integration),
-        pytest.param(signal.SIGTERM, True, 143, id="SIGTERM to all", marks=pytest.mark.integration),
-        pytest.param(signal.SIGTERM, False, 143, id="SIGTERM"),
+        (signal.SIGINT, True, 130),
+        (signal.SIGTERM, True, 143),
+        (signal.SIGTERM, False, 143),
     ],
+    ids=["SIGINT", "SIGTERM to all", "SIGTERM"],
 )
 def test_a_signal_saves_and_leaves_and_resume_goes_on(
     number: int, to_group: bool, status: int, long_run: Callable[..., Forked], tmp_path: Path
@@ -601,6 +606,7 @@ def leaves(pid: int) -> list[int]:
     return [leaf for child in children for leaf in leaves(child) or [child]]
 
 
+@pytest.mark.integration
 def test_a_signal_while_a_worker_stalls_saves_and_leaves(long_run: Callable[..., Forked], tmp_path: Path) -> None:
     process = long_run("--workers", "1")
     workers = [

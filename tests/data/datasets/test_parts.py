@@ -41,6 +41,7 @@ def test_all_is_divided_where_train_or_val_is_asked_for(tmp_path: Path) -> None:
     assert train.labels == val.labels
 
 
+@pytest.mark.integration
 def test_another_process_and_another_place_give_the_same(tmp_path: Path) -> None:
     put(tmp_path / "a")
     names = open_dataset(tmp_path / "a", "val").names

@@ -74,7 +74,14 @@ HistoryBuffer.__module__ = "mmengine.logging.history_buffer"
 
 @pytest.mark.parametrize(
     ("kind", "output_stride", "depth"),
-    [near("plain", 8, 50), ("v1c", 16, 50), ("v1d", 8, 50), ("v1c", 8, 18), near("v1d", 16, 18), near("plain", 16, 18)],
+    [
+        near("plain", 8, 50),
+        near("v1c", 16, 50),
+        ("v1d", 8, 50),
+        ("v1c", 8, 18),
+        near("v1d", 16, 18),
+        near("plain", 16, 18),
+    ],
 )
 def test_mmsegmentation(
     kind: str, output_stride: int, depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -106,7 +113,8 @@ def test_detectron2(deep: bool, tmp_path: Path) -> None:
         assert all(value.equal(again.state_dict()[key]) for key, value in model.float().state_dict().items())
 
 
-@pytest.mark.parametrize(("stride", "tf_padding"), [(8, True), near(16, False)])
+@pytest.mark.integration
+@pytest.mark.parametrize(("stride", "tf_padding"), [(8, True), (16, False)])
 @torch.no_grad()
 def test_huggingface(stride: int, tf_padding: bool, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
@@ -151,9 +159,8 @@ def test_vainfs_mobilenet(stride: int, tmp_path: Path) -> None:
     assert model(torch.randn(1, 3, 1, 33, dtype=torch.float64)).shape == (1, 4, 1, 33)
 
 
-@pytest.mark.parametrize(
-    ("size", "stride"), [("xxs", 16), near("xs", 8), near("s", 16), near("s", 8), near("xxs", 8), near("xxs", 32)]
-)
+@pytest.mark.integration
+@pytest.mark.parametrize(("size", "stride"), [("xxs", 16), ("xs", 8), ("s", 16), ("s", 8), ("xxs", 8), ("xxs", 32)])
 @torch.no_grad()
 def test_mobilevit(size: str, stride: int, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
@@ -185,8 +192,8 @@ def test_mobilevit(size: str, stride: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("encoder", "stride", "rates"),
-    [("resnet18", 16, (2, 4, 6)), ("resnet18", 8, (2, 4, 6)), ("tu-lcnet_050", 16, (1, 2, 3)),
-     ("mobilenet_v2", 16, (1, 2, 3)), ("efficientnet-b0", 8, (2, 4, 6)), near("mobilenet_v2", 8, (2, 4, 6)),
+    [("resnet18", 16, (2, 4, 6)), near("resnet18", 8, (2, 4, 6)), ("tu-lcnet_050", 16, (1, 2, 3)),
+     near("mobilenet_v2", 16, (1, 2, 3)), near("efficientnet-b0", 8, (2, 4, 6)), near("mobilenet_v2", 8, (2, 4, 6)),
      *(near(name, stride, (2, 4, 6)) for stride in (8, 16) for name in (
         "efficientnet-b1", "efficientnet-b2", "efficientnet-b3", "efficientnet-b5", "timm-efficientnet-b0",
         "timm-tf_efficientnet_lite0", "resnext50_32x4d", "se_resnet50", "se_resnext50_32x4d", "mobileone_s0",
@@ -248,6 +255,7 @@ def test_maps_larger_than_the_rates(stride: int, tmp_path: Path) -> None:
         compare(net, tmp_path / "d2.pth", {"model": net.state_dict()}, multiples)
 
 
+@pytest.mark.integration
 @torch.no_grad()
 def test_research_deeplab(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="transformers, whose network is the authors'")

@@ -24,6 +24,7 @@ def test_torchvision() -> None:
     assert largest_difference(model, net, IMAGES) < 1e-6
 
 
+@pytest.mark.integration
 def test_huggingface() -> None:
     pytest.importorskip("transformers", reason="transformers, whose network it is")
     model = DeepLabV3("timm/mobilenetv2_050", 3, aspp_rates=(), upsampling="half_pixel")
@@ -60,6 +61,7 @@ def test_smps_own_encoder() -> None:
         build("huggingface", model)
 
 
+@pytest.mark.integration
 def test_mobilevit() -> None:
     pytest.importorskip("transformers", reason="transformers, whose network it is")
     model = DeepLabV3(
