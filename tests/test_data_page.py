@@ -23,12 +23,12 @@ SIZE = (exports.HEIGHT, exports.WIDTH)
 
 def examples() -> list[tuple[str, list[str], str]]:
     """Section, its commands, and what they print."""
-    found = []
+    actual = []
     for section in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]:
         title = section.splitlines()[0]
         for commands, printed in re.findall(r"```sh\n(.*?)```(?:\n\n```text\n(.*?)```)?", section, re.DOTALL):
-            found.append((title, commands.strip().splitlines(), printed.strip()))
-    return found
+            actual.append((title, commands.strip().splitlines(), printed.strip()))
+    return actual
 
 
 def labelled() -> exports.Samples:

@@ -50,7 +50,7 @@ VALUES = [
 ]  # fmt: skip
 ONE = st.sampled_from(COMMANDS + FLAGS + VALUES) | st.text(max_size=6).filter(lambda word: not set("/~") & set(word))
 LINES = st.lists(ONE, max_size=8) | st.tuples(st.sampled_from(COMMANDS), st.lists(ONE, max_size=8)).map(
-    lambda found: [found[0], *found[1]]
+    lambda line: [line[0], *line[1]]
 )
 
 
@@ -60,7 +60,7 @@ def harmless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ATROUS_DEBUG", raising=False)
     for name in ("run_demo", "run_bench", "run_reproduce", "run_models"):
-        monkeypatch.setattr(parser, name, lambda found: 0, raising=False)
+        monkeypatch.setattr(parser, name, lambda args: 0, raising=False)
 
 
 def check_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> int:
@@ -130,12 +130,12 @@ def spoilt(text: str, rng: random.Random) -> bytes:
 def check_recipe(path: Path, content: bytes) -> bool:
     path.write_bytes(content)
     try:
-        found = load_recipe(path)
+        actual = load_recipe(path)
     except ValueError as error:
         assert path.name in str(error) and "\n" not in str(error), str(error)
         return False
-    path.write_text(found.to_yaml(), encoding="utf-8")
-    assert load_recipe(path) == found
+    path.write_text(actual.to_yaml(), encoding="utf-8")
+    assert load_recipe(path) == actual
     return True
 
 
@@ -171,11 +171,11 @@ def test_many_assignments() -> None:
     @given(key=st.sampled_from(KEYS) | st.text(max_size=5), text=st.sampled_from(VALUES) | st.text(max_size=20))
     def assign(key: str, text: str) -> None:
         try:
-            found = override(Recipe(), parse_assignments([f"{key}={text}"]))
+            actual = override(Recipe(), parse_assignments([f"{key}={text}"]))
         except ValueError as error:
             assert str(error)
         else:
-            read.append(found)
+            read.append(actual)
 
     assign()
     record("fuzzing", f"--set KEY=VALUE: {count:,} examples, {len(read):,} taken, none uncaught")

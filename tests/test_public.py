@@ -144,12 +144,12 @@ FLAGS = {
 
 
 def flags(parser: argparse.ArgumentParser, path: str = "") -> dict[str, list[str]]:
-    found = {path: sorted(parser._option_string_actions)}
+    actual = {path: sorted(parser._option_string_actions)}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, inner in action.choices.items():
-                found |= flags(inner, f"{path} {name}".strip())
-    return found
+                actual |= flags(inner, f"{path} {name}".strip())
+    return actual
 
 
 def test_the_flags_are_these() -> None:

@@ -39,8 +39,8 @@ SLEEPS = 0.6
 
 
 def newest(run: Path) -> int:
-    found = checkpoint.load_newest(run)
-    return found["step"] if found else 0
+    actual = checkpoint.load_newest(run)
+    return actual["step"] if actual else 0
 
 
 class Job:
@@ -234,11 +234,11 @@ def test_resumed_with_another_number_of_ranks(job: Callable[..., Job]) -> None:
     assert one.start(("stop_at", 3, signal.SIGTERM)).status() == 143
     for forked in together(one.line("--resume"), one.folder, 2):
         assert forked.status() == 0, forked.output
-    found = final_state(one.run)["model"]
+    actual = final_state(one.run)["model"]
     largest = 0.0
     for key, value in expected["model"].items():
         if value.is_floating_point():
-            largest = max(largest, float((found[key] - value).abs().max() / value.abs().max().clamp(min=1e-3)))
+            largest = max(largest, float((actual[key] - value).abs().max() / value.abs().max().clamp(min=1e-3)))
     assert largest < 5e-3
     record("resume", f"from one rank to two: weights differ by {largest:.0e} of the largest in their tensor")
 

@@ -23,17 +23,17 @@ def soak() -> ModuleType:
 
 
 def test_every_row_that_a_test_records_is_in_the_table(soak: ModuleType) -> None:
-    found = soak.tests()
-    assert found.keys() <= soak.ROWS.keys()
-    assert "tests/test_reliability.py::test_killed_at_many_moments_of_a_save" in found["a killed save"]
+    actual = soak.tests()
+    assert actual.keys() <= soak.ROWS.keys()
+    assert "tests/test_reliability.py::test_killed_at_many_moments_of_a_save" in actual["a killed save"]
 
 
 def test_what_failed_what_was_skipped_and_a_smaller_count_are_said(soak: ModuleType) -> None:
-    found = {"scale": 0.1, "figures": ["5 of 5"], "failed": [], "skipped": [], "minutes": 1}
-    assert soak.measured(found) == "5 of 5; (with 0.1 of the full counts)"
-    assert soak.measured({**found, "scale": 1.0, "failed": ["a::b"]}) == "**failed**: `a::b`; 5 of 5"
+    actual = {"scale": 0.1, "figures": ["5 of 5"], "failed": [], "skipped": [], "minutes": 1}
+    assert soak.measured(actual) == "5 of 5; (with 0.1 of the full counts)"
+    assert soak.measured({**actual, "scale": 1.0, "failed": ["a::b"]}) == "**failed**: `a::b`; 5 of 5"
     assert soak.measured(None) == "not run"
-    lines = soak.table({"SIGTERM": found}).splitlines()
+    lines = soak.table({"SIGTERM": actual}).splitlines()
     assert len(lines) == 2 + len(soak.ROWS) and sum("5 of 5" in line for line in lines) == 1
 
 

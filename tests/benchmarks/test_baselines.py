@@ -38,30 +38,32 @@ def one_pair(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def infer(names: list[str], fp32: bool = False) -> dict[str, Candidate | Row]:
-    found = baselines.infer(backbone="resnet18", output_stride=16, size=64, batch=1, peers=names, device=CPU, fp32=fp32)
-    return {candidate.name: candidate for candidate in found}
+    actual = baselines.infer(
+        backbone="resnet18", output_stride=16, size=64, batch=1, peers=names, device=CPU, fp32=fp32
+    )
+    return {candidate.name: candidate for candidate in actual}
 
 
 def logits(candidate: Candidate | Row) -> torch.Tensor:
     assert isinstance(candidate, Candidate)
-    found = candidate.run()
-    found = found[0] if not isinstance(found, torch.Tensor) else found
-    return torch.as_tensor(found)
+    actual = candidate.run()
+    actual = actual[0] if not isinstance(actual, torch.Tensor) else actual
+    return torch.as_tensor(actual)
 
 
 @pytest.mark.usefixtures("one_pair")
 def test_ours_and_the_librarys_forms_agree() -> None:
-    found = infer(["smp", "torchvision"])
+    actual = infer(["smp", "torchvision"])
     padded = "atrous, padded to its own grid"
-    assert list(found) == ["atrous", "atrous fp32", "atrous bf16", padded, "smp", "smp bf16 autocast", "torchvision"]
-    assert found[padded].agreement is None and "another convention" in found[padded].note
+    assert list(actual) == ["atrous", "atrous fp32", "atrous bf16", padded, "smp", "smp bf16 autocast", "torchvision"]
+    assert actual[padded].agreement is None and "another convention" in actual[padded].note
     for name, limit in {"atrous fp32": 1e-4, "atrous bf16": 0.3, "smp bf16 autocast": 0.3}.items():
-        candidate = found[name]
+        candidate = actual[name]
         assert candidate.agreement is not None and candidate.agreement < limit
         assert isinstance(candidate, Candidate) and candidate.gflop > 0.1
         assert logits(candidate).shape == (1, CLASSES, 64, 64)
-    assert found["smp"].agreement is None
-    other = found["torchvision"]
+    assert actual["smp"].agreement is None
+    other = actual["torchvision"]
     assert isinstance(other, Row) and other.skipped and "smp's network" in other.note
 
 
@@ -70,24 +72,24 @@ def test_ours_and_the_librarys_forms_agree() -> None:
 def test_the_exported_forms_agree(peer: str, name: str) -> None:
     for module in NEEDS[peer]:
         pytest.importorskip(module)
-    found = infer([peer], fp32=True)
-    assert list(found) == ["atrous fp32", "atrous fp32, padded to its own grid", name]
-    assert found[name].agreement is not None and found[name].agreement < 1e-4
-    assert logits(found[name]).shape == (1, CLASSES, 64, 64)
+    actual = infer([peer], fp32=True)
+    assert list(actual) == ["atrous fp32", "atrous fp32, padded to its own grid", name]
+    assert actual[name].agreement is not None and actual[name].agreement < 1e-4
+    assert logits(actual[name]).shape == (1, CLASSES, 64, 64)
 
 
 @pytest.mark.usefixtures("one_pair")
 def test_a_training_step_runs_and_who_does_not_train_says_so() -> None:
-    found = baselines.train(
+    actual = baselines.train(
         backbone="resnet18", output_stride=16, size=64, batch=2, peers=["smp", "openvino", "torchvision"], device=CPU
     )
-    ran = [row.name for row in found if isinstance(row, Candidate)]
+    ran = [row.name for row in actual if isinstance(row, Candidate)]
     assert ran == ["atrous bf16", "atrous fp32", "smp bf16 autocast", "smp"]
-    for row in found:
+    for row in actual:
         if isinstance(row, Candidate) and "bf16" not in row.name:
             row.run()
-    assert [row.dtype for row in found if isinstance(row, Candidate)] == [torch.bfloat16, torch.float32] * 2
-    notes = {row.name: row.note for row in found if isinstance(row, Row)}
+    assert [row.dtype for row in actual if isinstance(row, Candidate)] == [torch.bfloat16, torch.float32] * 2
+    notes = {row.name: row.note for row in actual if isinstance(row, Row)}
     assert notes == {"openvino": "skipped: does not train", "torchvision": "skipped: compared on smp's network"}
 
 
@@ -111,12 +113,12 @@ def test_our_training_step_is_that_of_atrous_train(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("one_pair")
 def test_all_training_steps_are_compiled_or_none() -> None:
-    found = baselines.train(
+    actual = baselines.train(
         backbone="resnet18", output_stride=16, size=64, batch=2, peers=["smp"], device=CPU, compile="eager"
     )
     names = ["atrous bf16 compiled", "atrous fp32 compiled", "smp bf16 autocast compiled", "smp compiled"]
-    assert [row.name for row in found] == names
-    for row in (found[1], found[3]):
+    assert [row.name for row in actual] == names
+    for row in (actual[1], actual[3]):
         assert isinstance(row, Candidate)
         row.run()
 

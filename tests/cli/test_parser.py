@@ -73,8 +73,8 @@ def test_train_then_evaluate_then_predict(
     assert scores["images"] == 4 and scores["seconds"] > 0 and 0 <= scores["pixel_accuracy"] <= 1
     options = ["--split", "train", "--output-stride", "8", "--scales", "0.5", "1", "--flip"]
     assert main(["eval", str(run / "best"), "--data", str(tiny_data), *options, "--json", *CPU]) == 0
-    found = json_of(said(capsys)[0])
-    assert (found["images"], found["output_stride"], found["scales"], found["flip"]) == (8, 8, [0.5, 1.0], True)
+    actual = json_of(said(capsys)[0])
+    assert (actual["images"], actual["output_stride"], actual["scales"], actual["flip"]) == (8, 8, [0.5, 1.0], True)
     assert main(["eval", str(run), "--data", str(tiny_data), "--pad-to", "97", "--json", *CPU]) == 0
     assert json_of(said(capsys)[0])["pad_to"] == 97
 
@@ -158,7 +158,7 @@ def test_the_shipped_weights_are_listed_with_miou_and_licence(capsys: pytest.Cap
     assert main(["models", "--json"]) == 0
     row = json_of(said(capsys)[0])["camvid-efficientnet_lite0"]
     assert len(row["classes"]) == 11 and row["licence"] and row["megabytes"] <= 15
-    assert max(found["miou"] for found in row["metrics"].values()) >= 0.6
+    assert max(actual["miou"] for actual in row["metrics"].values()) >= 0.6
 
 
 def test_the_cards_of_the_shipped_weights_tell_no_place_of_the_machine_that_made_them() -> None:
@@ -197,8 +197,8 @@ def test_one_bad_file_is_named_at_the_end_and_the_others_are_done(
     out = tmp_path / "out"
     assert main(["predict", str(trained), str(photo.parent), "--out", str(out), "--json", *CPU]) == 2
     printed, lines = said(capsys)
-    found = json_of(printed)
-    assert list(found["files"]) == [str(photo)] and list(found["failures"]) == [str(bad)]
+    actual = json_of(printed)
+    assert list(actual["files"]) == [str(photo)] and list(actual["failures"]) == [str(bad)]
     assert lines[-1].startswith("atrous: error: ") and "bad.png" in lines[-1]
     assert [path.name for path in (out / "masks").iterdir()] == ["street [1].png"]
 

@@ -84,8 +84,8 @@ def test_vocs_hard_classes_on_its_real_masks() -> None:
             assert member is not None
             counts = Image.open(io.BytesIO(member.read())).histogram()
             presence[row] = np.array(counts[: len(VOC)]) > 0
-    found = dict(zip(VOC.names, presence.sum(axis=0).tolist(), strict=True))
-    assert {name: found[name] for name in VOC_TRAIN_IMAGES} == VOC_TRAIN_IMAGES
+    actual = dict(zip(VOC.names, presence.sum(axis=0).tolist(), strict=True))
+    assert {name: actual[name] for name in VOC_TRAIN_IMAGES} == VOC_TRAIN_IMAGES
     factors = bootstrap_factors(presence, VOC, VOC_HARD_CLASSES, 2)
     assert (len(wanted), int(factors.sum())) == (1464, 1464 + int((factors == 2).sum()))
     hard = {i for name in VOC_HARD_CLASSES for i in np.flatnonzero(presence[:, VOC.names.index(name)])}
@@ -100,7 +100,7 @@ def test_a_recipe_lengthens_the_epoch(tiny_data: Path, tiny: Recipe) -> None:
     longer = training.sampled(
         dataset, presence, override(tiny, {"bootstrap": ("blue",), "bootstrap_times": 3}).data, None, 0
     )
-    assert Counter(longer.names) == {f"train{i}": 3 if 3 in found else 1 for i, found in enumerate(ids)}
+    assert Counter(longer.names) == {f"train{i}": 3 if 3 in actual else 1 for i, actual in enumerate(ids)}
     assert training.sampled(dataset, presence, tiny.data, None, 0).names == dataset.names
 
 

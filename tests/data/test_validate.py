@@ -55,9 +55,9 @@ def test_a_sound_set_is_counted(root: Path) -> None:
     assert train.counts.pixels.tolist() == [15 + 29, 6] and train.counts.images.tolist() == [2, 1]
     assert train.counts.shares.tolist() == pytest.approx([44 / 50, 6 / 50])
     assert train.counts.ignored == 6 and train.counts.ignored_share == pytest.approx(6 / 56)
-    found = json.loads(json.dumps(report.as_dict()))
-    assert found["sound"] and found["classes"] == ["sky", "road"] and found["splits"]["val"]["images"] == 1
-    assert found["splits"]["train"]["class_images"] == {"sky": 2, "road": 1}
+    actual = json.loads(json.dumps(report.as_dict()))
+    assert actual["sound"] and actual["classes"] == ["sky", "road"] and actual["splits"]["val"]["images"] == 1
+    assert actual["splits"]["train"]["class_images"] == {"sky": 2, "road": 1}
     assert "no problems, 0 warnings" in shown(root)
 
 

@@ -90,10 +90,10 @@ def test_python(title: str, name: str, folder: Path) -> None:
     (folder / "mask.png").unlink(missing_ok=True)
     code = f"import sys; sys.modules['atrous'] = None\n{code_of(title)}"
     subprocess.run([sys.executable, "-I", "-c", code], cwd=folder, check=True)
-    found = np.array(Image.open(folder / "mask.png"))
+    actual = np.array(Image.open(folder / "mask.png"))
     photo = Image.open(folder / "photo.jpg").convert("RGB")
     photo.thumbnail((640, 640))
-    assert (found == expected(np.array(photo), folder)).mean() >= 0.999
+    assert (actual == expected(np.array(photo), folder)).mean() >= 0.999
 
 
 @pytest.mark.skipif(not CONVERTER, reason="litert-torch is not here, and ATROUS_LITERT_PYTHON names no Python with it")
@@ -135,8 +135,8 @@ int main(int, char** argv) {
     pixels.tofile(folder / "photo.bin")
     exported(folder, "mine.onnx")
     subprocess.run([tmp_path / "main", *map(str, pixels.shape[:2])], cwd=folder, check=True)
-    found = np.fromfile(folder / "classes.bin", np.uint8).reshape(pixels.shape[:2])
-    assert (found == expected(pixels, folder)).mean() >= 0.999
+    actual = np.fromfile(folder / "classes.bin", np.uint8).reshape(pixels.shape[:2])
+    assert (actual == expected(pixels, folder)).mean() >= 0.999
 
 
 def test_javascript(folder: Path, tmp_path: Path) -> None:
@@ -158,5 +158,5 @@ process.exit(0);
     np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], 2).tofile(tmp_path / "photo.bin")
     words = [str(exported(folder, "mine.onnx")), *map(str, pixels.shape[:2])]
     subprocess.run(["node", "main.mjs", *words], cwd=tmp_path, check=True)
-    found = np.fromfile(tmp_path / "classes.bin", np.uint8).reshape(pixels.shape[:2])
-    assert (found == expected(np.ascontiguousarray(pixels), folder)).mean() >= 0.999
+    actual = np.fromfile(tmp_path / "classes.bin", np.uint8).reshape(pixels.shape[:2])
+    assert (actual == expected(np.ascontiguousarray(pixels), folder)).mean() >= 0.999

@@ -75,12 +75,12 @@ def assert_same(
                 images = Normalization(model.mean, model.std)(images.permute(0, 3, 1, 2))
             with torch.no_grad():
                 expected = whole(images)
-            found = runtime.run(images)
-            assert found.shape == expected.shape and found.dtype == expected.dtype
+            actual = runtime.run(images)
+            assert actual.shape == expected.shape and actual.dtype == expected.dtype
             if interface.logits:
-                torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+                torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
             else:
-                assert float((found == expected).float().mean()) >= least, (size, batch)
+                assert float((actual == expected).float().mean()) >= least, (size, batch)
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +124,8 @@ def test_a_torch_program_is_a_model(small: tuple[Path, Path], tmp_path: Path) ->
     photograph = np.random.default_rng(0).integers(0, 256, (150, 201, 3), dtype=np.uint8)
     for options in OPTIONS:
         expected = Predictor.load(source, device="cpu", dtype=torch.float32, **options)(photograph)
-        found = Predictor.load(path, device="cpu", **options)(photograph)
-        assert (expected.mask == found.mask).mean() >= 0.999 and found.labels == expected.labels, options
+        actual = Predictor.load(path, device="cpu", **options)(photograph)
+        assert (expected.mask == actual.mask).mean() >= 0.999 and actual.labels == expected.labels, options
 
 
 @pytest.mark.integration
@@ -186,8 +186,8 @@ def test_an_exported_file_is_a_model(format: str, weights: Weights, tmp_path: Pa
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 201, 3), dtype=np.uint8)).save(photograph)
     for options in OPTIONS:
         expected = Predictor.load(source, device="cpu", dtype=torch.float32, **options)(photograph)
-        found = Predictor.load(path, device="cpu", **options)(photograph)
-        assert (expected.mask == found.mask).mean() >= 0.999 and found.labels == expected.labels, options
+        actual = Predictor.load(path, device="cpu", **options)(photograph)
+        assert (expected.mask == actual.mask).mean() >= 0.999 and actual.labels == expected.labels, options
     assert main(["eval", str(path), "--data", str(tiny_data), "--json"]) == 0
     assert main(["predict", str(path), str(photograph), "--out", str(tmp_path / "found")]) == 0
     assert (tmp_path / "found" / "masks" / "photograph.png").is_file()

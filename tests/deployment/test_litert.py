@@ -73,12 +73,12 @@ def test_a_litert_file(backbone: str, classes: int, head: str, interface: Interf
     with torch.no_grad():
         expected = WholeNetwork(model, interface).eval()(images).numpy()
     run = Interpreter(str(out)).get_signature_runner()
-    found = run(images=images.numpy())["logits" if interface.logits else "classes"]
-    assert found.dtype == expected.dtype
+    actual = run(images=images.numpy())["logits" if interface.logits else "classes"]
+    assert actual.dtype == expected.dtype
     if interface.logits:
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max()))
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max()))
     else:
-        assert (found == expected).mean() >= 0.999
+        assert (actual == expected).mean() >= 0.999
 
 
 @pytest.mark.parametrize(

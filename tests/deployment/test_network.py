@@ -44,8 +44,8 @@ def test_the_lean_form_has_the_same_logits(backbone: str, options: dict[str, Any
     form = lean(model)
     images = torch.randn(2, 3, 33, 49)
     with torch.no_grad():
-        expected, found = model.network(images), form.network(images)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+        expected, actual = model.network(images), form.network(images)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in form.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 

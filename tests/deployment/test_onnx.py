@@ -51,9 +51,9 @@ def test_upsampling_is_pytorchs(upsampling: Upsampling, fixed: bool, stride: int
         interface = Interface(logits=True, size=size if fixed else None)
         module._write_after(nodes, nodes.integers(*size), Model(stride, upsampling), interface)
         run = session(nodes, NETWORK_OUTPUT, onnx.TensorProto.FLOAT, "logits")
-        (found,) = run.run(None, {NETWORK_OUTPUT: small.numpy()})
+        (actual,) = run.run(None, {NETWORK_OUTPUT: small.numpy()})
         expected = upsample(small, size, stride, upsampling).numpy()
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("upsampling", ["grid", "corners"])
@@ -66,7 +66,7 @@ def test_images_are_normalised_and_padded(upsampling: Upsampling) -> None:
     run = session(nodes, "images", onnx.TensorProto.UINT8, "network_input")
     for size in SIZES:
         images = torch.randint(0, 256, (2, *size, 3), dtype=torch.uint8)
-        (found,) = run.run(None, {"images": images.numpy()})
+        (actual,) = run.run(None, {"images": images.numpy()})
         expected = pad_image(Normalization(model.mean, model.std)(images.permute(0, 3, 1, 2)), 16, upsampling)
-        assert found.shape[2:] == tuple(padded_size(side, 16, upsampling) for side in size)
-        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5)
+        assert actual.shape[2:] == tuple(padded_size(side, 16, upsampling) for side in size)
+        np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-5, atol=1e-5)

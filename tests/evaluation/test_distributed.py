@@ -28,8 +28,8 @@ def places(start: int = 0, stop: int = STEPS, **options: Any) -> list[tuple[int,
     return [place for part in stream for place in part]
 
 
-def each_once_an_epoch(found: list[tuple[int, int]]) -> bool:
-    counts = Counter(found)
+def each_once_an_epoch(actual: list[tuple[int, int]]) -> bool:
+    counts = Counter(actual)
     return all(counts[epoch, index] == 1 for epoch in range(3) for index in range(SAMPLES))
 
 
@@ -41,8 +41,8 @@ def test_stopped_at_every_step_each_sample_comes_once_an_epoch() -> None:
 
 
 def test_stopped_again_and_again() -> None:
-    found = [place for step in range(STEPS) for place in places(start=step, stop=step + 1)]
-    assert found == places()
+    actual = [place for step in range(STEPS) for place in places(start=step, stop=step + 1)]
+    assert actual == places()
 
 
 @pytest.mark.parametrize(("batch", "size", "parts"), [(6, 1, 2), (6, 2, 1), (6, 3, 2), (12, 2, 3), (4, 2, 2)])
@@ -51,9 +51,9 @@ def test_ranks_and_parts_share_out_the_batch_of_one_process(batch: int, size: in
     options = {"steps": range(steps), "seed": 3, "batch_size": batch}
     one = list(ResumableBatchSampler(SAMPLES, **options))
     ranks = [list(ResumableBatchSampler(SAMPLES, **options, parts=parts, rank=rank, size=size)) for rank in range(size)]
-    assert all(len(part) == batch // size // parts for found in ranks for part in found)
+    assert all(len(part) == batch // size // parts for actual in ranks for part in actual)
     together = [
-        [place for found in ranks for part in found[step * parts : (step + 1) * parts] for place in part]
+        [place for actual in ranks for part in actual[step * parts : (step + 1) * parts] for place in part]
         for step in range(steps)
     ]
     assert together == one
@@ -63,11 +63,11 @@ def test_ranks_and_parts_share_out_the_batch_of_one_process(batch: int, size: in
 def test_two_ranks_stopped_at_every_step_lose_nothing() -> None:
     whole = Counter(places(batch_size=4))
     for stop in range(STEPS + 1):
-        found: Counter[tuple[int, int]] = Counter()
+        actual: Counter[tuple[int, int]] = Counter()
         for rank in range(2):
-            found.update(places(batch_size=4, rank=rank, size=2, stop=stop))
-            found.update(places(batch_size=4, rank=rank, size=2, start=stop))
-        assert found == whole
+            actual.update(places(batch_size=4, rank=rank, size=2, stop=stop))
+            actual.update(places(batch_size=4, rank=rank, size=2, start=stop))
+        assert actual == whole
 
 
 def test_the_length_is_the_number_of_parts() -> None:
@@ -76,14 +76,14 @@ def test_the_length_is_the_number_of_parts() -> None:
 
 
 def test_a_data_set_smaller_than_the_batch() -> None:
-    found = [place for part in ResumableBatchSampler(3, range(3), seed=0, batch_size=8) for place in part]
-    assert Counter(found) == {(epoch, index): 1 for epoch in range(8) for index in range(3)}
+    actual = [place for part in ResumableBatchSampler(3, range(3), seed=0, batch_size=8) for place in part]
+    assert Counter(actual) == {(epoch, index): 1 for epoch in range(8) for index in range(3)}
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
     def orders(seed: int) -> list[tuple[int, ...]]:
-        found = [place for part in ResumableBatchSampler(50, range(3), seed=seed, batch_size=50) for place in part]
-        return [tuple(index for epoch, index in found if epoch == e) for e in range(3)]
+        actual = [place for part in ResumableBatchSampler(50, range(3), seed=seed, batch_size=50) for place in part]
+        return [tuple(index for epoch, index in actual if epoch == e) for e in range(3)]
 
     assert orders(1) == orders(1)
     assert len({*orders(1), *orders(2)}) == 6
@@ -149,7 +149,7 @@ def norm(gradient: dict[str, torch.Tensor]) -> float:
 @pytest.mark.integration
 @pytest.mark.parametrize("case", CASES)
 def test_the_gradient_of_two_is_that_of_one(case: str, processes: tuple[Any, Any, Any]) -> None:
-    one, first, second = (found[case] for found in processes)
+    one, first, second = (actual[case] for actual in processes)
     assert one["gradient"].keys() == first["gradient"].keys()
     difference = {key: value - first["gradient"][key] for key, value in one["gradient"].items()}
     assert norm(one["gradient"]) > 0.01
@@ -161,12 +161,12 @@ def test_the_gradient_of_two_is_that_of_one(case: str, processes: tuple[Any, Any
 @pytest.mark.integration
 @pytest.mark.parametrize("case", ["plain", "one rank empty", "empty"])
 def test_the_statistics_of_batch_norm_are_those_of_the_whole_batch(case: str, processes: tuple[Any, Any, Any]) -> None:
-    one, first, second = (found[case]["buffers"] for found in processes)
+    one, first, second = (actual[case]["buffers"] for actual in processes)
     assert len(one) > 40
     for key, value in one.items():
         torch.testing.assert_close(first[key], value, rtol=1e-6, atol=1e-9)
         assert torch.equal(first[key], second[key])
-    assert [found["kinds"] for found in processes] == [False, True, True]
+    assert [actual["kinds"] for actual in processes] == [False, True, True]
 
 
 @pytest.mark.integration
@@ -179,28 +179,28 @@ def test_batch_norm_keeps_its_precision_far_from_zero(processes: tuple[Any, Any,
 
 @pytest.mark.integration
 def test_metrics_are_reduced_exactly(processes: tuple[Any, Any, Any]) -> None:
-    one, first, second = (found["scores"] for found in processes)
+    one, first, second = (actual["scores"] for actual in processes)
     assert one == first == second
     assert one["images"] == 4 and one["miou"] > 0
 
 
 @pytest.mark.integration
 def test_two_processes_without_a_valid_pixel(processes: tuple[Any, Any, Any]) -> None:
-    for found in processes:
-        assert found["empty"]["loss"] == 0.0
-        assert norm(found["empty"]["gradient"]) == 0.0
+    for actual in processes:
+        assert actual["empty"]["loss"] == 0.0
+        assert norm(actual["empty"]["gradient"]) == 0.0
 
 
 @pytest.mark.integration
 def test_mixed_precision_on_two_processes(processes: tuple[Any, Any, Any]) -> None:
-    one, first, second = (found["bf16"] for found in processes)
+    one, first, second = (actual["bf16"] for actual in processes)
     assert one["loss"] == pytest.approx(first["loss"], rel=2e-2) and first["loss"] == second["loss"]
     assert norm(first["gradient"]) == pytest.approx(norm(one["gradient"]), rel=0.2)
 
 
 @pytest.mark.integration
 def test_the_average_of_two_is_that_of_one(processes: tuple[Any, Any, Any]) -> None:
-    one, first, second = (found["average"] for found in processes)
+    one, first, second = (actual["average"] for actual in processes)
     assert one.keys() == first.keys()
     for key, value in one.items():
         if value.is_floating_point():
@@ -210,4 +210,4 @@ def test_the_average_of_two_is_that_of_one(processes: tuple[Any, Any, Any]) -> N
 
 @pytest.mark.integration
 def test_one_process_asked_to_stop_stops_all(processes: tuple[Any, Any, Any]) -> None:
-    assert [found["any"] for found in processes] == [0, 15, 15]
+    assert [actual["any"] for actual in processes] == [0, 15, 15]

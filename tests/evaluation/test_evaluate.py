@@ -52,13 +52,13 @@ def scaled(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def by_hand(model: DeepLabV3, images: torch.Tensor, scales: tuple[float, ...], flip: bool) -> torch.Tensor:
     """Section 4.2 in a plain loop: `model(x)` is all that it uses."""
     height, width = images.shape[-2:]
-    found = []
+    actual = []
     for scale in scales:
         x = scaled(images, round((height - 1) * scale) + 1, round((width - 1) * scale) + 1)
-        found.append(scaled(model(x), height, width).softmax(1))
+        actual.append(scaled(model(x), height, width).softmax(1))
         if flip:
-            found.append(scaled(model(x.flip(3)), height, width).softmax(1).flip(3))
-    return torch.stack(found).double().mean(0)
+            actual.append(scaled(model(x.flip(3)), height, width).softmax(1).flip(3))
+    return torch.stack(actual).double().mean(0)
 
 
 @pytest.mark.parametrize("upsampling", ["grid", "half_pixel", "corners"])
@@ -66,11 +66,11 @@ def test_scales_and_flip_are_the_mean_of_the_softmax(model, val, upsampling) -> 
     model, images = copy.deepcopy(model), val[0].image[None]
     model.upsampling = upsampling
     for scales, flip in [((1.0,), False), ((1.0,), True), ((0.5, 0.75, 1.25), False), ((0.5, 1.0, 1.75), True)]:
-        found = predict_probabilities(model, images, scales=scales, flip=flip)
+        actual = predict_probabilities(model, images, scales=scales, flip=flip)
         classes = predict_classes(model, images, scales=scales, flip=flip)
         expected = by_hand(model, IMAGENET(images), scales, flip)
-        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
-        torch.testing.assert_close(found.sum(1), torch.ones_like(found[:, 0]), rtol=0, atol=1e-5)
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(actual.sum(1), torch.ones_like(actual[:, 0]), rtol=0, atol=1e-5)
         top = expected.topk(2, 1).values
         clear = top[:, 0] - top[:, 1] > 1e-4
         assert clear.float().mean() > 0.9
@@ -118,14 +118,14 @@ def test_the_scores_are_scikit_learns_over_all_images_of_all_sizes(model, val, s
         truth.append(sample.mask.numpy()[valid])
         prediction.append(ids[valid])
     t, p = np.concatenate(truth), np.concatenate(prediction)
-    found = evaluate(model, val, scales=scales, flip=flip)
+    actual = evaluate(model, val, scales=scales, flip=flip)
     matrix = confusion_matrix(t, p, labels=range(4))
     assert (matrix.sum(0) > 0).sum() > 1  # a model that says one thing only would test little
-    assert found.images == 4
+    assert actual.images == 4
     # A tie between two classes may fall either way by a rounding.
-    assert found.scores.pixel_accuracy == pytest.approx(np.mean(t == p), abs=5e-4)
-    assert found.scores.miou == pytest.approx(jaccard_score(t, p, average="macro"), abs=5e-4)
-    assert (found.scales, found.flip) == (scales, flip)
+    assert actual.scores.pixel_accuracy == pytest.approx(np.mean(t == p), abs=5e-4)
+    assert actual.scores.miou == pytest.approx(jaccard_score(t, p, average="macro"), abs=5e-4)
+    assert (actual.scales, actual.flip) == (scales, flip)
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -133,8 +133,8 @@ def test_the_model_is_left_as_it_was_found(model, val, mode) -> None:
     model.train(mode)
     model.output_stride = 16
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    found = evaluate(model, val, output_stride=8)
-    assert found.output_stride == 8
+    actual = evaluate(model, val, output_stride=8)
+    assert actual.output_stride == 8
     assert model.training is mode and model.output_stride == 16
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -209,9 +209,9 @@ def test_progress_counts_every_image(model, val) -> None:
 
 
 def test_json_has_what_the_command_line_promises(model, val) -> None:
-    found = evaluate(model, val).as_dict()
-    assert {"miou", "iou", "pixel_accuracy", "images", "seconds", "output_stride", "left_out"} <= found.keys()
-    assert list(found["iou"]) == ["ground", "red", "green", "blue"] and 0 <= found["miou"] <= 1
+    actual = evaluate(model, val).as_dict()
+    assert {"miou", "iou", "pixel_accuracy", "images", "seconds", "output_stride", "left_out"} <= actual.keys()
+    assert list(actual["iou"]) == ["ground", "red", "green", "blue"] and 0 <= actual["miou"] <= 1
 
 
 def test_pictures_are_brought_to_the_models_longest_side(model, val) -> None:
@@ -224,11 +224,11 @@ def test_pictures_are_brought_to_the_models_longest_side(model, val) -> None:
             model.longest_side = None
             expected = predict_probabilities(model, images, scales=[factor * scale for scale in scales], flip=flip)
             model.longest_side = side
-            found = predict_probabilities(model, images, scales=scales, flip=flip)
+            actual = predict_probabilities(model, images, scales=scales, flip=flip)
             classes = predict_classes(model, images, scales=scales, flip=flip)
             as_they_are = predict_probabilities(model, images, scales=scales, flip=flip, fit=False)
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-            assert (classes == found.argmax(1)).all()
+            torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+            assert (classes == actual.argmax(1)).all()
             assert (as_they_are - expected).abs().max() > 1e-3
         assert evaluate(model, val).as_dict()["longest_side"] == side
     finally:
@@ -248,9 +248,9 @@ def test_a_large_picture_is_made_smaller_with_all_its_pixels(model, val, monkeyp
         seen = Preprocessor(model)(image[None])[0]
         assert seen.shape == small.shape
         assert image is noisy or (seen - IMAGENET(small)).abs().max() <= 1.01 / 255 / min(IMAGENET.std)
-        found = predict_probabilities(model, image[None])
-        assert (found[..., 2::5, 2::5].mean() - 0.25).abs() < 1e-6 and found.shape[-2:] == large.shape[1:]
-        assert (found[..., ::5, ::5] - expected).abs().mean() < close
+        actual = predict_probabilities(model, image[None])
+        assert (actual[..., 2::5, 2::5].mean() - 0.25).abs() < 1e-6 and actual.shape[-2:] == large.shape[1:]
+        assert (actual[..., ::5, ::5] - expected).abs().mean() < close
     # With a view of more than half of it, a picture is not made smaller first.
     half, tripled = (Preprocessor(model).views(large[None], largest)(0.5) for largest in (0.5, 3.0))
     torch.testing.assert_close(tripled, scaled(IMAGENET(large[None]), *tripled.shape[-2:]))

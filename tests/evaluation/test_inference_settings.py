@@ -39,15 +39,15 @@ def test_every_row_is_what_evaluate_finds(model, val) -> None:
     # The last two share no scale with a row before them, the first is out of order.
     rows = [Setting(8, SCALES, True), *rungs(8, SCALES)[:3], Setting(8, (0.5,)), Setting(16, (0.5, 2.0), True)]
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    found = ladder(model, val, rows)
-    for row, result in zip(rows, found, strict=True):
+    actual = ladder(model, val, rows)
+    for row, result in zip(rows, actual, strict=True):
         alone = evaluate(model, val, output_stride=row.output_stride, scales=row.scales, flip=row.flip)
         # The order of the sums differs, so a tie may fall either way by a rounding.
         assert result.scores.pixel_accuracy == pytest.approx(alone.scores.pixel_accuracy, abs=5e-4)
         assert result.scores.miou == pytest.approx(alone.scores.miou, abs=1e-3)
         assert (result.output_stride, result.scales, result.flip) == (row.output_stride, row.scales, row.flip)
         assert result.images == len(val)
-    assert len({round(result.scores.miou, 5) for result in found}) == len(rows)  # or little would have been told apart
+    assert len({round(result.scores.miou, 5) for result in actual}) == len(rows)  # or little would have been told apart
     assert model.output_stride == 16 and all(
         torch.equal(before[key], value) for key, value in model.state_dict().items()
     )

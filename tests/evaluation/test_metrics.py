@@ -105,17 +105,17 @@ def test_another_ignored_label() -> None:
 def test_nothing_to_count_is_not_a_number_and_null_in_json() -> None:
     scores = counted((np.zeros((2, 2), int), np.full((2, 2), 255))).scores(NAMES)
     assert math.isnan(scores.miou) and math.isnan(scores.pixel_accuracy)
-    found = json.loads(json.dumps(scores.as_dict(), allow_nan=False))
-    assert found["miou"] is None and found["iou"] == dict.fromkeys(NAMES) and found["left_out"] == list(NAMES)
+    actual = json.loads(json.dumps(scores.as_dict(), allow_nan=False))
+    assert actual["miou"] is None and actual["iou"] == dict.fromkeys(NAMES) and actual["left_out"] == list(NAMES)
 
 
 def test_json_holds_every_class_by_name() -> None:
-    found = counted(random_pair(0, [0, 1, 2, 3])).scores(NAMES)
-    as_dict = json.loads(json.dumps(found.as_dict(), allow_nan=False))
-    assert as_dict["miou"] == found.miou
+    actual = counted(random_pair(0, [0, 1, 2, 3])).scores(NAMES)
+    as_dict = json.loads(json.dumps(actual.as_dict(), allow_nan=False))
+    assert as_dict["miou"] == actual.miou
     assert list(as_dict["iou"]) == list(NAMES)
     assert as_dict["iou"]["e"] is None
-    assert dict(found) == {key: as_dict[key] for key in ("miou", "mean_accuracy", "pixel_accuracy")}
+    assert dict(actual) == {key: as_dict[key] for key in ("miou", "mean_accuracy", "pixel_accuracy")}
 
 
 @pytest.mark.parametrize(

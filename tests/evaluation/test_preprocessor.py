@@ -94,11 +94,11 @@ def test_evaluation_says_what_it_padded_to(predictor: Predictor, tmp_path) -> No
     assert padded.as_dict()["pad_to"] == 193 and plain.as_dict()["pad_to"] is None and padded.scores != plain.scores
     # Rows of one output stride share passes only if they pad alike.
     rows = [Setting(16), Setting(16, pad_to=193), Setting(16, (0.5, 1.0), pad_to=193), Setting(16, (0.5, 1.0))]
-    found = ladder(model, dataset, rows)
-    assert [row.scores.miou for row in found] == pytest.approx(
+    actual = ladder(model, dataset, rows)
+    assert [row.scores.miou for row in actual] == pytest.approx(
         [evaluate(model, dataset, scales=row.scales, pad_to=row.pad_to).scores.miou for row in rows], abs=1e-3
     )
-    assert len({row.scores.miou for row in found}) == 4 and {row.slug for row in rows} == {
+    assert len({row.scores.miou for row in actual}) == 4 and {row.slug for row in rows} == {
         "os16", "os16-pad193", "os16-scales0.5-1-pad193", "os16-scales0.5-1",
     }  # fmt: skip
     assert [row.pad_to for row in rungs(8, (0.5,), 513)] == [513] * 4

@@ -36,23 +36,23 @@ def main(data: Path, out: Path) -> None:
     labels[3] = 255  # uneven counts, and an image without any
     empty = torch.full_like(labels, 255)
     with distributed_context("cpu") as ctx:
-        found: dict[str, Any] = {}
+        actual: dict[str, Any] = {}
         # In float64, for a rounding in float32 moves some rectifiers across their kink.
         torch.set_default_dtype(torch.float64)
-        found["plain"], state = step(ctx, RECIPE, images, labels)
-        found["kinds"] = {type(norm).__name__ for norm in state.model.batch_norms()} == {"SynchronisedBatchNorm"}
-        found["average"] = state.evaluated.state_dict()
-        found["frozen, in parts"], _ = step(ctx, override(RECIPE, {"batch_norm": "freeze"}), images, labels, parts=2)
-        found["one rank empty"], _ = step(ctx, RECIPE, images, torch.cat([labels[:2], empty[:2]]))
-        found["empty"], _ = step(ctx, RECIPE, images, empty)
+        actual["plain"], state = step(ctx, RECIPE, images, labels)
+        actual["kinds"] = {type(norm).__name__ for norm in state.model.batch_norms()} == {"SynchronisedBatchNorm"}
+        actual["average"] = state.evaluated.state_dict()
+        actual["frozen, in parts"], _ = step(ctx, override(RECIPE, {"batch_norm": "freeze"}), images, labels, parts=2)
+        actual["one rank empty"], _ = step(ctx, RECIPE, images, torch.cat([labels[:2], empty[:2]]))
+        actual["empty"], _ = step(ctx, RECIPE, images, empty)
         torch.set_default_dtype(torch.float32)
-        found["bf16"], _ = step(ctx, override(RECIPE, {"amp": "bf16"}), images, labels)
+        actual["bf16"], _ = step(ctx, override(RECIPE, {"amp": "bf16"}), images, labels)
         model = State.build(RECIPE, 4, 255, ctx).model
         evaluation = evaluate(model, open_dataset(data, "val"), ctx=ctx)
-        found["scores"] = {**evaluation.scores.as_dict(), "images": evaluation.images}
-        found["offset"], found["offset variance"] = far_from_zero(ctx, generator)
-        found["any"] = ctx.any(15 if ctx.rank else 0)
-        torch.save(found, f"{out}-{ctx.rank}")
+        actual["scores"] = {**evaluation.scores.as_dict(), "images": evaluation.images}
+        actual["offset"], actual["offset variance"] = far_from_zero(ctx, generator)
+        actual["any"] = ctx.any(15 if ctx.rank else 0)
+        torch.save(actual, f"{out}-{ctx.rank}")
 
 
 def step(

@@ -48,9 +48,11 @@ def with_supervision(kind: str, folder: Path, names: list[str]) -> Iterator[tupl
         else:
             labels = folder / "labels" / images.name
             dataset = sv.DetectionDataset.from_yolo(str(images), str(labels), str(folder / "data.yaml"), True)
-        for path, image, found in dataset:
+        for path, image, actual in dataset:
             ids = np.zeros(image.shape[:2], dtype=np.uint8)
-            for region, number in sorted(zip(found.mask, found.class_id, strict=True), key=lambda pair: -pair[0].sum()):
+            for region, number in sorted(
+                zip(actual.mask, actual.class_id, strict=True), key=lambda pair: -pair[0].sum()
+            ):
                 ids[region] = names.index(dataset.classes[number])
             yield Path(path).stem, ids
 

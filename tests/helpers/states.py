@@ -12,9 +12,9 @@ from atrous.training import checkpoint
 
 def final_state(run: Path) -> dict[str, Any]:
     """All that the newest whole checkpoint of a run holds."""
-    found = checkpoint.load_newest(run)
-    assert found is not None
-    return found
+    actual = checkpoint.load_newest(run)
+    assert actual is not None
+    return actual
 
 
 def same(one: Any, other: Any) -> bool:

@@ -35,14 +35,14 @@ def result(predictor: Predictor, cow: Path) -> Segmentation:
 
 def test_supervision_draws_the_detections(result: Segmentation) -> None:
     sv = pytest.importorskip("supervision")
-    found = supervision.detections(result)
-    assert isinstance(found, sv.Detections) and list(found.data["class_name"]) == ["cow"]
-    assert found.class_id.tolist() == [10] and found.confidence[0] == pytest.approx(result.confidences["cow"])
-    assert np.array_equal(found.mask[0], result.mask == 10)
-    assert np.array_equal(found.xyxy, sv.mask_to_xyxy(found.mask) + [[0, 0, 1, 1]])  # theirs ends with the last pixel
-    scene = sv.MaskAnnotator(opacity=1.0).annotate(scene=result.image.copy(), detections=found)
+    actual = supervision.detections(result)
+    assert isinstance(actual, sv.Detections) and list(actual.data["class_name"]) == ["cow"]
+    assert actual.class_id.tolist() == [10] and actual.confidence[0] == pytest.approx(result.confidences["cow"])
+    assert np.array_equal(actual.mask[0], result.mask == 10)
+    assert np.array_equal(actual.xyxy, sv.mask_to_xyxy(actual.mask) + [[0, 0, 1, 1]])  # theirs ends with the last pixel
+    scene = sv.MaskAnnotator(opacity=1.0).annotate(scene=result.image.copy(), detections=actual)
     changed = (scene != result.image).any(axis=2)
-    assert (changed <= found.mask[0]).all() and changed.sum() > 0.9 * found.mask[0].sum()
+    assert (changed <= actual.mask[0]).all() and changed.sum() > 0.9 * actual.mask[0].sum()
     nothing = Segmentation(np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint8), result.labels)
     assert len(supervision.detections(nothing)) == 0 and len(supervision.detections(result, background=True)) == 2
 
@@ -92,10 +92,10 @@ def test_fiftyone_takes_labels_and_model(predictor: Predictor, cow: Path, result
     models = pytest.importorskip("fiftyone.core.models")
     segmentation = fiftyone.segmentation(result)
     assert isinstance(segmentation, labels.Segmentation) and np.array_equal(segmentation.mask, result.mask)
-    [found] = fiftyone.detections(result).detections
-    assert found.label == "cow" and found.confidence == pytest.approx(result.confidences["cow"])
+    [actual] = fiftyone.detections(result).detections
+    assert actual.label == "cow" and actual.confidence == pytest.approx(result.confidences["cow"])
     height, width = result.mask.shape
-    back = found.to_segmentation(frame_size=(width, height), target=10)
+    back = actual.to_segmentation(frame_size=(width, height), target=10)
     assert np.array_equal(back.mask == 10, result.mask == 10)
     model = fiftyone.model(predictor)
     assert isinstance(model, models.Model) and model.media_type == "image"

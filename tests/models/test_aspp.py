@@ -46,9 +46,9 @@ def test_image_pooling_is_the_global_mean_everywhere() -> None:
     head = ASPP(8, (), pointwise=False, filters=4).eval()
     assert head.image_pooling is not None
     x = torch.randn(2, 8, 5, 7)
-    found = head.image_pooling(x)
+    actual = head.image_pooling(x)
     expected = head.image_pooling.project(x.mean((2, 3), keepdim=True))
-    assert found.shape == (2, 4, 5, 7) and torch.equal(found, expected.expand_as(found))
+    assert actual.shape == (2, 4, 5, 7) and torch.equal(actual, expected.expand_as(actual))
 
 
 def test_a_rate_beyond_the_map_is_a_pointwise_convolution() -> None:

@@ -53,8 +53,8 @@ def test_logits_are_the_same_and_the_dial_stays(backbone: str) -> None:
     for stride in (16, 8):
         model.output_stride = form.output_stride = stride
         with torch.inference_mode():
-            expected, found = model(image), form(image)
-        assert (found - expected).abs().max() < 1e-9 * expected.abs().max()
+            expected, actual = model(image), form(image)
+        assert (actual - expected).abs().max() < 1e-9 * expected.abs().max()
 
 
 @pytest.mark.integration
@@ -71,8 +71,8 @@ def test_the_compiled_form_computes_the_same_at_every_stride() -> None:
     for stride in (16, 8):
         model.output_stride = form.output_stride = stride
         with torch.inference_mode():
-            expected, found = model(image), form(image)
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+            expected, actual = model(image), form(image)
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     assert len(graphs) == 2, "one whole graph for each stride: nothing broke it"
     twin = copy.deepcopy(form)
     with torch.no_grad():
@@ -104,8 +104,8 @@ def test_copies_at_other_output_strides_share_the_weights_and_serve_threads(back
             return [twins[stride](image) for _ in range(3)]
 
     with ThreadPoolExecutor() as pool:
-        found = dict(zip([8, 16, 32] * 3, pool.map(predict, [8, 16, 32] * 3), strict=True))
-    for stride, logits in found.items():
+        actual = dict(zip([8, 16, 32] * 3, pool.map(predict, [8, 16, 32] * 3), strict=True))
+    for stride, logits in actual.items():
         plain.output_stride = stride
         with torch.inference_mode():
             expected = plain(image)
@@ -137,11 +137,11 @@ def test_bf16_takes_and_gives_float32_and_rounds_as_autocast_does() -> None:
     form = model.for_inference(dtype=torch.bfloat16)
     image = torch.randn(1, 3, 65, 65)
     with torch.inference_mode():
-        expected, found = model(image), form(image)
+        expected, actual = model(image), form(image)
         with torch.autocast("cpu", torch.bfloat16):
             usual = model(image)
-    assert found.dtype == torch.float32 and form.classifier.weight.dtype == torch.bfloat16
-    assert (found - expected).abs().mean() < 2 * (usual - expected).abs().mean()
+    assert actual.dtype == torch.float32 and form.classifier.weight.dtype == torch.bfloat16
+    assert (actual - expected).abs().mean() < 2 * (usual - expected).abs().mean()
 
 
 def test_the_format_is_one_that_the_machine_multiplies() -> None:
@@ -162,10 +162,10 @@ def test_float32_is_no_less_exact_with_what_follows_in_the_convolutions(backbone
         with torch.inference_mode():
             usual = model(image)
             exact = copy.deepcopy(model).double()(image.double())
-            found = [form(image) for _ in range(3)]  # weights are laid out when a size comes again
+            actual = [form(image) for _ in range(3)]  # weights are laid out when a size comes again
         scale = exact.abs().max()
         allowed = 4 * (usual - exact).abs().max() + 2e-6 * scale
-        assert all((y - exact).abs().max() < allowed for y in found)
+        assert all((y - exact).abs().max() < allowed for y in actual)
 
 
 @pytest.mark.parametrize(("backbone", "options"), [
@@ -177,10 +177,10 @@ def test_the_stages_are_not_written_over(backbone: str, options: dict[str, objec
     form = model.for_inference(dtype=torch.float32)
     image = torch.randn(1, 3, 65, 65)
     with torch.inference_mode():
-        expected, found = model.backbone(image).stages, form.backbone(image).stages
-    assert expected.keys() == found.keys()
+        expected, actual = model.backbone(image).stages, form.backbone(image).stages
+    assert expected.keys() == actual.keys()
     for name, stage in expected.items():
-        torch.testing.assert_close(found[name], stage, rtol=1e-3, atol=1e-4 * float(stage.abs().max()))
+        torch.testing.assert_close(actual[name], stage, rtol=1e-3, atol=1e-4 * float(stage.abs().max()))
 
 
 @pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")

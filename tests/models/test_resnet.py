@@ -94,13 +94,13 @@ def test_atrous_consistency(depth: int, stride_in: StrideIn) -> None:
     net = shake(ResNet(depth, stride_in=stride_in, consistent_rates=True, last_block=5).eval().double())
     assert isinstance(net, ResNet)
     image = torch.randn(1, 3, 65, 97, dtype=torch.float64)
-    found: dict[int, Tensor] = {}
+    actual: dict[int, Tensor] = {}
     with torch.no_grad():
         for stride in net.reachable:
             net.set_output_stride(stride)
-            found[stride] = net(image).out
+            actual[stride] = net(image).out
     for stride in net.reachable[:-1]:
-        torch.testing.assert_close(found[stride][..., ::2, ::2], found[2 * stride], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(actual[stride][..., ::2, ::2], actual[2 * stride], rtol=1e-9, atol=1e-9)
 
 
 def test_the_dial_changes_no_parameter() -> None:

@@ -46,7 +46,7 @@ def folded(model: DeepLabV3) -> list[FoldedConv]:
     layers = [*model.backbone.modules(), *model.last_conv.modules()]
     convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
     norms = [layer for layer in layers if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    found = [
+    actual = [
         FoldedConv(f"net/conv{i}", conv.weight, norm.bias)
         for i, (conv, norm) in enumerate(zip(convs, norms, strict=True))
     ]
@@ -58,7 +58,7 @@ def folded(model: DeepLabV3) -> list[FoldedConv]:
         (torch.cat([pooling, pointwise], 1), head.project[1].bias),
         (model.classifier.weight, model.classifier.bias),
     )
-    return found + [FoldedConv(name, *pair) for name, pair in zip(HEAD, weights, strict=True)]
+    return actual + [FoldedConv(name, *pair) for name, pair in zip(HEAD, weights, strict=True)]
 
 
 def write_graph(
@@ -128,9 +128,9 @@ def write_graph(
 
 
 def _params(scale: list[float], zero: list[int], dimension: int = 0) -> Any:
-    found = schema.QuantizationParametersT()
-    found.scale, found.zeroPoint, found.quantizedDimension = scale, zero, dimension
-    return found
+    actual = schema.QuantizationParametersT()
+    actual.scale, actual.zeroPoint, actual.quantizedDimension = scale, zero, dimension
+    return actual
 
 
 def _quantised(add: Any, name: str, values: np.ndarray, kind: str, axis: int) -> int:
@@ -142,8 +142,8 @@ def _quantised(add: Any, name: str, values: np.ndarray, kind: str, axis: int) ->
     others = tuple(i for i in range(4) if i != axis)
     scales = np.abs(values).max(others) / 127
     raw = np.round(values / scales.reshape([-1 if i == axis else 1 for i in range(4)])).astype(np.int8)
-    found = _params(scales.tolist(), [0] * len(scales), axis)
-    return int(add(name, raw, values.shape, schema.TensorType.INT8, found))
+    actual = _params(scales.tolist(), [0] * len(scales), axis)
+    return int(add(name, raw, values.shape, schema.TensorType.INT8, actual))
 
 
 def _shifted(add: Any, name: str, bias: np.ndarray) -> int:
@@ -169,13 +169,13 @@ def test_a_model_written_as_a_graph_comes_back(rates: tuple[int, ...], tmp_path:
 def test_bytes_are_read_to_half_a_step(kind: str, steps: int, tmp_path: Path) -> None:
     theirs, ours = small(), small(classes=4)
     load_tflite(ours, write_graph(tmp_path / "m.tflite", folded(theirs), kind))
-    found, wanted = ours.state_dict(), theirs.state_dict()
+    actual, wanted = ours.state_dict(), theirs.state_dict()
     for key, value in wanted.items():
         if value.ndim == 4 and not key.startswith("head.project"):
             span = 2 * value.abs().amax((1, 2, 3), keepdim=True) if kind == "int8" else value.max() - value.min()
-            assert bool(((found[key] - value).abs() <= span / steps * 0.501).all()), key
+            assert bool(((actual[key] - value).abs() <= span / steps * 0.501).all()), key
         elif key.endswith("bias"):
-            torch.testing.assert_close(found[key], value, rtol=0, atol=2.0**-21 + 1e-7)
+            torch.testing.assert_close(actual[key], value, rtol=0, atol=2.0**-21 + 1e-7)
     # The input's byte q is scale * (q - zero) to the network; ours is (q / 255 - mean) / std.
     assert ours.mean == pytest.approx((120 / 255,) * 3) and ours.std == pytest.approx((64 / 255,) * 3)
 
@@ -328,9 +328,9 @@ def _run(graph: Any, page: np.ndarray, shape: tuple[int, ...]) -> Tensor:
     """What the graph itself computes: its last tensor of a shape, dequantised."""
     graph.set_tensor(graph.get_input_details()[0]["index"], page[None])
     graph.invoke()
-    found = [tensor for tensor in graph.get_tensor_details() if tuple(tensor["shape"]) == shape][-1]
-    scale, zero = found["quantization"]
-    raw = torch.from_numpy(graph.get_tensor(found["index"])).float()
+    actual = [tensor for tensor in graph.get_tensor_details() if tuple(tensor["shape"]) == shape][-1]
+    scale, zero = actual["quantization"]
+    raw = torch.from_numpy(graph.get_tensor(actual["index"])).float()
     return ((raw - zero) * scale).permute(0, 3, 1, 2)
 
 

@@ -101,10 +101,10 @@ def test_stages_are_named_and_the_dial_keeps_the_parameters() -> None:
     assert keys == list(net.state_dict())
     assert all(a is b for a, b in zip(parameters, net.parameters(), strict=True))
     with torch.no_grad():
-        found = net(torch.zeros(1, 3, 33, 33))
-    assert isinstance(found, Features)
-    assert list(found.stages) == ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "blocks.6"]
-    assert found.out is found.stages["blocks.6"] and found.out.shape[1] == net.channels == 320
+        actual = net(torch.zeros(1, 3, 33, 33))
+    assert isinstance(actual, Features)
+    assert list(actual.stages) == ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "blocks.6"]
+    assert actual.out is actual.stages["blocks.6"] and actual.out.shape[1] == net.channels == 320
     assert net.mean == (0.5, 0.5, 0.5) and net.std == (0.5, 0.5, 0.5)
 
 

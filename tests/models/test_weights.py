@@ -70,13 +70,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DeepLabV3, Mo
 
 def test_model_and_card_come_back(saved: tuple[Path, DeepLabV3, ModelCard]) -> None:
     path, model, card = saved
-    found, found_card = load(path)
-    assert found.longest_side == 840
+    actual, found_card = load(path)
+    assert actual.longest_side == 840
     assert found_card == replace(card, arguments=json.loads(json.dumps(card.arguments)))
-    assert not found.training and found.output_stride == 8
-    assert (found.mean, found.std) == (card.mean, card.std)
+    assert not actual.training and actual.output_stride == 8
+    assert (actual.mean, actual.std) == (card.mean, card.std)
     theirs = model.state_dict()
-    for key, value in found.state_dict().items():
+    for key, value in actual.state_dict().items():
         expected = theirs[key].half().float() if theirs[key].is_floating_point() else theirs[key]
         assert value.dtype == theirs[key].dtype and torch.equal(value, expected)
 
@@ -91,10 +91,10 @@ def test_the_file_is_float16_and_small(saved: tuple[Path, DeepLabV3, ModelCard])
 
 def test_float16_predicts_what_float32_does(saved: tuple[Path, DeepLabV3, ModelCard]) -> None:
     path, model, _ = saved
-    found, _ = load(path, output_stride=16)
+    actual, _ = load(path, output_stride=16)
     x = torch.randn(1, 3, 49, 33)
     with torch.no_grad():
-        one, other = model.eval()(x), found(x)
+        one, other = model.eval()(x), actual(x)
     assert (one - other).abs().max() <= 0.01 * one.abs().max() and one.abs().max() > 0
 
 
@@ -188,8 +188,8 @@ def test_what_float16_cannot_hold_stays_float32(tmp_path: Path) -> None:
     norm = next(model.batch_norms())
     norm.running_var.fill_(1e6)
     save(model, tmp_path / "m.safetensors", card_of(model))
-    found, _ = load(tmp_path / "m.safetensors")
-    assert torch.equal(next(found.batch_norms()).running_var, norm.running_var)
+    actual, _ = load(tmp_path / "m.safetensors")
+    assert torch.equal(next(actual.batch_norms()).running_var, norm.running_var)
 
 
 @pytest.mark.parametrize(
@@ -440,8 +440,8 @@ def readers(content: Any, protocol: int, container: str, folder: Path) -> dict[s
             torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=container == "zip")
     digest = hashlib.sha256(state.read_bytes()).hexdigest()
     state.with_name(checkpoint.MANIFEST).write_text(json.dumps({"step": 1, "files": {checkpoint.STATE: digest}}))
-    found: dict[str, tuple[Any, Path]] = {str(path): (load, path) for path in paths[:2]}
-    return {**found, "run": (load, folder / "run"), "state": (checkpoint.load_newest, folder / "run")}
+    actual: dict[str, tuple[Any, Path]] = {str(path): (load, path) for path in paths[:2]}
+    return {**actual, "run": (load, folder / "run"), "state": (checkpoint.load_newest, folder / "run")}
 
 
 REFUSED = "not a safetensors file|no state of a run|more than tensors|cannot be read as|not a whole checkpoint"
@@ -653,12 +653,12 @@ def packaged_lite0() -> dict[str, torch.Tensor]:
 
 
 def test_packaged_imagenet_weights_are_the_packages_tensors() -> None:
-    theirs, found = packaged_lite0(), imagenet.imagenet("timm/tf_efficientnet_lite0")
-    assert len(found) == len(theirs) - 8  # without its last convolution, that one's batch norm, and its classifier
-    assert all(torch.equal(a, b) for a, b in zip(found.values(), theirs.values(), strict=False))
+    theirs, actual = packaged_lite0(), imagenet.imagenet("timm/tf_efficientnet_lite0")
+    assert len(actual) == len(theirs) - 8  # without its last convolution, that one's batch norm, and its classifier
+    assert all(torch.equal(a, b) for a, b in zip(actual.values(), theirs.values(), strict=False))
     model = DeepLabV3("timm/tf_efficientnet_lite0", 4, weights="imagenet")
     own = model.backbone.net.state_dict()
-    assert len(own) > 250 and all(torch.equal(value, found[key]) for key, value in own.items())
+    assert len(own) > 250 and all(torch.equal(value, actual[key]) for key, value in own.items())
     # The stem by its name in the package: orders that agree by chance would not.
     stem = next(value for key, value in theirs.items() if value.shape == (32, 3, 3, 3))
     assert torch.equal(own["conv_stem.weight"], stem)

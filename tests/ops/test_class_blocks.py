@@ -47,9 +47,9 @@ def test_it_is_the_largest_of_the_interpolated_logits(
 ) -> None:
     logits = draw(seen, stride, how, smooth)
     exact = resize(upsample(logits.double(), seen, stride, how), size)
-    found = largest_class([enlargement(logits, seen, size, stride, how)])
-    assert found.dtype == torch.uint8 and found.is_contiguous() and found.shape == (2, *size)
-    assert (exact.amax(1) - exact.gather(1, found[:, None].long())[:, 0]).max() < 1e-5
+    actual = largest_class([enlargement(logits, seen, size, stride, how)])
+    assert actual.dtype == torch.uint8 and actual.is_contiguous() and actual.shape == (2, *size)
+    assert (exact.amax(1) - exact.gather(1, actual[:, None].long())[:, 0]).max() < 1e-5
 
 
 @pytest.mark.parametrize("smooth", [True, False])
@@ -60,16 +60,16 @@ def test_it_is_the_largest_mean_of_probabilities_of_views(smooth: bool) -> None:
         total = total + resize(upsample(logits.double(), seen, stride), size).softmax(1).flip(-1)
         view = enlargement(logits, seen, size, stride, "grid")
         views.append(view._replace(columns=Weights(*(part.flip(0) for part in view.columns))))
-    found = largest_class(views)
-    assert (total.amax(1) - total.gather(1, found[:, None].long())[:, 0]).max() < 1e-5
+    actual = largest_class(views)
+    assert (total.amax(1) - total.gather(1, actual[:, None].long())[:, 0]).max() < 1e-5
 
 
 def test_nothing_is_interpolated_where_the_features_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(1, 5, 4, 6)
     logits[:, 3] += 100
     monkeypatch.setattr(class_blocks._Blocked, "values", None)  # it is not called
-    found = largest_class([enlargement(logits, (49, 81), (49, 81), 16, "grid")])
-    assert found.shape == (1, 49, 81) and bool((found == 3).all())
+    actual = largest_class([enlargement(logits, (49, 81), (49, 81), 16, "grid")])
+    assert actual.shape == (1, 49, 81) and bool((actual == 3).all())
 
 
 @pytest.mark.parametrize("tile", [1, 3_000])
@@ -102,12 +102,12 @@ def test_an_image_has_the_same_classes_alone_as_in_a_batch() -> None:
 
 def test_equal_logits_give_the_smaller_class_and_many_classes_a_wider_dtype() -> None:
     logits = draw((65, 90), 16, "grid", False, 3)[:, [0, 1, 2, 2, 1, 0]]
-    found = largest_class([enlargement(logits, (65, 90), (65, 90), 16, "grid")])
-    assert found.max() <= 2
+    actual = largest_class([enlargement(logits, (65, 90), (65, 90), 16, "grid")])
+    assert actual.max() <= 2
     many = torch.zeros(1, 300, 3, 3)
     many[:, 299] = 1
-    found = largest_class([enlargement(many, (33, 33), (33, 33), 16, "grid")])
-    assert found.dtype == torch.int32 and bool((found == 299).all())
+    actual = largest_class([enlargement(many, (33, 33), (33, 33), 16, "grid")])
+    assert actual.dtype == torch.int32 and bool((actual == 299).all())
 
 
 def test_dense_weights_are_pytorchs_interpolation() -> None:

@@ -48,11 +48,11 @@ def test_layer_is_the_reference_forward_and_backward(
     layer = kind(3, 5, kernel_size, stride=stride, rate=rate).double()
     x = torch.randn(2, 3, 13, 10, dtype=torch.float64, requires_grad=True)
     expected = atrous_conv2d(x, layer.weight, rate, stride)
-    found = layer(x)
-    torch.testing.assert_close(found, expected)
+    actual = layer(x)
+    torch.testing.assert_close(actual, expected)
     upstream = torch.randn_like(expected)
     for ours, theirs in zip(
-        torch.autograd.grad(found, (x, layer.weight), upstream),
+        torch.autograd.grad(actual, (x, layer.weight), upstream),
         torch.autograd.grad(expected, (x, layer.weight), upstream),
         strict=True,
     ):

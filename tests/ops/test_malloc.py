@@ -41,22 +41,22 @@ def measured() -> dict[str, int]:
     """Page faults of some steps as usual, while memory is kept and afterwards, and what was handed back."""
     torch.set_num_threads(1)
     step()
-    found = {"pages": PAGES, "before": faults(STEPS)}
+    actual = {"pages": PAGES, "before": faults(STEPS)}
     with memory_kept(CPU) as kept:
         for _ in range(5):  # until the blocks have found their places: it may take one more, by where the heap began
             step()
-        found |= {"kept": int(kept), "during": faults(STEPS), "held": resident()}
-    return found | {"left": resident(), "after": faults(STEPS)}
+        actual |= {"kept": int(kept), "during": faults(STEPS), "held": resident()}
+    return actual | {"left": resident(), "after": faults(STEPS)}
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep memory")
 @pytest.mark.slow  # what the heap does depends on what ran before
 def test_a_later_step_asks_the_system_for_nothing_and_all_is_handed_back() -> None:
     # In a process of its own: what other tests have left in this one lies between the blocks.
-    found = json.loads(subprocess.run([sys.executable, __file__], capture_output=True, check=True).stdout)
-    assert found["kept"] and found["before"] > 0.9 * STEPS * found["pages"]  # as usual, every page anew
-    assert found["during"] < found["pages"]  # not even one step's, of all those steps
-    assert found["left"] < found["held"] - 100e6 and found["after"] > found["pages"]
+    actual = json.loads(subprocess.run([sys.executable, __file__], capture_output=True, check=True).stdout)
+    assert actual["kept"] and actual["before"] > 0.9 * STEPS * actual["pages"]  # as usual, every page anew
+    assert actual["during"] < actual["pages"]  # not even one step's, of all those steps
+    assert actual["left"] < actual["held"] - 100e6 and actual["after"] > actual["pages"]
 
 
 def test_another_device_or_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

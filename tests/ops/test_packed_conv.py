@@ -35,9 +35,9 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape).to(dtype, memory_format=LAST)
 
 
-def close(found: Tensor, expected: Tensor) -> None:
-    tolerance = 2e-2 if found.dtype == torch.bfloat16 else 2e-5
-    assert (found.double() - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max()))
+def close(actual: Tensor, expected: Tensor) -> None:
+    tolerance = 2e-2 if actual.dtype == torch.bfloat16 else 2e-5
+    assert (actual.double() - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("dtype", packed_conv.DTYPES)
@@ -103,13 +103,13 @@ def test_what_was_decided_holds_for_the_same_again_alone(change: str, monkeypatc
     try:
         with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             again = layer._is_again(kept, x, (layer.padding, layer.stride, layer.dilation, layer.groups))
-            found = layer(x.requires_grad_(gradients))
+            actual = layer(x.requires_grad_(gradients))
     finally:
         torch.set_num_threads(threads)
     assert again == (change == "nothing")
-    assert found.requires_grad == gradients and (change != "autocast" or found.dtype == dtype)
+    assert actual.requires_grad == gradients and (change != "autocast" or actual.dtype == dtype)
     exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), layer.stride, 1).relu()  # type: ignore[union-attr]
-    close(found.detach(), exact.detach())
+    close(actual.detach(), exact.detach())
 
 
 @needs_onednn

@@ -63,10 +63,10 @@ def by_hand(logits: Tensor, size: tuple[int, int], stride: int) -> Tensor:
 def test_feature_j_sits_on_pixel_stride_times_j(size: tuple[int, int], stride: int) -> None:
     features = tuple((grid_size(side, stride) - 1) // stride + 1 for side in size)
     logits = torch.randn(2, 3, *features)
-    found = upsample(logits, size, stride)
-    torch.testing.assert_close(found.double(), by_hand(logits, size, stride), rtol=1e-5, atol=1e-5)
+    actual = upsample(logits, size, stride)
+    torch.testing.assert_close(actual.double(), by_hand(logits, size, stride), rtol=1e-5, atol=1e-5)
     rows, columns = -(-size[0] // stride), -(-size[1] // stride)
-    torch.testing.assert_close(found[..., ::stride, ::stride], logits[..., :rows, :columns], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual[..., ::stride, ::stride], logits[..., :rows, :columns], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(40, 48), (33, 50), (7, 90)])

@@ -31,12 +31,12 @@ def draw(
 
 
 def plain(views: list[View], size: tuple[int, int], stride: int) -> Tensor:
-    found = []
+    actual = []
     for view in views:
         logits = upsample(view.logits.double(), view.size, stride, view.upsampling)
         probabilities = resize(logits, size).softmax(1)
-        found.append(probabilities.flip(-1) if view.flipped else probabilities)
-    return torch.stack(found).mean(0)
+        actual.append(probabilities.flip(-1) if view.flipped else probabilities)
+    return torch.stack(actual).mean(0)
 
 
 CASES = [
@@ -58,9 +58,9 @@ def test_it_is_the_plain_mean(
     views = draw(size, classes, stride, scales, batch, upsampling=upsampling)
     before = [view.logits.clone() for view in views]
     expected = plain(views, size, stride)
-    found = mean_probabilities(views, size, stride)
-    assert found.dtype == torch.float32 and found.shape == expected.shape
-    assert (found - expected).abs().max() < 1e-6
+    actual = mean_probabilities(views, size, stride)
+    assert actual.dtype == torch.float32 and actual.shape == expected.shape
+    assert (actual - expected).abs().max() < 1e-6
     top = expected.topk(2, 1).values
     clear = top[:, 0] - top[:, 1] > 1e-5
     classes_found = mean_argmax(views, size, stride)
@@ -81,8 +81,8 @@ def test_tiles_of_any_height_give_the_same(monkeypatch: pytest.MonkeyPatch) -> N
 def test_logits_far_apart_neither_overflow_nor_vanish() -> None:
     logits = torch.tensor([[[[1e4, -1e4]], [[-1e4, 1e4]], [[-3e4, -3e4]]]])
     views = [View(logits, (1, 17))]
-    found = mean_probabilities(views, (1, 17), 16)
-    torch.testing.assert_close(found.double(), plain(views, (1, 17), 16), rtol=0, atol=1e-6)
+    actual = mean_probabilities(views, (1, 17), 16)
+    torch.testing.assert_close(actual.double(), plain(views, (1, 17), 16), rtol=0, atol=1e-6)
 
 
 def test_half_precision_is_computed_in_float32_and_double_stays() -> None:
@@ -92,8 +92,8 @@ def test_half_precision_is_computed_in_float32_and_double_stays() -> None:
     rounded = [view._replace(logits=view.logits.bfloat16().float()) for view in views]
     assert torch.equal(mean_probabilities(halves, (33, 33), 16), mean_probabilities(rounded, (33, 33), 16))
     doubles = [view._replace(logits=view.logits.double()) for view in views]
-    found = mean_probabilities(doubles, (33, 33), 16)
-    assert found.dtype == torch.float64 and (found - plain(doubles, (33, 33), 16)).abs().max() < 1e-12
+    actual = mean_probabilities(doubles, (33, 33), 16)
+    assert actual.dtype == torch.float64 and (actual - plain(doubles, (33, 33), 16)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -144,9 +144,9 @@ def test_gradients_are_those_of_the_plain_mean() -> None:
     ]
     leaves = [view.logits for view in views]
     weight = torch.randn(1, 3, 33, 41, dtype=torch.float64)
-    found = torch.autograd.grad((mean_probabilities(views, (33, 41), 16) * weight).sum(), leaves)
+    actual = torch.autograd.grad((mean_probabilities(views, (33, 41), 16) * weight).sum(), leaves)
     expected = torch.autograd.grad((plain(views, (33, 41), 16) * weight).sum(), leaves)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     classes = mean_argmax(views, (33, 41), 16)
     assert confidence_of(views, (33, 41), 16, classes).requires_grad

@@ -169,9 +169,9 @@ def test_the_second_derivative_is_refused() -> None:
 def test_wrong_labels_are_named(wrong: int, dtype: torch.dtype) -> None:
     labels = torch.zeros(2, 17, 17, dtype=torch.int64)
     labels[1, 16, 16] = wrong
-    found = int(labels.to(dtype)[1, 16, 16])
+    actual = int(labels.to(dtype)[1, 16, 16])
     for needed in (True, False):
-        with pytest.raises(ValueError, match=rf"0 to 4, or 255 .*found \[{found}\]"):
+        with pytest.raises(ValueError, match=rf"0 to 4, or 255 .*found \[{actual}\]"):
             upsampled_cross_entropy_sum(torch.randn(2, 5, 3, 3, requires_grad=needed), labels.to(dtype), 8)
 
 
@@ -337,9 +337,9 @@ def test_the_kernel_in_the_interpreter() -> None:
 def test_the_kernel_compiles_for_gpus_that_are_not_here(shape: str, capability: int) -> None:
     """And what a thread holds fits into its registers, but for four at most, of as many as leave room for 16 warps."""
     kernels = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "kernels.py"))
-    found = kernels["compiled"](kernels["CALLS"][f"loss and gradient, {shape}"], capability)
-    assert len(found) == 4  # cells of even and odd row and column
-    assert all(kernel.spilled <= 16 and kernel.resident_warps >= 16 for kernel in found)
+    actual = kernels["compiled"](kernels["CALLS"][f"loss and gradient, {shape}"], capability)
+    assert len(actual) == 4  # cells of even and odd row and column
+    assert all(kernel.spilled <= 16 and kernel.resident_warps >= 16 for kernel in actual)
 
 
 # Few cells, for the interpreter takes milliseconds for each; the last row and column of cells is cut, or the only one.

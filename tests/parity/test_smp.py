@@ -33,8 +33,8 @@ def test_the_whole_model(backbone: str, output_stride: int) -> None:
     net = theirs(backbone, output_stride).double()
     image = torch.randn(2, 3, 96, 128, dtype=torch.float64)
     expected = net(image)
-    found = drop_in(net, torch.float64)(image)
-    assert found.shape == expected.shape and (found - expected).abs().max() < 1e-9 * expected.abs().max()
+    actual = drop_in(net, torch.float64)(image)
+    assert actual.shape == expected.shape and (actual - expected).abs().max() < 1e-9 * expected.abs().max()
     fast = drop_in(net.float(), torch.float32)
     odd = torch.randn(1, 3, 90, 100)  # which theirs refuses
     padded = torch.nn.functional.pad(odd, (0, -100 % output_stride, 0, -90 % output_stride))
@@ -43,8 +43,8 @@ def test_the_whole_model(backbone: str, output_stride: int) -> None:
     with pytest.raises(ValueError, match="expected B,3,H,W"):
         fast(torch.randn(1, 4, 96, 96))
     for _ in range(3):  # weights are laid out for a size when it comes again
-        found = fast(image.float())
-        assert found.dtype == torch.float32 and (found - expected).abs().max() < 1e-4 * expected.abs().max()
+        actual = fast(image.float())
+        assert actual.dtype == torch.float32 and (actual - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_keys_of_before_0_6_and_keys_of_others() -> None:

@@ -29,10 +29,10 @@ def test_backbone_features(depth: int, dilated: tuple[bool, bool, bool], output_
     layers = {f"layer{i}": f"block{i}" for i in range(1, 5)}
     image = torch.randn(1, 3, 97, 129)
     expected = IntermediateLayerGetter(theirs, layers).eval()(image)
-    found = ours(image)
+    actual = ours(image)
     for block, value in expected.items():
-        torch.testing.assert_close(found.stages[block], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
-    assert found.out is found.stages["block4"]
+        torch.testing.assert_close(actual.stages[block], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
+    assert actual.out is actual.stages["block4"]
 
 
 @pytest.mark.parametrize("depth", [18, 34])
@@ -65,8 +65,8 @@ def test_the_whole_model() -> None:
     for size in ((97, 97), (42, 57)):
         image = torch.randn(1, 3, *size)
         expected = theirs(image)["out"]
-        found = ours(image)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+        actual = ours(image)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_a_convention_that_there_is_not_is_named() -> None:

@@ -669,8 +669,8 @@ def test_predictions_lie_on_the_picture_in_every_mode_and_orientation(predictor,
         exif = Image.Exif()
         exif[0x0112] = orientation
         UNTURN[orientation](image).save(tmp_path / "a.img", MODES[mode], exif=exif)
-        found = predictor(tmp_path / "a.img")
-        assert np.abs(found.image.astype(int) - seen).max() <= 1
-        shares[mode, orientation] = float((found.mask == predictor(seen).mask).mean())
+        actual = predictor(tmp_path / "a.img")
+        assert np.abs(actual.image.astype(int) - seen).max() <= 1
+        shares[mode, orientation] = float((actual.mask == predictor(seen).mask).mean())
     assert len(shares) == 72 and min(shares.values()) > 0.99
     record("image modes", f"72 of 72: at least {min(shares.values()):.1%} of pixels as for the picture that is seen")

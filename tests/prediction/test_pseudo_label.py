@@ -130,11 +130,11 @@ def test_a_tflite_graph_teaches_a_train() -> None:
 
     teacher = TFLiteTeacher(GRAPH, VOC)
     photograph = GRAPH.parents[1] / "photos" / "train.jpg"
-    found = teacher.probabilities(photograph)
+    actual = teacher.probabilities(photograph)
     with Image.open(photograph) as image:
-        assert found.shape == (21, image.height, image.width)
-    np.testing.assert_allclose(found.sum(0), 1, atol=1e-4)
-    names = {VOC.names[i] for i in np.flatnonzero(np.bincount(found.argmax(0).reshape(-1), minlength=21) > 1000)}
+        assert actual.shape == (21, image.height, image.width)
+    np.testing.assert_allclose(actual.sum(0), 1, atol=1e-4)
+    names = {VOC.names[i] for i in np.flatnonzero(np.bincount(actual.argmax(0).reshape(-1), minlength=21) > 1000)}
     assert "train" in names
     with pytest.raises(ValueError, match="no layer has 2 channels"):
         TFLiteTeacher(GRAPH, LABELS)

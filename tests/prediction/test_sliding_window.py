@@ -73,9 +73,9 @@ def whole(windows: SlidingWindow, image: np.ndarray) -> np.ndarray:
 
 
 def by_windows(windows: SlidingWindow, image: np.ndarray) -> np.ndarray:
-    found = np.concatenate(list(windows.classes(strips_of(image))))
-    assert found.shape == image.shape[:2] and found.dtype == np.uint8
-    return found
+    actual = np.concatenate(list(windows.classes(strips_of(image))))
+    assert actual.shape == image.shape[:2] and actual.dtype == np.uint8
+    return actual
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,9 +90,9 @@ def test_windows_cover_an_axis_and_their_weights_add_up_to_one(
 ) -> None:
     side, step = (window - 1) // stride * stride + 1, 4 if dense else stride
     overlap = min(2 * module.CONTEXT + module.BLEND, side // 2)
-    found = spans(length, side, overlap, stride, step)
+    actual = spans(length, side, overlap, stride, step)
     total = torch.zeros(-(-(length - 1) // step) + 1)
-    for span in found:
+    for span in actual:
         assert span.start % stride == 0 and 0 <= span.start < span.stop <= length and span.stop - span.start <= side
         total[span.first : span.last] += span.weights
         # What counts lies in the window, and away from an edge that is not the picture's.
@@ -100,7 +100,7 @@ def test_windows_cover_an_axis_and_their_weights_add_up_to_one(
         assert span.first * step >= span.start + (least if span.start else 0)
         assert (span.last - 1) * step <= span.stop - 1 - (least if span.stop < length else -step)
     torch.testing.assert_close(total, torch.ones_like(total))
-    assert all(a.start < b.start and a.first <= b.first for a, b in zip(found, found[1:], strict=False))
+    assert all(a.start < b.start and a.first <= b.first for a, b in zip(actual, actual[1:], strict=False))
 
 
 @pytest.mark.parametrize("pooling", [False, True])

@@ -108,31 +108,31 @@ def png(array: np.ndarray, palette: list[int] | None = None, **options: int) -> 
 
 def test_voc_files_are_palette_pngs_of_our_masks(voc: Path, model: Model, tmp_path: Path) -> None:
     data, out = f"voc:{voc}", tmp_path / "out"
-    found = submission.write(model(VOC), data, out, device="cpu", flip=True)
-    assert (found.images, found.predicted) == (3, 3) and found.archive == out / "results.tgz"
-    files = members(found.archive)
+    actual = submission.write(model(VOC), data, out, device="cpu", flip=True)
+    assert (actual.images, actual.predicted) == (3, 3) and actual.archive == out / "results.tgz"
+    files = members(actual.archive)
     assert list(files) == [f"{FOLDER}/2008_{i}.png" for i in (1, 2, 3)]
     predictor = Predictor.load(model(VOC), device="cpu", flip=True)
     for i in (1, 2, 3):
         image = Image.open(io.BytesIO(files[f"{FOLDER}/2008_{i}.png"]))
         assert image.mode == "P" and image.getpalette()[:63] == [part for colour in VOC.palette for part in colour]
         assert (np.array(image) == predictor(voc / "JPEGImages" / f"2008_{i}.jpg").mask).all()
-    assert submission.check(found.archive, data) == []
-    with tarfile.open(found.archive) as packed:
+    assert submission.check(actual.archive, data) == []
+    with tarfile.open(actual.archive) as packed:
         assert {(info.uid, info.uname) for info in packed} == {(0, "")}, "nobody's name goes out with it"
 
 
 def test_cityscapes_files_hold_label_ids(model: Model, tmp_path: Path) -> None:
     root = put_cityscapes(tmp_path / "cityscapes", "test")
-    found = submission.write(model(CITYSCAPES), root, tmp_path / "out", device="cpu")
-    files = members(found.archive)
+    actual = submission.write(model(CITYSCAPES), root, tmp_path / "out", device="cpu")
+    files = members(actual.archive)
     assert list(files) == [f"results/{name}_pred_labelIds.png" for name in CITY]
     predictor, official = Predictor.load(model(CITYSCAPES), device="cpu"), submission.CITYSCAPES_LABEL_IDS
     for name in CITY:
         image = Image.open(io.BytesIO(files[f"results/{name}_pred_labelIds.png"]))
         mask = predictor(root / "leftImg8bit" / "test" / name.partition("_")[0] / f"{name}_leftImg8bit.png").mask
         assert image.mode == "L" and (np.array(image) == np.vectorize(official.__getitem__)(mask)).all()
-    assert submission.check(found.archive, root) == []
+    assert submission.check(actual.archive, root) == []
 
 
 def test_what_was_interrupted_goes_on(voc: Path, model: Model, tmp_path: Path) -> None:
@@ -283,9 +283,9 @@ def test_the_official_cityscapes_score_of_our_files_is_ours(
     monkeypatch.setattr(args, "predictionPath", str(tmp_path / "out" / "results"))
     monkeypatch.setattr(args, "predictionWalk", None)
     truths = sorted(str(path) for path in root.glob("gtFine/val/*/*_gtFine_labelIds.png"))
-    found = official.evaluateImgLists([official.getPrediction(args, truth) for truth in truths], truths, args)
-    theirs = [found["classScores"][label] for label in CITYSCAPES.names]
+    actual = official.evaluateImgLists([official.getPrediction(args, truth) for truth in truths], truths, args)
+    theirs = [actual["classScores"][label] for label in CITYSCAPES.names]
     assert 0 < np.nanmax(theirs) < 1 and len(set(theirs)) > 5
     assert [repr(value) for value in ours.iou] == [repr(float(value)) for value in theirs]
     # Theirs is summed class by class, ours as torch sums.
-    assert repr(ours.miou) == repr(float(found["averageScoreClasses"]))
+    assert repr(ours.miou) == repr(float(actual["averageScoreClasses"]))

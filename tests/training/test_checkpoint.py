@@ -27,17 +27,17 @@ def hidden(run: Path) -> list[str]:
 
 
 def newest(run: Path) -> int:
-    found = load_newest(run)
-    assert found is not None
-    torch.testing.assert_close(found["model"]["w"], torch.arange(1000.0) + found["step"], rtol=0, atol=0)
-    return int(found["step"])
+    actual = load_newest(run)
+    assert actual is not None
+    torch.testing.assert_close(actual["model"]["w"], torch.arange(1000.0) + actual["step"], rtol=0, atol=0)
+    return int(actual["step"])
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     folder = save(tmp_path, 7, state(7))
-    found = load_newest(tmp_path)
-    assert found is not None and torch.equal(found.pop("model")["w"], torch.arange(1000.0) + 7)
-    assert found == {"step": 7, "best": None, "groups": [{"lr": 0.1, "on": True}]}
+    actual = load_newest(tmp_path)
+    assert actual is not None and torch.equal(actual.pop("model")["w"], torch.arange(1000.0) + 7)
+    assert actual == {"step": 7, "best": None, "groups": [{"lr": 0.1, "on": True}]}
     assert folder == tmp_path / "checkpoints" / "step-7" and checkpoint.is_whole(folder)
 
 

@@ -285,8 +285,8 @@ def test_a_bare_off_is_the_word(word: str) -> None:
 
 
 def test_assignments_are_read_as_yaml() -> None:
-    found = parse_assignments(["lr=0.01", "scales=[0.75, 2]", "multi_grid=null", " crop = 33", "weights=a=b"])
-    assert found == {"lr": 0.01, "scales": [0.75, 2], "multi_grid": None, "crop": 33, "weights": "a=b"}
+    actual = parse_assignments(["lr=0.01", "scales=[0.75, 2]", "multi_grid=null", " crop = 33", "weights=a=b"])
+    assert actual == {"lr": 0.01, "scales": [0.75, 2], "multi_grid": None, "crop": 33, "weights": "a=b"}
 
 
 def test_an_assignment_is_known_and_the_last_counts() -> None:
@@ -303,8 +303,8 @@ def test_an_assignment_that_is_none(word: str) -> None:
 
 
 def test_differences_name_key_and_both_values() -> None:
-    found = differences(Recipe(), override(Recipe(), {"lr": 0.1, "head": "cascade"}))
-    assert found == ["head: aspp, cascade", "lr: 0.007, 0.1"]
+    actual = differences(Recipe(), override(Recipe(), {"lr": 0.1, "head": "cascade"}))
+    assert actual == ["head: aspp, cascade", "lr: 0.007, 0.1"]
     assert differences(Recipe(), Recipe()) == []
 
 
@@ -348,9 +348,9 @@ def read(path: Path, content: bytes) -> Recipe | None:
 @settings(max_examples=200, **FUZZ)
 @given(values=st.dictionaries(KEYS, YAML_VALUES, max_size=3))
 def test_any_values_are_a_recipe_or_one_clear_line(values: dict, tmp_path: Path) -> None:
-    found = read(tmp_path / "fuzzed.yaml", yaml.safe_dump(values).encode())
-    if found is not None:
-        assert load_recipe(written(tmp_path / "again.yaml", found.to_yaml())) == found
+    actual = read(tmp_path / "fuzzed.yaml", yaml.safe_dump(values).encode())
+    if actual is not None:
+        assert load_recipe(written(tmp_path / "again.yaml", actual.to_yaml())) == actual
 
 
 @settings(max_examples=200, **FUZZ)

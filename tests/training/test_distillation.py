@@ -58,9 +58,9 @@ def test_a_student_like_its_teacher_learns_nothing_from_it(taught: Recipe, train
     state = State.build(like, 4, 255, HERE)
     other = State.build(override(like, {"weights": None}), 4, 255, HERE)
     images, labels = batch()
-    found = [float(s.objective.eval()(images, labels).detach()) / int((labels != 255).sum()) for s in (state, other)]
+    actual = [float(s.objective.eval()(images, labels).detach()) / int((labels != 255).sum()) for s in (state, other)]
     # What is left is the rounding of the teacher's bfloat16, where the machine takes that.
-    assert abs(found[0]) < 0.01 < found[1]
+    assert abs(actual[0]) < 0.01 < actual[1]
 
 
 def test_the_teacher_is_no_part_of_the_model(taught: Recipe) -> None:

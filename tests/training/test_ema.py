@@ -32,10 +32,10 @@ def test_it_is_the_recursion_with_a_decay_that_rises(decay: float) -> None:
         keep = min(decay, (1 + step) / (10 + step))
         for key, value in model.state_dict().items():
             expected[key] = keep * expected[key] + (1 - keep) * value.double()
-    found = average.model.state_dict()
+    actual = average.model.state_dict()
     for key in (key for key in expected if key != "1.num_batches_tracked"):
-        torch.testing.assert_close(found[key].double(), expected[key], rtol=1e-5, atol=1e-5)
-    assert found["1.num_batches_tracked"] == model.state_dict()["1.num_batches_tracked"] == 29
+        torch.testing.assert_close(actual[key].double(), expected[key], rtol=1e-5, atol=1e-5)
+    assert actual["1.num_batches_tracked"] == model.state_dict()["1.num_batches_tracked"] == 29
 
 
 def test_the_first_weights_are_soon_forgotten() -> None:

@@ -41,13 +41,13 @@ def test_rows_hold_the_mean_loss_since_the_last(tmp_path: Path, capsys: pytest.C
             one.step(step, float(step), 0.5)
             if step == 20:
                 one.validated(step, FOUND, True)
-    found = rows(tmp_path)
-    assert tuple(found[0]) == columns_for(LABELS.names)
-    assert [(row["step"], row["loss"]) for row in found] == [
+    actual = rows(tmp_path)
+    assert tuple(actual[0]) == columns_for(LABELS.names)
+    assert [(row["step"], row["loss"]) for row in actual] == [
         ("10", "5.5"), ("20", "15.5"), ("20", ""), ("30", "25.5"), ("40", "35.5"),
     ]  # fmt: skip
-    assert found[2]["miou"] == "0.6" and found[2]["pixel_accuracy"] == "0.75" and found[0]["miou"] == ""
-    assert all(float(row["images_per_second"]) > 0 and float(row["memory_mb"]) > 10 for row in found if row["loss"])
+    assert actual[2]["miou"] == "0.6" and actual[2]["pixel_accuracy"] == "0.75" and actual[0]["miou"] == ""
+    assert all(float(row["images_per_second"]) > 0 and float(row["memory_mb"]) > 10 for row in actual if row["loss"])
     out, err = capsys.readouterr()
     assert out == "" and "hello [/there] :car:" in err
     assert "miou 0.6000" in err and "best so far" in err and "step 40/40  loss 35.5" in err
@@ -86,8 +86,8 @@ def test_a_log_cut_short_by_a_kill_does_not_stop_the_next_run(tmp_path: Path, le
     with one.running():
         for step in range(21, 31):
             one.step(step, 1.0, 0.1)
-    found = rows(tmp_path)
-    assert [row["step"] for row in found] == [*kept, "30"] and tuple(found[0]) == columns_for(LABELS.names)
+    actual = rows(tmp_path)
+    assert [row["step"] for row in actual] == [*kept, "30"] and tuple(actual[0]) == columns_for(LABELS.names)
 
 
 def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:

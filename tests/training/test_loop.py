@@ -63,8 +63,8 @@ def test_a_run_leaves_all_that_it_promises(trained: Path, tiny_data: Path) -> No
     )
     assert card.metrics["val"]["step"] == 30 and card.metrics["val"]["images"] == 4
     assert card.data == "shapes, split train, 8 images"
-    found = evaluate(model, open_dataset(tiny_data, "val"))
-    assert found.scores.miou == pytest.approx(card.metrics["val"]["miou"], abs=0.01)  # float16 moves a pixel or two
+    actual = evaluate(model, open_dataset(tiny_data, "val"))
+    assert actual.scores.miou == pytest.approx(card.metrics["val"]["miou"], abs=0.01)  # float16 moves a pixel or two
 
 
 def test_a_tiny_data_set_is_overfitted(tmp_path: Path, make_data: Callable[..., Path]) -> None:
@@ -95,8 +95,8 @@ def test_a_tiny_data_set_is_overfitted(tmp_path: Path, make_data: Callable[..., 
         },
     )
     best = run(recipe, data, tmp_path / "run")
-    found = losses(tmp_path / "run")
-    assert found[-1] < found[0] / 3
+    actual = losses(tmp_path / "run")
+    assert actual[-1] < actual[0] / 3
     assert best is not None and best > 0.95
 
 
@@ -464,8 +464,8 @@ def scores(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
     left = iter(values)
 
     def scored(*arguments: Any, **options: Any) -> Any:
-        found = evaluate(*arguments, **options)
-        return replace(found, scores=replace(found.scores, miou=next(left)))
+        actual = evaluate(*arguments, **options)
+        return replace(actual, scores=replace(actual.scores, miou=next(left)))
 
     monkeypatch.setattr(module, "evaluate", scored)
 

@@ -55,8 +55,8 @@ def test_rows_are_shares_of_the_true_class() -> None:
 
 def test_mistakes_are_the_largest_of_each_class() -> None:
     counts = np.array([[90, 8, 2], [50, 40, 10], [0, 1, 99]])
-    found = mistakes(counts)
-    assert [(one.true, one.taken_for, one.share) for one in found] == [(1, 0, 0.5), (0, 1, 0.08)]
+    actual = mistakes(counts)
+    assert [(one.true, one.taken_for, one.share) for one in actual] == [(1, 0, 0.5), (0, 1, 0.08)]
     assert mistakes(np.zeros((2, 2), dtype=np.int64)) == []
 
 

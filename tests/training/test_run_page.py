@@ -121,10 +121,10 @@ def page(trained: Path, tiny_data: Path, tiny: Recipe, tmp_path: Path) -> tuple[
 
 
 def test_the_worst_images_come_first(page: tuple[RunPage, Evaluation]) -> None:
-    shown, found = page
-    ious = [example.iou for example in found.worst]
+    shown, actual = page
+    ious = [example.iou for example in actual.worst]
     assert len(ious) == 3 and ious == sorted(ious)
-    sheet = shown.show(found)
+    sheet = shown.show(actual)
     assert sheet is not None and (shown.run / "predictions.jpg").exists() and (shown.run / "confusion.png").exists()
 
 

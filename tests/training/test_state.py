@@ -43,15 +43,15 @@ def build(recipe: Recipe) -> State:
 
 def gradients(state: State, parts: list[Part]) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradient that a step is taken with."""
-    found: dict[str, torch.Tensor] = {}
+    actual: dict[str, torch.Tensor] = {}
 
     def note(*_: Any) -> None:
-        found.update({k: p.grad.clone() for k, p in state.model.named_parameters() if p.grad is not None})
+        actual.update({k: p.grad.clone() for k, p in state.model.named_parameters() if p.grad is not None})
 
     handle = state.optimizer.register_step_pre_hook(note)
     loss = state.take_step(parts, 0.01, HERE)
     handle.remove()
-    return loss, found
+    return loss, actual
 
 
 def card_of(model: DeepLabV3, **changes: Any) -> ModelCard:
@@ -103,10 +103,10 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_logits_at_full_size(tiny: Rec
     expected.backward()
     own = {key: p.grad.clone() for key, p in state.model.named_parameters() if p.grad is not None}
     state.optimizer.zero_grad()
-    loss, found = gradients(state, parts_of(images, labels))
+    loss, actual = gradients(state, parts_of(images, labels))
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     for key, value in own.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()))
+        torch.testing.assert_close(actual[key], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()))
 
 
 def test_the_step_is_that_of_the_rate_and_of_the_heads_factor(tiny: Recipe) -> None:
@@ -259,8 +259,8 @@ def test_frozen_batch_norm_keeps_its_statistics(tiny: Recipe) -> None:
 
 def test_the_decay_of_the_statistics_is_the_recipes(tiny: Recipe) -> None:
     model = build_model(override(tiny, {"batch_norm_decay": 0.9997}).model, 4)
-    found = [norm.momentum for norm in model.batch_norms()]
-    assert found == pytest.approx([0.0003] * len(found)) and len(found) > 20
+    actual = [norm.momentum for norm in model.batch_norms()]
+    assert actual == pytest.approx([0.0003] * len(actual)) and len(actual) > 20
 
 
 @pytest.mark.parametrize("amp", ["bf16"])

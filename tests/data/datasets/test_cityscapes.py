@@ -54,11 +54,13 @@ def test_fine_and_coarse_and_extra(tmp_path: Path) -> None:
     put(tmp_path, "test", "berlin_000000_000019", gtFine=np.zeros((2, 3), np.uint8))
     there = ["train", "train_coarse", "train_extra", "val", "val_coarse", "test"]
     assert splits(tmp_path) == there
-    found = {name: open_dataset(tmp_path, name)[0] for name in there[:-1]}
-    assert {name: int(sample.mask[0, 0]) for name, sample in found.items()} == {
+    actual = {name: open_dataset(tmp_path, name)[0] for name in there[:-1]}
+    assert {name: int(sample.mask[0, 0]) for name, sample in actual.items()} == {
         "train": 0, "train_coarse": 10, "train_extra": 10, "val": 0, "val_coarse": 10,
     }  # fmt: skip
-    assert found["train"].name == found["train_coarse"].name and found["train_extra"].name == "erlangen_000000_000000"
+    assert (
+        actual["train"].name == actual["train_coarse"].name and actual["train_extra"].name == "erlangen_000000_000000"
+    )
     report = check(tmp_path, allow_empty_classes=True)
     assert report.problems == [], "images with masks of both kinds are no leak"
     assert not any("same" in line for line in report.warnings) and report.splits["test"].unlabelled

@@ -53,8 +53,8 @@ def test_what_becomes_of_each_id(values: dict, expected: str | None) -> None:
         with pytest.raises(ValueError, match="no class is left"):
             table(options(classes=["background"]))
         return
-    found = table(options(**values))
-    assert " ".join(name.replace(" ", "_") for _, name in sorted(found.items())) == expected
+    actual = table(options(**values))
+    assert " ".join(name.replace(" ", "_") for _, name in sorted(actual.items())) == expected
 
 
 def test_kept_classes_have_the_order_that_they_are_asked_for_in_and_their_colours() -> None:

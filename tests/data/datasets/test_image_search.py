@@ -9,7 +9,7 @@ from exports import save_image
 
 
 @pytest.mark.parametrize(
-    ("name", "within", "found"),
+    ("name", "within", "actual"),
     [
         ("a.png", "", "a.png"),
         ("deep/b.png", "", "x/deep/b.png"),
@@ -30,12 +30,12 @@ from exports import save_image
         ("notes.txt", "", None),
     ],
 )
-def test_find(tmp_path: Path, name: str, within: str, found: str | None) -> None:
+def test_find(tmp_path: Path, name: str, within: str, actual: str | None) -> None:
     for stored in ("a.png", "x/deep/b.png", "x/b.png", "y/b.png", "x/c.jpeg", "x/my photo, 1.png", "train/s.png"):
         save_image(tmp_path / stored)
     (tmp_path / "notes.txt").write_text("")
     path = ImageSearch([tmp_path / "not there", tmp_path]).find(name, within)
-    assert path == (tmp_path / found if found else None)
+    assert path == (tmp_path / actual if actual else None)
 
 
 def test_stems() -> None:

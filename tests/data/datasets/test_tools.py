@@ -217,7 +217,7 @@ def polygon_of(tool: str, root: Path) -> Path:
 
 @DRAWN
 @pytest.mark.parametrize(
-    ("change", "found"),
+    ("change", "actual"),
     [
         (lambda points: points[:2], r"2 points|boxes, five numbers"),
         (lambda points: [[x + 30, y] for x, y in points], r"outside the image|coordinates"),
@@ -225,15 +225,15 @@ def polygon_of(tool: str, root: Path) -> Path:
     ],
     ids=["two points", "outside", "far outside"],
 )
-def test_a_polygon_that_cannot_be_drawn_is_named(tmp_path: Path, tool: str, change: Callable, found: str) -> None:
+def test_a_polygon_that_cannot_be_drawn_is_named(tmp_path: Path, tool: str, change: Callable, actual: str) -> None:
     path = polygon_of(tool, tmp_path)
     broken(path, change)
-    if tool == "coco" and "2 points" in found:
+    if tool == "coco" and "2 points" in actual:
         assert "fewer than three points, which have no area and are left out: annotation 0" in str(
             list_split(tmp_path, "all").warnings
         )
         return
-    with pytest.raises(ValueError, match=found) as caught:
+    with pytest.raises(ValueError, match=actual) as caught:
         read(tmp_path)
     assert str(path) in str(caught.value) and "expected" in str(caught.value)
 
@@ -292,8 +292,8 @@ VALUES = [None, True, -1, 0, 1e308, 10**30, "", "x", "9", [], {}, [[]], [None], 
 def places(part: object) -> list[tuple[list | dict, object]]:
     """Every container in a document with each of its keys."""
     keys = part.keys() if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()
-    found = [(part, key) for key in keys]
-    return found + [place for key in keys for place in places(part[key])]  # type: ignore[index]
+    actual = [(part, key) for key in keys]
+    return actual + [place for key in keys for place in places(part[key])]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("tool", ["labelme", "label_studio", "label_studio_min", "supervisely", "coco"])

@@ -41,9 +41,9 @@ def reference(x: Tensor, weights: list[Tensor], rates: list[int], upstream: list
     return [outputs, list(torch.autograd.grad(outputs, [x, *weights], [u.double() for u in upstream]))]
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    found, expected = found.detach().double(), expected.detach()
-    return float((found - expected).norm() / expected.norm())
+def relative(actual: Tensor, expected: Tensor) -> float:
+    actual, expected = actual.detach().double(), expected.detach()
+    return float((actual - expected).norm() / expected.norm())
 
 
 # Odd and even sizes, one row, one pixel, batch 1 and more, rates at the edge of the map and beyond it.
@@ -64,12 +64,12 @@ def test_every_form_is_equation_1(
     form: str, size: tuple[int, ...], rates: list[int], side: int, channels_last: bool
 ) -> None:
     x, weights = sample(size, len(rates), side, channels_last=channels_last)
-    found = atrous_conv2d_fast(x, weights, rates, form)
-    upstream = [torch.randn_like(y) for y in found]
+    actual = atrous_conv2d_fast(x, weights, rates, form)
+    upstream = [torch.randn_like(y) for y in actual]
     outputs, gradients = reference(x, weights, rates, upstream)
-    torch.testing.assert_close(found, outputs)
-    torch.testing.assert_close(list(torch.autograd.grad(found, [x, *weights], upstream)), gradients)
-    assert all(y.is_contiguous(memory_format=tap_gemm.order(x)) for y in found)
+    torch.testing.assert_close(actual, outputs)
+    torch.testing.assert_close(list(torch.autograd.grad(actual, [x, *weights], upstream)), gradients)
+    assert all(y.is_contiguous(memory_format=tap_gemm.order(x)) for y in actual)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -86,11 +86,11 @@ def test_error_against_float64_is_that_of_the_library(dtype: torch.dtype, form: 
     x, weights = sample((2, 96, 17, 15), 2, filters=40, dtype=dtype)
     rates = [6, 12]
     library = atrous_conv2d_fast(x, weights, rates, "library")
-    found = atrous_conv2d_fast(x, weights, rates, form)
-    upstream = [torch.randn_like(y) for y in found]
+    actual = atrous_conv2d_fast(x, weights, rates, form)
+    upstream = [torch.randn_like(y) for y in actual]
     expected = sum(reference(x, weights, rates, upstream), [])
     theirs = [*library, *torch.autograd.grad(library, [x, *weights], upstream)]
-    ours = [*found, *torch.autograd.grad(found, [x, *weights], upstream)]
+    ours = [*actual, *torch.autograd.grad(actual, [x, *weights], upstream)]
     for mine, other, true in zip(ours, theirs, expected, strict=True):
         assert mine.dtype == dtype
         assert relative(mine, true) < 2 * relative(other, true) + torch.finfo(dtype).eps
@@ -102,12 +102,12 @@ def test_error_against_float64_is_that_of_the_library(dtype: torch.dtype, form: 
 def test_channels_kept_apart(side: int, size: tuple[int, ...], rates: list[int], form: str) -> None:
     x, _ = sample(size)
     weights = [torch.randn(size[1], 1, side, side, dtype=torch.float64, requires_grad=True) for _ in rates]
-    found = atrous_conv2d_fast(x, weights, rates, form)
-    upstream = [torch.randn_like(y) for y in found]
+    actual = atrous_conv2d_fast(x, weights, rates, form)
+    upstream = [torch.randn_like(y) for y in actual]
     full = [torch.diag_embed(w[:, 0].permute(1, 2, 0)).permute(2, 3, 0, 1) for w in weights]  # C,C,h,w, mostly zeros
     outputs = [atrous_conv2d(x, w, rate) for w, rate in zip(full, rates, strict=True)]
-    torch.testing.assert_close(found, outputs)
-    ours, theirs = (torch.autograd.grad(ys, [x, *weights], upstream) for ys in (found, outputs))
+    torch.testing.assert_close(actual, outputs)
+    ours, theirs = (torch.autograd.grad(ys, [x, *weights], upstream) for ys in (actual, outputs))
     torch.testing.assert_close(ours, theirs)
 
     def run(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -187,11 +187,11 @@ def test_export_goes_through(form: str | None, operator: str) -> None:
 def test_autocast_casts_as_the_library_does(form: str) -> None:
     x, weights = sample((1, 8, 9, 9), dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        (found,) = atrous_conv2d_fast(x, weights, [3], form)
+        (actual,) = atrous_conv2d_fast(x, weights, [3], form)
         expected = F.conv2d(x, weights[0], padding=3, dilation=3)
-    assert found.dtype == torch.bfloat16
-    assert relative(found, expected.double()) < 1e-2
-    found.float().sum().backward()
+    assert actual.dtype == torch.bfloat16
+    assert relative(actual, expected.double()) < 1e-2
+    actual.float().sum().backward()
     assert x.grad is not None and x.grad.dtype == torch.float32 and weights[0].grad is not None
 
 
@@ -202,9 +202,9 @@ def test_blocks_of_rows_and_images_change_nothing(monkeypatch: pytest.MonkeyPatc
     gradients = torch.autograd.grad(expected, [x, *weights], upstream)
     for block in (1, 2000, 12_000):
         monkeypatch.setattr(tap_gemm, "BLOCK", block)
-        found = atrous_conv2d_fast(x, weights, [2, 5], "tap_gemm")
-        torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(torch.autograd.grad(found, [x, *weights], upstream), gradients)
+        actual = atrous_conv2d_fast(x, weights, [2, 5], "tap_gemm")
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(torch.autograd.grad(actual, [x, *weights], upstream), gradients)
 
 
 # Figure 4: what is left of a 3×3 filter on 65×65, and only its centre at the size of the map.

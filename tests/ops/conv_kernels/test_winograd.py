@@ -74,10 +74,10 @@ def errors(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int) -> tuple[f
     """Of the form and of the convolution, root of the mean square."""
     exact = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=rate, dilation=rate)
     layer = Winograd(weight, bias, x.shape, rate)
-    found, usual = layer(x), F.conv2d(x, weight, bias, padding=rate, dilation=rate)
-    assert found.shape == exact.shape and found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(found, layer(x)), "the same again"
-    return tuple(float((y - exact).square().mean().sqrt()) for y in (found, usual))  # type: ignore[return-value]
+    actual, usual = layer(x), F.conv2d(x, weight, bias, padding=rate, dilation=rate)
+    assert actual.shape == exact.shape and actual.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(actual, layer(x)), "the same again"
+    return tuple(float((y - exact).square().mean().sqrt()) for y in (actual, usual))  # type: ignore[return-value]
 
 
 @works
@@ -87,9 +87,9 @@ def errors(x: Tensor, weight: Tensor, bias: Tensor | None, rate: int) -> tuple[f
 def test_it_is_the_convolution(batch: int, size: tuple[int, int], rate: int) -> None:
     torch.manual_seed(rate)
     x, weight, bias = draw(batch, 64, *size), torch.randn(48, 64, 3, 3) / 24, torch.randn(48)
-    found, usual = errors(x, weight, bias, rate)
+    actual, usual = errors(x, weight, bias, rate)
     # A single pixel has hardly any rounding; a unit in the last place of numbers near 1 is let pass.
-    assert found <= FACTOR * usual + 1e-7
+    assert actual <= FACTOR * usual + 1e-7
 
 
 @works
@@ -99,11 +99,11 @@ def test_the_error_of_each_tile(monkeypatch: pytest.MonkeyPatch, tile: Form) -> 
     strips.cache_clear()
     torch.manual_seed(tile.length)
     try:
-        found, usual = errors(draw(1, 128, 21, 22).relu(), torch.randn(32, 128, 3, 3) / 34, None, 2)
+        actual, usual = errors(draw(1, 128, 21, 22).relu(), torch.randn(32, 128, 3, 3) / 34, None, 2)
     finally:
         monkeypatch.undo()
         strips.cache_clear()
-    assert found <= {3: 6, 4: FACTOR}[tile.length] * usual
+    assert actual <= {3: 6, 4: FACTOR}[tile.length] * usual
 
 
 @works

@@ -79,14 +79,14 @@ def test_pushed_one_after_another_they_are_the_steps_of_a_synchronous_run(
         assert batch == step
         server.push(replicas[step % 2].gradient(*server.pull(), batch))
     assert server.staleness.counts == {0: 3}
-    found = server.state.to_save()
-    assert found["step"] == expected["step"] == 3
+    actual = server.state.to_save()
+    assert actual["step"] == expected["step"] == 3
     for part in ("model", "average"):
-        assert (found[part] is None) == (expected[part] is None)
+        assert (actual[part] is None) == (expected[part] is None)
         for key, value in (expected[part] or {}).items():
-            torch.testing.assert_close(found[part][key], value, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(actual[part][key], value, rtol=1e-6, atol=1e-6)
     for key, moments in expected["optimizer"]["state"].items():
-        torch.testing.assert_close(found["optimizer"]["state"][key], moments, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(actual["optimizer"]["state"][key], moments, rtol=1e-6, atol=1e-6)
     assert any(not torch.equal(first[key], value) for key, value in expected["model"].items())
 
 
@@ -98,8 +98,8 @@ def test_staleness_of_a_schedule_by_hand_and_what_each_push_does(tiny: Recipe) -
     schedule = [("A", 0, 0), ("A", 1, 0), ("B", 0, 2), ("C", 0, 3), ("C", 4, 0), ("A", 2, 3), ("B", 3, 3), ("A", 6, 1)]
     for step, (_, pulled, staleness) in enumerate(schedule):
         value = 0.01 * (step + 1)
-        lr, found = server.push(made_up(server, pulled, value))
-        assert found == staleness
+        lr, actual = server.push(made_up(server, pulled, value))
+        assert actual == staleness
         assert lr == 0.02 * poly(step, 8, power=0.9, warmup=3)
         expected = [parameter - lr * value for parameter in expected]
     assert server.staleness.as_dict() == {
@@ -112,9 +112,9 @@ def test_staleness_of_a_schedule_by_hand_and_what_each_push_does(tiny: Recipe) -
 
 def test_staleness_in_lines() -> None:
     assert Staleness().render() == "staleness of 0 pushes: mean 0.00, max 0"
-    found = Staleness()
-    found.counts.update([1, 1, 1, 3])
-    assert found.render().splitlines() == [
+    actual = Staleness()
+    actual.counts.update([1, 1, 1, 3])
+    assert actual.render().splitlines() == [
         "staleness of 4 pushes: mean 1.50, max 3",
         "    1        3   75.0%  " + 30 * "#",
         "    3        1   25.0%  " + 10 * "#",
@@ -152,8 +152,8 @@ def test_statistics_of_batch_norm_take_each_push_as_one_more_update(tiny: Recipe
         expected = before[name]
         for half in halves:
             expected = 0.9 * expected + 0.1 * half[name]
-        found = server.state.model.get_buffer(name).numpy()
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        actual = server.state.model.get_buffer(name).numpy()
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
     assert len(names) > 20
     assert all(int(norm.num_batches_tracked) == 4 for norm in server.state.model.batch_norms())
 
@@ -287,10 +287,10 @@ def test_two_replicas_learn_as_one_process_does(with_ray: None, tmp_path: Path, 
     run = tmp_path / "asynchronous"
     assert outcome.best is not None and outcome.best > synchronous - 0.2
     assert load(run)[1].metrics["val"]["step"] == 24
-    found = rows(run)
-    assert [int(row["step"]) for row in found] == list(range(1, 25))
-    assert {row["replica"] for row in found} == {"0", "1"}
-    values = [int(row["staleness"]) for row in found]
+    actual = rows(run)
+    assert [int(row["step"]) for row in actual] == list(range(1, 25))
+    assert {row["replica"] for row in actual} == {"0", "1"}
+    values = [int(row["staleness"]) for row in actual]
     assert outcome.staleness.counts == {value: values.count(value) for value in set(values)}
     written = json.loads((run / "staleness.json").read_text())
     assert written == {"replicas": 2, **outcome.staleness.as_dict()} and written["max"] > 0
@@ -303,14 +303,14 @@ def test_two_replicas_reach_the_accuracy_of_one_process_within_its_spread(
     with_ray: None, tmp_path: Path, make_data: Any
 ) -> None:
     recipe, data = by_heart(48, 100), make_data(tmp_path / "data", {"train": 4}, sizes=[(48, 48)])
-    found = []
+    actual = []
     for seed in range(counted(3, least=3)):
         synchronous, outcome = best_of_both(override(recipe, {"seed": seed}), data, tmp_path / f"{seed}")
         assert outcome.best is not None
-        found.append((synchronous, outcome.best))
+        actual.append((synchronous, outcome.best))
         print(f"seed {seed}: mIoU {synchronous:.4f} by one process, {outcome.best:.4f} by two replicas, "
               f"{outcome.staleness.as_dict()}")  # fmt: skip
-    one, two = np.array(found).T
+    one, two = np.array(actual).T
     spread = float(one.max() - one.min())
     record(
         "asynchronous training",
@@ -432,10 +432,10 @@ def test_stopped_again_and_again_it_ends(
     real = Server.push
     for stop, replicas in ((3, 2), (7, 3)):
 
-        def push(server: Server, found: Push, stop: int = stop) -> Any:
+        def push(server: Server, pushed: Push, stop: int = stop) -> Any:
             if server.state.step == stop - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return real(server, found)
+            return real(server, pushed)
 
         monkeypatch.setattr(Server, "push", push)
         with pytest.raises(Stopped, match=f"stopped at step {stop} and saved"):
