@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -89,10 +88,21 @@ def make_data() -> Callable[..., Path]:
     return write_data
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first of a session's processes makes, for all of them."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not Path(f"{folder}.made").exists():
+            make(folder)
+            Path(f"{folder}.made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight images to train on, four to validate on; four classes. To be read only."""
-    return write_data(tmp_path_factory.mktemp("data") / "shapes", {"train": 8, "val": 4})
+    """Eight images to train on, four to validate on; four classes. One for all processes, to be read only."""
+    return made_once(tmp_path_factory, "shapes", lambda root: write_data(root, {"train": 8, "val": 4}))
 
 
 @pytest.fixture(scope="session")
@@ -145,18 +155,7 @@ def longer(tiny):  # noqa: ANN001, ANN201
 
 @pytest.fixture(scope="session")
 def trained(longer, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ANN001
-    """The folder of a finished run of `longer`, which one process of a session trains. To be read only."""
+    """The folder of a finished run of `longer`. One for all processes of a session, to be read only."""
     from atrous.training.loop import train
 
-    run = tmp_path_factory.mktemp("runs") / "longer"
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        train(longer, tiny_data, run, workers=0, device="cpu")
-        return run
-    shared = tmp_path_factory.getbasetemp().parent / "longer"
-    with FileLock(f"{shared}.lock"):
-        if shared.exists():
-            shutil.copytree(shared, run)
-        else:
-            train(longer, tiny_data, run, workers=0, device="cpu")
-            shutil.copytree(run, shared)
-    return run
+    return made_once(tmp_path_factory, "longer", lambda run: train(longer, tiny_data, run, workers=0, device="cpu"))

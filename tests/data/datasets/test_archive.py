@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from atrous.data.datasets.archive import unpacked
@@ -232,6 +232,8 @@ def test_an_interrupted_unpacking_leaves_nothing(tmp_path: Path, monkeypatch: py
 
 @settings(max_examples=40)
 @given(content=st.binary(max_size=80), place=st.integers(0, 300))
+@example(content=b"\n", place=127)  # a name of two lines
+@example(content=b"\x00", place=127)  # no name
 def test_no_damage_is_more_than_a_line(tmp_path_factory: pytest.TempPathFactory, content: bytes, place: int) -> None:
     folder = tmp_path_factory.mktemp("damage")
     path = zipped(folder / "a.zip", {"a/x.txt": b"1" * 50, "b.txt": b"2"})

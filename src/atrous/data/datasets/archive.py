@@ -136,13 +136,13 @@ def _write(path: Path, member: _Member, folder: Path) -> None:
         with member.open() as source, target.open("xb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
     except _DAMAGE as error:
-        raise ValueError(f"{path}: {member.path} cannot be unpacked ({error}); {_DOWNLOAD}") from None
+        raise ValueError(f"{path}: {_said(member.path)} cannot be unpacked ({error}); {_DOWNLOAD}") from None
     except (FileExistsError, IsADirectoryError, NotADirectoryError):
-        raise ValueError(f"{path}: {member.path} occurs twice, as this system reads names; {_BY_HAND}") from None
+        raise ValueError(f"{path}: {_said(member.path)} occurs twice, as this system reads names; {_BY_HAND}") from None
     except OSError as error:
         raise _of_damage(path, error) from None
     if target.stat().st_size != member.size:
-        raise ValueError(f"{path}: {member.path} ends early; {_DOWNLOAD}")
+        raise ValueError(f"{path}: {_said(member.path)} ends early; {_DOWNLOAD}")
 
 
 def _of_damage(path: Path, error: OSError) -> Exception:
@@ -168,7 +168,7 @@ def _opened(path: Path) -> Iterator[list[_Member]]:
         if len(members) > _MOST_MEMBERS:
             raise ValueError(f"{path}: {len(members)} files; expected at most {_MOST_MEMBERS}; {_BY_HAND}")
         if twice := [place for place, times in Counter(member.path for member in members).items() if times > 1]:
-            raise ValueError(f"{path}: {twice[0]} occurs twice; {_BY_HAND}")
+            raise ValueError(f"{path}: {_said(twice[0])} occurs twice; {_BY_HAND}")
         _check_growth(path, sum(member.size for member in members))
         yield members
 
@@ -177,9 +177,11 @@ def _of_zip(path: Path, archive: zipfile.ZipFile) -> Iterator[_Member]:
     infos = archive.infolist()
     for info in infos:
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise ValueError(f"{path}: {info.filename} is a link; expected files and folders; {_BY_HAND}")
+            raise ValueError(f"{path}: {_said(info.filename)} is a link; expected files and folders; {_BY_HAND}")
         if info.flag_bits & 1:
             raise ValueError(f"{path}: it is encrypted; unpack it with its password and give the folder")
+        if not info.filename:
+            raise ValueError(f"{path}: a file in it has no name; {_DOWNLOAD}")
         if not info.is_dir() and (place := _inside(path, _name_of(info))):
             yield _Member(place, info.file_size, partial(archive.open, info))
     if sum(info.compress_size for info in infos) > path.stat().st_size:
@@ -196,11 +198,18 @@ def _name_of(info: zipfile.ZipInfo) -> str:
         return info.filename
 
 
+def _said(name: object) -> str:
+    """A member's name for a message of one line."""
+    return str(name) if str(name).isprintable() else ascii(str(name))
+
+
 def _of_tar(path: Path, archive: tarfile.TarFile) -> Iterator[_Member]:
     total = 0
     for info in archive:
         if not (info.isfile() or info.isdir()):
-            raise ValueError(f"{path}: {info.name} is a link or a device; expected files and folders; {_BY_HAND}")
+            raise ValueError(
+                f"{path}: {_said(info.name)} is a link or a device; expected files and folders; {_BY_HAND}"
+            )
         total += info.size
         _check_growth(path, total)
         if info.isfile() and (place := _inside(path, info.name)):
