@@ -87,8 +87,7 @@ def predict_video(
 ) -> VideoResult:
     """Segment every n-th frame into ``out/masks/NAME/NUMBER.png`` and ``out/overlays/NAME.mp4``.
 
-    Ctrl-C ends a camera; what was seen until then is written. An earlier run's masks of other
-    frames are removed.
+    Ctrl-C ends a camera; what was seen until then is written. An earlier run's masks of other frames are removed.
 
     Args:
         predictor: the model with its settings.
