@@ -29,10 +29,10 @@ def server(drawn, tmp_path: Path) -> Iterator[str]:
                 self.send_header("Location", "file:///etc/passwd" if "file" in self.path else "/photo.png")
                 self.end_headers()
                 return
-            actual = self.path.startswith(("/photo", "/deep/"))
-            self.send_response(200 if actual else 404)
+            known = self.path.startswith(("/photo", "/deep/"))
+            self.send_response(200 if known else 404)
             self.end_headers()
-            self.wfile.write(content if actual else b"no")
+            self.wfile.write(content if known else b"no")
 
         def log_message(self, *_: object) -> None:
             pass
