@@ -50,11 +50,11 @@ def test_show_writes_a_sheet(tiny_data: Path, tmp_path: Path, capfd) -> None:
 
 def test_show_has_predictions_beside_truth(tiny_data: Path, tmp_path: Path, capfd) -> None:
     """Those of a folder; a missing one is told."""
-    actual = tmp_path / "found" / "masks"
-    actual.mkdir(parents=True)
+    masks = tmp_path / "found" / "masks"
+    masks.mkdir(parents=True)
     for path in (tiny_data / "masks" / "val").iterdir():
-        Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(actual / path.name)
-    (actual / "val0.png").unlink()
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(masks / path.name)
+    (masks / "val0.png").unlink()
     out = tmp_path / "sheet.png"
     options = ["--split", "val", "--predictions", str(tmp_path / "found"), "--out", str(out)]
     assert main(["data", "show", str(tiny_data), *options]) == 0
@@ -85,11 +85,11 @@ def test_what_a_model_finds_becomes_annotations(tmp_path: Path, capfd) -> None:
     (tmp_path / "photos").mkdir()
     photograph = resources.files("atrous") / "prediction" / "assets" / "cow.jpg"
     (tmp_path / "photos" / "cow.jpg").write_bytes(photograph.read_bytes())
-    photos, actual, out = (str(tmp_path / name) for name in ("photos", "found", "out"))
-    assert main(["predict", photos, "--out", actual]) == 0
-    assert main(["data", "convert", actual, out, "--to", "voc"]) == 2
+    photos, predicted, out = (str(tmp_path / name) for name in ("photos", "found", "out"))
+    assert main(["predict", photos, "--out", predicted]) == 0
+    assert main(["data", "convert", predicted, out, "--to", "voc"]) == 2
     assert "holds masks without their photographs; expected --images FOLDER" in capfd.readouterr().err
-    assert main(["data", "convert", actual, out, "--images", photos, "--to", "voc"]) == 0
+    assert main(["data", "convert", predicted, out, "--images", photos, "--to", "voc"]) == 0
     direct = ["data", "convert", photos, f"{out}2", "--model", "objects-mobilenetv2", "--to", "cvat"]
     assert main(direct) == 0
     dataset = open_dataset(out, "train")

@@ -161,6 +161,13 @@ def test_the_shipped_weights_are_listed_with_miou_and_licence(capsys: pytest.Cap
     assert max(actual["miou"] for actual in row["metrics"].values()) >= 0.6
 
 
+def test_every_time_of_the_shipped_weights_is_that_of_a_metric_in_its_card() -> None:
+    from atrous.models.weights import cards, speeds
+
+    for name, took in speeds()[1].items():
+        assert took and took.keys() <= cards()[name][1].metrics.keys()
+
+
 def test_the_cards_of_the_shipped_weights_tell_no_place_of_the_machine_that_made_them() -> None:
     from atrous.models.weights import cards
 

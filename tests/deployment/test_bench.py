@@ -34,8 +34,8 @@ def test_what_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     names, skipped = choose(None, None)
     assert {"atrous", "eager"} <= set(names) and set(names) | set(skipped) == set(RUNTIMES)
     assert "needs --data" in skipped["onnxruntime-int8"]
-    actual = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "openvino" else actual(name))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "openvino" else find_spec(name))
     assert choose(["openvino"], None)[1] == {
         "openvino": "openvino: openvino is not installed: pip install 'atrous[openvino]'"
     }

@@ -104,15 +104,15 @@ class Forked:
     def status(self, seconds: float = 120) -> int | None:
         """Its exit status, negative for a signal; killed after that time, and then None."""
         self.process.join(seconds)
-        actual = self.process.exitcode
-        if actual is None:
+        code = self.process.exitcode
+        if code is None:
             self.send(signal.SIGUSR1)  # where it is goes to its output
             time.sleep(1)
             self.process.kill()
             self.process.join()
         while self.listen() is not None:
             pass
-        return actual
+        return code
 
     @property
     def output(self) -> str:
@@ -191,9 +191,9 @@ def tell_saves() -> None:
 
     def save(run: Path, step: int, state: dict[str, Any], **options: Any) -> Path:
         tell("saving", step)
-        actual = real(run, step, state, **options)
+        path = real(run, step, state, **options)
         tell("saved", step)
-        return actual
+        return path
 
     checkpoint.save = save
 

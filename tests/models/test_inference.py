@@ -171,6 +171,7 @@ def test_float32_is_no_less_exact_with_what_follows_in_the_convolutions(backbone
 @pytest.mark.parametrize(("backbone", "options"), [
     ("resnet18", {}), larger("resnet50", {"stride_in": "first"}), ("resnet50", {"stride_in": "last"}),
     ("resnet18", {"head": "cascade", "last_block": 6, "multi_grid": (1, 2)}),
+    ("timm/mobilenetv2_035", {"last_block": 5, "output_stride": 64}),
 ])  # fmt: skip
 def test_the_stages_are_not_written_over(backbone: str, options: dict[str, object]) -> None:
     model = shaken(backbone, aspp_rates=(1,), **options)

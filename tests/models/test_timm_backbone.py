@@ -189,6 +189,7 @@ def test_replicas_that_add_nothing_leave_block4_as_it_is() -> None:
         ("vit_tiny_patch16_224", {}, "does not take images of 256x256 pixels|cannot reach output_stride 16"),
         ("hrnet_w18_small", {"output_stride": 8}, "cannot reach output_stride 8; it can reach 32"),
         ("resnet50", {"last_block": 5}, "the cascade needs inverted residuals"),
+        ("inception_v3", {"last_block": 5}, "need 3 units; the last stage of timm/inception_v3 has 0"),
         ("resnet18", {"multi_grid": (1, 2, 4)}, "need 3 units; the last stage of timm/resnet18 has 2"),
         ("tf_efficientnet_lite0", {"multi_grid": (1, 2)}, "expected 3 whole numbers"),
         ("tf_efficientnet_lite0", {"output_stride": 64}, "cannot reach output_stride 64; it can reach 4, 8, 16, 32"),

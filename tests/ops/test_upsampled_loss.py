@@ -169,9 +169,9 @@ def test_the_second_derivative_is_refused() -> None:
 def test_wrong_labels_are_named(wrong: int, dtype: torch.dtype) -> None:
     labels = torch.zeros(2, 17, 17, dtype=torch.int64)
     labels[1, 16, 16] = wrong
-    actual = int(labels.to(dtype)[1, 16, 16])
+    stored = int(labels.to(dtype)[1, 16, 16])
     for needed in (True, False):
-        with pytest.raises(ValueError, match=rf"0 to 4, or 255 .*found \[{actual}\]"):
+        with pytest.raises(ValueError, match=rf"0 to 4, or 255 .*found \[{stored}\]"):
             upsampled_cross_entropy_sum(torch.randn(2, 5, 3, 3, requires_grad=needed), labels.to(dtype), 8)
 
 

@@ -29,10 +29,10 @@ def server(drawn, tmp_path: Path) -> Iterator[str]:
                 self.send_header("Location", "file:///etc/passwd" if "file" in self.path else "/photo.png")
                 self.end_headers()
                 return
-            actual = self.path.startswith(("/photo", "/deep/"))
-            self.send_response(200 if actual else 404)
+            known = self.path.startswith(("/photo", "/deep/"))
+            self.send_response(200 if known else 404)
             self.end_headers()
-            self.wfile.write(content if actual else b"no")
+            self.wfile.write(content if known else b"no")
 
         def log_message(self, *_: object) -> None:
             pass
@@ -63,6 +63,8 @@ def test_fetch_names_files_by_their_urls(server: str, tmp_path: Path, drawn, mon
         urls.fetch("http://127.0.0.1:9/a b.png", folder)
     with pytest.raises(ValueError, match="http://127.0.0.1:port/a.png: cannot be reached: nonnumeric port"):
         urls.fetch("http://127.0.0.1:port/a.png", folder)
+    with pytest.raises(ValueError, match="http://127.0.0.1:9/ä.png: cannot be reached: ordinal not in range"):
+        urls.fetch("http://127.0.0.1:9/ä.png", folder)
     monkeypatch.setattr(urls, "MOST_BYTES", 10)
     with pytest.raises(ValueError, match="more than 0 MB; expected a photograph"):
         urls.fetch(server + "/photo.png", folder)
@@ -89,3 +91,6 @@ def test_a_url_that_fails_leaves_the_others(trained: Path, server: str, tmp_path
     answer = json.loads(out)
     assert len(answer["files"]) == 1 and (tmp_path / "out" / "masks" / "photo.png").is_file()
     assert list(answer["failures"]) == [gone] and "404" in answer["failures"][gone] and "404" in err
+    assert main([*line[:3], *line[4:], "--json"]) == 2
+    alone = json.loads(capsys.readouterr().out)
+    assert alone.keys() == answer.keys() and alone["files"] == {} and list(alone["failures"]) == [gone]

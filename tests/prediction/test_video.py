@@ -10,7 +10,7 @@ import torch
 
 from atrous import Predictor
 from atrous.cli.parser import main
-from atrous.data.image_io import read_mask
+from atrous.data.image_io import read_mask, write_mask
 from atrous.prediction.video import camera_address, camera_of, is_video, predict_video
 
 av = pytest.importorskip("av")
@@ -48,10 +48,14 @@ def test_masks_are_those_of_every_nth_frame(predictor: Predictor, drawn, tmp_pat
         assert float(made.streams.video[0].average_rate) == pytest.approx(10 / 3, rel=0.01)
     overlay = np.asarray(predictor(drawn(0, 48, 62)[0]).overlay()).astype(int)
     assert np.abs(frames[0].astype(int) - overlay).mean() < 25  # lossy, with half the colours
-    (result.masks / "notes.png").touch()
+    foreign = {"notes.png": b"", "7.png": b"seven", "000005.png": b"no picture"}
+    for name, content in foreign.items():
+        (result.masks / name).write_bytes(content)
+    write_mask(result.masks / "000009.png", np.zeros((4, 4), np.uint8), predictor.labels)  # of a data set, say
     short = predict_video(predictor, tmp_path / "clip.mkv", tmp_path / "out", every=2, frames=2)
     assert short.frames == 2
-    assert sorted(path.name for path in short.masks.iterdir()) == ["000000.png", "000002.png", "notes.png"]
+    own = ["000000.png", "000002.png"]
+    assert sorted(path.name for path in short.masks.iterdir()) == sorted([*own, "000009.png", *foreign])
 
 
 def test_odd_sizes_are_padded(predictor: Predictor, drawn, tmp_path: Path) -> None:

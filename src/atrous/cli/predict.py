@@ -59,7 +59,7 @@ def add(commands: Any) -> None:
 
 def run_predict(args: argparse.Namespace) -> int:
     """Segment photographs and videos."""
-    from atrous.prediction.files import find_photographs
+    from atrous.prediction.files import FilesResult, find_photographs
     from atrous.prediction.urls import is_url
     from atrous.prediction.video import check_names, is_video
 
@@ -87,7 +87,8 @@ def run_predict(args: argparse.Namespace) -> int:
             answer |= {"videos": _segment_videos(args, predictor, videos)} if videos else {}
     if unreachable:
         status = 2
-        answer["failures"] = unreachable | answer.get("failures", {})
+        answer = FilesResult().as_dict() | answer
+        answer["failures"] |= unreachable
         for why in unreachable.values():
             complain(why, status)
     if args.json:

@@ -101,7 +101,7 @@ class TimmBackbone(Backbone):
             raise ValueError(f"multi_grid and the cascade have rates of their own, and convention is {convention!r}")
         self.multi_grid = None if multi_grid is None or (ones and consistent_rates) else tuple(multi_grid)
         units = _units(self.layers, self.native_stride, consistent_rates)
-        if last_block > 4:
+        if last_block > 4 and units:  # without any, the check below says so
             units = self._end_with_a_residual(units)
         self.grid_units = units[-3:]
         if last_block > 4 or not ones:

@@ -56,7 +56,7 @@ def mean_probabilities(views: Sequence[View], size: tuple[int, int], output_stri
         ValueError: if there is no view, or logits are not on the grid of their size.
     """
     _check(views, output_stride)
-    if _must_be_plain(views):
+    if _needs_gradient(views) or _must_be_plain(views):
         return _plain_mean(views, size, output_stride)
     batch, classes = views[0].logits.shape[:2]
     mean = views[0].logits.new_empty(batch, classes, *size, dtype=compute_dtype(views[0].logits))
@@ -99,7 +99,7 @@ def confidence_of(views: Sequence[View], size: tuple[int, int], output_stride: i
         ValueError: as there.
     """
     _check(views, output_stride)
-    if _must_be_plain(views):
+    if _needs_gradient(views) or _must_be_plain(views):
         return _plain_mean(views, size, output_stride).gather(1, classes.long()[:, None])[:, 0]
     result = torch.empty(classes.shape, dtype=compute_dtype(views[0].logits), device=views[0].logits.device)
     for rows, tile in _tiles(views, size, output_stride):
@@ -121,13 +121,12 @@ def _check(views: Sequence[View], stride: int) -> None:
             )
 
 
-def _must_be_plain(views: Sequence[View]) -> bool:
-    """Whether PyTorch's operators are wanted, or needed: for a gradient, and for NaN, which our matrices would spread.
+def _needs_gradient(views: Sequence[View]) -> bool:
+    return torch.is_grad_enabled() and any(view.logits.requires_grad for view in views)
 
-    They multiply far features by 0.
-    """
-    if torch.is_grad_enabled() and any(view.logits.requires_grad for view in views):
-        return True
+
+def _must_be_plain(views: Sequence[View]) -> bool:
+    """Whether PyTorch's operators are wanted, or needed: our matrices multiply far features by 0, which spreads NaN."""
     return library_only() or not all(bool(view.logits.isfinite().all()) for view in views)
 
 

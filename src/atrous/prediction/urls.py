@@ -57,7 +57,7 @@ def fetch(url: str, folder: Path) -> Path:
                 file.write(part)
     except urllib.error.HTTPError as error:
         raise ValueError(f"{url}: the server answers {error.code} {error.reason}; expected a photograph") from None
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, UnicodeError) as error:
         raise ValueError(f"{url}: cannot be reached: {getattr(error, 'reason', None) or error}") from None
     return path
 

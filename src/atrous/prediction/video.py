@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from atrous.atomic import sweep, written_whole
-from atrous.data.image_io import write_mask
+from atrous.data.image_io import read_note, write_mask
 from atrous.prediction.predictor import Predictor
 
 VIDEO_SUFFIXES = frozenset(".avi .m4v .mkv .mov .mp4 .mpeg .mpg .ts .webm .wmv".split())
@@ -28,6 +28,9 @@ VIDEO_SUFFIXES = frozenset(".avi .m4v .mkv .mov .mp4 .mpeg .mpg .ts .webm .wmv".
 CAMERA = "webcam"
 
 DEFAULT_RATE = Fraction(25)
+
+_NOTE = "frame"
+"""In the masks of frames: a later run removes those alone."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def predict_video(
 ) -> VideoResult:
     """Segment every n-th frame into ``out/masks/NAME/NUMBER.png`` and ``out/overlays/NAME.mp4``.
 
-    Ctrl-C ends a camera; what was seen until then is written. Masks of other frames, of an earlier run, are removed.
+    Ctrl-C ends a camera; what was seen until then is written. An earlier run's masks of other frames are removed.
 
     Args:
         predictor: the model with its settings.
@@ -118,17 +121,30 @@ def predict_video(
             overlays = _Overlays(av, made, rate)
             with contextlib.suppress(KeyboardInterrupt) if camera is not None else contextlib.nullcontext():
                 for result in predictor(chosen):
-                    write_mask(masks / f"{count * every:06}.png", result.mask, predictor.labels)
+                    write_mask(masks / _mask_name(count * every), result.mask, predictor.labels, _NOTE)
                     overlays.add(result.overlay())
                     for label, share in result.areas.items():
                         totals[label] = totals.get(label, 0.0) + share
                     count += 1
             overlays.close()
+    written = {_mask_name(number) for number in range(0, count * every, every)}
     for mask in masks.glob("[0-9]*.png"):
-        if mask.stem.isdecimal() and (int(mask.stem) % every or int(mask.stem) >= count * every):
+        if mask.name not in written and _is_frames(mask):
             mask.unlink()
     ordered = sorted(totals.items(), key=lambda item: -item[1])
     return VideoResult(count, masks, target, {label: share / count for label, share in ordered})
+
+
+def _mask_name(number: int) -> str:
+    return f"{number:06}.png"
+
+
+def _is_frames(mask: Path) -> bool:
+    """Whether a run wrote this mask: other numbered masks, of a data set say, can lie in the same folder."""
+    try:
+        return read_note(mask) == _NOTE
+    except (ValueError, OSError):
+        return False
 
 
 def output_name(source: str | Path) -> str:
