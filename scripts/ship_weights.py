@@ -66,6 +66,8 @@ def main() -> None:
     parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--miou", nargs="+", default=[], metavar="WHERE=MIOU", help="measured before, for the card")
     args = parser.parse_args()
+    if args.measured and args.mean_with:
+        parser.error("--measured is of one run, --mean-with of two; give one of them")
     model, card = load(args.run)
     if args.mean_with:
         average(model, load(args.mean_with)[0], 0.5)

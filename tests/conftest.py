@@ -88,10 +88,10 @@ def make_data() -> Callable[..., Path]:
     return write_data
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+def made_once(request: pytest.FixtureRequest, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that the first of a session's processes makes, for all of them."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    base: Path = request.getfixturevalue("tmp_path_factory").getbasetemp()
+    folder = (base.parent if hasattr(request.config, "workerinput") else base) / name
     with FileLock(f"{folder}.lock"):
         if not Path(f"{folder}.made").exists():
             make(folder)
@@ -100,9 +100,9 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_data(request: pytest.FixtureRequest) -> Path:
     """Eight images to train on, four to validate on; four classes. One for all processes, to be read only."""
-    return made_once(tmp_path_factory, "shapes", lambda root: write_data(root, {"train": 8, "val": 4}))
+    return made_once(request, "shapes", lambda root: write_data(root, {"train": 8, "val": 4}))
 
 
 @pytest.fixture(scope="session")
@@ -154,8 +154,8 @@ def longer(tiny):  # noqa: ANN001, ANN201
 
 
 @pytest.fixture(scope="session")
-def trained(longer, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ANN001
+def trained(longer, tiny_data: Path, request: pytest.FixtureRequest) -> Path:  # noqa: ANN001
     """The folder of a finished run of `longer`. One for all processes of a session, to be read only."""
     from atrous.training.loop import train
 
-    return made_once(tmp_path_factory, "longer", lambda run: train(longer, tiny_data, run, workers=0, device="cpu"))
+    return made_once(request, "longer", lambda run: train(longer, tiny_data, run, workers=0, device="cpu"))
