@@ -246,7 +246,6 @@ def test_a_run_that_ends_early_is_the_beginning_of_the_longer_one(
     assert torch.equal(lasting, early["average"]["classifier.weight"].half().float())
 
 
-@pytest.mark.integration
 def test_a_compiled_run_is_resumed_and_ends_as_one_that_never_stopped(
     tiny: Recipe, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
