@@ -181,7 +181,8 @@ class TimmBackbone(Backbone):
             for name in list(siblings._modules)[list(siblings._modules).index(place) + 1 :]:
                 setattr(siblings, name, nn.Sequential())
             parent, _, place = parent.rpartition(".")
-        self.layers = {path: strides for path, strides in self.layers.items() if path in _spatial(self.net)}
+        left = _spatial(self.net)
+        self.layers = {path: strides for path, strides in self.layers.items() if path in left}
         self.channels = int(self.net.get_submodule(last).conv_pwl.out_channels)
         return units[: ends[-1]]
 
