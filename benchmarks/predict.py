@@ -30,7 +30,7 @@ from PIL import Image
 
 from atrous import Predictor
 from atrous.atomic import written_whole
-from atrous.data.image_io import read_image, read_mask, read_size, to_tensor, write_image, write_mask
+from atrous.data.images.image_io import read_image, read_mask, read_size, to_tensor, write_image, write_mask
 from atrous.evaluation.evaluate import classes_of, predict_classes
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.ops.tta import View

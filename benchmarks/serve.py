@@ -27,7 +27,7 @@ import psutil
 import torch
 from PIL import Image
 
-from atrous.data.image_io import to_tensor
+from atrous.data.images.image_io import to_tensor
 from atrous.evaluation.evaluate import predict_classes
 from atrous.prediction.demo import bundled
 from atrous.prediction.predictor import Predictor

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from atrous import models as models
+    from atrous.data.checks.validate import check as check
     from atrous.data.datasets.dataset import open_dataset as open_dataset
     from atrous.data.labels import Labels as Labels
     from atrous.data.transforms import Augment as Augment
-    from atrous.data.validate import check as check
     from atrous.evaluation.evaluate import evaluate as evaluate
     from atrous.evaluation.metrics import ConfusionMatrix as ConfusionMatrix
     from atrous.models.deeplab import DeepLabV3 as DeepLabV3
@@ -37,7 +37,7 @@ _HOMES = {
     "Predictor": "prediction.predictor",
     "Recipe": "training.config",
     "Segmentation": "prediction.segmentation",
-    "check": "data.validate",
+    "check": "data.checks.validate",
     "evaluate": "evaluation.evaluate",
     "load": "models.weights",
     "load_recipe": "training.recipes",

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atrous.data.checks.validate import check
 from atrous.data.convert import convert
 from atrous.data.datasets.dataset import open_dataset, splits
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.image_io import write_mask
+from atrous.data.images.image_io import write_mask
 from atrous.data.labels import CLASSES, Labels, voc_palette, write_labels
 from atrous.data.source import predicted, source_of
-from atrous.data.validate import check
 
 
 def yolo(root: Path, count: int = 10) -> Path:

@@ -9,8 +9,8 @@ from PIL import Image
 
 from atrous.data.datasets.dataset import SegmentationDataset, open_dataset
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.image_io import read_image
-from atrous.data.samples import GUESSED_BITS, ImageRule
+from atrous.data.images.image_io import read_image
+from atrous.data.images.samples import GUESSED_BITS, ImageRule
 from atrous.data.value_range import SAMPLE, decided
 
 HIGH, WIDE = 20, 30

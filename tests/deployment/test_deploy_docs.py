@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from atrous.data.image_io import read_image
+from atrous.data.images.image_io import read_image
 from atrous.data.labels import voc_palette
 from atrous.deployment.export import export
 from atrous.deployment.network import Interface, WholeNetwork

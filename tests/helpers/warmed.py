@@ -10,7 +10,8 @@ from PIL import Image, ImageFont
 
 import forks  # noqa: F401
 from atrous.cli import commands  # noqa: F401
-from atrous.data import check_page, overlay  # noqa: F401
+from atrous.data import overlay  # noqa: F401
+from atrous.data.checks import page  # noqa: F401
 from atrous.models.deeplab import DeepLabV3
 from atrous.prediction import demo, files  # noqa: F401
 from atrous.training import loop, pictures, run_page  # noqa: F401

@@ -10,7 +10,7 @@ import timm
 import torch
 import torchvision
 
-from atrous.data.image_io import read_image, to_tensor
+from atrous.data.images.image_io import read_image, to_tensor
 from atrous.models.classifier import backbone_weights, is_classifier
 from atrous.models.deeplab import DeepLabV3, build_backbone
 from atrous.models.imagenet import imagenet

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atrous import DeepLabV3
-from atrous.data.image_io import read_image
+from atrous.data.images.image_io import read_image
 from atrous.models.initialize import initialize
 from atrous.models.tflite import FoldedConv, layout_of_graph, load_tflite, read_graph
 

@@ -669,7 +669,7 @@ def test_imagenet_weights_make_sense_of_a_photograph() -> None:
     import timm
     from skimage import data
 
-    from atrous.data.image_io import to_tensor
+    from atrous.data.images.image_io import to_tensor
     from atrous.ops.normalization import Normalization
 
     net = timm.create_model("tf_efficientnet_lite0")

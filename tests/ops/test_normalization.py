@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from atrous.data.image_io import to_tensor
+from atrous.data.images.image_io import to_tensor
 from atrous.ops.normalization import IMAGENET, Normalization
 from pictures import picture
 

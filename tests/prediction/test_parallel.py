@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from atrous import Predictor
-from atrous.data.image_io import read_mask
+from atrous.data.images.image_io import read_mask
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.prediction.files import predict_files
 from atrous.prediction.parallel import in_order

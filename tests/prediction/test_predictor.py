@@ -25,7 +25,7 @@ from PIL import Image
 
 from atrous import DeepLabV3
 from atrous.cli.parser import main
-from atrous.data.image_io import read_image, read_mask
+from atrous.data.images.image_io import read_image, read_mask
 from atrous.data.labels import Labels
 from atrous.evaluation.evaluate import predict_classes, predict_probabilities
 from atrous.models.weights import load, save
@@ -422,7 +422,7 @@ def test_a_file_by_rows_is_the_picture_by_windows(loaded: Loaded, drawn: Draw, t
     assert batch.areas[files[0]] == expected.areas
     assert told["a.png"] == sorted(told["a.png"]) and (told["a.png"][0], told["a.png"][-1]) == (0, 1)
     assert len(told["a.png"]) > 5
-    monkeypatch.setattr("atrous.data.row_io.MAX_PIXELS", 1000)
+    monkeypatch.setattr("atrous.data.images.row_io.MAX_PIXELS", 1000)
     batch = predict_files(predictor, files[2:], tmp_path / "out")
     assert list(batch.failures) == [files[3]] and "is not read by rows" in batch.failures[files[3]]
 

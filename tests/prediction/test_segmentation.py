@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from atrous import Predictor, Segmentation
-from atrous.data.image_io import read_mask
+from atrous.data.images.image_io import read_mask
+from atrous.data.images.row_io import strips_of
 from atrous.data.labels import Labels
-from atrous.data.row_io import strips_of
 
 LABELS = Labels(("background", "cat", "café au lait", "dog"), ((0, 0, 0), (200, 0, 0), (0, 200, 0), (0, 0, 200)))
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from atrous.data.row_io import Strips, strips_of
+from atrous.data.images.row_io import Strips, strips_of
 from atrous.evaluation.evaluate import predict_classes
 from atrous.models.aspp import ASPP
 from atrous.ops.resize import pad_image

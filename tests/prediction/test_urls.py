@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from atrous.cli.parser import main
-from atrous.data.image_io import read_image
+from atrous.data.images.image_io import read_image
 from atrous.prediction import urls
 
 

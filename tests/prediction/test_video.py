@@ -10,7 +10,7 @@ import torch
 
 from atrous import Predictor
 from atrous.cli.parser import main
-from atrous.data.image_io import read_mask, write_mask
+from atrous.data.images.image_io import read_mask, write_mask
 from atrous.prediction.video import camera_address, camera_of, is_video, predict_video
 
 av = pytest.importorskip("av")

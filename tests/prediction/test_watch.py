@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from atrous import Predictor
-from atrous.data.image_io import read_mask
+from atrous.data.images.image_io import read_mask
 from atrous.prediction.watch import watch
 
 

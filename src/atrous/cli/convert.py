@@ -137,7 +137,7 @@ def _photographs(model: DeepLabV3) -> list[Tensor]:
     """The bundled photographs at a size of whole strides, normalised."""
     import torch.nn.functional as F
 
-    from atrous.data.image_io import read_image, to_tensor
+    from atrous.data.images.image_io import read_image, to_tensor
     from atrous.ops.normalization import Normalization
     from atrous.prediction.demo import SCENES, bundled
 

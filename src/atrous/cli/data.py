@@ -13,7 +13,7 @@ from atrous.cli.commands import bar, complain, print_json, print_table, say
 if TYPE_CHECKING:
     from atrous.data.convert import Converted
     from atrous.data.datasets.dataset import Item
-    from atrous.data.image_io import Pixels
+    from atrous.data.images.image_io import Pixels
     from atrous.data.sheet import Predict
     from atrous.data.source import Source
 
@@ -82,8 +82,8 @@ def _add_convert(inner: Any) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     """Look at a data set."""
-    from atrous.data.check_page import check_suffix, write_page
-    from atrous.data.validate import check, render
+    from atrous.data.checks.page import check_suffix, write_page
+    from atrous.data.checks.validate import check, render
 
     if args.report:
         check_suffix(args.report)
@@ -126,7 +126,7 @@ def run_show(args: argparse.Namespace) -> int:
 
 def _predicted_in(folder: Path) -> Predict:
     """Masks of a folder, by the stem of the image."""
-    from atrous.data.image_io import read_mask
+    from atrous.data.images.image_io import read_mask
 
     place = folder / "masks" if (folder / "masks").is_dir() else folder
     if not place.is_dir():

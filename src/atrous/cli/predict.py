@@ -110,7 +110,7 @@ def _fetch(urls: list[str], folder: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _predictor(args: argparse.Namespace, model: str) -> Predictor:
-    from atrous.data.image_io import MAX_PIXELS
+    from atrous.data.images.image_io import MAX_PIXELS
     from atrous.prediction.predictor import Predictor
 
     return Predictor.load(

@@ -28,8 +28,8 @@ from atrous.data.datasets.base import WHOLE
 from atrous.data.datasets.dataset import Item, SegmentationDataset
 from atrous.data.datasets.parts import is_undivided
 from atrous.data.datasets.split import SHARE, divide
-from atrous.data.image_file import IMAGE_SUFFIXES
-from atrous.data.image_io import Pixels, read_image, read_note, read_size, write_image, write_mask
+from atrous.data.images.image_file import IMAGE_SUFFIXES
+from atrous.data.images.image_io import Pixels, read_image, read_note, read_size, write_image, write_mask
 from atrous.data.labels import described_labels
 from atrous.data.palette import drawn_palette, has_own_colours
 from atrous.data.source import Source

@@ -21,7 +21,7 @@ from atrous.data.datasets.base import selected
 from atrous.data.datasets.dataset import Item, SegmentationDataset, open_dataset
 from atrous.data.datasets.mask_values import Drawn, histogram_of, palette_conflicts
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
-from atrous.data.image_io import read_size
+from atrous.data.images.image_io import read_size
 from atrous.data.labels import Labels
 from atrous.messages import counted
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from atrous.data.datasets.dataset import Item, Listing, SegmentationDataset, list_split, splits
 from atrous.data.datasets.mask_values import histogram_of
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
-from atrous.data.image_io import Pixels, read_size, write_image
+from atrous.data.images.image_io import Pixels, read_size, write_image
 from atrous.data.labels import Labels
 from atrous.data.lettering import Font, lettering
 from atrous.data.overlay import overlay

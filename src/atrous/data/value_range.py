@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from atrous.data.datasets.dataset import SegmentationDataset
-from atrous.data.image_file import SAID
-from atrous.data.image_io import stored_top
-from atrous.data.samples import GUESSED_BITS
+from atrous.data.images.image_file import SAID
+from atrous.data.images.image_io import stored_top
+from atrous.data.images.samples import GUESSED_BITS
 
 SAMPLE = 64
 """Images that are looked at, evenly over the data set."""

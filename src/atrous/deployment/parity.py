@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atrous.data.image_io import read_image, to_tensor
+from atrous.data.images.image_io import read_image, to_tensor
 from atrous.data.resize import shrunk
 from atrous.deployment.formats import Whole
 from atrous.deployment.network import Interface

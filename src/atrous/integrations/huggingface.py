@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from atrous.data.image_io import Source
+from atrous.data.images.image_io import Source
 from atrous.prediction.predictor import Predictor
 
 

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atrous.data.image_io import write_image, write_mask
+from atrous.data.images.image_io import write_image, write_mask
 from atrous.prediction.predictor import Predictor
 
 NEXT = (

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from atrous.data.image_file import ImageSource
-from atrous.data.image_io import Source, read_size
+from atrous.data.images.image_file import ImageSource
+from atrous.data.images.image_io import Source, read_size
 
 
 def many(source: Any) -> Any:

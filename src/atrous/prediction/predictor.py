@@ -25,10 +25,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from atrous.data.image_io import MAX_PIXELS, Pixels, Source, read_image, to_tensor
+from atrous.data.images.image_io import MAX_PIXELS, Pixels, Source, read_image, to_tensor
+from atrous.data.images.row_io import is_installed, strips_of
+from atrous.data.images.samples import AS_IT_IS, ImageRule
 from atrous.data.labels import Labels
-from atrous.data.row_io import is_installed, strips_of
-from atrous.data.samples import AS_IT_IS, ImageRule
 from atrous.evaluation.distributed import pick_device
 from atrous.evaluation.evaluate import (
     check_scales,

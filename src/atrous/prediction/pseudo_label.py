@@ -20,8 +20,8 @@ import numpy.typing as npt
 from atrous.atomic import written_whole
 from atrous.data.datasets.folding import load_labels
 from atrous.data.datasets.options import read_options
-from atrous.data.image_file import IMAGE_SUFFIXES
-from atrous.data.image_io import read_image, write_image, write_mask
+from atrous.data.images.image_file import IMAGE_SUFFIXES
+from atrous.data.images.image_io import read_image, write_image, write_mask
 from atrous.data.labels import Labels, write_labels
 from atrous.evaluation.evaluate import class_difference
 from atrous.prediction.files import errors_noted, find_photographs, output_names

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from atrous.atomic import write_text
-from atrous.data.image_io import write_image, write_mask
+from atrous.data.images.image_io import write_image, write_mask
 from atrous.data.labels import Labels
 from atrous.data.overlay import overlay
 from atrous.data.palette import drawn_palette, is_background

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atrous.data.image_io import Pixels, to_tensor
-from atrous.data.row_io import Strips
+from atrous.data.images.image_io import Pixels, to_tensor
+from atrous.data.images.row_io import Strips
 from atrous.evaluation.evaluate import predict_probabilities
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.models.aspp import ASPP

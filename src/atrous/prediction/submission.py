@@ -29,7 +29,7 @@ from PIL import Image
 
 from atrous.atomic import write_text, written_whole
 from atrous.data.datasets.dataset import Item, Listing, kind_of, list_split, refuse_problems
-from atrous.data.image_io import read_size, write_image, write_mask
+from atrous.data.images.image_io import read_size, write_image, write_mask
 from atrous.data.labels import CITYSCAPES_LABEL_IDS, CITYSCAPES_TRAIN_IDS, VOC, Labels
 from atrous.evaluation.evaluate import class_difference
 from atrous.messages import listed

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atrous.data.image_io import read_image
+from atrous.data.images.image_io import read_image
 from atrous.data.labels import Labels
 from atrous.data.transforms import resized
 from atrous.evaluation.evaluate import check_scales, class_difference

@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from atrous.atomic import sweep, written_whole
-from atrous.data.image_io import read_note, write_mask
+from atrous.data.images.image_io import read_note, write_mask
 from atrous.prediction.predictor import Predictor
 
 VIDEO_SUFFIXES = frozenset(".avi .m4v .mkv .mov .mp4 .mpeg .mpg .ts .webm .wmv".split())

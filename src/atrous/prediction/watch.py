@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from atrous.data.datasets.base import is_clutter
-from atrous.data.image_file import IMAGE_SUFFIXES
+from atrous.data.images.image_file import IMAGE_SUFFIXES
 from atrous.prediction.files import FilesResult, predict_files
 from atrous.prediction.predictor import Predictor
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from atrous.data.datasets.dataset import SegmentationDataset
-from atrous.data.image_io import Pixels, write_image
+from atrous.data.images.image_io import Pixels, write_image
 from atrous.data.overlay import overlay
 from atrous.data.sampling import open_splits
 from atrous.evaluation.distributed import pick_device

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from atrous.atomic import written_folder
-from atrous.data.image_io import Pixels
+from atrous.data.images.image_io import Pixels
 
 Mask = npt.NDArray[np.bool_]
 Field = npt.NDArray[np.float64]

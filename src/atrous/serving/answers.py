@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from atrous.data.image_io import mask_image
+from atrous.data.images.image_io import mask_image
 from atrous.data.labels import Labels
 from atrous.messages import did_you_mean
 from atrous.prediction.segmentation import Segmentation

@@ -83,7 +83,7 @@ def of_validation(errors: Sequence[Any]) -> Problem:
 
 
 def of_image(text: str, field: str) -> Problem:
-    """From the words of `atrous.data.image_file`, which begin with the source's name."""
+    """From the words of `atrous.data.images.image_file`, which begin with the source's name."""
     reason, _, expected = text.removeprefix("bytes: ").partition("; expected ")
     unknown = reason.startswith(("not an image", "HEIC", "a TIFF"))
     error = "this is not an image of a format that is read" if unknown else "the image cannot be decoded"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 
-from atrous.data.image_io import read_size
+from atrous.data.images.image_io import read_size
 from atrous.serving.errors import Problem, of_image
 
 _MIB = 1 << 20

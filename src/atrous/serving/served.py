@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from atrous.data.image_io import read_image, to_tensor
+from atrous.data.images.image_io import read_image, to_tensor
 from atrous.data.palette import is_background
 from atrous.evaluation.evaluate import predict_classes
 from atrous.evaluation.preprocessor import Preprocessor

@@ -23,7 +23,7 @@ from atrous.data.datasets.dataset import splits
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.datasets.parts import PARTS, is_undivided
 from atrous.data.datasets.split import SHARE
-from atrous.data.image_io import read_size
+from atrous.data.images.image_io import read_size
 from atrous.data.sampling import open_splits, pixel_counts
 from atrous.evaluation.distributed import pick_device
 from atrous.messages import listed

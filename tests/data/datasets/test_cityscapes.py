@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atrous.data.checks.validate import check
 from atrous.data.datasets.dataset import list_split, open_dataset, splits
 from atrous.data.labels import CITYSCAPES, CITYSCAPES_LABEL_IDS
-from atrous.data.validate import check
 
 LABELS = np.arange(34, dtype=np.uint8)[None]
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from atrous.data.checks.validate import check, render
 from atrous.data.datasets.dataset import list_split, open_dataset, splits
 from atrous.data.labels import VOC
-from atrous.data.validate import check, render
 
 pytest.importorskip("pycocotools", reason="no pycocotools: pip install 'atrous[coco]'")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

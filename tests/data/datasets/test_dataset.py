@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from atrous.data.checks.validate import check
 from atrous.data.datasets.base import is_clutter
 from atrous.data.datasets.dataset import Item, SegmentationDataset, kind_of, list_split, open_dataset, splits
 from atrous.data.labels import CAMVID, Labels
 from atrous.data.sampling import pixel_counts
-from atrous.data.validate import check
 from atrous.training.config import Recipe
 from atrous.training.loop import train
 from reliability import record

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
+from atrous.data.checks.validate import check
 from atrous.data.datasets.array_mask import read_values
 from atrous.data.datasets.dataset import kind_of, list_split, open_dataset
 from atrous.data.datasets.inferred_classes import MOST_READ
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.validate import check
 from formats import FORMATS
 from own_data import ids, photo, stored, text
 

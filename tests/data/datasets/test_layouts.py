@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atrous.data.checks.validate import check
 from atrous.data.datasets.dataset import kind_of, list_split, open_dataset, splits
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.image_io import write_mask
+from atrous.data.images.image_io import write_mask
 from atrous.data.labels import VOC
 from atrous.data.sampling import id_histograms
-from atrous.data.validate import check
 from formats import FORMATS
 
 NAMES = "background\nleaf\n"

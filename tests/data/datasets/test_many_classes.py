@@ -7,16 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
+from atrous.data.checks.validate import check
 from atrous.data.datasets.dataset import open_dataset
 from atrous.data.datasets.mask_values import class_counts
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.image_io import read_mask, write_mask
+from atrous.data.images.image_io import read_mask, write_mask
+from atrous.data.images.row_io import write_mask_strips
 from atrous.data.labels import Labels, ignored_id, voc_palette
 from atrous.data.overlay import overlay
-from atrous.data.row_io import write_mask_strips
 from atrous.data.sampling import id_histograms
 from atrous.data.transforms import Augment, class_mix
-from atrous.data.validate import check
 from atrous.evaluation.evaluate import evaluate, predict_classes, predict_probabilities
 from atrous.evaluation.metrics import ConfusionMatrix
 from atrous.models import weights

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atrous.data.checks.validate import check
 from atrous.data.datasets.dataset import kind_of, list_split, open_dataset, splits
-from atrous.data.validate import check
 from formats import worst_iou
 
 COLOURS = ((0, 0, 0), (200, 10, 30))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atrous.data.checks.validate import check
 from atrous.data.datasets.dataset import list_split, open_dataset, splits
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.image_io import write_mask
+from atrous.data.images.image_io import write_mask
 from atrous.data.labels import VOC
-from atrous.data.validate import check
 from exports import Region, cvat_masks
 
 

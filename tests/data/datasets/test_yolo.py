@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from atrous.data.checks.validate import check
 from atrous.data.datasets.dataset import kind_of, list_split, open_dataset, splits
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.validate import check
 from formats import worst_iou
 
 CATS = Path(__file__).parents[4] / "shared" / "data" / "cats"

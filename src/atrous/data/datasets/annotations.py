@@ -18,7 +18,7 @@ from PIL import Image
 
 from atrous.data.datasets.base import FileMask, files_with, is_clutter, is_empty
 from atrous.data.datasets.regions import Region, blank_mask
-from atrous.data.image_io import Pixels
+from atrous.data.images.image_io import Pixels
 from atrous.messages import did_you_mean, listed
 
 T = TypeVar("T")

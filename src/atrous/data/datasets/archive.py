@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from atrous.atomic import sweep, written_folder
 from atrous.data.datasets.base import is_clutter
-from atrous.data.image_file import say_once
+from atrous.data.images.image_file import say_once
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _OTHERS = (".rar", ".7z", ".gz", ".bz2", ".xz", ".zst", ".z01", ".001")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from atrous.data.datasets.base import WHOLE, by_split, files_and_folders, split_name, subfolders
 from atrous.data.datasets.pairing import MASK_SUFFIXES, are_beside, is_mask_name, suffixed
-from atrous.data.image_file import IMAGE_SUFFIXES
+from atrous.data.images.image_file import IMAGE_SUFFIXES
 
 _IMAGES = (
     "images imgs image img jpegimages image_2 img_dir input inputs photos photo pictures original originals rgb jpg "

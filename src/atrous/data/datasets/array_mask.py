@@ -16,8 +16,8 @@ from PIL import Image
 from atrous.data.datasets.annotations import expecting
 from atrous.data.datasets.base import FileMask
 from atrous.data.datasets.pairing import ARRAY_SUFFIXES
-from atrous.data.image_file import decode_file
-from atrous.data.image_io import MAX_PIXELS, read_mask
+from atrous.data.images.image_file import decode_file
+from atrous.data.images.image_io import MAX_PIXELS, read_mask
 from atrous.messages import listed
 
 Values = npt.NDArray[Any]

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar, overload
 import numpy.typing as npt
 
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.image_file import IMAGE_SUFFIXES
+from atrous.data.images.image_file import IMAGE_SUFFIXES
+from atrous.data.images.samples import AS_IT_IS, ImageRule
 from atrous.data.labels import Colour, Labels
-from atrous.data.samples import AS_IT_IS, ImageRule
 from atrous.messages import listed
 
 T = TypeVar("T")

@@ -25,8 +25,8 @@ from PIL import Image
 
 from atrous.data.datasets.annotations import expecting
 from atrous.data.datasets.base import FileMask
-from atrous.data.image_file import decode_file
-from atrous.data.image_io import MAX_PIXELS, Pixels
+from atrous.data.images.image_file import decode_file
+from atrous.data.images.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import MOST_CLASSES, Colour, Labels, colour_of, ids_and_unknown, ignored_id, voc_palette
 from atrous.messages import listed
 

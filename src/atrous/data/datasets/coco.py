@@ -46,7 +46,7 @@ from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.json_records import json_records
 from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.regions import blank_mask, draw, pycocotools_mask, size_of
-from atrous.data.image_io import Pixels
+from atrous.data.images.image_io import Pixels
 from atrous.data.labels import VOC, Labels, coco_to_voc
 from atrous.messages import listed
 

@@ -22,9 +22,9 @@ from atrous.data.datasets.class_files import ColourMask, read_palette
 from atrous.data.datasets.layouts import kind_of, list_split, splits
 from atrous.data.datasets.mask_values import Drawn, UnknownIdError, described, likely_fix
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
-from atrous.data.image_io import MAX_PIXELS, mask_palette, read_image, read_mask
+from atrous.data.images.image_io import MAX_PIXELS, mask_palette, read_image, read_mask
+from atrous.data.images.samples import AS_IT_IS, ImageRule
 from atrous.data.labels import Colour, Labels, voc_palette
-from atrous.data.samples import AS_IT_IS, ImageRule
 from atrous.messages import counted
 
 __all__ = [

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from atrous.data.datasets.base import WHOLE, is_clutter, split_or_whole
-from atrous.data.image_file import IMAGE_SUFFIXES
+from atrous.data.images.image_file import IMAGE_SUFFIXES
 
 SAY_WHERE = "or give their folder: --images FOLDER"
 """For messages about images that are not there."""

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from atrous.data.datasets.array_mask import read_values
 from atrous.data.datasets.base import FileMask, MaskSource, stamp_of
 from atrous.data.datasets.class_files import ColourMask
-from atrous.data.image_io import Pixels
+from atrous.data.images.image_io import Pixels
 from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, colour_of, looked_up, voc_palette
 from atrous.messages import counted, listed
 

@@ -43,7 +43,7 @@ from atrous.data.datasets.label_studio_tasks import addresses_of, annotations_of
 from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.regions import size_of
 from atrous.data.datasets.xml_records import parse_xml
-from atrous.data.image_io import read_size
+from atrous.data.images.image_io import read_size
 from atrous.data.labels import Labels
 from atrous.messages import counted, did_you_mean, listed
 

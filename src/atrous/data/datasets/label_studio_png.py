@@ -18,8 +18,8 @@ import numpy as np
 from atrous.data.datasets.annotations import expecting
 from atrous.data.datasets.base import names_in, subfolders
 from atrous.data.datasets.regions import Region, blank_mask
-from atrous.data.image_file import decode_file
-from atrous.data.image_io import MAX_PIXELS, Pixels
+from atrous.data.images.image_file import decode_file
+from atrous.data.images.image_io import MAX_PIXELS, Pixels
 
 _NAME = re.compile(r"task-(\d+)-annotation-(\d+)-by-[^-]*-(.+)-\d+\.(?:png|npy)")
 

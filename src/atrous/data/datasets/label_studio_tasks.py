@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from atrous.data.datasets.annotations import Notes
 from atrous.data.datasets.label_studio_regions import region_kind
-from atrous.data.image_file import IMAGE_SUFFIXES
+from atrous.data.images.image_file import IMAGE_SUFFIXES
 from atrous.messages import listed
 
 _PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")

@@ -24,8 +24,8 @@ from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.regions import Region, fill_polygon, size_in
 from atrous.data.datasets.xml_records import parse_xml
-from atrous.data.image_file import decode_file
-from atrous.data.image_io import MAX_PIXELS, read_size
+from atrous.data.images.image_file import decode_file
+from atrous.data.images.image_io import MAX_PIXELS, read_size
 from atrous.messages import counted
 
 _MOST_PEEKED = 20

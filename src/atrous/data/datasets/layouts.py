@@ -43,8 +43,8 @@ from atrous.data.datasets.folding import folded
 from atrous.data.datasets.options import FILE, NO_OPTIONS, DatasetOptions, read_options
 from atrous.data.datasets.parts import PARTS, is_undivided, part_of
 from atrous.data.datasets.unread import holds_photographs_only, looks_like
-from atrous.data.image_file import say_once
-from atrous.data.samples import ImageRule
+from atrous.data.images.image_file import say_once
+from atrous.data.images.samples import ImageRule
 from atrous.messages import did_you_mean, listed
 
 LAYOUTS: dict[str, Layout] = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from atrous.data.datasets.base import files_and_folders
-from atrous.data.image_file import IMAGE_SUFFIXES
+from atrous.data.images.image_file import IMAGE_SUFFIXES
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 MASK_SUFFIXES = IMAGE_SUFFIXES | {*ARRAY_SUFFIXES}

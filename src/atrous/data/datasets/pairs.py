@@ -39,7 +39,7 @@ from atrous.data.datasets.pairing import (
     stem,
     suffixed,
 )
-from atrous.data.image_file import IMAGE_SUFFIXES, say_once
+from atrous.data.images.image_file import IMAGE_SUFFIXES, say_once
 from atrous.data.labels import Labels
 from atrous.messages import counted, listed
 

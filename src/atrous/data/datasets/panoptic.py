@@ -27,8 +27,8 @@ from atrous.data.datasets.class_files import background_index, with_background
 from atrous.data.datasets.json_records import json_records
 from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.pairing import stem
-from atrous.data.image_file import decode_file
-from atrous.data.image_io import MAX_PIXELS, Pixels
+from atrous.data.images.image_file import decode_file
+from atrous.data.images.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import Labels, looked_up, voc_palette
 from atrous.messages import counted, listed
 

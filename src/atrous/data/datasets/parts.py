@@ -12,8 +12,8 @@ import numpy as np
 
 from atrous.data.datasets.base import WHOLE, Item, Listing, selected, stamp_of
 from atrous.data.datasets.split import SHARE, divide
-from atrous.data.image_file import say_once
-from atrous.data.image_io import read_mask
+from atrous.data.images.image_file import say_once
+from atrous.data.images.image_io import read_mask
 from atrous.messages import counted
 
 PARTS = ("train", "val")

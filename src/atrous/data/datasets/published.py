@@ -33,7 +33,7 @@ from atrous.data.datasets.base import WHOLE, FileMask, Layout, Listing, MaskSour
 from atrous.data.datasets.class_files import find_class_file, read_lines
 from atrous.data.datasets.options import FILE, DatasetOptions
 from atrous.data.datasets.pairs import files_in, listing_of, plain_mask
-from atrous.data.image_io import Pixels
+from atrous.data.images.image_io import Pixels
 from atrous.data.labels import CITYSCAPES, CITYSCAPES_TRAIN_IDS, Colour, Labels, voc_palette
 from atrous.messages import counted, listed
 

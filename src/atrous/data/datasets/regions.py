@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from atrous.data.image_io import MAX_PIXELS, Pixels
+from atrous.data.images.image_io import MAX_PIXELS, Pixels
 from atrous.messages import counted
 
 Region = npt.NDArray[np.bool_]

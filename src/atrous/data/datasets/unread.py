@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from atrous.data.datasets.base import is_clutter
-from atrous.data.image_file import IMAGE_SUFFIXES, decode_file
-from atrous.data.image_io import MAX_PIXELS
+from atrous.data.images.image_file import IMAGE_SUFFIXES, decode_file
+from atrous.data.images.image_io import MAX_PIXELS
 from atrous.messages import listed
 
 _MOST_NAMES = 5000

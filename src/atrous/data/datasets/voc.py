@@ -27,8 +27,8 @@ from atrous.data.datasets.base import FileMask, Layout, Listing, MaskSource, by_
 from atrous.data.datasets.class_files import ColourMask, find_class_file, read_classes, read_lines, read_palette
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.image_file import IMAGE_SUFFIXES, decode_file
-from atrous.data.image_io import MAX_PIXELS, Pixels, read_mask
+from atrous.data.images.image_file import IMAGE_SUFFIXES, decode_file
+from atrous.data.images.image_io import MAX_PIXELS, Pixels, read_mask
 from atrous.data.labels import VOC
 from atrous.messages import counted
 

@@ -20,7 +20,7 @@ from atrous.data.datasets.class_files import read_lines, with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch
 from atrous.data.datasets.options import DatasetOptions
 from atrous.data.datasets.regions import blank_mask, fill_polygon
-from atrous.data.image_io import Pixels, read_size
+from atrous.data.images.image_io import Pixels, read_size
 from atrous.messages import counted, listed
 from atrous.yaml_io import parse_yaml
 

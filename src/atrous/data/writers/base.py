@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.image_io import Pixels
+from atrous.data.images.image_io import Pixels
 from atrous.data.labels import Labels
 from atrous.data.palette import is_background
 from atrous.data.polygons import Ring, polygons, signed_area

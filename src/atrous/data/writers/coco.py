@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from atrous.atomic import write_text
-from atrous.data.image_io import Pixels
+from atrous.data.images.image_io import Pixels
 from atrous.data.labels import Labels
 from atrous.data.polygons import box_of, run_lengths
 from atrous.data.writers.base import AREA, Outline, Shapes, Splits, Writer, objects, outlines, present

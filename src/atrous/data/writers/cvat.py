@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from atrous.atomic import written_whole
-from atrous.data.image_io import Pixels
+from atrous.data.images.image_io import Pixels
 from atrous.data.labels import Labels
 from atrous.data.palette import drawn_palette
 from atrous.data.polygons import box_of, lengths_of

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from atrous.atomic import write_text
-from atrous.data.image_io import Pixels
+from atrous.data.images.image_io import Pixels
 from atrous.data.labels import Labels
 from atrous.data.writers.base import IGNORE, INDEX, Outline, Shapes, Splits, Writer, name_of, outlines
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from atrous.atomic import write_text
-from atrous.data.image_io import write_mask
+from atrous.data.images.image_io import write_mask
 from atrous.data.labels import IGNORE_COLOUR, Labels
 from atrous.data.palette import drawn_palette, is_background
 from atrous.data.writers.base import Shapes, Splits, Writer

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from atrous.atomic import write_text
-from atrous.data.image_io import Pixels
+from atrous.data.images.image_io import Pixels
 from atrous.data.labels import Labels
 from atrous.data.writers.base import NEAR_INDEX, Shapes, Splits, Writer, objects, outlines
 

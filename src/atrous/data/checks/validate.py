@@ -15,18 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from atrous.data import findings
+from atrous.data.checks import findings
+from atrous.data.checks.examine import Examined, examine
+from atrous.data.checks.findings import Finding
+from atrous.data.checks.report import DataReport, SplitReport, render
 from atrous.data.datasets.dataset import Listing, SegmentationDataset, list_split, splits
 from atrous.data.datasets.layouts import kind_of, takes
 from atrous.data.datasets.mask_values import class_counts, histogram_of
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.datasets.parts import is_undivided
-from atrous.data.examine import Examined, examine
-from atrous.data.findings import Finding
+from atrous.data.images.samples import ImageRule
 from atrous.data.labels import Labels
 from atrous.data.palette import drawn_palette
-from atrous.data.report import DataReport, SplitReport, render
-from atrous.data.samples import ImageRule
 from atrous.data.value_range import decided
 from atrous.messages import listed
 

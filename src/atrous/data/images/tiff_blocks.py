@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from atrous.data.image_file import tiff_pages
+from atrous.data.images.image_file import tiff_pages
 
 _EXTRA_SAMPLES = 338
 _SAMPLE_FORMAT, _FILL_ORDER, _PREDICTOR, _MAX_SAMPLE_VALUE = 339, 266, 317, 281

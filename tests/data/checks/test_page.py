@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atrous.data.check_page import write_page
-from atrous.data.validate import check
+from atrous.data.checks.page import write_page
+from atrous.data.checks.validate import check
 
 
 @pytest.fixture

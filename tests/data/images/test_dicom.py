@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atrous.data.image_io import read_image, read_size
-from atrous.data.row_io import is_installed, open_strips
-from atrous.data.samples import ImageRule
+from atrous.data.images.image_io import read_image, read_size
+from atrous.data.images.row_io import is_installed, open_strips
+from atrous.data.images.samples import ImageRule
 
 pydicom = pytest.importorskip("pydicom")
 from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atrous.data import image_file
-from atrous.data.image_io import read_image, read_size, stored_top
-from atrous.data.row_io import open_strips
-from atrous.data.samples import ImageRule
-from atrous.data.tiff_blocks import parse
+from atrous.data.images import image_file
+from atrous.data.images.image_io import read_image, read_size, stored_top
+from atrous.data.images.row_io import open_strips
+from atrous.data.images.samples import ImageRule
+from atrous.data.images.tiff_blocks import parse
 from pictures import UNTURN
 
 tifffile = pytest.importorskip("tifffile")

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from atrous.data.checks.validate import check, render
 from atrous.data.datasets.mask_values import class_counts
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.image_io import write_mask
+from atrous.data.images.image_io import write_mask
 from atrous.data.labels import VOC, Labels, voc_palette
 from atrous.data.sampling import id_histograms, open_splits
-from atrous.data.validate import check, render
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

@@ -1,6 +1,6 @@
 """Read images larger than memory by rows, and write masks by rows.
 
-The pixels are those of `atrous.data.image_io.read_image`, in every mode and orientation. The decoder is libvips
+The pixels are those of `atrous.data.images.image_io.read_image`, in every mode and orientation. The decoder is libvips
 (``pip install 'atrous[large]'``).
 
     picture = open_strips("city.tif", max_pixels=10**9)
@@ -23,11 +23,11 @@ import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
 from atrous.atomic import written_whole
-from atrous.data import multiband
-from atrous.data.arrays import is_array
-from atrous.data.dicom import is_dicom
-from atrous.data.image_file import decode_file, errors_named, open_file, rawmode_of, with_file
-from atrous.data.image_io import (
+from atrous.data.images import multiband
+from atrous.data.images.arrays import is_array
+from atrous.data.images.dicom import is_dicom
+from atrous.data.images.image_file import decode_file, errors_named, open_file, rawmode_of, with_file
+from atrous.data.images.image_io import (
     MAX_PIXELS,
     NOTE,
     Pixels,
@@ -37,9 +37,9 @@ from atrous.data.image_io import (
     read_image,
     upright_size,
 )
+from atrous.data.images.samples import AS_IT_IS, ImageRule, Samples, samples_of, to_rgb, tops_of, wide_to_rgb
+from atrous.data.images.tiff_blocks import Tiff
 from atrous.data.labels import Labels
-from atrous.data.samples import AS_IT_IS, ImageRule, Samples, samples_of, to_rgb, tops_of, wide_to_rgb
-from atrous.data.tiff_blocks import Tiff
 
 _LOADERS = {"JPEG": "jpegload", "MPO": "jpegload", "PNG": "pngload", "TIFF": "tiffload"}
 _BANDS = {"LA": 2, "La": 2, "RGB": 3, "P": 3, "RGBA": 4, "CMYK": 4}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from atrous.data.checks.examine import Look, alike, examine
 from atrous.data.datasets.dataset import Item, SegmentationDataset
-from atrous.data.examine import Look, alike, examine
 from atrous.data.labels import Labels, voc_palette
 
 LABELS = Labels(("a", "b"), voc_palette(2))

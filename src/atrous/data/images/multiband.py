@@ -12,9 +12,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.image_file import name_of, say_once
-from atrous.data.samples import ImageRule, Samples, check_bands, sample_values_to_rgb, tops_of
-from atrous.data.tiff_blocks import Tiff
+from atrous.data.images.image_file import name_of, say_once
+from atrous.data.images.samples import ImageRule, Samples, check_bands, sample_values_to_rgb, tops_of
+from atrous.data.images.tiff_blocks import Tiff
 from atrous.messages import counted
 
 _ROWS = 256
@@ -43,7 +43,7 @@ def taken_bands(tiff: Tiff, rule: ImageRule, name: str) -> tuple[int, ...]:
 
 
 def tops_in(tiff: Tiff, file: IO[bytes], rule: ImageRule) -> tuple[int, ...]:
-    """The values that stand for 255 where no range is given, as `atrous.data.samples.tops_of`; () if none is needed."""
+    """The values that stand for 255 where no range is given, as `samples.tops_of`; () if none is needed."""
     if rule.value_range or tiff.dtype.kind == "f" or tiff.dtype == np.uint8:
         return ()
     name = name_of(file, "image")

@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from atrous.atomic import write_text
+from atrous.data.checks.report import SPLIT_HEADS, DataReport, by_severity, labelled, split_rows
 from atrous.data.datasets.dataset import Item, SegmentationDataset
-from atrous.data.image_io import read_image, write_image
+from atrous.data.images.image_io import read_image, write_image
 from atrous.data.labels import Colour
 from atrous.data.lettering import lettering
 from atrous.data.overlay import overlay
-from atrous.data.report import SPLIT_HEADS, DataReport, by_severity, labelled, split_rows
 from atrous.messages import counted
 
 _SIDE = 240

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from atrous.data import image_file
-from atrous.data import samples as module
-from atrous.data.image_io import read_image, read_size
-from atrous.data.row_io import is_installed, open_strips
-from atrous.data.samples import AS_IT_IS, ImageRule
+from atrous.data.images import image_file
+from atrous.data.images import samples as module
+from atrous.data.images.image_io import read_image, read_size
+from atrous.data.images.row_io import is_installed, open_strips
+from atrous.data.images.samples import AS_IT_IS, ImageRule
 from pictures import UNTURN, chunk
 from tiffs import (
     ASSOCIATED,

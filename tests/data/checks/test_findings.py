@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atrous.data.validate import DataReport, check
+from atrous.data.checks.validate import DataReport, check
 
 
 def put(root: Path, split: str, name: str, picture: Image.Image, mask: np.ndarray, suffix: str = ".png") -> None:

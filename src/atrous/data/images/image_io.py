@@ -22,10 +22,10 @@ from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 from torch import Tensor
 
 from atrous.atomic import written_whole
-from atrous.data import multiband
-from atrous.data.arrays import array_shape, is_array, read_array
-from atrous.data.dicom import dicom_size, is_dicom, read_dicom
-from atrous.data.image_file import (
+from atrous.data.images import multiband
+from atrous.data.images.arrays import array_shape, is_array, read_array
+from atrous.data.images.dicom import dicom_size, is_dicom, read_dicom
+from atrous.data.images.image_file import (
     FORMATS,
     STRICT_PILLOW,
     ImageSource,
@@ -37,8 +37,7 @@ from atrous.data.image_file import (
     rawmode_of,
     with_file,
 )
-from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, ids_of_colours, voc_palette
-from atrous.data.samples import (
+from atrous.data.images.samples import (
     AS_IT_IS,
     ImageRule,
     Samples,
@@ -50,8 +49,9 @@ from atrous.data.samples import (
     tops_of,
     wide_to_rgb,
 )
-from atrous.data.tiff_blocks import Tiff, parse
-from atrous.data.tiff_blocks import check as check_blocks
+from atrous.data.images.tiff_blocks import Tiff, parse
+from atrous.data.images.tiff_blocks import check as check_blocks
+from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, ids_of_colours, voc_palette
 
 Pixels = npt.NDArray[np.uint8]
 Source = ImageSource | Image.Image | npt.NDArray[Any] | Tensor
@@ -84,7 +84,7 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS, rule: ImageRule 
     """Decode any picture into uint8 H,W,3, RGB, upright by its EXIF or XMP orientation.
 
     Transparency is composited over white; the first of several frames is read; CMYK, gray, palette and 1-bit pictures
-    become RGB. 16 bits are scaled to 8, by the rule or else by the bits that the file uses (`atrous.data.samples`).
+    become RGB. 16 bits are scaled to 8, by the rule or else by the bits that the file uses (`samples.py`).
 
     Args:
         source: a path; the content of a file as bytes; a file object opened in binary mode; a PIL image; an array H,W

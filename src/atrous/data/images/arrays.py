@@ -7,7 +7,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.image_file import check_size
+from atrous.data.images.image_file import check_size
 
 _MAGIC = b"\x93NUMPY"
 _MOST_BANDS = 256

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from atrous.data.datasets.dataset import open_dataset
-from atrous.data.image_io import read_image, read_mask, read_note, read_size, write_image
+from atrous.data.images.image_io import read_image, read_mask, read_note, read_size, write_image
+from atrous.data.images.samples import ImageRule
 from atrous.data.labels import VOC
-from atrous.data.samples import ImageRule
 from pictures import chunk, encoded, picture
 from reliability import counted, record
 
@@ -260,7 +260,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytes
     def denied(name: object, *rest: object) -> int:
         raise PermissionError(13, "Permission denied", str(name))
 
-    monkeypatch.setattr("atrous.data.image_file.os.open", denied)  # for root may read everything
+    monkeypatch.setattr("atrous.data.images.image_file.os.open", denied)  # for root may read everything
     with pytest.raises(ValueError, match=r"a\.png: .*Permission denied.*expected"):
         read_image(path)
 

@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from atrous.data.checks.examine import Size
+from atrous.data.checks.findings import Finding
 from atrous.data.datasets.dataset import Listing
 from atrous.data.datasets.mask_values import Counts
-from atrous.data.examine import Size
-from atrous.data.findings import Finding
 from atrous.data.labels import Colour
 from atrous.messages import counted
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageFile
 
 from atrous.atomic import sweep
-from atrous.data.image_io import read_image, read_mask, read_size, to_tensor, write_image, write_mask
+from atrous.data.images.image_io import read_image, read_mask, read_size, to_tensor, write_image, write_mask
 from atrous.data.labels import CAMVID, VOC, voc_palette
 from pictures import MODES, UNTURN, as_mode, chunk, encoded, gray, picture
 from reliability import counted, record

@@ -15,8 +15,8 @@ from PIL import Image
 
 from atrous.data.datasets.dataset import Item, SegmentationDataset
 from atrous.data.datasets.mask_values import Drawn, UnknownIdError, histogram_of
-from atrous.data.image_file import decode_file
-from atrous.data.image_io import MAX_PIXELS, Pixels, orientation_of, read_image
+from atrous.data.images.image_file import decode_file
+from atrous.data.images.image_io import MAX_PIXELS, Pixels, orientation_of, read_image
 
 Size = tuple[int, int]
 

@@ -11,8 +11,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.image_file import check_size
-from atrous.data.samples import ImageRule, check_bands, sample_values_to_rgb, scaled
+from atrous.data.images.image_file import check_size
+from atrous.data.images.samples import ImageRule, check_bands, sample_values_to_rgb, scaled
 
 
 def is_dicom(file: IO[bytes]) -> bool:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from atrous.data.checks.examine import Examined, alike
 from atrous.data.datasets.dataset import Item, Listing
 from atrous.data.datasets.mask_values import (
     Counts,
@@ -21,7 +22,6 @@ from atrous.data.datasets.mask_values import (
     likely_fix,
     palette_conflicts,
 )
-from atrous.data.examine import Examined, alike
 from atrous.data.labels import Labels
 from atrous.data.palette import is_background
 from atrous.messages import counted, listed

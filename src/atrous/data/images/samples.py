@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
-from atrous.data.image_file import name_of, open_image, rawmode_of, significant_bits, with_rawmode
+from atrous.data.images.image_file import name_of, open_image, rawmode_of, significant_bits, with_rawmode
 
 _STRIP = 256
 
@@ -295,7 +295,7 @@ def _top(largest: int, replicated: bool, samples: Samples) -> int:
 
 
 def rgb_of_array(array: npt.NDArray[Any], rule: ImageRule = AS_IT_IS) -> npt.NDArray[np.uint8]:
-    """Convert an array to RGB, uint8 H,W,3: see `atrous.data.image_io.read_image`; it may share the array's memory."""
+    """Convert an array to RGB, uint8 H,W,3: see `image_io.read_image`; it may share the array's memory."""
     _check_shape(array, rule)
     planes = array if array.ndim == 3 else array[:, :, None]
     if rule.bands:

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from atrous.data import row_io as module
-from atrous.data.image_io import read_image, read_mask, read_note, read_size, write_mask
+from atrous.data.images import row_io as module
+from atrous.data.images.image_io import read_image, read_mask, read_note, read_size, write_mask
+from atrous.data.images.row_io import open_strips, strips_of, write_mask_strips
 from atrous.data.labels import VOC
-from atrous.data.row_io import open_strips, strips_of, write_mask_strips
 from reliability import counted, record
 
 pytest.importorskip("pyvips", reason="the extra 'large' is not installed")
