@@ -382,6 +382,27 @@ def test_masks_that_this_package_wrote_go_with_those_in_other_colours(tmp_path: 
     assert problem.startswith(f"{first}: id 1 is drawn in (0, 128, 0), but in {ours} in (128, 0, 0)")
 
 
+def test_palettes_are_compared_where_the_masks_name_the_classes_too(tmp_path: Path) -> None:
+    put_palette(tmp_path, "train", "a", [0, 1, 2], [BLACK, RED, GREEN])
+    put_palette(tmp_path, "train", "b", [0, 1, 2], [GREEN, BLACK, RED])
+    (tmp_path / "dataset.yaml").unlink()
+    (problem,) = check(tmp_path).problems
+    assert "b.png: id 0 is drawn in (0, 200, 0), but in " in problem
+    with pytest.raises(ValueError, match="id 0 is drawn in"):
+        id_histograms(open_splits(tmp_path, "train"))
+
+
+def test_another_class_than_background_in_black_is_said(tmp_path: Path) -> None:
+    white = (255, 255, 255)
+    for name in "ab":
+        put_palette(tmp_path, "train", name, [0, 1, 1], [white, BLACK])
+    (tmp_path / "dataset.yaml").write_text("names: [background, leaf]\n")
+    said = [line for line in check(tmp_path).warnings if "in black" in line]
+    assert said[0].startswith("train: 2 masks draw background in (255, 255, 255) and leaf in black, such as ")
+    (tmp_path / "dataset.yaml").write_text("names: [leaf, background]\n")
+    assert "in black" not in str(check(tmp_path).warnings)
+
+
 def test_mapped_ids_may_have_several_colours(tmp_path: Path) -> None:
     put_palette(tmp_path, "train", "a", [0, 1, 2], [BLACK, RED, GREEN])
     put_palette(tmp_path, "train", "b", [0, 3, 2], [BLACK, RED, GREEN, BLUE])

@@ -74,6 +74,7 @@ def check(
         problems += findings.file_problems(name, seen[name], listing)
     problems += [Finding(line, fatal=False) for listing in listings.values() for line in (*listing.warnings,)]
     problems += _of_all(seen, reports, labels, allow_empty_classes)
+    problems += findings.black_elsewhere(seen, listings)
     problems += [Finding(line, fatal=False) for line in said] + ([] if "val" in names else [_no_val(names)])
     quoted, searched = shlex.quote(str(data)), takes(kind_of(data), "images")
     fixes = (finding.fix.replace("DATA", quoted) for finding in problems)
