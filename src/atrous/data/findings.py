@@ -50,6 +50,7 @@ FEW_IMAGES, SMALL_SHARE = 3, 0.0005
 """A class in fewer images, or with a smaller share of the pixels, is hardly learnt."""
 _MANY_VALUES = 40
 _BLACK = (0, 0, 0)
+_DELETE = "delete them, and their masks, from one of the two"
 
 _FIXES = (
     (
@@ -178,8 +179,10 @@ def leaks(seen: Seen) -> Iterator[Finding]:
         each = [f"{known[one.digest].image} and {one.item.image}" for one in same]
         each = [f"{pair}: the same picture in {first} and {second}; expected none" for pair in each]
         items = tuple(one.item for one in same[:2])
+        once = all(known[one.digest].image == one.item.image for one in same)
+        fix = "they are the same files: name others for one of the two" if once else _DELETE
         for line in examples(f"{first} and {second}", each):
-            yield Finding(line, "delete them, and their masks, from one of the two", items=items, split=second)
+            yield Finding(line, fix, items=items, split=second)
         ours = [b"" if one.problem else one.look.fingerprint for one in seen[first]]
         theirs = [b"" if one.digest in known or one.problem else one.look.fingerprint for one in seen[second]]
         near = alike(ours, theirs)

@@ -23,12 +23,11 @@ from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.datasets.parts import is_undivided
 from atrous.data.examine import Examined, examine
 from atrous.data.findings import Finding
-from atrous.data.labels import Labels
+from atrous.data.labels import Labels, difference
 from atrous.data.palette import drawn_palette
 from atrous.data.report import DataReport, SplitReport, render
 from atrous.data.samples import ImageRule
 from atrous.data.value_range import decided
-from atrous.messages import listed
 
 __all__ = ["DataReport", "SplitReport", "check", "render"]
 
@@ -105,7 +104,7 @@ def _listings(data: str | Path, names: Sequence[str], options: DatasetOptions) -
             continue
         first = next(iter(listings), name)
         if listings and listing.labels != listings[first].labels:
-            problems.append(f"{name}: the classes {listed(listing.labels.names)}; expected those of {first}")
+            problems.append(f"{name}: {difference(listing.labels, listings[first].labels, first)}")
         else:
             listings[name] = listing
     return listings, problems
