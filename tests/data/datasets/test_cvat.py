@@ -129,6 +129,11 @@ def test_images_that_differ_by_suffix_are_two(root: Path) -> None:
     assert listing.left_out == {} and [item.image.name for item in listing.items] == ["a.png", "a.JPG"]
 
 
+def test_a_file_in_upper_case_is_found(root: Path) -> None:
+    put(root, image(LEAF), file="annotations.XML")
+    assert kind_of(root) == "cvat" and int(read(root)[0, 0]) == 1
+
+
 def test_one_file_can_be_named(root: Path) -> None:
     put(root, image(LEAF))
     put(root, image(LEAF), file="other.xml")

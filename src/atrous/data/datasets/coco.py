@@ -156,7 +156,7 @@ def _files(root: Path) -> dict[str, tuple[Path, str]]:
 
 def _is_ours(path: Path) -> bool:
     """Whether a JSON file looks like COCO's instances."""
-    if path.stem.startswith("panoptic") or path.suffix != ".json":
+    if path.stem.startswith("panoptic") or path.suffix.lower() != ".json":
         return False
     head = head_of(path)
     return head.startswith(b"{") and bool(_SECTION.search(head)) and b'"segments_info"' not in head
