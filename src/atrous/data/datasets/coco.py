@@ -289,7 +289,7 @@ def _parse(path: Path) -> _Content:
             size = size_of(int(record["height"]), int(record["width"]), fields=fields)
             other = content.images.setdefault(int(record["id"]), (name, *size))[0]
             if other != name:
-                raise ValueError(f"image {record['id']} is {other} and {name}: were files merged without new ids?")
+                raise ValueError(f"image {record['id']} is {other} and {name}, as in files merged without new ids")
         elif section == "categories":
             _note_category(content, record)
         elif section == "annotations":
@@ -313,7 +313,7 @@ def _note_category(content: _Content, record: dict[str, Any]) -> None:
     if not isinstance(name, str):
         raise ValueError(f"category {number} has the name {name!r}, which is no text")
     if (other := content.categories.setdefault(number, name)) != name:
-        raise ValueError(f"category {number} is {other!r} and {name!r}: were files merged without new ids?")
+        raise ValueError(f"category {number} is {other!r} and {name!r}, as in files merged without new ids")
     content.groups[number] = str(record.get("supercategory", ""))
 
 
