@@ -79,6 +79,16 @@ def test_convert_tells_what_it_did_and_what_is_next(tiny_data: Path, tmp_path: P
     assert "expected an empty folder" in capfd.readouterr().err
 
 
+def test_convert_that_wrote_nothing_names_no_next_step(tmp_path: Path, capfd) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        Image.new("L", (8, 8 if folder == "images" else 4)).save(tmp_path / "data" / folder / "a.png")
+    names = ["--names", "background,leaf"]
+    assert main(["data", "convert", str(tmp_path / "data"), str(tmp_path / "out"), *names]) == 2
+    said = capfd.readouterr().err
+    assert "0 written, 1 could not be read" in said and "next:" not in said
+
+
 def test_what_a_model_finds_becomes_annotations(tmp_path: Path, capfd) -> None:
     from importlib import resources
 

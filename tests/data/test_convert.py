@@ -51,6 +51,20 @@ def test_data_without_splits_is_divided_with_each_class_on_both_sides(tmp_path: 
     assert content(out)["images/train/00.png"] == (data / "images" / "00.png").read_bytes()
 
 
+def test_palettes_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    (tmp_path / "data" / "dataset.yaml").write_text("names: [background, leaf, stem]\n")
+    for name, palette in (("a", [0, 0, 0, 9, 9, 9, 99, 9, 9]), ("b", [99, 9, 9, 0, 0, 0, 9, 9, 9])):
+        Image.new("RGB", (3, 1)).save(tmp_path / "data" / "images" / f"{name}.jpg")
+        mask = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+        mask.putpalette(palette)
+        mask.save(tmp_path / "data" / "masks" / f"{name}.png")
+    with pytest.raises(ValueError, match=r"b\.png: id 0 is drawn in \(99, 9, 9\), but in .*a\.png in \(0, 0, 0\)"):
+        convert(source_of(tmp_path / "data"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_all_is_divided_beside_a_test_split_as_training_divides_it(tmp_path: Path, make_data) -> None:
     data = make_data(tmp_path / "data", {"all": 10, "test": 2})
     result = convert(source_of(data), tmp_path / "out")

@@ -22,6 +22,20 @@ def test_voc_palette_has_the_known_colours() -> None:
     assert len(set(palette)) == 256
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b", "c"], "classes other than those of train: c more; expected the same in all splits"),
+        (["a", "c"], "classes other than those of train: c more and no b; expected the same in all splits"),
+        (["b", "a"], "the classes b, a; expected those of train: a, b"),
+        (["a", "b"], "other colours of its classes than train; expected the same in all splits"),
+    ],
+)
+def test_a_difference_is_named(names: list[str], message: str) -> None:
+    ours = Labels(("a", "b"), ((0, 0, 0), (1, 2, 3)))
+    assert module.difference(Labels((*names,), module.voc_palette(len(names))), ours, "train") == message
+
+
 @pytest.mark.parametrize("count", [-1, 65537])
 def test_voc_palette_refuses_other_counts(count: int) -> None:
     with pytest.raises(ValueError, match="0 to 65536"):

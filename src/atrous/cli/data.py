@@ -224,7 +224,7 @@ def _tell(args: argparse.Namespace, source: Source, result: Converted) -> int:
         done += f", {len(result.failures)} could not be read" if result.failures else ""
         counts = ", ".join(f"{split} {count}" for split, count in result.splits.items())
         lines.append(f"{args.out}: {counts}; {done}")
-        if args.to == "plain":
+        if args.to == "plain" and any(result.splits.values()):
             out = shlex.quote(str(args.out))
             lines += ["next:", f"  atrous data check {out}", f"  atrous train finetune --data {out}"]
         say("\n".join(lines))

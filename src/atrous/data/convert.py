@@ -26,11 +26,12 @@ import yaml
 from atrous.atomic import sweep, write_text, written_whole
 from atrous.data.datasets.base import WHOLE
 from atrous.data.datasets.dataset import Item, SegmentationDataset
+from atrous.data.datasets.mask_values import Drawn, palette_conflicts
 from atrous.data.datasets.parts import is_undivided
 from atrous.data.datasets.split import SHARE, divide
 from atrous.data.images.image_file import IMAGE_SUFFIXES
 from atrous.data.images.image_io import Pixels, read_image, read_note, read_size, write_image, write_mask
-from atrous.data.labels import described_labels
+from atrous.data.labels import Colour, described_labels
 from atrous.data.palette import drawn_palette, has_own_colours
 from atrous.data.source import Source
 from atrous.data.writers import coco, cvat, labelme, voc, yolo
@@ -119,6 +120,7 @@ def convert(
         check_shapes(to, shapes)
     if not 0 <= val < 1:
         raise ValueError(f"val is {val}; expected a share of the images from 0 to below 1, such as {SHARE}")
+    _refuse_renumbered(source)
     result = Converted(out, said=list(source.said))
     if not has_own_colours(source.labels):  # colours that can be told apart
         source = replace(source, labels=replace(source.labels, palette=drawn_palette(source.labels)))
@@ -133,6 +135,32 @@ def convert(
         work.write_format(WRITERS[to], shapes)
     result.splits = {split: sum(stem not in result.failures for stem in items) for split, items in work.named.items()}
     return result
+
+
+def _refuse_renumbered(source: Source) -> None:
+    """Raise ValueError where palettes draw an id in several colours, which the masks that are written would hide."""
+    datasets = map(SegmentationDataset.of, source.splits.values())
+    pairs = [(dataset, item) for dataset in datasets for item in dataset.items]
+
+    def palette(pair: tuple[SegmentationDataset, Item]) -> tuple[Colour, ...]:
+        with contextlib.suppress(ValueError, OSError):  # named when it is to be written
+            return tuple(pair[0].palette_of(pair[1].mask) or ())
+        return ()
+
+    def drawn(pair: tuple[SegmentationDataset, Item]) -> Drawn | None:
+        with contextlib.suppress(ValueError, OSError):
+            return pair[0].read_checked(pair[1], read_size(pair[1].image))[1]
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        palettes = list(pool.map(palette, pairs))
+        if len({*palettes} - {()}) < 2:
+            return
+        of_palettes = [pair for pair, colours in zip(pairs, palettes, strict=True) if colours]
+        conflicts = palette_conflicts(filter(None, pool.map(drawn, of_palettes)), source.labels)
+    if conflicts:
+        more = f" (and {counted(len(conflicts) - 1, 'more mask')}: atrous data check)" if len(conflicts) > 1 else ""
+        raise ValueError(conflicts[0] + more)
 
 
 Divided = dict[str, list[tuple[SegmentationDataset, Item]]]
@@ -287,7 +315,7 @@ class _Work:
             target = self.out / "masks" / split / f"{stem}.png"
             with _noted(stem, self.result.failures):
                 there = _is_newer(target, item) and read_note(target) == note
-                mask = None if there else dataset.read_ids(item, read_size(item.image))
+                mask = None if there else dataset.read_checked(item, read_size(item.image))[0]
                 _place(dataset, item, self.out / "images" / split, stem, self.copy)
                 if mask is not None:
                     write_mask(target, mask, self.source.labels, note)
@@ -310,7 +338,7 @@ class _Work:
             folder = self.out / writer.images.format(split=split)
             for stem, (dataset, item) in self.named[split].items():
                 with _noted(stem, result.failures):
-                    mask = dataset.read_ids(item, read_size(item.image))
+                    mask = dataset.read_checked(item, read_size(item.image))[0]
                     name = _place(dataset, item, folder, stem, self.copy).name
                     ignored, pixels = ignored + int((mask == ignore).sum()), pixels + mask.size
                     result.written += 1

@@ -240,6 +240,18 @@ def write_labels(path: str | Path, labels: Labels) -> None:
     write_text(Path(path), yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True))
 
 
+def difference(theirs: Labels, ours: Labels, whose: str) -> str:
+    """How classes differ from those of `whose`, a clause for messages."""
+    more = [name for name in theirs.names if name not in ours.names]
+    fewer = [name for name in ours.names if name not in theirs.names]
+    if more or fewer:
+        parts = [f"{listed(more)} more"] * bool(more) + [f"no {listed(fewer)}"] * bool(fewer)
+        return f"classes other than those of {whose}: {' and '.join(parts)}; expected the same in all splits"
+    if theirs.names != ours.names:
+        return f"the classes {listed(theirs.names, 9)}; expected those of {whose}: {listed(ours.names, 9)}"
+    return f"other colours of its classes than {whose}; expected the same in all splits"
+
+
 def described_labels(labels: Labels) -> dict[str, Any]:
     """Classes in the form of `dataset.yaml`."""
     return {"names": list(labels.names), "palette": [list(c) for c in labels.palette], "ignore": labels.ignore}

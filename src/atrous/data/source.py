@@ -9,7 +9,7 @@ from pathlib import Path
 from atrous.data.datasets.annotations import expecting
 from atrous.data.datasets.dataset import Item, Listing, list_split, refuse_problems, splits
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
-from atrous.data.labels import CLASSES, Labels
+from atrous.data.labels import CLASSES, Labels, difference
 from atrous.messages import counted, listed
 from atrous.yaml_io import parse_yaml
 
@@ -55,8 +55,7 @@ def source_of(data: str | Path, options: DatasetOptions = NO_OPTIONS) -> Source:
     for name, listing in masked.items():
         refuse_problems(listing)
         if listing.labels != masked[first].labels:
-            theirs, ours = listed(listing.labels.names, 5), listed(masked[first].labels.names, 5)
-            raise ValueError(f"{data}: {name} has the classes {theirs}; expected those of {first}: {ours}")
+            raise ValueError(f"{data}: {name} has {difference(listing.labels, masked[first].labels, first)}")
         said += [*listing.warnings, *(f"{name}: {n} images left out: {why}" for why, n in listing.left_out.items())]
     listing = masked[first]
     name = Path(str(data).rpartition(":")[2] or str(data)).resolve().name

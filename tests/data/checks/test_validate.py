@@ -89,6 +89,16 @@ def test_every_fault_is_found_and_none_stops_the_rest(root: Path) -> None:
     assert not report.as_dict()["sound"] and "7 problems" in shown(root)
 
 
+def test_splits_of_the_same_files_are_told_from_copies(tmp_path: Path) -> None:
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [leaf]\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "train" / "a.png")
+    (tmp_path / "labels" / "train" / "a.txt").write_text("0 0 0 .5 0 .5 .5\n")
+    (problem,) = check(tmp_path).problems
+    assert problem.endswith("expected none; they are the same files: name others for one of the two")
+
+
 def test_likely_mistakes_are_warned_of(root: Path) -> None:
     (root / "dataset.yaml").write_text("names: [sky, road, '[bold]car']\n")
     put(root, "train", "again", seed=1)
@@ -249,7 +259,8 @@ def test_splits_with_other_classes_are_a_problem(tmp_path: Path) -> None:
             "annotations": [{"category_id": number, **region} for number in (0, 1)],
         }
         (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(document))
-    assert "val: the classes background, dog, cat; expected those of train" in check(tmp_path).problems
+    message = "val: the classes background, dog, cat; expected those of train: background, cat, dog"
+    assert message in check(tmp_path).problems
 
 
 def test_a_split_of_ignored_pixels_is_warned_of(root: Path) -> None:
@@ -380,6 +391,27 @@ def test_masks_that_this_package_wrote_go_with_those_in_other_colours(tmp_path: 
     put_palette(tmp_path, "train", "a", [0, 1, 2], [BLACK, labels.palette[2], labels.palette[1]])
     (problem,) = check(tmp_path).problems
     assert problem.startswith(f"{first}: id 1 is drawn in (0, 128, 0), but in {ours} in (128, 0, 0)")
+
+
+def test_palettes_are_compared_where_the_masks_name_the_classes_too(tmp_path: Path) -> None:
+    put_palette(tmp_path, "train", "a", [0, 1, 2], [BLACK, RED, GREEN])
+    put_palette(tmp_path, "train", "b", [0, 1, 2], [GREEN, BLACK, RED])
+    (tmp_path / "dataset.yaml").unlink()
+    (problem,) = check(tmp_path).problems
+    assert "b.png: id 0 is drawn in (0, 200, 0), but in " in problem
+    with pytest.raises(ValueError, match="id 0 is drawn in"):
+        id_histograms(open_splits(tmp_path, "train"))
+
+
+def test_another_class_than_background_in_black_is_said(tmp_path: Path) -> None:
+    white = (255, 255, 255)
+    for name in "ab":
+        put_palette(tmp_path, "train", name, [0, 1, 1], [white, BLACK])
+    (tmp_path / "dataset.yaml").write_text("names: [background, leaf]\n")
+    said = [line for line in check(tmp_path).warnings if "in black" in line]
+    assert said[0].startswith("train: 2 masks draw background in (255, 255, 255) and leaf in black, such as ")
+    (tmp_path / "dataset.yaml").write_text("names: [leaf, background]\n")
+    assert "in black" not in str(check(tmp_path).warnings)
 
 
 def test_mapped_ids_may_have_several_colours(tmp_path: Path) -> None:

@@ -213,6 +213,22 @@ def test_a_byte_order_mark_and_a_missing_area_are_no_faults(build: Build) -> Non
     assert open_dataset(root, "train")[0].mask[[5, 30], [5, 30]].tolist() == [2, 1]
 
 
+def test_an_area_of_0_is_that_of_the_box(build: Build) -> None:
+    region = annotation(3, box(0, 0, 10, 10), 0) | {"bbox": [0, 0, 10, 10]}
+    under = annotation(1, box(0, 0, 40, 40), 0) | {"bbox": [0, 0, 40, 40], "area": None}
+    assert open_dataset(build(region, under, **OWN), "train")[0].mask[[5, 30], [5, 30]].tolist() == [2, 1]
+
+
+def test_images_that_differ_by_suffix_are_two(build: Build) -> None:
+    names = {1: "a.jpg", 2: "a.png"}
+    images = [{"id": n, "file_name": name, "height": HEIGHT, "width": WIDTH} for n, name in names.items()]
+    root = build(*(annotation(1, box(0, 0, 40, 40), 1600, image=n) for n in names), **OWN, images=images)
+    for name in names.values():
+        Image.new("RGB", (WIDTH, HEIGHT)).save(root / "train2017" / name)
+    listing = list_split(root, "train")
+    assert listing.warnings == () and len(listing.items) == 2
+
+
 @pytest.mark.parametrize("place", ["images", "images/default", "default", "."])
 def test_images_are_found_where_tools_put_them(build: Build, tmp_path: Path, place: str) -> None:
     root = build(annotation(1, box(0, 0, 40, 40), 1600), **OWN)
@@ -357,6 +373,15 @@ def test_polygons_without_area_are_nothing(build: Build) -> None:
             "image 1: height 1000000, width 1000000; expected the size",
         ),
         ({"annotations": [{"id": 3, "image_id": 1, "category_id": 1}]}, "without 'area'"),
+        (
+            {"images": [{"id": 1, "file_name": name, "height": 60, "width": 80} for name in ("a.jpg", "b.jpg")]},
+            "image 1 is a.jpg and b.jpg, as in files merged without new ids",
+        ),
+        ({"categories": [{"id": 1, "name": "tv"}, {"id": 1, "name": "cup"}]}, "category 1 is 'tv' and 'cup'"),
+        (
+            {"annotations": [annotation(1, [1, 2, 3, 4, 5, 6], 9)]},
+            r"annotation 7: segmentation is \[1, 2, 3, 4, 5, 6\]; expected \[\[x, y, ...\], ...\]",
+        ),
     ],
 )
 def test_files_of_another_form_are_named(build: Build, sections: Any, message: str) -> None:

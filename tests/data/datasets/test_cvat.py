@@ -122,6 +122,18 @@ def test_of_an_image_that_is_annotated_twice_the_later_counts(root: Path) -> Non
     assert int(read(root)[0, 0]) == 2
 
 
+def test_images_that_differ_by_suffix_are_two(root: Path) -> None:
+    save_image(root / "images" / "a.JPG", (40, 20))
+    put(root, image(LEAF) + image(LEAF.replace("leaf", "stem"), "a.JPG"))
+    listing = list_split(root, "all")
+    assert listing.left_out == {} and [item.image.name for item in listing.items] == ["a.png", "a.JPG"]
+
+
+def test_a_file_in_upper_case_is_found(root: Path) -> None:
+    put(root, image(LEAF), file="annotations.XML")
+    assert kind_of(root) == "cvat" and int(read(root)[0, 0]) == 1
+
+
 def test_one_file_can_be_named(root: Path) -> None:
     put(root, image(LEAF))
     put(root, image(LEAF), file="other.xml")
@@ -181,7 +193,7 @@ def test_a_size_that_is_none_is_named(root: Path) -> None:
 
 def test_tracks_are_refused_by_name(root: Path) -> None:
     put(root, '<track id="0" label="leaf"><polygon frame="0" outside="0" points="1,1;2,2;3,1"/></track>')
-    with pytest.raises(ValueError, match=r"annotations\.xml: tracks of CVAT for video; expected CVAT for images"):
+    with pytest.raises(ValueError, match=r"annotations\.xml: tracks of CVAT for video; export it as CVAT for images"):
         open_dataset(root, "all")
 
 

@@ -181,6 +181,16 @@ def test_tasks_without_annotation_are_left_out_and_empty_ones_are_background(tmp
     assert [(item.name, int(item.mask.read().sum())) for item in listing.items] == [("a", 100), ("c", 0)]  # type: ignore[union-attr]
 
 
+def test_an_export_without_annotations_says_why_it_has_no_images(tmp_path: Path) -> None:
+    only = task(number=1)
+    only["annotations"], only["predictions"] = [], [{"result": []}]
+    save_image(tmp_path / "images" / "a.png")
+    put(tmp_path, only)
+    message = "no images: 1 left out, no annotation, .* 1 tasks have predictions only, which are no annotations: task 1"
+    with pytest.raises(ValueError, match=message):
+        list_split(tmp_path, "all")
+
+
 def test_the_configuration_orders_the_classes(tmp_path: Path) -> None:
     labels = '<Label value="stem"/><Label value="Leaf of it" alias="leaf"/><Label value="background"/>'
     choices = '<Choices name="q" toName="image"><Choice value="good"/></Choices>'

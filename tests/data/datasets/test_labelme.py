@@ -65,6 +65,24 @@ def test_every_shape_and_later_over_earlier(tmp_path: Path) -> None:
     assert {place: int(mask[place]) for place in points} == points
 
 
+def test_a_rectangle_of_four_corners_as_anylabeling_writes_it(tmp_path: Path) -> None:
+    put(tmp_path, shape("leaf", [[3, 2], [12, 2], [12, 8], [3, 8]], "rectangle"))
+    mask = np.zeros((20, 40), np.uint8)
+    mask[2:9, 3:13] = 1
+    assert np.array_equal(open_dataset(tmp_path, "all")[0].mask, mask)
+
+
+def test_a_name_of_another_image_is_said(tmp_path: Path) -> None:
+    put(tmp_path, SQUARE)
+    put(tmp_path, SQUARE, name="b", imagePath="..\\photos\\a.jpg")
+    listing = list_split(tmp_path, "all")
+    assert [item.image.name for item in listing.items] == ["a.jpg", "b.jpg"]
+    assert listing.warnings == (
+        f"{tmp_path}: 1 JSON name another image than the one of their own name, which is taken: b.json names a.jpg; "
+        "expected one image",
+    )
+
+
 def test_splits_share_their_classes_and_labels_txt_orders_them(tmp_path: Path) -> None:
     put(tmp_path / "train", SQUARE)
     put(tmp_path / "valid", shape("stem", SQUARE["points"]))
@@ -140,6 +158,8 @@ def test_images_are_found_and_what_is_missing_is_named(tmp_path: Path) -> None:
     ("broken", "message"),
     [
         (shape("leaf", [[1, 1], [2, 2]]), "shape 0, leaf: a polygon of 2 points; expected 3 or more"),
+        (shape("leaf", [[1, 1], [5, 1], [5, 5]], "rectangle"), "shape 0, leaf: a rectangle of 3 points; expected 2"),
+        (shape("leaf", [[1, 1]], "line"), "shape 0, leaf: a line of 1 point; expected 2 or more"),
         (shape("leaf", [[1, 1]], "point"), "shape 0, leaf: a point; expected polygon"),
         (shape("leaf", [[1, 1], [2, 2], [9e9, 1]]), "shape 0, leaf: points far outside the image"),
         (shape("leaf", [[1, 1], [2, 2], [float("nan"), 1]]), "shape 0, leaf: points far outside the image"),

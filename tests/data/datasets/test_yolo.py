@@ -57,6 +57,37 @@ def test_images_without_text_have_no_object(tmp_path: Path) -> None:
     assert "1 images have no text file" in check(tmp_path).warnings[0] and check(tmp_path).problems == []
 
 
+def test_a_text_file_in_upper_case_is_read(tmp_path: Path) -> None:
+    labels = put(tmp_path, SQUARE) / "labels"
+    (labels / "0.txt").rename(labels / "0.TXT")
+    assert int(open_dataset(tmp_path, "all")[0].mask[1, 1]) == 1
+
+
+@pytest.mark.parametrize("line", ["./images/{}.jpg", "data/images/{}.jpg", "C:\\data\\images\\{}.jpg"])
+def test_lists_of_images_are_the_splits(tmp_path: Path, line: str) -> None:
+    put(tmp_path, SQUARE, SQUARE, SQUARE, yaml="train: train.txt\nval: val.txt\nnames: [leaf, stem]\n")
+    (tmp_path / "train.txt").write_text("".join(f"{line.format(name)}\n" for name in "02"))
+    (tmp_path / "val.txt").write_text(f"{line.format(1)}\n{line.format(7)}\n")
+    assert splits(tmp_path) == ["train", "val"]
+    dataset = open_dataset(tmp_path, "train")
+    assert [item.name for item in dataset.items] == ["0", "2"] and int(dataset[1].mask[1, 1]) == 1
+    listing = list_split(tmp_path, "val")
+    assert [item.name for item in listing.items] == ["1"]
+    assert listing.problems == (f"{tmp_path}/val.txt: 1 line of images that are not there: 7",)
+
+
+def test_lists_of_images_elsewhere_leave_the_folders_as_they_are(tmp_path: Path) -> None:
+    put(tmp_path, SQUARE, yaml="train: train.txt\nnames: [leaf, stem]\n", folder="{kind}/train")
+    (tmp_path / "train.txt").write_text("/elsewhere/0.jpg\n")
+    assert splits(tmp_path) == ["train"] and len(open_dataset(tmp_path, "train")) == 1
+
+
+def test_keypoints_are_no_polygons(tmp_path: Path) -> None:
+    put(tmp_path, "0 .5 .5 .4 .4 .4 .4 2 .6 .6 2\n", yaml="kpt_shape: [2, 3]\nnames: [person]\n")
+    with pytest.raises(ValueError, match=r"data\.yaml: kpt_shape, that is keypoints, of which no mask can be made"):
+        open_dataset(tmp_path, "all")
+
+
 def test_labels_without_images_find_them_elsewhere_or_are_named(tmp_path: Path) -> None:
     root = put(tmp_path / "export", SQUARE, SQUARE, folder="{kind}/train")
     (root / "images" / "train").rename(tmp_path / "photos")

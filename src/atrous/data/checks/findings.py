@@ -49,6 +49,8 @@ Seen = Mapping[str, Sequence[Examined]]
 FEW_IMAGES, SMALL_SHARE = 3, 0.0005
 """A class in fewer images, or with a smaller share of the pixels, is hardly learnt."""
 _MANY_VALUES = 40
+_BLACK = (0, 0, 0)
+_DELETE = "delete them, and their masks, from one of the two"
 
 _FIXES = (
     (
@@ -141,6 +143,28 @@ def renumbered(seen: Seen, labels: Labels) -> Iterator[Finding]:
     yield from (Finding(line) for line in examples(listed(list(seen)), palette_conflicts(drawn, labels)))
 
 
+def black_elsewhere(seen: Seen, listings: Mapping[str, Listing]) -> Iterator[Finding]:
+    """Palettes that draw another class than background in black: a tool has probably put the colours in order."""
+    for split, ones in seen.items():
+        names, remap = listings[split].labels.names, listings[split].remap or range(256)
+        if not is_background(names[0]):
+            continue
+        such = []
+        for one in ones:
+            colours = one.drawn.colours if one.drawn else {}
+            ground = [colour for value, colour in colours.items() if remap[value] == 0]
+            black = [value for value, colour in colours.items() if colour == _BLACK and remap[value] > 0]
+            if black and ground:
+                such.append((one.item, ground[0], names[remap[black[0]]]))
+        if such:
+            items = tuple(item for item, _, _ in such[:2])
+            _, colour, name = such[0]
+            count, verb = counted(len(such), "mask"), "draws" if len(such) == 1 else "draw"
+            text = f"{split}: {count} {verb} {names[0]} in {colour} and {name} in black, such as {items[0].mask}"
+            fix = "if black is background, --names says so, in the order of the ids; look at atrous data show"
+            yield Finding(text, fix, False, items, split)
+
+
 def _pairs(seen: Seen) -> Iterator[tuple[str, str]]:
     """Pairs of splits that should share nothing: VOC's trainaug holds its train, Cityscapes has masks of two kinds."""
     shared = ({"train", "trainaug"}, {"train", "train_coarse"}, {"val", "val_coarse"})
@@ -155,8 +179,10 @@ def leaks(seen: Seen) -> Iterator[Finding]:
         each = [f"{known[one.digest].image} and {one.item.image}" for one in same]
         each = [f"{pair}: the same picture in {first} and {second}; expected none" for pair in each]
         items = tuple(one.item for one in same[:2])
+        once = all(known[one.digest].image == one.item.image for one in same)
+        fix = "they are the same files: name others for one of the two" if once else _DELETE
         for line in examples(f"{first} and {second}", each):
-            yield Finding(line, "delete them, and their masks, from one of the two", items=items, split=second)
+            yield Finding(line, fix, items=items, split=second)
         ours = [b"" if one.problem else one.look.fingerprint for one in seen[first]]
         theirs = [b"" if one.digest in known or one.problem else one.look.fingerprint for one in seen[second]]
         near = alike(ours, theirs)

@@ -25,10 +25,9 @@ from atrous.data.datasets.mask_values import class_counts, histogram_of
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.datasets.parts import is_undivided
 from atrous.data.images.samples import ImageRule
-from atrous.data.labels import Labels
+from atrous.data.labels import Labels, difference
 from atrous.data.palette import drawn_palette
 from atrous.data.value_range import decided
-from atrous.messages import listed
 
 __all__ = ["DataReport", "SplitReport", "check", "render"]
 
@@ -74,6 +73,7 @@ def check(
         problems += findings.file_problems(name, seen[name], listing)
     problems += [Finding(line, fatal=False) for listing in listings.values() for line in (*listing.warnings,)]
     problems += _of_all(seen, reports, labels, allow_empty_classes)
+    problems += findings.black_elsewhere(seen, listings)
     problems += [Finding(line, fatal=False) for line in said] + ([] if "val" in names else [_no_val(names)])
     quoted, searched = shlex.quote(str(data)), takes(kind_of(data), "images")
     fixes = (finding.fix.replace("DATA", quoted) for finding in problems)
@@ -104,7 +104,7 @@ def _listings(data: str | Path, names: Sequence[str], options: DatasetOptions) -
             continue
         first = next(iter(listings), name)
         if listings and listing.labels != listings[first].labels:
-            problems.append(f"{name}: the classes {listed(listing.labels.names)}; expected those of {first}")
+            problems.append(f"{name}: {difference(listing.labels, listings[first].labels, first)}")
         else:
             listings[name] = listing
     return listings, problems

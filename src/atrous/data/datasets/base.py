@@ -265,8 +265,8 @@ def names_in(folder: Path) -> list[str]:
 
 
 def files_with(folder: Path, suffix: str) -> list[Path]:
-    """The files of a folder whose names end in a suffix, sorted, without clutter."""
-    return [folder / name for name in files_and_folders(folder)[0] if name.endswith(suffix)]
+    """The files of a folder whose names end in a suffix, in either case, sorted, without clutter."""
+    return [folder / name for name in files_and_folders(folder)[0] if name.lower().endswith(suffix)]
 
 
 def pair(

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from array import array
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
@@ -155,7 +156,7 @@ def _files(root: Path) -> dict[str, tuple[Path, str]]:
 
 def _is_ours(path: Path) -> bool:
     """Whether a JSON file looks like COCO's instances."""
-    if path.stem.startswith("panoptic") or path.suffix != ".json":
+    if path.stem.startswith("panoptic") or path.suffix.lower() != ".json":
         return False
     head = head_of(path)
     return head.startswith(b"{") and bool(_SECTION.search(head)) and b'"segments_info"' not in head
@@ -270,8 +271,8 @@ def _list_items(
     warnings = [*content.notes.lines(path)]
     if lost:
         warnings.append(f"{path}: {count} annotations are of {len(lost)} images that it does not list")
-    if len({item.name for item in items}) < len(items):
-        twice = [name for name, number in Counter(item.name for item in items).items() if number > 1]
+    if len({item.image for item in items}) < len(items):
+        twice = [path.name for path, number in Counter(item.image for item in items).items() if number > 1]
         warnings.append(
             f"{path}: {len(twice)} images are listed more than once, each with its own annotations: "
             f"{listed(twice)}; expected one entry an image: merge them in the tool"
@@ -286,16 +287,15 @@ def _parse(path: Path) -> _Content:
         if section == "images":
             name, fields = str(record["file_name"]), (f"image {record['id']}: height", "width")
             size = size_of(int(record["height"]), int(record["width"]), fields=fields)
-            content.images[int(record["id"])] = (name, *size)
+            other = content.images.setdefault(int(record["id"]), (name, *size))[0]
+            if other != name:
+                raise ValueError(f"image {record['id']} is {other} and {name}, as in files merged without new ids")
         elif section == "categories":
-            if not isinstance(record["name"], str):
-                raise ValueError(f"category {record['id']} has the name {record['name']!r}, which is no text")
-            content.categories[int(record["id"])] = record["name"]
-            content.groups[int(record["id"])] = str(record.get("supercategory", ""))
+            _note_category(content, record)
         elif section == "annotations":
-            segmentation = record.get("segmentation")
-            form = "box" if not segmentation else "rle" if isinstance(segmentation, dict) else "polygon"
-            if isinstance(segmentation, list) and any(len(part) < 6 for part in segmentation):
+            form = _form(record)
+            polygons = record["segmentation"] if form == "polygon" else ()
+            if isinstance(polygons, list) and any(len(part) < 6 for part in polygons):
                 content.notes.add(_TOO_FEW, f"annotation {record.get('id')}")
             crowd = bool(record.get("iscrowd", 0))
             region = _Region(_area(record), int(record["category_id"]), crowd, form, start, end)
@@ -308,9 +308,31 @@ def _parse(path: Path) -> _Content:
     return content
 
 
+def _note_category(content: _Content, record: dict[str, Any]) -> None:
+    number, name = int(record["id"]), record["name"]
+    if not isinstance(name, str):
+        raise ValueError(f"category {number} has the name {name!r}, which is no text")
+    if (other := content.categories.setdefault(number, name)) != name:
+        raise ValueError(f"category {number} is {other!r} and {name!r}, as in files merged without new ids")
+    content.groups[number] = str(record.get("supercategory", ""))
+
+
+def _form(record: dict[str, Any]) -> str:
+    """What an annotation has, see `_Region`; ValueError for points that are not in lists, one a polygon."""
+    segmentation = record.get("segmentation")
+    if not segmentation:
+        return "box"
+    if isinstance(segmentation, dict):
+        return "rle"
+    if isinstance(segmentation, list) and not all(isinstance(part, list) for part in segmentation):
+        shown = reprlib.repr(segmentation)
+        raise ValueError(f"annotation {record.get('id')}: segmentation is {shown}; expected [[x, y, ...], ...]")
+    return "polygon"
+
+
 def _area(record: dict[str, Any]) -> float:
-    """The area, pixels; of the box if the tool that wrote the file left it out."""
-    if "area" not in record and len(record.get("bbox", ())) == 4:
+    """The area, pixels; of the box if the tool that wrote the file left it out, or wrote 0."""
+    if not record.get("area") and len(record.get("bbox") or ()) == 4:
         return float(record["bbox"][2]) * float(record["bbox"][3])
     return float(record["area"])
 

@@ -53,7 +53,7 @@ IGNORE = "__ignore__"
 """The label, as in LabelMe, of what neither trains nor counts."""
 _AREAS = ("polygon", "mask", "box", "ellipse")
 _NO_AREA = ("polyline", "points", "skeleton", "cuboid", "tag")
-_VIDEO = "tracks of CVAT for video; expected CVAT for images, which has the shapes of each frame: export it as that"
+_VIDEO = "tracks of CVAT for video; export it as CVAT for images, which has the shapes of each frame"
 _SAVE_IMAGES = f"export with 'Save images', put them into images/ beside the XML, {SAY_WHERE}"
 
 
@@ -216,7 +216,7 @@ def _read(root: Path, split: str, images: list[tuple[Path, _Image]], options: Da
     labels, ids = _labels(root, contents)
     base = root.parent if root.is_file() else root
     places = {path: _place(base, path, options) for path in contents}
-    items: dict[str, Item] = {}
+    items: dict[tuple[str, Path], Item] = {}
     absent, twice, pairs = [], 0, tuple(ids.items())
     for path, image in images:
         search, prefix = places[path]
@@ -224,10 +224,9 @@ def _read(root: Path, split: str, images: list[tuple[Path, _Image]], options: Da
         if file is None:
             absent.append(image.name)
             continue
-        name = prefix + stem_of(image.name)
-        twice += name in items
+        twice += (prefix, file) in items
         mask = CvatMask(path, pairs, image.name, image.start, image.end, contents[path].encoding)
-        items[name] = Item(name, file, mask)
+        items[prefix, file] = Item(prefix + stem_of(image.name), file, mask)
     problems = [line for path, content in contents.items() for line in _unknown(path, content, ids)]
     problems += missing(root, absent, len(absent) + len(items), _SAVE_IMAGES)
     left_out = {"annotated twice: the later in the file counts": twice} if twice else {}

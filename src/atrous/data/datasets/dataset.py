@@ -19,9 +19,11 @@ from torch.utils.data import Dataset
 
 from atrous.data.datasets.base import Item, Items, Listing, MaskSource
 from atrous.data.datasets.class_files import ColourMask, read_palette
+from atrous.data.datasets.inferred_classes import ValueMask
 from atrous.data.datasets.layouts import kind_of, list_split, splits
 from atrous.data.datasets.mask_values import Drawn, UnknownIdError, described, likely_fix
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
+from atrous.data.datasets.pairing import ARRAY_SUFFIXES
 from atrous.data.images.image_io import MAX_PIXELS, mask_palette, read_image, read_mask
 from atrous.data.images.samples import AS_IT_IS, ImageRule
 from atrous.data.labels import Colour, Labels, voc_palette
@@ -162,7 +164,7 @@ class SegmentationDataset(Dataset[Sample]):
             ValueError: also if the palette has the colours of the classes in another order.
         """
         mask = self._stored(item, size)
-        drawn = self._drawn(item.mask, mask) if isinstance(item.mask, Path) else None
+        drawn = self._drawn(item.mask, mask)
         if drawn and self._remap is None:
             self._check_palette(drawn)
         return self._remapped(mask, item), drawn
@@ -202,10 +204,23 @@ class SegmentationDataset(Dataset[Sample]):
         advice = likely_fix(histogram, self.labels) if self._remap is None else ""
         raise UnknownIdError(f"{source}: mask has id {unknown}; expected {expected}", advice, histogram)
 
-    def _drawn(self, path: Path, mask: npt.NDArray[Any]) -> Drawn | None:
-        palette = read_palette(path) if mask.dtype == np.uint8 and path.suffix.lower() != ".npy" else None
-        if palette is None or self.labels.largest_id > 255:
+    def palette_of(self, mask: Path | MaskSource | None) -> list[Colour] | None:
+        """The colours of a palette image by stored id, without decoding it; None for another mask.
+
+        Raises:
+            ValueError, FileNotFoundError: if it cannot be read.
+        """
+        if self.labels.largest_id > 255:
             return None
+        if isinstance(mask, ValueMask):
+            return mask.palette()
+        return read_palette(mask) if isinstance(mask, Path) and mask.suffix.lower() not in ARRAY_SUFFIXES else None
+
+    def _drawn(self, source: Path | MaskSource | None, mask: npt.NDArray[Any]) -> Drawn | None:
+        palette = self.palette_of(source) if mask.dtype == np.uint8 else None
+        if palette is None:
+            return None
+        path = source if isinstance(source, Path) else Path(str(source))
         used = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
         classes = range(256) if self._remap is None else self._remap
         colours = {value: palette[value] for value in used if classes[value] != self.labels.ignore}

@@ -25,8 +25,10 @@ import numpy.typing as npt
 
 from atrous.data.datasets.array_mask import read_values
 from atrous.data.datasets.base import FileMask, MaskSource, stamp_of
-from atrous.data.datasets.class_files import ColourMask
-from atrous.data.images.image_io import Pixels
+from atrous.data.datasets.class_files import ColourMask, read_palette
+from atrous.data.datasets.pairing import ARRAY_SUFFIXES
+from atrous.data.images.image_file import decode_file
+from atrous.data.images.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, colour_of, looked_up, voc_palette
 from atrous.messages import counted, listed
 
@@ -93,6 +95,14 @@ class ValueMask(FileMask):
                 f"the classes; expected {listed([*map(str, sorted(known))], 9)}; name the classes in dataset.yaml"
             )
         return ids
+
+    def palette(self) -> list[Colour] | None:
+        """The colour in which a palette image draws each class; None for another image, or one that is read by them."""
+        of_arrays = self.path.suffix.lower() in ARRAY_SUFFIXES
+        if of_arrays or decode_file(self.path, MAX_PIXELS, lambda image: image.format) == "GIF":
+            return None
+        palette = read_palette(self.path)
+        return None if palette is None else [palette[value] for value in self.values if value < len(palette)]
 
 
 def step_of(count: int) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PureWindowsPath
@@ -78,13 +78,14 @@ def _label(path: Path, index: int, shape: Any) -> str:
 def _region(shape: dict[str, Any], height: int, width: int) -> Region:
     kind = shape.get("shape_type") or "polygon"
     points = [(float(x), float(y)) for x, y in shape["points"]]
-    if kind == "polygon":
+    if kind == "polygon" or (kind == "rectangle" and len(points) == 4):  # AnyLabeling writes all corners
         return fill_polygon(points, height, width)
     check_points(points, height, width)
     if kind not in ("rectangle", "circle", "line", "linestrip", "mask"):
         raise ValueError(f"a {kind}; expected polygon, rectangle, circle, line, linestrip, mask")
-    if len(points) < 2:
-        raise ValueError(f"a {kind} of {counted(len(points), 'point')}; expected 2 or more")
+    most = 2 if kind in ("rectangle", "circle", "mask") else len(points)
+    if not 2 <= len(points) <= most:
+        raise ValueError(f"a {kind} of {counted(len(points), 'point')}; expected 2{'' if most == 2 else ' or more'}")
     (left, top), (right, bottom) = points[:2]
     if kind == "mask":
         inner = png_region(base64.b64decode(shape["mask"], validate=True), height, width)
@@ -136,6 +137,12 @@ def _read(root: Path, split: str, folders: list[Path], options: DatasetOptions) 
                 continue
             used.add(image)
             items.append(Item(prefix + stem, image, LabelMeMask(path, tuple(ids.items()), ground=ground)))
+        others = [f"{path.name} names {other.name}" for path, other in _others(paths, named)]
+        if others:
+            warnings.append(
+                f"{folder}: {len(others)} JSON name another image than the one of their own name, which is taken: "
+                f"{listed(others, 2)}; expected one image"
+            )
         spare = sorted(stem for stem, image in images.items() if image not in used)
         if spare:
             warnings.append(f"{folder}: {len(spare)} images have no JSON, and are left out: {listed(spare)}")
@@ -143,6 +150,14 @@ def _read(root: Path, split: str, folders: list[Path], options: DatasetOptions) 
     problems += missing(place, absent, count, f"put them beside their JSON, {SAY_WHERE}")
     read_as = f"LabelMe's JSON, with the {counted(len(labels), 'class')} of {source}; later shapes over earlier"
     return Listing(place, tuple(items), labels, None, tuple(problems), tuple(warnings), read_as=read_as)
+
+
+def _others(paths: Mapping[str, Path], named: Mapping[str, Path | None]) -> Iterator[tuple[Path, Path]]:
+    """The files whose imagePath is an image beside them, but not the one that is taken; and that image."""
+    for stem, path in paths.items():
+        image, name = named[stem], _scanned(path)[1]
+        if image and name and image.name != name and (path.parent / name).is_file():
+            yield path, path.parent / name
 
 
 def _classes(root: Path) -> tuple[Labels, dict[str, int], int, str]:

@@ -134,7 +134,9 @@ def list_split(data: str | Path, split: str, options: DatasetOptions = NO_OPTION
         raise ValueError(f"{root}: no split {split!r}; the splits there are {known}{_published(kind)}")
     listing = layout.read(root, WHOLE if divided else split, options)
     if not listing.items and not listing.problems:
-        raise ValueError(f"{listing.place}: no images; expected {layout.expected}{_published(kind)}")
+        why = [f"{count} left out, {reason}" for reason, count in listing.left_out.items()]
+        said = "; ".join([f"{listing.place}: no images{': ' if why else ''}{', '.join(why)}", *listing.warnings])
+        raise ValueError(f"{said}; expected {layout.expected}{_published(kind)}")
     listing = replace(listing, rule=ImageRule(options.value_range, options.bands))
     try:
         listing = folded(listing, options)

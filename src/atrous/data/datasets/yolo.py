@@ -3,13 +3,15 @@
 A line of a text file is `CLASS X Y X Y X Y ...`, coordinates as shares of width and height. Larger polygons are drawn
 first; what none covers is background. Lines of five numbers are boxes, of which no mask can be made. Where the folders
 that `data.yaml` names are not there, as in Roboflow's exports, which say `../train/images`, they are looked for here.
+A split may also be a list: a text file with the path of an image a line.
 """
 
 from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -104,13 +106,13 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 
 def _folders(root: Path) -> dict[str, list[Path]]:
-    """Folders of images by split."""
+    """Folders of images by split, or lists of them."""
     path = _file(root)
     document = {} if path is None else _document(path)
     base, folders = str(document.get("path", "")), {}
     for split in ("train", "val", "test"):
         names = document.get(split) or []
-        places = [_find(root, str(name), base) for name in ([names] if isinstance(names, str) else names)]
+        places = [_find_either(root, str(name), base) for name in ([names] if isinstance(names, str) else names)]
         if there := [place for place in places if place is not None]:
             folders[split] = there
     if folders:
@@ -124,12 +126,40 @@ def _folders(root: Path) -> dict[str, list[Path]]:
     return {}
 
 
-def _find(root: Path, name: str, base: str) -> Path | None:
-    """The folder of images that data.yaml means, with its labels beside it, within the data set."""
-    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("..", ".", "/")]
-    tails = (root.joinpath(*parts[start:]) for start in range(len(parts)))
-    places = (place for place in (root / base / name, *tails))
+def _find_either(root: Path, name: str, base: str) -> Path | None:
+    """The folder of images that data.yaml means; or the list, if images in it are there."""
+    if not name.lower().endswith(".txt"):
+        return _find(root, name, base)
+    lists = (place for place in _candidates(root, name, base) if place.is_file())
+    return next((place for place in lists if _listed(root, place)[0]), None)
+
+
+def _find(root: Path, name: str, base: str = "") -> Path | None:
+    """The folder of images of this name, with its labels beside it, within the data set."""
+    places = _candidates(root, name, base)
     return next((place for place in places if place.is_dir() and _labels_of(place).is_dir()), None)
+
+
+def _candidates(root: Path, name: str, base: str) -> Iterator[Path]:
+    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("..", ".", "/")]
+    yield root / base / name
+    yield from (root.joinpath(*parts[start:]) for start in range(len(parts)))
+
+
+def _listed(root: Path, path: Path) -> tuple[dict[Path, set[str]], list[str]]:
+    """The stems of the images in a list, by their folder; and the lines whose folder is not there."""
+    by_folder: dict[str, list[PurePosixPath]] = defaultdict(list)
+    for line in read_lines(path):
+        image = PurePosixPath(line.replace("\\", "/"))
+        by_folder[str(image.parent)].append(image)
+    stems: dict[Path, set[str]] = defaultdict(set)
+    lost: list[str] = []
+    for name, images in by_folder.items():
+        if folder := _find(root, name):
+            stems[folder] |= {image.stem for image in images}
+        else:
+            lost += map(str, images)
+    return dict(stems), lost
 
 
 def _labels_of(images: Path) -> Path:
@@ -144,7 +174,10 @@ def _labels_of(images: Path) -> Path:
 def _read(root: Path, split: str, folders: list[Path], options: DatasetOptions) -> Listing:
     path = _file(root)
     assert path is not None
-    names = _load(path).get("names")
+    document = _load(path)
+    if "kpt_shape" in document:
+        raise ValueError(f"{path}: kpt_shape, that is keypoints, of which no mask can be made; expected polygons")
+    names = document.get("names")
     if isinstance(names, Mapping) and sorted(names) == sorted(str(number) for number in range(len(names))):
         names = [names[str(number)] for number in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
@@ -153,23 +186,41 @@ def _read(root: Path, split: str, folders: list[Path], options: DatasetOptions) 
     classes = tuple(ids[name] for name in names)
     items: list[Item] = []
     problems, warnings = _counted(path, names), []
-    for folder in folders:
+    for folder, only in _places(root, folders, problems):
         images, duplicates = files_by_stem(folder)
         texts, _ = files_by_stem(_labels_of(folder), (".txt",))
         problems += duplicates
+        if only is not None:
+            images, texts = ({stem: of[stem] for stem in of.keys() & only} for of in (images, texts))
         search = ImageSearch([options.images, root / "images"])
         images |= {stem: file for stem in texts.keys() - images.keys() if (file := search.find(stem, split))}
         if absent := sorted(texts.keys() - images.keys() - _NO_LABELS):
             advice = f"put them into {folder}, {SAY_WHERE}"
             problems.append(f"{root}: {len(absent)} text files have no image: {listed(absent)}; {advice}")
         for stem, image in sorted(images.items()):
-            items.append(Item(stem, image, YoloMask(_labels_of(folder) / f"{stem}.txt", image, classes)))
+            text = texts.get(stem, _labels_of(folder) / f"{stem}.txt")  # which may be .TXT
+            items.append(Item(stem, image, YoloMask(text, image, classes)))
         if without := sum(stem not in texts for stem in images):
             warnings.append(f"{folder}: {without} images have no text file, and so no object")
     warnings += _of_first_lines(root, items)
     read_as = f"YOLO's polygons, with the {counted(len(names), 'class')} of {path.name}; smaller polygons over larger"
     place = ", ".join(map(str, folders))
     return Listing(place, tuple(items), labels, None, tuple(problems), tuple(warnings), read_as=read_as)
+
+
+def _places(root: Path, folders: list[Path], problems: list[str]) -> Iterator[tuple[Path, set[str] | None]]:
+    """Folders, each with the stems that count in it, None for all; a problem for each list with lines of no image."""
+    for folder in folders:
+        if folder.is_dir():
+            yield folder, None
+            continue
+        stems, lost = _listed(root, folder)
+        for place, names in stems.items():
+            there = files_by_stem(place)[0].keys() | files_by_stem(_labels_of(place), (".txt",))[0].keys()
+            lost += sorted(names - there)
+            yield place, names
+        if lost:
+            problems.append(f"{folder}: {counted(len(lost), 'line')} of images that are not there: {listed(lost)}")
 
 
 def _counted(path: Path, names: list[str]) -> list[str]:
