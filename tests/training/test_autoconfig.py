@@ -197,6 +197,15 @@ def test_rare_classes_come_more_often() -> None:
     assert rare.data.val_split is None and any("no split named val" in line for line in why)
 
 
+def test_classes_that_are_probably_one_are_named() -> None:
+    names = ("ground", "Leaf", "leaf ")
+    of = Survey(names, np.array([[5, 3, 0], [5, 0, 2], [5, 0, 1]]), 100, 100, ("train", "val"))
+    _, reasons = choose(of)
+    (line,) = (reason for reason in reasons if "differ in case or spaces alone" in reason)
+    assert line.startswith("'Leaf' (1 image) and 'leaf ' (2 images) are trained as different classes")
+    assert not any("differ in case" in reason for reason in choose(survey())[1])
+
+
 def test_it_trains_in_bfloat16_where_that_is_faster(
     make_data: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

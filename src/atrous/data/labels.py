@@ -93,6 +93,14 @@ def _check_names(names: tuple[str, ...]) -> None:
         raise ValueError(f"names has {twice!r} {counts[twice]} times; expected every name once")
 
 
+def names_alike(names: Sequence[str]) -> list[list[int]]:
+    """Ids of classes whose names differ in upper and lower case or in spaces alone, such as Leaf and leaf."""
+    groups: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        groups.setdefault(" ".join(name.split()).casefold(), []).append(index)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def _check_palette(palette: tuple[Colour, ...], count: int) -> None:
     if len(palette) != count:
         raise ValueError(f"palette has {len(palette)} colours for {count} names; expected one each")

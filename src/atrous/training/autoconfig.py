@@ -24,9 +24,10 @@ from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
 from atrous.data.datasets.parts import PARTS, is_undivided
 from atrous.data.datasets.split import SHARE
 from atrous.data.images.image_io import read_size
+from atrous.data.labels import names_alike
 from atrous.data.sampling import open_splits, pixel_counts
 from atrous.evaluation.distributed import pick_device
-from atrous.messages import listed
+from atrous.messages import counted, listed
 from atrous.models.classifier import is_classifier
 from atrous.models.inference import native_dtype
 from atrous.models.tflite import is_tflite
@@ -158,6 +159,7 @@ def choose(survey: Survey, train_split: str = "train", weights: str | None = Non
         if rare
         else f"no image comes more often than another: every class is in at least {_RARE:.0%} of the images",
         _reason_for_validation(recipe),
+        *_similar_names(survey),
     ]
     return recipe, reasons
 
@@ -205,6 +207,15 @@ def _reason_for_validation(recipe: Recipe) -> str:
         share = f"{recipe.data.val_share:.0%} of {recipe.data.train_split} are held back for it"
         return f"no split named val: {share}, named in split.json of the run (--set val_share=0 trains on all); {every}"
     return "no split named val, so nothing is validated and the last weights are kept"
+
+
+def _similar_names(survey: Survey) -> list[str]:
+    """A line for classes that are probably one, written in two ways."""
+    seen = (survey.pixels > 0).sum(axis=0)
+    groups = [[f"{survey.names[i]!r} ({counted(int(seen[i]), 'image')})" for i in group]
+              for group in names_alike(survey.names)]  # fmt: skip
+    advice = "are trained as different classes, though their names differ in case or spaces alone"
+    return [f"{' and '.join(group)} {advice} (atrous data check says how to join them)" for group in groups]
 
 
 def _words(name: str) -> set[str]:

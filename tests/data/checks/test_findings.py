@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from atrous.data.checks.validate import DataReport, check
+from atrous.data.datasets.options import DatasetOptions
 
 
 def put(root: Path, split: str, name: str, picture: Image.Image, mask: np.ndarray, suffix: str = ".png") -> None:
@@ -87,6 +88,20 @@ def test_rare_classes_are_warned_of(root: Path) -> None:
         Image.fromarray(mask).save(path)
     finding = the(check(root), "hardly learnt")
     assert "stem (0.01% of the pixels, 1 image)" in finding.text and "--map NAME=OTHER" in finding.fix
+
+
+def test_names_that_differ_in_case_or_spaces_alone_are_warned_of(root: Path) -> None:
+    (root / "dataset.yaml").write_text("names: [ground, Leaf, leaf]\n")
+    path = root / "masks" / "train" / "p0.png"
+    Image.fromarray(np.uint8(np.asarray(Image.open(path)) // 2)).save(path)  # without 2
+    finding = the(check(root), "differ in case or spaces alone")
+    assert finding.text.startswith("'Leaf' (12 images) and 'leaf' (11 images) are 2 classes") and not finding.fatal
+    assert finding.fix == "if they are one, rename one in the tool, or join them: --map leaf=Leaf"
+    joined = check(root, DatasetOptions.parse({"map": {"leaf": "Leaf"}}))
+    assert joined.names == ("ground", "Leaf") and joined.findings == ()
+    (root / "dataset.yaml").write_text("names: [ground, leaf, 'leaf ']\n")
+    fix = the(check(root), "differ in case or spaces alone").fix
+    assert fix.endswith("join them: map: {'leaf ': 'leaf'} in dataset.yaml")
 
 
 def test_values_of_no_class_are_shown_with_what_would_read_them(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from atrous.data.datasets.mask_values import (
     likely_fix,
     palette_conflicts,
 )
-from atrous.data.labels import Labels
+from atrous.data.labels import Labels, names_alike
 from atrous.data.palette import is_background
 from atrous.messages import counted, listed
 
@@ -277,6 +278,23 @@ def rare_classes(reports: Mapping[str, SplitCounts], labels: Labels) -> Iterator
         if rare and report.sound >= 2 * FEW_IMAGES:
             fix = "label more images with it, or fold it into another class: --map NAME=OTHER"
             yield Finding(f"{split}: hardly learnt, for there is little of it: {listed(rare, 4)}", fix, False)
+
+
+def similar_names(reports: Mapping[str, SplitCounts], labels: Labels) -> Iterator[Finding]:
+    """Classes whose names differ in case or spaces alone: probably one class, written in two ways."""
+    images = np.sum([report.counts.images for report in reports.values()], axis=0)
+    for group in names_alike(labels.names):
+        # Rarer ones are joined to the most common one; spaces are shown.
+        target, *others = sorted(group, key=lambda index: -images[index])
+        named = [f"{labels.names[index]!r} ({counted(int(images[index]), 'image')})" for index in (target, *others)]
+        text = f"{' and '.join(named)} are {len(group)} classes whose names differ in case or spaces alone"
+        kept = labels.names[target]
+        words = [(labels.names[index], kept) for index in others]
+        if all(name == name.strip() for name in labels.names):  # a flag loses spaces
+            joined = " ".join(f"--map {shlex.quote(f'{name}={to}')}" for name, to in words)
+        else:
+            joined = f"map: {{{', '.join(f'{name!r}: {to!r}' for name, to in words)}}} in dataset.yaml"
+        yield Finding(text, f"if they are one, rename one in the tool, or join them: {joined}", False)
 
 
 def not_in_val(reports: Mapping[str, SplitCounts], labels: Labels, said: Sequence[Finding]) -> list[Finding]:

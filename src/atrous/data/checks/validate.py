@@ -89,6 +89,7 @@ def _of_all(
     empty = findings.empty_classes(reports, labels, fatal=not allow_empty)
     problems = [*findings.renumbered(seen, labels), *findings.leaks(seen), *empty, *findings.repeats(seen)]
     problems += [*findings.looks(seen), *findings.all_ignored(reports, labels), *findings.binary(seen, labels)]
+    problems += findings.similar_names(reports, labels)
     return [*problems, *findings.rare_classes(reports, labels), *findings.not_in_val(reports, labels, problems)]
 
 
