@@ -329,7 +329,7 @@ def test_a_size_that_is_not_the_images_is_named(build: Build) -> None:
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([], "no polygon"),
+        ([], r"a box \[0, 0, 1, 1\] without a polygon; outline the object with a polygon in your tool, or delete it"),
         ([[1, 2, 3, 4, 5, 6, 7]], "a polygon of 7 numbers"),
         ([[1, 2, 3, 4, 1e9, 6]], "a polygon of 6 numbers that are not x, y"),
         ([[1, 2, 3, 4, float("nan"), 6]], "a polygon of 6 numbers"),
@@ -342,7 +342,7 @@ def test_a_size_that_is_not_the_images_is_named(build: Build) -> None:
         ({"size": [60, 80], "counts": "04\u5317"}, r"run lengths of -?\d+ pixels; expected 4800, its width"),
         ({"size": [80, 60], "counts": [4800]}, r"RLE of size \[80, 60\] in an image of \[60, 80\]"),
         ({"size": [60, 80]}, "counts"),
-        (None, "NoneType"),
+        (None, r"a box \[0, 0, 1, 1\] without a polygon"),
         (5, "int"),
     ],
 )
@@ -364,6 +364,11 @@ def test_polygons_without_area_are_nothing(build: Build) -> None:
     ("sections", "message"),
     [
         ({"categories": []}, "it has no categories"),
+        (
+            {"images": [{"id": "x0", "file_name": "a.jpg", "height": 60, "width": 80}]},
+            "an image has the id 'x0'; COCO's ids are whole numbers: number them",
+        ),
+        ({"annotations": [annotation("cat", [], 9)]}, "annotation 7 has the category_id 'cat'; COCO's ids"),
         ({"categories": [{"id": 1, "name": None}]}, "category 1 has the name None, which is no text"),
         ({"categories": [{"id": 2, "name": "tv"}]}, "annotations of category 1, which it does not list"),
         ({"images": [{"id": 1}]}, "without 'file_name'"),
@@ -410,6 +415,11 @@ def test_a_file_that_changes_after_it_was_listed_is_refused(build: Build) -> Non
     build(annotation(1, box(0, 0, 40, 40), 1600, image=2), count=2)
     with pytest.raises(ValueError, match="image 1: the file has changed since it was listed"):
         dataset[0]
+
+
+def test_ids_that_are_numbers_as_text_are_read(build: Build) -> None:
+    region = annotation(1, box(0, 0, 40, 40), 1600) | {"image_id": "1", "category_id": "1"}
+    assert (mask_of(build(region)) == PERSON).sum() == 1600
 
 
 def test_annotations_of_no_image_are_a_warning(build: Build) -> None:

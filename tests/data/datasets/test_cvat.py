@@ -177,7 +177,7 @@ def test_images_are_found_by_what_is_left_of_their_names(tmp_path: Path, name: s
         ),
         ('<ellipse label="leaf" cx="5" cy="5" rx="0" ry="2"/>', "a shape of 0 by 4 pixels; expected some width"),
         ('<box label="leaf" xtl="9" ytl="1" xbr="2" ybr="4"/>', "a shape of -7 by 3 pixels"),
-        ('<polygon label="leaf" z_order="top" points="1,1;2,2;3,1"/>', "invalid literal for int"),
+        ('<polygon label="leaf" z_order="top" points="1,1;2,2;3,1"/>', "a polygon has the z_order 'top'"),
     ],
 )
 def test_shapes_that_cannot_be_drawn_are_named(root: Path, shape: str, message: str) -> None:
@@ -209,3 +209,13 @@ def test_more_classes_than_8_bits_hold(root: Path) -> None:
     shape = LEAF.replace("leaf", names[-1])
     mask = list_split(put(root, image(shape), "".join(map(label, names))), "all").items[0].mask
     assert mask is not None and not isinstance(mask, Path) and int(mask.read()[0, 0]) == 400
+
+
+def test_a_z_order_may_have_a_point_and_is_named_where_it_is_no_number(root: Path) -> None:
+    stem = '<polygon label="stem" points="5,5;14,5;14,14;5,14" z_order="{}"></polygon>'
+    for level, value in (("5.0", 2), ("0.0", 1), ("10.0", 2)):
+        assert read(put(root, image(stem.format(level) + LEAF)))[7, 7] == value, level
+    for level in ("top", "nan", "inf"):
+        put(root, image(stem.format(level)))
+        with pytest.raises(ValueError, match=rf"image a\.png: a polygon has the z_order '{level}'; expected a whole"):
+            read(root)

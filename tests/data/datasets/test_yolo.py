@@ -134,7 +134,7 @@ def test_a_class_named_background_is_background(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0 0.5 0.5 0.2 0.2", "line 2 is a box; expected a polygon"),
+        ("0 0.5 0.5 0.2 0.2", "line 2 is a box; outline the object with a polygon in your tool, or delete it"),
         ("0 0.1 0.1 0.2", "line 2 has 3 coordinates"),
         ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "line 2 has 7 coordinates"),
         ("0 1 1 20 20 30 30", "line 2 has 6 coordinates; expected 6 or more, 0..1"),

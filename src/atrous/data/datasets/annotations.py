@@ -164,6 +164,8 @@ class ShapesMask(FileMask):
         return mask
 
 
+OUTLINE = "outline the object with a polygon in your tool, or delete it there, and export again"
+"""What mends a box among polygons."""
 CHANGED = "the file has changed since it was listed; expected it as it was"
 
 

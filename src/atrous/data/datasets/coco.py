@@ -27,6 +27,7 @@ draws the annotations of one image when it needs that mask.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import reprlib
@@ -40,7 +41,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from atrous.data.datasets.annotations import CHANGED, Notes, bytes_of, expecting, head_of
+from atrous.data.datasets.annotations import CHANGED, OUTLINE, Notes, bytes_of, expecting, head_of
 from atrous.data.datasets.base import WHOLE, Item, Layout, Listing, by_split, files_with, subfolders
 from atrous.data.datasets.class_files import with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch, stem_of
@@ -131,12 +132,14 @@ class CocoMask:
     def _drawn(self, text: bytes) -> npt.NDArray[np.bool_]:
         try:
             annotation = json.loads(text)
-            assert annotation["image_id"] == self.image_id
+            assert int(annotation["image_id"]) == self.image_id
         except Exception:
             raise ValueError(f"{self}: {CHANGED}") from None
         # pycocotools raises many kinds, Exception itself among them.
         expected = "polygons, or RLE of the image's size"
         with expecting(f"{self}: annotation {annotation.get('id')}", expected, Exception):
+            if _form(annotation) == "box":
+                raise ValueError(f"a box {annotation.get('bbox')} without a polygon; {OUTLINE}")
             return draw(annotation["segmentation"], self.height, self.width, border=self.border)
 
 
@@ -285,11 +288,12 @@ def _parse(path: Path) -> _Content:
     content = _Content()
     for section, record, start, end in json_records(path):
         if section == "images":
-            name, fields = str(record["file_name"]), (f"image {record['id']}: height", "width")
+            number, name = _number(record, "id", "an image"), str(record["file_name"])
+            fields = f"image {number}: height", "width"
             size = size_of(int(record["height"]), int(record["width"]), fields=fields)
-            other = content.images.setdefault(int(record["id"]), (name, *size))[0]
+            other = content.images.setdefault(number, (name, *size))[0]
             if other != name:
-                raise ValueError(f"image {record['id']} is {other} and {name}, as in files merged without new ids")
+                raise ValueError(f"image {number} is {other} and {name}, as in files merged without new ids")
         elif section == "categories":
             _note_category(content, record)
         elif section == "annotations":
@@ -297,9 +301,9 @@ def _parse(path: Path) -> _Content:
             polygons = record["segmentation"] if form == "polygon" else ()
             if isinstance(polygons, list) and any(len(part) < 6 for part in polygons):
                 content.notes.add(_TOO_FEW, f"annotation {record.get('id')}")
-            crowd = bool(record.get("iscrowd", 0))
-            region = _Region(_area(record), int(record["category_id"]), crowd, form, start, end)
-            content.regions[int(record["image_id"])].append(region)
+            crowd, what = bool(record.get("iscrowd", 0)), f"annotation {record.get('id')}"
+            region = _Region(_area(record), _number(record, "category_id", what), crowd, form, start, end)
+            content.regions[_number(record, "image_id", what)].append(region)
     if not content.categories:
         raise ValueError("it has no categories")
     unknown = {r.category for regions in content.regions.values() for r in regions} - content.categories.keys()
@@ -308,8 +312,15 @@ def _parse(path: Path) -> _Content:
     return content
 
 
+def _number(record: dict[str, Any], key: str, of: str) -> int:
+    """An id; ValueError naming the record, for one that is no whole number."""
+    with contextlib.suppress(ValueError, TypeError):
+        return int(record[key])
+    raise ValueError(f"{of} has the {key} {record[key]!r:.60}; COCO's ids are whole numbers: number them")
+
+
 def _note_category(content: _Content, record: dict[str, Any]) -> None:
-    number, name = int(record["id"]), record["name"]
+    number, name = _number(record, "id", "a category"), record["name"]
     if not isinstance(name, str):
         raise ValueError(f"category {number} has the name {name!r}, which is no text")
     if (other := content.categories.setdefault(number, name)) != name:

@@ -11,6 +11,7 @@ CVAT for video has tracks over frames: export it as CVAT for images, which has t
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -107,7 +108,7 @@ class CvatMask(ShapesMask):
             raise ValueError(f"{self}: {CHANGED}")
         with expecting(self):
             shapes = [(index, shape) for index, shape in enumerate(image) if shape.tag in _AREAS]
-            shapes.sort(key=lambda pair: int(pair[1].get("z_order") or 0))
+            shapes.sort(key=lambda pair: _level(pair[1]))
             return size_in(image.get("height"), image.get("width")), [
                 Shape(f"shape {index}", _label(shape), partial(_region, shape), shape.tag) for index, shape in shapes
             ]
@@ -115,6 +116,15 @@ class CvatMask(ShapesMask):
 
 def _label(element: Element) -> str:
     return (element.get("label") or "").strip()
+
+
+def _level(shape: Element) -> float:
+    """The z-order, which some tools write as 5.0."""
+    text = shape.get("z_order") or "0"
+    with contextlib.suppress(ValueError):
+        if math.isfinite(level := float(text)):
+            return level
+    raise ValueError(f"a {shape.tag} has the z_order {text[:20]!r}; expected a whole number")
 
 
 def _region(shape: Element, height: int, width: int) -> Region:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from atrous.data.datasets.annotations import expecting
+from atrous.data.datasets.annotations import OUTLINE, expecting
 from atrous.data.datasets.base import WHOLE, FileMask, Item, Layout, Listing, by_split, files_by_stem, subfolders
 from atrous.data.datasets.class_files import read_lines, with_background
 from atrous.data.datasets.image_search import SAY_WHERE, ImageSearch
@@ -63,7 +63,7 @@ class YoloMask(FileMask):
         except ValueError:
             raise ValueError(f"{self}: line {number} is {line[:60]!r}; expected CLASS X Y X Y X Y ...") from None
         if len(shares) == 4:
-            raise ValueError(f"{self}: line {number} is a box; expected a polygon, CLASS X Y X Y X Y ...")
+            raise ValueError(f"{self}: line {number} is a box; {OUTLINE}; expected CLASS X Y X Y X Y ...")
         if len(shares) < 6 or len(shares) % 2 or not inside:
             raise ValueError(f"{self}: line {number} has {len(shares)} coordinates; expected 6 or more, 0..1, X Y each")
         if value not in range(len(self.ids)):
