@@ -1,5 +1,6 @@
 """What is wrong with data, each kind once, with the line that mends it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,15 @@ def test_values_of_no_class_are_shown_with_what_would_read_them(root: Path) -> N
     for path in (root / "masks" / "train").iterdir():
         Image.fromarray(rng.integers(0, 200, (48, 64)).astype(np.uint8)).save(path)
     assert "come from resizing or JPEG" in the(check(root), "files like this").fix
+
+
+def test_shapes_are_not_told_to_be_resized(tmp_path: Path) -> None:
+    scene(0).save(tmp_path / "a.png")
+    shape = {"label": "leaf", "shape_type": "rectangle", "points": [[1, 1], [9, 9]]}
+    document = {"shapes": [shape], "imagePath": "a.png", "imageHeight": 96, "imageWidth": 128}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    fix = the(check(tmp_path), "mask of 128x96; expected 64x48").fix
+    assert fix.startswith("this is not the image that was annotated") and "neighbour" not in fix
 
 
 def test_masks_of_another_size_and_broken_files_say_what_mends_them(root: Path) -> None:

@@ -89,6 +89,22 @@ def test_masks_are_read_by_colour_and_not_by_index(tmp_path: Path, kind: str) ->
     assert ColourMask(tmp_path / "m.png", labels, source).read().tolist() == [[0, 1, 2, 255]]
 
 
+def test_ids_beside_a_file_of_colours_are_told_what_they_need(tmp_path: Path) -> None:
+    def said(mask: np.ndarray, rows: str = "background:0,0,0::\ncat:200,10,30::\n") -> str:
+        source = written(tmp_path / "labelmap.txt", rows)
+        Image.fromarray(mask).save(tmp_path / "m.png")
+        with pytest.raises(ValueError, match="are not in") as caught:
+            ColourMask(tmp_path / "m.png", read_classes(source)[0], source).read()
+        return str(caught.value)
+
+    ids = np.array([[0, 1, 2, 255]], np.uint8)
+    assert "; if the masks hold ids, they need labels.txt in its place" in said(ids)
+    assert said(ids).endswith("without colours: move labelmap.txt elsewhere")
+    for mask in (ids + 100, np.array([[CAT, (1, 1, 1), (1, 2, 3)]], np.uint8)):
+        assert "hold ids" not in said(mask)
+    assert "hold ids" not in said(ids, "background:0,0,0::\ncat:90,90,90::\n"), "shades of gray are classes"
+
+
 def test_unknown_colours_are_counted_and_named(tmp_path: Path) -> None:
     source = written(tmp_path / "labelmap.txt", "cat:200,10,30::\n")
     colours = np.array([[CAT, (9, 9, 9), (9, 9, 9), (224, 224, 192), (7, 7, 7)]], np.uint8)

@@ -174,6 +174,15 @@ def test_without_names_only_vocs_own_masks_are_vocs(tmp_path: Path, mask: Image.
     assert check(tmp_path).problems != []
 
 
+def test_ids_beside_a_labelmap_are_read_as_the_message_says(tmp_path: Path) -> None:
+    root = put_own(tmp_path, ids_image(), labelmap=ROWS)
+    (problem,) = check(root).problems
+    assert "(1, 1, 1)" in problem and problem.endswith("without colours: move labelmap.txt elsewhere")
+    (root / "labelmap.txt").unlink()
+    (root / "labels.txt").write_text("background\nsmall leaf\n")
+    assert check(root).problems == []
+
+
 def test_gray_masks_of_vocs_own_images_are_vocs(tmp_path: Path) -> None:
     put_own(tmp_path, ids_image(15))
     for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):

@@ -8,12 +8,14 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from atrous.data.checks.examine import Examined, alike
+from atrous.data.datasets.class_files import HOLD_IDS
 from atrous.data.datasets.dataset import Item, Listing
 from atrous.data.datasets.mask_values import (
     Counts,
@@ -53,15 +55,19 @@ _MANY_VALUES = 40
 _BLACK = (0, 0, 0)
 _DELETE = "delete them, and their masks, from one of the two"
 
+_RESIZE = "take the images that the masks were drawn on, or resize masks by nearest neighbour"
+_OTHER_IMAGES = (
+    "this is not the image that was annotated, or it was resized since: take the images that the tool had, or annotate "
+    "these anew"
+)
+"""For masks of shapes, which cannot be resized."""
 _FIXES = (
-    (
-        r"mask of \d+x\d+; expected",
-        "take the images that the masks were drawn on, or resize masks by nearest neighbour",
-    ),
+    (r"mask of \d+x\d+; expected", _RESIZE),
     (r"compression may change ids|changes colours", "export the masks as PNG; ids that JPEG has changed are lost"),
     (r"have no image|are not there", "put the images there, or give --images FOLDER"),
     (r"have no mask", "add the masks, or move these images elsewhere"),
     (r"not an image|truncated|cannot be decoded|damaged", "copy these files again, or delete image and mask"),
+    (rf"colours .*{HOLD_IDS}", ""),
     (r"colours .* are not in|which is no class's", "name these colours among the classes, or --ignore R,G,B"),
 )
 """By what a problem's text has: what mends it, where the text does not say so."""
@@ -106,6 +112,8 @@ def file_problems(split: str, seen: Sequence[Examined], listing: Listing) -> Ite
         items = tuple(one.item for one in ones[:2])
         for line in examples(split, [one.problem for one in ones]):
             fix = next((fix for pattern, fix in _FIXES if re.search(pattern, line)), "")
+            if fix == _RESIZE and getattr(items[0].mask, "path", Path()).suffix.lower() in (".json", ".xml"):
+                fix = _OTHER_IMAGES
             yield Finding(line, fix, items=items, split=split)
     yield from _unknown_ids(split, seen, listing)
 

@@ -33,6 +33,8 @@ from atrous.messages import listed
 _BLACK: Colour = (0, 0, 0)
 _BACKGROUND = ("background", "_background_")
 _MOST_BYTES = 1 << 20
+_MOST_IDS = 64
+HOLD_IDS = "the masks hold ids"
 _LOSSY = (".jpg", ".jpeg", ".webp", ".avif")
 
 Row = tuple[str, Colour]
@@ -61,10 +63,21 @@ class ColourMask(FileMask):
         ids, unknown = ids_and_unknown(colours, self.labels.palette, self.labels.ignore, ignored)
         if unknown.size:
             counts = listed([f"{colour_of(c)} ({n} pixels)" for c, n in Counter(unknown.tolist()).most_common()])
+            hint = _hint(unknown, self.labels, self.source)
             raise ValueError(
-                f"{self.path}: the colours {counts} are not in {self.source}; expected only colours listed there"
+                f"{self.path}: the colours {counts} are not in {self.source}; expected only colours listed there{hint}"
             )
         return ids
+
+
+def _hint(unknown: npt.NDArray[Any], labels: Labels, source: Path) -> str:
+    """How ids are read, if colours that are not known are probably ids: grays as dark as ids, where no class is gray."""
+    colours = {colour_of(code) for code in np.unique(unknown).tolist()} - {(255, 255, 255)}
+    ids = colours and all(len({*colour}) == 1 and colour[0] < _MOST_IDS for colour in colours)
+    if not ids or any(len({*colour}) == 1 and colour != _BLACK for colour in labels.palette):
+        return ""
+    names = "labels.txt in its place, a name a line in the order of the ids, without colours"
+    return f"; if {HOLD_IDS}, they need {names}: move {source.name} elsewhere"
 
 
 def _colours(image: Image.Image) -> Pixels:
