@@ -27,7 +27,8 @@ from atrous.serving.errors import Problem  # noqa: E402
 @pytest.mark.parametrize(("arguments", "said"), [
     (["object"], "there is no weight file, run folder or named model 'object'"),
     (["a=objects-mobilenetv2", "a=objects-mobilenetv2"], "two models are named a"),
-    (["--port", "99999"], "cannot listen on 127.0.0.1, port 99999"),
+    (["--port", "99999"], "--port is 99999, expected 0 to 65535"),
+    (["--port", "-1"], "--port is -1, expected 0 to 65535"),
     (["--queue", "0"], "queue is 0, expected a number above 0"),
     (["--workers", "0"], "--workers is 0, expected at least 1"),
     (["--label-studio-files", "nowhere"], "there is no folder nowhere"),

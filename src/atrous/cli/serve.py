@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from atrous.serving.limits import Limits
     from atrous.serving.served import ServedModel
 
+_LAST_PORT = 65535
+
 
 def add(commands: Any) -> None:
     """Add the command."""
@@ -68,6 +70,8 @@ def run_serve(args: argparse.Namespace) -> int:
     limits = _limits(args)
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers is {args.workers}, expected at least 1")
+    if not 0 <= args.port <= _LAST_PORT:
+        raise ValueError(f"--port is {args.port}, expected 0 to {_LAST_PORT}")
     if args.label_studio_files is not None and not args.label_studio_files.is_dir():
         raise FileNotFoundError(f"there is no folder {args.label_studio_files}, expected Label Studio's uploads")
     listener = listen(args.host, args.port)

@@ -411,7 +411,7 @@ def test_bits_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
     check_refused(tmp_path / "a.png", sixteen("PNG", dark[:, :, :2]), "16 bits in planes, or of gray .*; expected")
 
 
-# What is left out of a TIFF.
+# What is left out of a TIFF or an animation.
 
 
 @pytest.mark.parametrize(
@@ -447,6 +447,18 @@ def test_pages_that_are_left_out_are_named_once(tmp_path: Path) -> None:
         warnings.simplefilter("always")
         assert all((picture == 10).all() for picture in both(path))
     assert [str(one.message) for one in caught] == [f"{path}: page 1 of 4 is read; the others are left out"]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_frames_that_are_left_out_are_named_once(tmp_path: Path, kind: str) -> None:
+    frames = [Image.fromarray(np.full((HEIGHT, WIDTH), value, np.uint8)) for value in (10, 200, 30, 40)]
+    path, still = tmp_path / f"anim.{kind.lower()}", tmp_path / f"still.{kind.lower()}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+    frames[0].save(still, lossless=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert all((picture == 10).all() for picture in (*both(path), *both(still)))
+    assert [str(one.message) for one in caught] == [f"{path}: frame 1 of 4 is read; the others are left out"]
 
 
 def test_smaller_copies_and_a_circle_of_pages_are_no_pages(tmp_path: Path) -> None:

@@ -155,6 +155,8 @@ def open_image(file: IO[bytes], max_pixels: int) -> Image.Image:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _warn_of_what_is_left_out(image, file)
         _prepare_tiff(image)
+    if image.format in _ANIMATED:
+        _warn_of_frames(image, file)
     if image.format == "PNG":
         _add_late_metadata(image, file)
     gray = {"L;2": 85, "L;4": 17}.get(rawmode_of(image), 1)
@@ -250,6 +252,18 @@ def _warn_of_what_is_left_out(image: TiffImagePlugin.TiffImageFile, file: IO[byt
         parts.append(f"band 1 of {bands} is read" if read == 1 else f"bands 1 to {read} of {bands} are read")
     if parts:
         say_once(f"{name_of(file, 'image')}: {', and '.join(parts)}; the others are left out")
+
+
+_ANIMATED = ("AVIF", "GIF", "PNG", "WEBP")
+
+
+def _warn_of_frames(image: Image.Image, file: IO[bytes]) -> None:
+    """Say, once a file, that further frames of an animation are not read."""
+    frames = 1
+    with contextlib.suppress(Exception):  # behind the first, which is read, it may be damaged
+        frames = int(getattr(image, "n_frames", 1))
+    if frames > 1:
+        say_once(f"{name_of(file, 'image')}: frame 1 of {frames} is read; the others are left out")
 
 
 def tiff_pages(file: IO[bytes]) -> Iterator[TiffImagePlugin.ImageFileDirectory_v2]:
