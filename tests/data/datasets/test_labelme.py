@@ -239,3 +239,21 @@ def test_labelmes_own_example_is_what_its_own_converter_makes_of_it() -> None:
         truth = np.array(Image.open(FORMATS / "labelme-json-truth" / f"{name}.png"))
         table = np.array([*(names.index(label) for label in dataset.labels.names), *[255] * 256])[:256]
         assert (table[mask.numpy()] == truth).mean() > 0.9999, name
+
+
+def test_json_of_something_else_is_left_out_and_counted(tmp_path: Path) -> None:
+    put(tmp_path, SQUARE)
+    (tmp_path / "zz_meta.json").write_text('{"project": "leaves"}')
+    (tmp_path / "aa_names.json").write_text('["leaf"]')
+    listing = list_split(tmp_path, "all")
+    assert [item.name for item in listing.items] == ["a"] and listing.labels.names == ("background", "leaf")
+    (warning,) = listing.warnings
+    assert "2 JSON files are not LabelMe's" in warning and warning.endswith("left out: aa_names.json, zz_meta.json")
+    for text, message in (("{", "not JSON"), ('{"imagePath": "a.jpg"}', "no list of shapes")):
+        (tmp_path / "zz_meta.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"zz_meta\.json: {message}"):
+            list_split(tmp_path, "all")
+    put(tmp_path, SQUARE, name="zz_meta")
+    (tmp_path / "zz_meta.json").write_text('{"project": "leaves"}')
+    with pytest.raises(ValueError, match=r"zz_meta\.json: no list of shapes"):
+        list_split(tmp_path, "all")

@@ -71,7 +71,7 @@ class ColourMask(FileMask):
 
 
 def _hint(unknown: npt.NDArray[Any], labels: Labels, source: Path) -> str:
-    """How ids are read, if colours that are not known are probably ids: grays as dark as ids, where no class is gray."""
+    """How ids are read, if unknown colours are probably ids: grays as dark as ids, where no class is gray."""
     colours = {colour_of(code) for code in np.unique(unknown).tolist()} - {(255, 255, 255)}
     ids = colours and all(len({*colour}) == 1 and colour[0] < _MOST_IDS for colour in colours)
     if not ids or any(len({*colour}) == 1 and colour != _BLACK for colour in labels.palette):

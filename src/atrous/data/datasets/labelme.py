@@ -3,7 +3,8 @@
 `__ignore__` is ignored, `_background_` is background, as is what no shape covers. The classes are those of `labels.txt`
 in the data set's folder, or else all labels that occur, sorted; background comes first, listed or not. A file of
 colours keeps its order, and must list background. Points are refused, for they have no area.
-An image that is not there is taken from `imageData`, if the file has it.
+An image that is not there is taken from `imageData`, if the file has it. JSON of something else, which names no image,
+is left out with a count.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PureWindowsPath
@@ -64,7 +65,9 @@ class LabelMeMask(ShapesMask):
 def _load(path: Path) -> dict[str, Any]:
     document = load_json(path, "LabelMe's JSON")
     if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
-        raise ValueError(f"{path}: no list of shapes; expected LabelMe's JSON")
+        raise ValueError(
+            f"{path}: no list of shapes; expected LabelMe's JSON: if it is something else, move it elsewhere"
+        )
     return document
 
 
@@ -123,8 +126,11 @@ def _read(root: Path, split: str, folders: list[Path], options: DatasetOptions) 
     labels, ids, ground, source = _classes(root)
     items, absent, problems, warnings, count = [], [], [], [], 0
     for folder in folders:
-        paths, _ = files_by_stem(folder, (".json",))
+        paths, foreign = _annotations(folder)
         images, duplicates = files_by_stem(folder)
+        if foreign:
+            what = "JSON files are not LabelMe's (no shapes, no image of their name), and are left out"
+            warnings.append(f"{folder}: {len(foreign)} {what}: {listed(foreign)}")
         problems += duplicates
         count += len(paths)
         prefix = f"{folder.name}/" if len(folders) > 1 and folder != root else ""
@@ -165,7 +171,8 @@ def _classes(root: Path) -> tuple[Labels, dict[str, int], int, str]:
     class_file, ground = find_class_file((root,)), 0
     if class_file is None:
         source = "its shapes"
-        paths = (path for folders in _folders(root).values() for folder in folders for path in _annotations(folder))
+        places = (folder for folders in _folders(root).values() for folder in folders)
+        paths = (path for place in places for path in _annotations(place)[0].values())
         labels, ids = with_background(
             root, sorted({label for path in paths for label in _scanned(path)[0]} - {_IGNORE})
         )
@@ -190,8 +197,24 @@ def _background_of(class_file: Path, names: tuple[str, ...]) -> int:
     return place
 
 
-def _annotations(folder: Path) -> Iterable[Path]:
-    return files_by_stem(folder, (".json",))[0].values()
+def _annotations(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """LabelMe's files in a folder, by stem; and the names of other JSON, such as a tool's settings."""
+    paths, images = files_by_stem(folder, (".json",))[0], files_by_stem(folder)[0]
+    foreign = {stem for stem in paths.keys() - images.keys() if _is_foreign(paths[stem])}
+    ours = {stem: path for stem, path in paths.items() if stem not in foreign}
+    return ours, [path.name for stem, path in paths.items() if stem in foreign]
+
+
+@remembered(1 << 17)
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is sound JSON of something else, with neither shapes nor an image."""
+    if b'"shapes"' in head_of(path):
+        return False
+    try:
+        document = load_json(path, "LabelMe's JSON")
+    except ValueError:
+        return False  # which the reader says
+    return not isinstance(document, dict) or not {"shapes", "imagePath", "imageData"} & document.keys()
 
 
 @remembered(1 << 17)
