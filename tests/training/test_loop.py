@@ -28,6 +28,7 @@ from atrous.training.interrupts import Stopped
 from atrous.training.loader import Crops
 from atrous.training.loop import train
 from atrous.training.recipes import load_recipe
+from atrous.training.run_folder import refuse_foreign
 from atrous.training.state import State
 from forks import Forked
 from states import final_state, same
@@ -335,6 +336,29 @@ def test_a_run_without_its_checkpoints_is_not_written_over(
     with pytest.raises(ValueError, match=f"holds {left} of a run without checkpoints.*; name another --out, or delete"):
         run(tiny, tiny_data, tmp_path, resume=resume)
     assert (tmp_path / left).read_bytes() == b"the result" and not (tmp_path / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_other_files_is_not_written_into(resume: bool, tiny: Recipe, tiny_data: Path) -> None:
+    photos = tiny_data / "images" / "train"
+    before = sorted(photos.iterdir())
+    with pytest.raises(
+        ValueError, match=r"train holds other files than a run \(.* more\); name an empty folder, or none"
+    ):
+        run(tiny, tiny_data, photos, resume=resume)
+    assert sorted(photos.iterdir()) == before
+
+
+def test_the_output_of_a_run_may_be_in_its_folder(tmp_path: Path) -> None:
+    for name in ("train.log", "nohup.out", ".lock"):
+        (tmp_path / name).touch()
+    refuse_foreign(tmp_path)
+    (tmp_path / "recipe.yaml").touch()
+    (tmp_path / "photo.jpg").touch()
+    refuse_foreign(tmp_path)
+    (tmp_path / "recipe.yaml").unlink()
+    with pytest.raises(ValueError, match=r"other files than a run \(photo\.jpg\)"):
+        refuse_foreign(tmp_path)
 
 
 def test_another_recipe_does_not_resume_and_the_difference_is_named(trained: Path, longer: Recipe, tiny_data) -> None:

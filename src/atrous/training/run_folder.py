@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from atrous.atomic import write_text
+from atrous.data.datasets.base import names_in
 from atrous.data.datasets.dataset import SegmentationDataset
 from atrous.evaluation.distributed import DistributedContext
 from atrous.evaluation.evaluate import Evaluation
+from atrous.messages import listed
 from atrous.models.output_stride import Dial
 from atrous.models.weights import MODEL_FILE, ModelCard
 from atrous.ops.resize import grid_size
@@ -21,6 +23,10 @@ from atrous.training.state import State, loses_scale
 
 FINISHED = "finished.json"
 SPLIT = "split.json"
+_MARKS = ("recipe.yaml", FINISHED, f"best/{MODEL_FILE}")
+"""Files that a folder of a run has, if not checkpoints."""
+_LOGS = (".err", ".log", ".out", ".txt")
+"""Of output that was sent into the folder of a run before it began."""
 
 
 def describe(dataset: SegmentationDataset) -> dict[str, Any]:
@@ -56,6 +62,17 @@ def claim(run: Path, recipe: Recipe, ctx: DistributedContext) -> str:
         run.mkdir(parents=True, exist_ok=True)
         write_text(written, recipe.to_yaml())
     return note
+
+
+def refuse_foreign(run: Path) -> None:
+    """Raise ValueError for a folder that holds other files than a run's, such as photographs."""
+    if not run.is_dir() or checkpoint.steps(run) or any((run / name).exists() for name in _MARKS):
+        return
+    names = [name for name in names_in(run) if Path(name).suffix.lower() not in _LOGS]
+    if names:
+        raise ValueError(
+            f"{run} holds other files than a run ({listed(names)}); name an empty folder, or none, as --out"
+        )
 
 
 def refuse_taken(run: Path, resume: bool) -> None:

@@ -16,7 +16,7 @@ from atrous.training import checkpoint
 from atrous.training.config import Recipe
 from atrous.training.loader import check_masks, open_data, own_split, sampled
 from atrous.training.pace import Pace, planned
-from atrous.training.run_folder import claim, headline_of, refuse_taken, saved_state, write_split
+from atrous.training.run_folder import claim, headline_of, refuse_foreign, refuse_taken, saved_state, write_split
 from atrous.training.run_page import RunPage
 from atrous.training.state import State
 
@@ -61,6 +61,8 @@ def start(
         ValueError: as of `train`.
     """
     since, drawn = time.perf_counter(), list[Drawn]()
+    if ctx.first:
+        refuse_foreign(run)
     dataset, held_out = open_data(data, recipe.data, recipe.loss)
     empty, split = recipe.data.allow_empty_classes, recipe.data.train_split
     presence = check_masks(dataset, split=split, allow_empty_classes=empty, drawn=drawn)
