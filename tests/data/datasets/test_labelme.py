@@ -72,6 +72,15 @@ def test_a_rectangle_of_four_corners_as_anylabeling_writes_it(tmp_path: Path) ->
     assert np.array_equal(open_dataset(tmp_path, "all")[0].mask, mask)
 
 
+def test_a_turned_rectangle_of_anylabeling_is_its_polygon(tmp_path: Path) -> None:
+    corners = [[3, 5], [12, 2], [14, 8], [5, 11]]
+    put(tmp_path, shape("leaf", corners, "rotation"))
+    put(tmp_path, shape("leaf", corners), name="b")
+    turned, polygon = open_dataset(tmp_path, "all")
+    assert np.array_equal(turned.mask, polygon.mask)
+    assert turned.mask.sum() > 40
+
+
 def test_a_name_of_another_image_is_said(tmp_path: Path) -> None:
     put(tmp_path, SQUARE)
     put(tmp_path, SQUARE, name="b", imagePath="..\\photos\\a.jpg")

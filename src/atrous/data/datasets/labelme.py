@@ -81,11 +81,12 @@ def _label(path: Path, index: int, shape: Any) -> str:
 def _region(shape: dict[str, Any], height: int, width: int) -> Region:
     kind = shape.get("shape_type") or "polygon"
     points = [(float(x), float(y)) for x, y in shape["points"]]
-    if kind == "polygon" or (kind == "rectangle" and len(points) == 4):  # AnyLabeling writes all corners
+    if kind == "polygon" or (kind in ("rectangle", "rotation") and len(points) == 4):  # AnyLabeling's, all corners
         return fill_polygon(points, height, width)
     check_points(points, height, width)
     if kind not in ("rectangle", "circle", "line", "linestrip", "mask"):
-        raise ValueError(f"a {kind}; expected polygon, rectangle, circle, line, linestrip, mask")
+        expected = "polygon, rectangle, circle, line, linestrip, mask, rotation of 4 points"
+        raise ValueError(f"a {kind}; expected {expected}")
     most = 2 if kind in ("rectangle", "circle", "mask") else len(points)
     if not 2 <= len(points) <= most:
         raise ValueError(f"a {kind} of {counted(len(points), 'point')}; expected 2{'' if most == 2 else ' or more'}")
