@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 # One thread, here and in the processes that tests start: what they compute is small, and threads that wait for each
@@ -21,7 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 # No test depends on the clock: an example takes as long as the machine's load lets it.
-settings.register_profile("atrous", deadline=None)
+settings.register_profile("atrous", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("atrous")
 
 NAMES = ["ground", "red", "green", "blue"]

@@ -73,17 +73,19 @@ def test_a_full_queue_says_when_to_come_back() -> None:
             run(pool, quick())
         assert full.value.status == 429 and int(full.value.headers()["retry-after"]) >= 1
         pool._queue.clear()
+    pool.limits = Limits()  # on a busy machine the next takes longer than that
     assert run(pool, quick(7)) == 7
     assert pool.close(10)
 
 
 def test_an_image_that_takes_too_long_is_given_up() -> None:
-    pool, release = WorkerPool(1, Limits(deadline=0.05)), threading.Event()
+    pool, release = WorkerPool(1, Limits(deadline=1)), threading.Event()
     with pytest.raises(Problem) as late:
         run(pool, Job([b""], lambda _: [release.wait(30)], len))  # type: ignore[list-item]
     assert late.value.status == 504
     release.set()
     until(lambda: pool.active == 0)
+    pool.limits = Limits()
     assert run(pool, quick(3)) == 3
     assert pool.close(10)
 

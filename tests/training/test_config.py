@@ -329,7 +329,7 @@ YAML_VALUES = st.recursive(
     max_leaves=5,
 )
 KEYS = st.sampled_from([*PART_OF, *PARTS, "base"])
-FUZZ = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+FUZZ = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
 WORDS = st.sampled_from(
     ["!!int ''", "!!float ''", "!!bool x", "!!timestamp x", "2020-99-99", "0b_", "1:99", "&a", "*a", "<<: ", "? ",
      "- ", "{", "}", "[", "]", ": ", "\n", "\t", "'", '"', "|", "%", "!!binary x", "!!set ", "!!omap ", "9" * 5000]

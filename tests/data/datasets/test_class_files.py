@@ -117,7 +117,9 @@ def test_unknown_colours_are_counted_and_named(tmp_path: Path) -> None:
         ColourMask(tmp_path / "m.jpg", read_classes(source)[0], source).read()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(name=st.sampled_from(["labelmap.txt", "class_dict.csv", "label_colors.txt", "labels.txt"]), content=st.binary())
 def test_any_content_is_read_or_a_value_error(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)

@@ -435,7 +435,9 @@ def test_without_pycocotools_the_extra_is_named(build: Build, monkeypatch: pytes
         open_dataset(f"coco:{root}", "train")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_any_file_is_listed_or_a_value_error(tmp_path: Path, data: st.DataObject) -> None:
     sound = json.dumps(

@@ -202,7 +202,9 @@ def test_a_size_that_is_none_or_another_is_named(tmp_path: Path) -> None:
         open_dataset(put(tmp_path, SQUARE, imageHeight=19), "all")[0]
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_any_content_is_read_or_a_value_error(tmp_path: Path, data: st.DataObject) -> None:
     sound = (put(tmp_path, SQUARE) / "a.json").read_bytes()

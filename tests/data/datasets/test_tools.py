@@ -263,7 +263,9 @@ def test_splits_share_their_classes(tmp_path: Path, tool: str) -> None:
 
 
 @ALL
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_any_content_is_read_or_a_value_error(tmp_path: Path, tool: str, data: st.DataObject) -> None:
     root = tmp_path / tool
@@ -297,7 +299,9 @@ def places(part: object) -> list[tuple[list | dict, object]]:
 
 
 @pytest.mark.parametrize("tool", ["labelme", "label_studio", "label_studio_min", "supervisely", "coco"])
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_json_of_another_form_is_read_or_a_value_error(tmp_path: Path, tool: str, data: st.DataObject) -> None:
     root = tmp_path / tool

@@ -55,7 +55,9 @@ def test_what_is_not_accepted(tmp_path: Path, data: bytes, message: str) -> None
         parse_xml(data)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.one_of(st.binary(max_size=60), st.text("<>/ar='&; \n!-[]", max_size=60).map(str.encode)))
 def test_any_bytes_are_read_or_a_value_error(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.xml").write_bytes(data)

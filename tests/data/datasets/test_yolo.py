@@ -159,7 +159,9 @@ def test_boxes_alone_and_names_that_are_none_are_refused(tmp_path: Path) -> None
         open_dataset(root, splits(root)[0])
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     content=st.binary(max_size=60)
     | st.lists(st.floats(-2, 3), max_size=9).map(lambda x: " ".join(map(str, x)).encode())
