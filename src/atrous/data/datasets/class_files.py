@@ -25,6 +25,7 @@ from PIL import Image
 
 from atrous.data.datasets.annotations import expecting
 from atrous.data.datasets.base import FileMask
+from atrous.data.datasets.pairing import ARRAY_SUFFIXES
 from atrous.data.images.image_file import decode_file
 from atrous.data.images.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import MOST_CLASSES, Colour, Labels, colour_of, ids_and_unknown, ignored_id, voc_palette
@@ -89,7 +90,9 @@ def _colours(image: Image.Image) -> Pixels:
 
 
 def read_palette(path: Path) -> list[Colour] | None:
-    """The 256 colours of a palette image, black where it has fewer; None for another image."""
+    """The 256 colours of a palette image, black where it has fewer; None for another image, and for an array."""
+    if path.suffix.lower() in ARRAY_SUFFIXES:
+        return None
     parts = decode_file(path, MAX_PIXELS, _palette)
     if parts is None:
         return None

@@ -23,7 +23,6 @@ from atrous.data.datasets.inferred_classes import ValueMask
 from atrous.data.datasets.layouts import kind_of, list_split, splits
 from atrous.data.datasets.mask_values import Drawn, UnknownIdError, described, likely_fix
 from atrous.data.datasets.options import NO_OPTIONS, DatasetOptions
-from atrous.data.datasets.pairing import ARRAY_SUFFIXES
 from atrous.data.images.image_io import MAX_PIXELS, mask_palette, read_image, read_mask
 from atrous.data.images.samples import AS_IT_IS, ImageRule
 from atrous.data.labels import Colour, Labels, voc_palette
@@ -214,7 +213,7 @@ class SegmentationDataset(Dataset[Sample]):
             return None
         if isinstance(mask, ValueMask):
             return mask.palette()
-        return read_palette(mask) if isinstance(mask, Path) and mask.suffix.lower() not in ARRAY_SUFFIXES else None
+        return read_palette(mask) if isinstance(mask, Path) else None
 
     def _drawn(self, source: Path | MaskSource | None, mask: npt.NDArray[Any]) -> Drawn | None:
         palette = self.palette_of(source) if mask.dtype == np.uint8 else None

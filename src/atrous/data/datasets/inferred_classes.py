@@ -26,7 +26,6 @@ import numpy.typing as npt
 from atrous.data.datasets.array_mask import read_values
 from atrous.data.datasets.base import FileMask, MaskSource, stamp_of
 from atrous.data.datasets.class_files import ColourMask, read_palette
-from atrous.data.datasets.pairing import ARRAY_SUFFIXES
 from atrous.data.images.image_file import decode_file
 from atrous.data.images.image_io import MAX_PIXELS, Pixels
 from atrous.data.labels import IGNORE_COLOUR, Colour, Labels, colour_of, looked_up, voc_palette
@@ -98,11 +97,10 @@ class ValueMask(FileMask):
 
     def palette(self) -> list[Colour] | None:
         """The colour in which a palette image draws each class; None for another image, or one that is read by them."""
-        of_arrays = self.path.suffix.lower() in ARRAY_SUFFIXES
-        if of_arrays or decode_file(self.path, MAX_PIXELS, lambda image: image.format) == "GIF":
-            return None
         palette = read_palette(self.path)
-        return None if palette is None else [palette[value] for value in self.values if value < len(palette)]
+        if palette is None or decode_file(self.path, MAX_PIXELS, lambda image: image.format) == "GIF":
+            return None
+        return [palette[value] for value in self.values if value < len(palette)]
 
 
 def step_of(count: int) -> int:
