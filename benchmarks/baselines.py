@@ -334,7 +334,7 @@ def _their_step(
         with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = logits_of(net(inputs))
         loss = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -131,7 +131,7 @@ def agree(runs: dict[str, Callable[[], list[Tensor]]], tolerance: float) -> None
 
 def alternate(runs: dict[str, Callable[[], list[Tensor]]], args: argparse.Namespace) -> dict[str, list[float]]:
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
-    wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    wait: Callable[[], None] = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
     times: dict[str, list[float]] = {form: [] for form in runs}
     for _ in range(args.rounds):
         for form, run in runs.items():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
@@ -39,7 +40,8 @@ class Classes(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images).argmax(1).to(torch.uint8)
+        classes: Tensor = self.network(images).argmax(1)
+        return classes.to(torch.uint8)
 
 
 def theirs(network: nn.Module, path: Path, side: int) -> Path:
@@ -96,7 +98,7 @@ def main() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        files = {
+        files: dict[str, tuple[Path, npt.NDArray[Any]]] = {
             "smp, logits": (theirs(other, root / "smp.onnx", 256), floats),
             "atrous, logits": (ours(model, root / "logits.onnx", Interface(True, True)), floats),
             "smp, argmax": (theirs(Classes(other), root / "classes.onnx", 256), floats),

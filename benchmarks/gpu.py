@@ -177,7 +177,7 @@ def right_network(args: argparse.Namespace, device: torch.device, report: Report
             # convolutions in the same format.
             errors = {}
             for kernels in ("library", ""):
-                there = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+                there = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last)
                 with patch.dict(os.environ, {"ATROUS_KERNELS": kernels}):
                     result = run(there, x.to(device), None if kind in ("float32", "tf32") else DTYPES[kind])
                 errors[kernels] = [error(one, other) for one, other in zip(result, reference, strict=True)]
@@ -215,7 +215,7 @@ def right_loss(args: argparse.Namespace, device: torch.device, report: Report) -
                         value, gradient = fused._cross_entropy_by_tiles(
                             there.detach(), arguments[0], arguments[1], stride, 255, True
                         )
-                    assert gradient is not None
+                    assert gradient is not None and exact.grad is not None
                     judged(report, name, error(value, reference), "float32")
                     kind_of_gradient = kind if form == "default" else "float32"
                     judged(report, f"{name}, gradient", error(gradient, exact.grad), kind_of_gradient)
@@ -312,10 +312,11 @@ def right_inference(args: argparse.Namespace, device: torch.device, report: Repo
         x = Normalization(model.mean, model.std)(photo)[None]
         with torch.inference_mode():
             reference = model(x)
-            for form, options in {
+            forms: dict[str, dict[str, Any]] = {
                 "float32": {"dtype": torch.float32}, "default": {}, "float16": {"dtype": torch.float16},
                 "compiled": {"compile": True},
-            }.items():  # fmt: skip
+            }  # fmt: skip
+            for form, options in forms.items():
                 if (form == "float16" and device.type == "cpu") or (
                     form == "compiled" and (args.quick or "lite0" in name)
                 ):
@@ -462,7 +463,7 @@ def _peer_step(
             logits = net(x)
             logits = logits["out"] if isinstance(logits, dict) else logits
         loss = F.cross_entropy(logits.float(), truth, ignore_index=255)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
@@ -601,10 +602,10 @@ def tables(args: argparse.Namespace, device: torch.device, report: Report) -> No
     command = [sys.executable, "-m", "atrous", "reproduce", *args.tables, "--out", str(args.out / "tables")]
     command += ["--parallel", str(args.parallel)] + (["--device", "cpu"] if device.type == "cpu" else [])
     if args.quick:
-        settings = ("weights=null", "aspp_rates=[1]", "crop=33", "batch_size=4")
+        settings = ["weights=null", "aspp_rates=[1]", "crop=33", "batch_size=4"]
         command += ["--preset", "tiny", "--iterations", "4", "--backbone", "timm/lcnet_050", "-j", "0"]
     elif args.data:
-        settings = ("amp=bf16", "val_split=null", "color_jitter=0", "warmup=50", "save_every=1000000")
+        settings = ["amp=bf16", "val_split=null", "color_jitter=0", "warmup=50", "save_every=1000000"]
         command += ["--preset", "camvid", "--iterations", str(args.iterations), "--data", args.data]
         command += ["--seeds", str(args.seeds)]
     else:

@@ -1,12 +1,14 @@
 """`atrous predict` on many small photographs: images a second, in parts, against one photograph after the other.
 
     python -m benchmarks.predict --out benchmarks/predict_HARDWARE_DATE.json     3,000 bundled photographs of 320 px
+    python -m benchmarks.predict --images 200 --side 640 --rounds 5              200 of 640 px, as a camera's preview
     python -m benchmarks.predict 'photos/*.jpg' --images 200 --side 0            others, at their own size
     python -m benchmarks.predict --parts --images 100                            processor time of each part, no rates
 
-Three ways take turns on the same photographs in one process, so that what else the machine does falls on all of them:
+Four ways take turns on the same photographs in one process, so that what else the machine does falls on all of them:
 `before`, one after the other with all threads in the network, PNGs of the overlays compressed by default; `now`,
-`predict_files`; `network`, the network alone on photographs that are decoded, one after the other with all threads.
+`predict_files`; `onnxruntime`, our export in the loop that a user writes with Pillow, which writes mask and overlay,
+too; `network`, the network alone on photographs that are decoded, one after the other with all threads.
 `--parts` counts processor time, which says where the work is on a machine that does other things, too.
 """
 
@@ -25,12 +27,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import torch
 from PIL import Image
 
 from atrous import Predictor
 from atrous.atomic import written_whole
 from atrous.data.images.image_io import read_image, read_mask, read_size, to_tensor, write_image, write_mask
+from atrous.deployment.export import export
 from atrous.evaluation.evaluate import classes_of, predict_classes
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.ops.tta import View
@@ -51,26 +56,53 @@ def before(predictor: Predictor, files: list[Path], out: Path) -> None:
             result.overlay().save(file, "PNG")
 
 
+def by_onnxruntime(session: onnxruntime.InferenceSession, palette: list[int], files: list[Path], out: Path) -> None:
+    """A user's own loop around the exported file."""
+    for folder in ("masks", "overlays"):
+        (out / folder).mkdir(parents=True)
+    name = session.get_inputs()[0].name
+    for path in files:
+        with Image.open(path) as opened:
+            photo = opened.convert("RGB")
+        mask = Image.fromarray(session.run(None, {name: np.asarray(photo)[None]})[0][0])
+        mask.putpalette(palette)
+        mask.save(out / "masks" / f"{path.stem}.png")
+        Image.blend(photo, mask.convert("RGB"), 0.5).save(out / "overlays" / f"{path.stem}.jpg")
+
+
+def agreement(masks: Path, others: Path) -> float:
+    """The share of the pixels that have the same class, over the masks of two folders."""
+    return float(np.mean([np.mean(read_mask(path) == read_mask(others / path.name)) for path in masks.iterdir()]))
+
+
 def network(predictor: Predictor, files: list[Path], workers: int) -> float:
     images = [to_tensor(read_image(path))[None] for path in files]
     started = time.perf_counter()
-    for _ in in_order(lambda image: predict_classes(predictor._form(), image), images, workers, lambda _: workers == 1):
+    for _ in in_order(
+        lambda image: predict_classes(predictor.inference_model(), image), images, workers, lambda _: workers == 1
+    ):
         pass
     return time.perf_counter() - started
 
 
-def rates(predictor: Predictor, files: list[Path], folder: Path) -> dict[str, float]:
+def rates(
+    predictor: Predictor, session: onnxruntime.InferenceSession, files: list[Path], folder: Path
+) -> dict[str, float]:
     per_second: dict[str, float] = {}
-    kept: dict[str, bytes] = {}
-    for name, run in (("before", before), ("now", predict_files)):
-        out = Path(tempfile.mkdtemp(dir=folder))
+    palette = [value for colour in predictor.labels.palette for value in colour]
+    ways: dict[str, Callable[[Path], Any]] = {
+        "before": lambda out: before(predictor, files, out),
+        "now": lambda out: predict_files(predictor, files, out),
+        "onnxruntime": lambda out: by_onnxruntime(session, palette, files, out),
+    }
+    for name, run in ways.items():
         started = time.perf_counter()
-        run(predictor, files, out)
+        run(folder / name)
         per_second[name] = len(files) / (time.perf_counter() - started)
-        masks = {path.name: read_mask(path).tobytes() for path in sorted((out / "masks").iterdir())}
-        assert masks == (kept or masks), "the masks differ"
-        kept = masks
-        shutil.rmtree(out)
+    assert agreement(folder / "now" / "masks", folder / "before" / "masks") == 1, "the masks differ"
+    per_second["pixels as in ONNX Runtime"] = agreement(folder / "now" / "masks", folder / "onnxruntime" / "masks")
+    for name in ways:
+        shutil.rmtree(folder / name)
     per_second["network, all threads"] = len(files) / network(predictor, files, 1)
     per_second["network, a photograph a thread"] = len(files) / network(predictor, files, predictor.workers)
     return per_second
@@ -87,7 +119,7 @@ def parts(predictor: Predictor, files: list[Path], folder: Path) -> dict[str, fl
         spent[name] = spent.get(name, 0.0) + 1000 * (time.process_time() - began) / len(files)
         return result
 
-    form = predictor._form()
+    form = predictor.inference_model()
     preprocess = Preprocessor(form)
     for path in files:
         image = part("decode", read_image, path)
@@ -126,6 +158,10 @@ def main() -> None:
     predictor(sources[0])
     turns = []
     with tempfile.TemporaryDirectory() as scratch:
+        exported = export(args.model, Path(scratch) / "model.onnx")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(exported.path), options)
         (folder := Path(scratch) / "in").mkdir()
         files = []
         for i in range(args.images):
@@ -144,13 +180,14 @@ def main() -> None:
             return
         each = len(files) // args.rounds
         for turn in range(args.rounds):
-            turns.append(rates(predictor, files[turn * each : (turn + 1) * each], Path(scratch)))
-            print({name: round(rate, 2) for name, rate in turns[-1].items()}, file=sys.stderr)
+            turns.append(rates(predictor, session, files[turn * each : (turn + 1) * each], Path(scratch)))
+            print({name: round(rate, 4) for name, rate in turns[-1].items()}, file=sys.stderr)
     result: dict[str, Any] = {
         "hardware": platform.processor() or platform.machine(), "torch": torch.__version__,
         "threads": torch.get_num_threads(), "images": args.images, "side": args.side, "model": args.model,
         "turns": turns,
         "now / before": spread([turn["now"] / turn["before"] for turn in turns]),
+        "now / onnxruntime": spread([turn["now"] / turn["onnxruntime"] for turn in turns]),
         "now / network, all threads": spread([turn["now"] / turn["network, all threads"] for turn in turns]),
         "now / network, a photograph a thread": spread(
             [turn["now"] / turn["network, a photograph a thread"] for turn in turns]

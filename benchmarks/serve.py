@@ -118,7 +118,7 @@ async def load(port: int, made: Sequence[Case], requests: int, clients: int) -> 
 
 def network_alone(predictor: Predictor, tensors: Sequence[Any], images: int, threads: int) -> float:
     """Images a second of the network, argmax at the image's size included, in some threads of one core each."""
-    form, left = predictor._form(), iter(range(images))
+    form, left = predictor.inference_model(), iter(range(images))
 
     def work() -> None:
         torch.set_num_threads(1)

@@ -10,7 +10,14 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.inference import fold_batch_norm, inference_form, native_dtype, with_output_stride
+from atrous.models.inference import (
+    BlockedMobileNet,
+    fold_batch_norm,
+    inference_form,
+    native_dtype,
+    with_output_stride,
+)
+from atrous.ops import packed_conv
 from atrous.ops.packed_conv import PackedConv2d, fuses
 
 
@@ -182,6 +189,55 @@ def test_the_stages_are_not_written_over(backbone: str, options: dict[str, objec
     assert expected.keys() == actual.keys()
     for name, stage in expected.items():
         torch.testing.assert_close(actual[name], stage, rtol=1e-3, atol=1e-4 * float(stage.abs().max()))
+
+
+@pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")
+@pytest.mark.parametrize(("backbone", "side", "output_stride"), [
+    ("timm/mobilenetv2_035", 65, 16),
+    ("timm/mobilenetv2_035", 65, 4),  # filters that reach beyond what oneDNN is fast at, by a dense copy
+    ("timm/tf_efficientnet_lite0", 80, 16),  # beside the grid: uneven padding
+    ("timm/mobilenet_edgetpu_075", 65, 16),
+])  # fmt: skip
+def test_a_mobile_network_in_onednns_own_layout(
+    monkeypatch: pytest.MonkeyPatch, backbone: str, side: int, output_stride: int
+) -> None:
+    monkeypatch.setattr(packed_conv, "CAPABILITY", "AVX2")
+    seen, pointwise = [], packed_conv._pointwise
+
+    def noted(x: torch.Tensor, *arguments: object) -> torch.Tensor:
+        seen.append(x.is_mkldnn)
+        return pointwise(x, *arguments)
+
+    monkeypatch.setattr(packed_conv, "_pointwise", noted)
+    model = shaken(backbone, aspp_rates=(1,), output_stride=output_stride)
+    form, image = model.for_inference(dtype=torch.float32), torch.randn(2, 3, side, side)
+    with torch.inference_mode():
+        expected, actual = model.backbone(image), form.backbone(image)
+        assert type(form.backbone.net) is BlockedMobileNet and any(seen)
+        monkeypatch.setattr(packed_conv, "CAPABILITY", "AVX512")
+        seen.clear()
+        form.backbone(image)
+        assert seen and not any(seen)
+    assert actual.out.is_contiguous(memory_format=torch.channels_last)
+    for stage in expected.stages:
+        here, there = actual.stages[stage], expected.stages[stage]
+        torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-4 * float(there.abs().max()))
+
+
+@pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")
+@pytest.mark.parametrize("where", ["image", "weight"])
+def test_nan_passes_a_mobile_network_in_onednns_own_layout(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    monkeypatch.setattr(packed_conv, "CAPABILITY", "AVX2")
+    model = shaken("timm/mobilenetv2_035", aspp_rates=(1,))
+    form, image = model.for_inference(dtype=torch.float32), torch.randn(1, 3, 129, 129)
+    if where == "image":
+        image[0, 0, 3, 3] = torch.nan
+    else:
+        for network in (model, form):
+            network.backbone.net.blocks[1][0].conv_pw.weight.data[3] = torch.nan
+    with torch.inference_mode():
+        expected, actual = model.backbone(image).out.isfinite(), form.backbone(image).out.isfinite()
+    assert torch.equal(actual, expected) and not expected.all()
 
 
 @pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")

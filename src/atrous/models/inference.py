@@ -17,9 +17,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from atrous.models.activation_checkpointing import set_checkpointing
+from atrous.models.mobilenet import MobileNet
 from atrous.models.resnet import Basic, Bottleneck, ResNet, Unit
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, runs_forward_alone
-from atrous.ops.packed_conv import DTYPES, PackedConv2d, PackedConv2dSame, begin_pass, fuses, holds
+from atrous.ops.conv_kernels.tap_gemm import has_amx, has_avx512_bf16
+from atrous.ops.packed_conv import DTYPES, PackedConv2d, PackedConv2dSame, begin_pass, fuses, holds, runs_in_blocks
 
 _PROBE = 65
 """Side of the image that is sent through a model to see which batch norm reads which convolution."""
@@ -83,10 +85,8 @@ def native_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     if device.type == "cpu":
-        # AVX512-BF16 multiplies pairs, at up to twice the throughput of float32; AMX tiles at 8 to 16 times. Elsewhere
-        # PyTorch emulates the format, at a loss.
-        probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-        return torch.bfloat16 if any(probe is not None and probe() for probe in probes) else torch.float32
+        # Elsewhere PyTorch emulates the format, at a loss.
+        return torch.bfloat16 if has_avx512_bf16() or has_amx() else torch.float32
     return torch.float32
 
 
@@ -169,6 +169,8 @@ def pack(model: nn.Module, pairs: dict[str, str]) -> None:
     for path, module in list(model.named_modules()):
         if isinstance(module, ResNet) and all(map(runs_forward_alone, module.modules())):
             _pack_resnet(module)
+        elif type(module) is MobileNet:
+            module.__class__ = BlockedMobileNet
         elif isinstance(module, nn.Sequential):
             _pack_sequence(module)
         elif _is_plain(module) and _is_plain(model.get_submodule(path)):
@@ -245,6 +247,16 @@ class FusedBottleneck(Bottleneck):
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return _joined(self, self.conv3, self.conv2(self.conv1(x)), x, self.conv2.stride[0])
+
+
+class BlockedMobileNet(MobileNet):
+    """`MobileNet` whose maps are in oneDNN's own layout on the way, where that is faster."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:  # noqa: D102
+        if not runs_in_blocks(images):
+            return super().forward(images)
+        *stages, last = (x.to_dense() for x in self._maps(images.to_mkldnn()))
+        return [*stages, last.contiguous(memory_format=torch.channels_last)]
 
 
 def _joined(unit: FusedBasic | FusedBottleneck, last: nn.Module, y: Tensor, x: Tensor, stride: int) -> Tensor:

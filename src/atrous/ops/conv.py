@@ -129,7 +129,8 @@ def same_padding(x: Tensor, layer: nn.Conv2d) -> tuple[Tensor, tuple[int, int]]:
         )
     )
     if below % 2 or right % 2:
-        return F.pad(x, (right // 2, right - right // 2, below // 2, below - below // 2)), (0, 0)
+        sides = (right // 2, right - right // 2, below // 2, below - below // 2)
+        return (F.pad(x.to_dense(), sides).to_mkldnn() if x.is_mkldnn else F.pad(x, sides)), (0, 0)
     return x, (below // 2, right // 2)
 
 
@@ -230,7 +231,7 @@ def parallel(x: Tensor, branches: Sequence[nn.Module]) -> list[Tensor]:
     sequences = [branch for branch in branches if isinstance(branch, nn.Sequential)]
     convolutions = [branch[0] for branch in sequences if type(branch[0]) is AtrousConv2d]
     together = len(convolutions) == len(branches) and all(map(runs_forward_alone, (*sequences, *convolutions)))
-    if not convolutions or not together or has_global_hook():  # type: ignore[no-untyped-call]
+    if not convolutions or not together or has_global_hook():
         return [branch(x) for branch in branches]
     return [branch[1:](y) for branch, y in zip(sequences, _together(x, convolutions), strict=True)]
 

@@ -9,6 +9,9 @@ and where gradients are wanted or PyTorch traces, the layer computes the same wi
     y = layer(x)                    # relu(conv(x))
     y = layer(x, shortcut)          # relu(conv(x) + shortcut)
 
+A small network can be faster in oneDNN's own layout, blocks of channels, than channels-last (`runs_in_blocks`). A layer
+takes such a map (``is_mkldnn``) and gives one; where it cannot run so, it goes by a dense copy.
+
 oneDNN's ReLU gives 0 for NaN. So that NaN and infinity reach the logits as in the plain network, a network looks at its
 image (`begin_pass`), and each layer once at its weights; from the first that is not within `LARGEST`, the rest of the
 network runs with PyTorch's usual operators.
@@ -28,7 +31,7 @@ from torch import Tensor, nn
 from atrous.ops.conv import AtrousConv2d, same_padding, take_place
 from atrous.ops.conv_kernels import winograd
 from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast, forward_form, is_recorded
-from atrous.ops.conv_kernels.tap_gemm import has_onednn
+from atrous.ops.conv_kernels.tap_gemm import CAPABILITY, has_onednn
 from atrous.ops.conv_kernels.winograd import Winograd
 from atrous.ops.trusted import Draw, library_only, trusted
 
@@ -62,13 +65,9 @@ def begin_pass(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 
 class _Call(NamedTuple):
-    """A fused convolution that was run: what it depended on, and its arguments behind the map."""
+    """A fused convolution that was run: what it depended on (`PackedConv2d._state`), its arguments behind the map."""
 
-    shape: torch.Size
-    dtype: torch.dtype
-    geometry: tuple[Any, ...]
-    weights: tuple[int, ...]
-    threads: int
+    state: tuple[Any, ...]
     arguments: tuple[Any, ...]
 
 
@@ -76,9 +75,9 @@ class PackedConv2d(AtrousConv2d):
     """A convolution together with its activation, and an addition before it, for inference.
 
     Parameters and state dict are those of the convolution. A copy of the weights in oneDNN's layout is held besides,
-    for the size of the last map. In float32, 3×3 convolutions of stride 1 run by
-    `atrous.ops.conv_kernels.winograd` where that is faster; their transformed weights take up to 4 times the memory.
-    Which form runs depends on the shape of the map alone, so that an image gives the same bytes whatever came before.
+    for the size of the last map. 3×3 convolutions of stride 1 run by `atrous.ops.conv_kernels.winograd` where that is
+    faster; their transformed weights take up to 4 times the memory. Which form runs depends on the shape of the map
+    alone, so that an image gives the same bytes whatever came before.
 
     Args:
         native: the convolution to stand in for, with centred or no padding; its parameters become this one's.
@@ -118,7 +117,7 @@ class PackedConv2d(AtrousConv2d):
             return y.relu_() if type(self.activation) is nn.ReLU else self._activated(y)
         if weight is self._layout[1]:
             arguments = (weight, self.bias, *geometry, *ACTIVATIONS[type(self.activation)], "")
-            self._call = _Call(x.shape, x.dtype, geometry, self._weights_state(), torch.get_num_threads(), arguments)
+            self._call = _Call(self._state(x, geometry), arguments)
         into = other.clone() if other is not None and keep else other
         return fused_convolution(x, weight, self.bias, *geometry, type(self.activation), into)
 
@@ -133,7 +132,10 @@ class PackedConv2d(AtrousConv2d):
             return False
         if library_only() or not has_onednn():
             return False
-        return call[:5] == (x.shape, x.dtype, geometry, self._weights_state(), torch.get_num_threads())
+        return call.state == self._state(x, geometry)
+
+    def _state(self, x: Tensor, geometry: tuple[Any, ...]) -> tuple[Any, ...]:
+        return x.shape, x.dtype, x.is_mkldnn, geometry, self._weights_state(), torch.get_num_threads()
 
     def _fuses(self, x: Tensor, other: Tensor | None) -> bool:
         if torch.compiler.is_compiling() or is_recorded() or x.device.type != "cpu":
@@ -171,6 +173,8 @@ class PackedConv2d(AtrousConv2d):
         return centred and self._comes_in_forms()
 
     def _plain(self, x: Tensor, other: Tensor | None, padding: tuple[int, ...]) -> Tensor:
+        if x.is_mkldnn:
+            return self._plain(x.to_dense(), other, padding).to_mkldnn()
         if self._is_centred(padding):
             (y,) = atrous_conv2d_fast(x, [self.weight], [self.rate])
             y = y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
@@ -184,12 +188,14 @@ class PackedConv2d(AtrousConv2d):
 
     def _laid_out(self, x: Tensor, geometry: tuple[Any, ...]) -> Tensor | Winograd:
         """The weights as oneDNN wants them for this map; a layout made for another size can be ten times slower."""
-        key = (x.shape, geometry, self._weights_state(), torch.get_num_threads())
+        key = self._state(x, geometry)
         last, layout = self._layout
         if last == key and layout is not None:
             return layout
         with torch.no_grad():
-            if self._goes_by_winograd(x, geometry[0]):
+            if x.is_mkldnn:
+                layout = _for_blocks(self.weight.detach())
+            elif self._goes_by_winograd(x, geometry[0]):
                 layout = Winograd(self.weight, self.bias, x.shape, self.rate)
             elif last == key:
                 layout = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *geometry, list(x.shape))
@@ -201,9 +207,9 @@ class PackedConv2d(AtrousConv2d):
     def _goes_by_winograd(self, x: Tensor, padding: tuple[int, ...]) -> bool:
         rate = (self.rate, self.rate)
         plain = padding == rate and self.dilation == rate and self.stride == (1, 1) and self.groups == 1
-        if not plain or x.dtype != torch.float32 or self.kernel_size != (3, 3):
+        if not plain or self.kernel_size != (3, 3) or not winograd.gains(x, self.weight, self.rate):
             return False
-        return winograd.gains(x, self.weight, self.rate) and winograd.has_tame_weights(self.weight) and winograd.works()
+        return winograd.has_tame_weights(self.weight) and winograd.works(x.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the layout, which can neither be copied nor stored."""
@@ -281,6 +287,45 @@ def _trial(activation: type[nn.Module], added: bool, draw: Draw) -> Iterator[tup
         for laid_out in (weight, packed):
             into = other.clone() if added else None
             yield fused_convolution(x, laid_out, bias, *geometry, groups, activation, into), exact
+
+
+def runs_in_blocks(x: Tensor) -> bool:
+    """Whether a network of small layers is faster on an image, B,3,H,W, in oneDNN's own layout; a rule, as measured.
+
+    So it is in float32 with AVX2: depthwise convolutions take half the time, and those that write large maps less.
+    """
+    if torch.compiler.is_compiling() or is_recorded() or torch.is_grad_enabled() or type(x) is not Tensor:
+        return False
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0 or torch.is_autocast_enabled("cpu"):
+        return False
+    if CAPABILITY != "AVX2" or not has_onednn("_convolution_pointwise"):
+        return False
+    return trusted("oneDNN's convolution in blocks of channels", _trial_in_blocks, x.device, x.dtype)
+
+
+def _trial_in_blocks(draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:
+    """A stem, a depthwise atrous convolution to which its input is added, and one across channels."""
+    layers: list[tuple[Tensor, int, int, int, int, type[nn.Module]]] = [
+        (draw(16, 3, 3, 3, scale=0.2), 1, 2, 1, 1, nn.ReLU6),
+        (draw(16, 1, 3, 3, scale=0.3), 2, 1, 2, 16, nn.ReLU),
+        (draw(16, 16, 1, 1, scale=0.2), 0, 1, 1, 1, nn.Identity),
+    ]
+    image, bias = draw(2, 3, 19, 15), draw(16)
+    x, exact = image.to_mkldnn(), image.double()
+    for weight, padding, stride, rate, groups, activation in layers:
+        geometry = ((padding, padding), (stride, stride), (rate, rate))
+        y = fused_convolution(x, _for_blocks(weight), bias, *geometry, groups, activation)
+        wide = activation()(F.conv2d(exact, weight.double(), bias.double(), stride, padding, rate, groups))
+        x, exact = (y, wide) if groups == 1 else (y + x, wide + exact)
+        yield x.to_dense(), exact
+
+
+def _for_blocks(weight: Tensor) -> Tensor:
+    """Weights whose strides do not say channels-last, not even where a side of 1 leaves them open.
+
+    PyTorch lays them out in each call. Laid out before, as for other maps, they would make the result channels-last.
+    """
+    return weight.flatten().view(weight.shape)
 
 
 def _is_within(x: Tensor) -> bool:

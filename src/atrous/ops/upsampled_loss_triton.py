@@ -16,8 +16,8 @@ from itertools import product
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 BLOCK = 2048
@@ -53,7 +53,7 @@ def cross_entropy(
     wrong = torch.zeros(batch, h, w, dtype=torch.int32, device=logits.device)
     step = 2 if with_gradient else 1
     strides = gradient.stride() if with_gradient else (0,) * 4
-    with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(logits):
         for row, column in product(range(min(step, h)), range(min(step, w))):
             cells = (-(-(h - row) // step), -(-(w - column) // step))
             _cells[(batch * cells[0] * cells[1],)](

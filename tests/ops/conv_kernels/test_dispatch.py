@@ -253,7 +253,7 @@ def test_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
         (True, torch.bfloat16, 24, ["window"] * 3),  # most taps are outside of the map
         (True, torch.bfloat16, 2, ["library"] * 3),
     ):
-        monkeypatch.setattr(dispatch, "_has_amx", lambda amx=amx: amx)
+        monkeypatch.setattr(dispatch, "has_amx", lambda amx=amx: amx)
         assert rule(*dense(dtype), [rate]) == forms
     x, apart = torch.zeros(1, 512, 33, 33), [torch.zeros(512, 1, 5, 5)]
     for capability, dtype, near, far in (

@@ -116,6 +116,63 @@ def test_blocks_of_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(parts(x), whole(x), rtol=1e-5, atol=1e-5)
 
 
+# In bfloat16 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processor does not multiply bfloat16: its products, summed in float32 and rounded once."""
+    if not winograd.works(torch.bfloat16):
+        monkeypatch.setattr(winograd, "_laid_out", lambda weight, *_: weight)
+        monkeypatch.setattr(
+            winograd, "_multiplied", lambda x, w, groups: F.conv2d(x.float(), w.float(), groups=groups).bfloat16()
+        )
+
+
+@pytest.mark.parametrize("form", [TILES[0], ONE, TWO, THREE])
+def test_the_factors_of_sums_are_exact_in_bfloat16(form: Form) -> None:
+    for matrix in (form.inputs, form.outputs):
+        numbers = winograd._matrix(matrix)
+        factors = torch.kron(numbers, numbers)
+        assert torch.equal(factors.bfloat16().double(), factors)
+
+
+@pytest.mark.parametrize("rate", [1, 2, 6, 12, 18, 40])
+@pytest.mark.parametrize("size", [(33, 33), (24, 17), (1, 1)])
+def test_in_bfloat16_it_is_the_convolution(products: None, size: tuple[int, int], rate: int) -> None:
+    torch.manual_seed(rate)
+    x, weight, bias = draw(2, 64, *size).bfloat16(), (torch.randn(48, 64, 3, 3) / 24).bfloat16(), torch.randn(48)
+    exact = F.conv2d(x.double(), weight.double(), bias.bfloat16().double(), padding=rate, dilation=rate)
+    layer = Winograd(weight, bias.bfloat16(), x.shape, rate)
+    actual = layer(x)
+    assert actual.dtype == torch.bfloat16 and actual.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(actual, layer(x)), "the same again"
+    error, rounding = (float((y.double() - exact).square().mean().sqrt()) for y in (actual, exact.bfloat16()))
+    assert error <= FACTOR * rounding
+
+
+@pytest.mark.parametrize(("amx", "pairs"), [(True, True), (False, False)])
+def test_in_bfloat16_it_needs_avx512_bf16_without_amx(monkeypatch: pytest.MonkeyPatch, amx: bool, pairs: bool) -> None:
+    monkeypatch.setattr(winograd, "has_amx", lambda: amx)
+    monkeypatch.setattr(winograd, "has_avx512_bf16", lambda: pairs)
+    assert not winograd.works(torch.bfloat16)
+
+
+@pytest.mark.skipif(not winograd.works(torch.bfloat16), reason="this processor does not multiply bfloat16, or has AMX")
+def test_a_layer_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    conv, x = layer(2, 256).bfloat16(), draw(1, 256, 33, 33).bfloat16()
+    exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=2, dilation=2).relu()
+    with torch.inference_mode():
+        conv(x)
+        assert kind(conv) is Winograd
+        assert float((conv(x).double() - exact).abs().max() / exact.abs().max()) < 2e-2
+        x[0, 3, 10, 10] = torch.nan
+        assert torch.equal(
+            conv(x).isfinite(), F.conv2d(x.float(), conv.weight.float(), padding=2, dilation=2).isfinite()
+        )
+
+
 # In the layer -------------------------------------------------------------------------------------------------------
 
 
@@ -158,11 +215,23 @@ RULE = [
     ((64, 64, 129, 1, 1), False),
 ]
 
+RULE_IN_BFLOAT16 = [
+    ((512, 512, 33, 2, 1), True),
+    ((2048, 256, 33, 6, 1), True),
+    ((2048, 256, 33, 12, 1), True),
+    ((2048, 256, 33, 18, 1), True),
+    ((2048, 256, 65, 36, 1), True),
+    ((128, 128, 65, 1, 1), False),
+]
 
-@pytest.mark.parametrize(("shape", "gains"), RULE)
-def test_the_rule_is_what_was_measured(shape: tuple[int, ...], gains: bool) -> None:
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "gains"),
+    [(torch.float32, *case) for case in RULE] + [(torch.bfloat16, *case) for case in RULE_IN_BFLOAT16],
+)
+def test_the_rule_is_what_was_measured(dtype: torch.dtype, shape: tuple[int, ...], gains: bool) -> None:
     channels, filters, side, rate, batch = shape
-    x, weight = torch.empty(batch, channels, side, side), torch.empty(filters, channels, 3, 3)
+    x, weight = (torch.empty(size, dtype=dtype) for size in ((batch, channels, side, side), (filters, channels, 3, 3)))
     assert winograd.gains(x, weight, rate) == gains
 
 

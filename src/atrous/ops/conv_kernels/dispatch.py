@@ -30,6 +30,7 @@ from atrous.ops.conv_kernels.tap_gemm import (
     TAP_GEMM,
     WINDOW,
     Pass,
+    has_amx,
     has_onednn,
     library_forward,
     order,
@@ -142,7 +143,7 @@ def _rule(task: str, x: Tensor, weights: list[Tensor], rates: list[int]) -> str:
         return "library"
     if task == "weight":
         return "window"
-    if x.dtype != torch.bfloat16 or not _has_amx():
+    if x.dtype != torch.bfloat16 or not has_amx():
         return "library"
     return "tap_gemm" if task == "forward" and _mean_share(x, weights, rates) > 0.6 else "window"
 
@@ -160,12 +161,6 @@ def _mean_share(x: Tensor, weights: list[Tensor], rates: list[int]) -> float:
     height, width = x.shape[2:]
     shares = [valid_share(height, width, weight.shape[2], rate) for weight, rate in zip(weights, rates, strict=True)]
     return sum(shares) / len(shares)
-
-
-@functools.cache
-def _has_amx() -> bool:
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(supported and supported())
 
 
 def forward_form(x: Tensor, weight: Tensor, rate: int) -> str:

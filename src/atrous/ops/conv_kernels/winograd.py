@@ -13,12 +13,14 @@ make use of it: one pixel takes 1 product, two take 3 (Karatsuba), three take 5,
     y = layer(x)                                     # F.conv2d(x, weight, bias, padding=rate, dilation=rate)
 
 The transformed weights take 1.8 to 4 times the memory of the weights. The products run in oneDNN, as a grouped 1×1
-convolution with as many groups as there are products.
+convolution with as many groups as there are products, in float32 or bfloat16.
 
 **Rounding.** Inputs of one tile are added before they are multiplied, so the error of an output is that of the largest
 input of its tile, not of its own sum: 1.3 to 3.6 times the direct form's where inputs are alike, but up to 1e-5 of
 ``sum |weights of a channel| * |its spike|`` beside a spike, however small the output itself. So the direct form runs
-where a value of a map is above `PEAK` times their root mean square, or a weight above `RANGE` times their mean.
+where a value of a map is above `PEAK` times their root mean square, or a weight above `RANGE` times their mean. In
+bfloat16 the sums are float32 and are rounded once; a layer's error is 3 to 5 times the direct form's, that of a
+network's logits 1.03 to 1.05 times, for every map between two layers is rounded anyway.
 """
 
 from __future__ import annotations
@@ -34,13 +36,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atrous.ops.conv_kernels.tap_gemm import has_onednn, valid_share
+from atrous.ops.conv_kernels.tap_gemm import has_amx, has_avx512_bf16, has_onednn, valid_share
 from atrous.ops.trusted import Draw, trusted
 
 TAPS = 3
 
-CHANNELS = 128
-"""With fewer channels in or out, the sums cost more than the products that they spare."""
+CHANNELS = {torch.float32: 128, torch.bfloat16: 256}
+"""With fewer channels in or out, the sums cost more than the products that they spare (in bfloat16: not measured)."""
 
 SHARE = 0.7
 """Above this share of the products inside the map, sparing them is not worth the sums: at 0.67 they take 0.7 to 0.85 of
@@ -127,7 +129,8 @@ HALF, THIRD, QUARTER = Fraction(1, 2), Fraction(1, 3), Fraction(1, 4)
 
 TILES = (toom_cook((0, 1, -2, -HALF)), toom_cook((0, 3 * HALF, -3 * HALF, 2 * THIRD, -2 * THIRD)))
 """F(3, 3) and F(4, 3). The points are those with the least rounding error among small fractions: in two dimensions
-about 4 and 5.5 times that of the definition; with the usual ±1 and ±2 it is 6.5 and 12 times."""
+about 4 and 5.5 times that of the definition; with the usual ±1 and ±2 it is 6.5 and 12 times. In bfloat16 F(3, 3)
+alone runs, whose factors have no more than 8 binary digits, in two dimensions, too."""
 
 ONE = Form([[1]], [[0, 1, 0]], [[1]])
 """A phase of one pixel: the centre tap."""
@@ -161,13 +164,14 @@ class Strip(NamedTuple):
 
 
 @functools.cache
-def strips(length: int, rate: int) -> list[Strip]:
+def strips(length: int, rate: int, dtype: torch.dtype = torch.float32) -> list[Strip]:
     """A direction of `length` pixels at an atrous rate, in the way with the fewest products."""
     phases = [list(range(first, length, rate)) for first in range(min(length, rate))]
     longest = len(phases[0])
     if longest <= 2:
         return [_strip(form, those) for form in (TWO, ONE) if (those := [p for p in phases if len(p) == form.length])]
-    ways = [_strip(form, phases) for form in ([THREE] if longest == 3 else TILES)]
+    tiles = TILES if dtype == torch.float32 else TILES[:1]
+    ways = [_strip(form, phases) for form in ([THREE] if longest == 3 else tiles)]
     return [min(ways, key=_count)]
 
 
@@ -188,18 +192,20 @@ def _count(strip: Strip) -> int:
     return strip.form.products * len(strip.outputs)
 
 
-def share(height: int, width: int, rate: int) -> float:
+def share(height: int, width: int, rate: int, dtype: torch.dtype = torch.float32) -> float:
     """Products of the best forms over those of the definition inside the map."""
-    products = math.prod(sum(map(_count, strips(length, rate))) for length in (height, width))
+    products = math.prod(sum(map(_count, strips(length, rate, dtype))) for length in (height, width))
     return products / (valid_share(height, width, TAPS, rate) * height * width * TAPS**2)
 
 
 def gains(x: Tensor, weight: Tensor, rate: int) -> bool:
     """Whether this is faster than the direct form for a convolution of a map, B,C,H,W: a rule, from measurements."""
+    if x.dtype not in CHANNELS or min(weight.shape[:2]) < CHANNELS[x.dtype]:
+        return False
     _, _, height, width = x.shape
-    tiles = [sum(len(strip.outputs) for strip in strips(length, rate)) for length in (height, width)]
+    tiles = [sum(len(strip.outputs) for strip in strips(length, rate, x.dtype)) for length in (height, width)]
     enough = x.shape[0] * tiles[0] * tiles[1] >= TILES_OF_A_PRODUCT or weight.numel() <= CACHED_WEIGHTS
-    return min(weight.shape[:2]) >= CHANNELS and enough and share(height, width, rate) <= SHARE
+    return enough and share(height, width, rate, x.dtype) <= SHARE
 
 
 def is_tame(x: Tensor) -> bool:
@@ -218,10 +224,16 @@ def has_tame_weights(weight: Tensor) -> bool:
     return bool((largest.isfinite() & (largest <= RANGE * filters.mean(1))).all())
 
 
-def works() -> bool:
-    """Whether the operators that it is made of are there, and give what the convolution gives, on a small case."""
-    operators = ("_convolution_pointwise", "_reorder_convolution_weight")
-    return has_onednn(*operators) and trusted("Winograd convolution", _trial, torch.device("cpu"), torch.float32)
+def works(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the operators that it is made of are there, and give what the convolution gives, on a small case.
+
+    In bfloat16 where AVX512-BF16 multiplies it. With AMX the sums would take longer than the products (not measured).
+    """
+    if not has_onednn("_convolution_pointwise", "_reorder_convolution_weight"):
+        return False
+    if dtype == torch.bfloat16 and (has_amx() or not has_avx512_bf16()):
+        return False
+    return trusted("Winograd convolution", _trial, torch.device("cpu"), dtype)
 
 
 def _trial(draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:
@@ -242,11 +254,12 @@ class Sums:
         column: the row of the matrix that is read.
         factor: what it is multiplied by.
         count: rows of the result.
+        dtype: of matrix and result; bfloat16 is summed in float32.
     """
 
-    def __init__(self, row: Tensor, column: Tensor, factor: Tensor, count: int) -> None:
+    def __init__(self, row: Tensor, column: Tensor, factor: Tensor, count: int, dtype: torch.dtype) -> None:
         row, order = row.sort(stable=True)
-        self.indices, self.factors = column[order].int(), factor[order].float()
+        self.indices, self.factors = column[order].int(), factor[order].to(dtype)
         sizes = torch.bincount(row, minlength=count)
         self.offsets = (sizes.cumsum(0) - sizes).int()
 
@@ -260,7 +273,7 @@ class Region:
     """The tiles of one form in each direction, and the weights transformed for it.
 
     Args:
-        weight: K,C,3,3 float32.
+        weight: K,C,3,3 float32 or bfloat16.
         rows: along the height.
         columns: along the width.
         shape: B,C,H,W of the map.
@@ -273,13 +286,11 @@ class Region:
         each = -(-tiles // blocks) * self.products  # the last block may end in tiles of nothing
         number, pixel, factor = _terms(rows, columns, "inputs", shape)
         parts = [number.div(each, rounding_mode="floor") == block for block in range(blocks)]
-        self.sums = [Sums(number[part] % each, pixel[part], factor[part], each) for part in parts]
+        self.sums = [Sums(number[part] % each, pixel[part], factor[part], each, weight.dtype) for part in parts]
         both = torch.kron(_matrix(rows.form.weights), _matrix(columns.form.weights))
         transformed = (both @ weight.double().flatten(2).permute(2, 0, 1).flatten(1)).to(weight.dtype)
         size = [1, self.products * channels, each // self.products, 1]
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(
-            transformed.view(-1, channels, 1, 1), *_GEOMETRY, self.products, size
-        )
+        self.weight = _laid_out(transformed.view(-1, channels, 1, 1), self.products, size)
 
     def __call__(self, pixels: Tensor) -> list[Tensor]:
         """Pixels of the maps, B·H·W,C, to the products of every tile, K channels each, in blocks."""
@@ -287,20 +298,29 @@ class Region:
 
     def _multiplied(self, sums: Tensor) -> Tensor:
         beside = sums.view(1, -1, 1, self.products * sums.shape[1]).permute(0, 3, 1, 2)
-        products: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            beside, self.weight, None, *_GEOMETRY, self.products, "none", [], ""
-        )
-        return products.permute(0, 2, 3, 1).reshape(len(sums), -1)
+        return _multiplied(beside, self.weight, self.products).permute(0, 2, 3, 1).reshape(len(sums), -1)
 
 
 _GEOMETRY = ((0, 0), (1, 1), (1, 1))
+
+
+def _laid_out(weight: Tensor, groups: int, size: list[int]) -> Tensor:
+    """The weights of a grouped 1×1 convolution as oneDNN wants them for a map of a size."""
+    layout: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *_GEOMETRY, groups, size)
+    return layout
+
+
+def _multiplied(x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """That convolution."""
+    y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, None, *_GEOMETRY, groups, "none", [], "")
+    return y
 
 
 class Winograd:
     """A convolution of 3×3 taps, stride 1 and one group, its weights transformed for maps of one shape.
 
     Args:
-        weight: K,C,3,3 float32 on the CPU.
+        weight: K,C,3,3 float32 or bfloat16 on the CPU.
         bias: K, or None.
         shape: B,C,H,W of the map.
         rate: atrous rate; the padding is the same.
@@ -308,14 +328,14 @@ class Winograd:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, shape: torch.Size, rate: int) -> None:
         self.shape, self.bias = shape, bias
-        pairs = list(itertools.product(strips(shape[2], rate), strips(shape[3], rate)))
+        pairs = list(itertools.product(*(strips(length, rate, weight.dtype) for length in shape[2:])))
         self.regions = [Region(weight, rows, columns, shape) for rows, columns in pairs]
         sizes = [sum(len(sums.offsets) for sums in region.sums) for region in self.regions]
         firsts = itertools.accumulate(sizes, initial=0)
         terms = [_terms(rows, columns, "outputs", shape) for rows, columns in pairs]
         number = torch.cat([numbers + first for (numbers, _, _), first in zip(terms, firsts, strict=False)])
         pixel, factor = (torch.cat([term[i] for term in terms]) for i in (1, 2))
-        self.outputs = Sums(pixel, number, factor, shape[0] * shape[2] * shape[3])
+        self.outputs = Sums(pixel, number, factor, shape[0] * shape[2] * shape[3], weight.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """B,C,H,W of that shape to B,K,H,W, channels last."""
