@@ -1,9 +1,11 @@
-"""A training step on a CPU: ours with each of its parts off, and segmentation_models_pytorch's, turn by turn.
+"""A training step on a CPU: ours with each of its parts off, segmentation_models_pytorch's and plain PyTorch's.
 
     python benchmarks/step.py [--rounds 7] [--threads N] [--json benchmarks/step_HARDWARE_DATE.json]
 
 Every candidate lives in a process of its own, for what one tells the allocator would hold for all; they take turns, so
 that a busy machine is busy for all of them, and each turn gives one ratio. A turn is two steps; the second counts.
+`objects-mobilenetv2` is a step of its recipe, as `atrous train finetune` takes it, and beside it the same network and
+recipe in plain PyTorch: its convolutions, batch norm in eval(), interpolate and cross_entropy, AdamW, averaged weights.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
@@ -24,7 +27,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-BATCH, SIDE = {"resnet50": 2, "timm/mobilenetv2_100": 8, "timm/tf_efficientnet_lite0": 8}, 417
+BATCH = {"resnet50": 2, "timm/mobilenetv2_100": 8, "timm/tf_efficientnet_lite0": 8, "objects-mobilenetv2": 8}
+SIDE = 417
 CANDIDATES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "resnet50": [
         ("atrous", {}),
@@ -43,6 +47,11 @@ CANDIDATES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("atrous, memory given back", {"kept": False}),
         ("segmentation_models_pytorch", {"peer": True}),
     ],
+    "objects-mobilenetv2": [
+        ("atrous", {}),
+        ("atrous, memory given back", {"kept": False}),
+        ("plain PyTorch", {"plain": True}),
+    ],
 }
 
 
@@ -56,7 +65,8 @@ def our_step(backbone: str, frozen: bool = False, layers: bool = False) -> Calla
         "backbone": backbone, "weights": None, "class_weights": None, "ema_decay": 0.0, "batch_size": BATCH[backbone],
         "batch_norm": "statistics" if frozen else "train",
     }  # fmt: skip
-    recipe = override(RECIPES["camvid-efficientnet_lite0"], changes)
+    recipe = RECIPES.get(backbone, RECIPES["camvid-efficientnet_lite0"])
+    recipe = override(recipe, {"weights": None} if backbone in RECIPES else changes)
     ctx = DistributedContext(0, 1, torch.device("cpu"))
     state = State.build(recipe, 21, 255, ctx)
     if layers:
@@ -88,6 +98,33 @@ def their_step(backbone: str) -> Callable[[], Any]:
     return step
 
 
+def plain_step(model_name: str) -> Callable[[], Any]:
+    import atrous
+    from atrous.training.recipes import RECIPES
+
+    recipe = RECIPES[model_name]
+    net = atrous.load(model_name)[0].train().requires_grad_().to(memory_format=torch.channels_last)
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.eval()
+    optimizer = torch.optim.AdamW(net.parameters(), recipe.optim.lr, fused=True)
+    average = torch.optim.swa_utils.AveragedModel(
+        net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.optim.ema_decay)
+    )
+    images, labels = _inputs(model_name)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (net.mean, net.std))
+
+    def step() -> None:
+        inputs = ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+        logits = F.interpolate(net.low_resolution_logits(inputs), (SIDE, SIDE), mode="bilinear", align_corners=True)
+        F.cross_entropy(logits, labels.long(), ignore_index=255).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(net)
+
+    return step
+
+
 def _inputs(backbone: str) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     shape = (BATCH[backbone], 3, SIDE, SIDE)
@@ -101,9 +138,13 @@ def work(pipe: Connection, backbone: str, threads: int, options: dict[str, Any])
 
     torch.set_num_threads(threads)
     options = dict(options)
-    kept = memory_kept(torch.device("cpu")) if options.pop("kept", True) and "peer" not in options else None
+    others = {"peer": their_step, "plain": plain_step}
+    other = next((others[name] for name in others if options.pop(name, False)), None)
+    kept = memory_kept(torch.device("cpu")) if options.pop("kept", True) and not other else None
+    if other:
+        os.environ["ATROUS_KERNELS"] = "library"
     with kept or contextlib.nullcontext():
-        step = their_step(backbone) if options.pop("peer", False) else our_step(backbone, **options)
+        step = other(backbone) if other else our_step(backbone, **options)
         while pipe.recv():
             step()
             before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()

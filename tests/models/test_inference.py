@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -18,6 +19,8 @@ from atrous.models.inference import (
     with_output_stride,
 )
 from atrous.ops import packed_conv
+from atrous.ops.conv_kernels import depthwise
+from atrous.ops.conv_kernels.dispatch import forward_form
 from atrous.ops.packed_conv import PackedConv2d, fuses
 
 
@@ -192,16 +195,17 @@ def test_the_stages_are_not_written_over(backbone: str, options: dict[str, objec
 
 
 @pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")
-@pytest.mark.parametrize(("backbone", "side", "output_stride"), [
-    ("timm/mobilenetv2_035", 65, 16),
-    ("timm/mobilenetv2_035", 65, 4),  # filters that reach beyond what oneDNN is fast at, by a dense copy
-    ("timm/tf_efficientnet_lite0", 80, 16),  # beside the grid: uneven padding
-    ("timm/mobilenet_edgetpu_075", 65, 16),
+@pytest.mark.parametrize(("backbone", "side", "output_stride", "blocks"), [
+    ("timm/mobilenetv2_035", 65, 16, True),
+    ("timm/mobilenetv2_035", 65, 4, False),  # filters that reach beyond what oneDNN is fast at
+    ("timm/tf_efficientnet_lite0", 80, 16, True),  # beside the grid: uneven padding
+    ("timm/mobilenet_edgetpu_075", 65, 16, True),
 ])  # fmt: skip
 def test_a_mobile_network_in_onednns_own_layout(
-    monkeypatch: pytest.MonkeyPatch, backbone: str, side: int, output_stride: int
+    monkeypatch: pytest.MonkeyPatch, backbone: str, side: int, output_stride: int, blocks: bool
 ) -> None:
-    monkeypatch.setattr(packed_conv, "CAPABILITY", "AVX2")
+    for module in (packed_conv, depthwise):
+        monkeypatch.setattr(module, "CAPABILITY", "AVX2")
     seen, pointwise = [], packed_conv._pointwise
 
     def noted(x: torch.Tensor, *arguments: object) -> torch.Tensor:
@@ -213,7 +217,7 @@ def test_a_mobile_network_in_onednns_own_layout(
     form, image = model.for_inference(dtype=torch.float32), torch.randn(2, 3, side, side)
     with torch.inference_mode():
         expected, actual = model.backbone(image), form.backbone(image)
-        assert type(form.backbone.net) is BlockedMobileNet and any(seen)
+        assert type(form.backbone.net) is BlockedMobileNet and any(seen) == blocks
         monkeypatch.setattr(packed_conv, "CAPABILITY", "AVX512")
         seen.clear()
         form.backbone(image)
@@ -222,6 +226,18 @@ def test_a_mobile_network_in_onednns_own_layout(
     for stage in expected.stages:
         here, there = actual.stages[stage], expected.stages[stage]
         torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-4 * float(there.abs().max()))
+
+
+@pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")
+def test_a_layer_that_cannot_run_in_onednns_layout_goes_by_a_dense_copy() -> None:
+    torch.manual_seed(0)
+    layer = PackedConv2d(nn.Conv2d(256, 256, 3, padding=9, dilation=9, groups=256), nn.ReLU()).requires_grad_(False)
+    assert forward_form(x := torch.randn(1, 256, 80, 80), layer.weight, 9) != "library"
+    exact = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), 1, 9, 9, 256).relu()
+    with torch.inference_mode():
+        y = layer(x.to_mkldnn())
+    assert y.is_mkldnn
+    torch.testing.assert_close(y.to_dense().double(), exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")

@@ -253,7 +253,7 @@ class BlockedMobileNet(MobileNet):
     """`MobileNet` whose maps are in oneDNN's own layout on the way, where that is faster."""
 
     def forward(self, images: Tensor) -> list[Tensor]:  # noqa: D102
-        if not runs_in_blocks(images):
+        if not runs_in_blocks(self, images):
             return super().forward(images)
         *stages, last = (x.to_dense() for x in self._maps(images.to_mkldnn()))
         return [*stages, last.contiguous(memory_format=torch.channels_last)]

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from atrous.ops.conv import AtrousConv2d, same_padding, take_place
 from atrous.ops.conv_kernels import winograd
+from atrous.ops.conv_kernels.depthwise import reaches_far
 from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast, forward_form, is_recorded
 from atrous.ops.conv_kernels.tap_gemm import CAPABILITY, has_onednn
 from atrous.ops.conv_kernels.winograd import Winograd
@@ -174,7 +175,8 @@ class PackedConv2d(AtrousConv2d):
 
     def _plain(self, x: Tensor, other: Tensor | None, padding: tuple[int, ...]) -> Tensor:
         if x.is_mkldnn:
-            return self._plain(x.to_dense(), other, padding).to_mkldnn()
+            x = x.to_dense().contiguous(memory_format=torch.channels_last)
+            return self._plain(x, other, padding).to_mkldnn()
         if self._is_centred(padding):
             (y,) = atrous_conv2d_fast(x, [self.weight], [self.rate])
             y = y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
@@ -289,16 +291,20 @@ def _trial(activation: type[nn.Module], added: bool, draw: Draw) -> Iterator[tup
             yield fused_convolution(x, laid_out, bias, *geometry, groups, activation, into), exact
 
 
-def runs_in_blocks(x: Tensor) -> bool:
+def runs_in_blocks(network: nn.Module, x: Tensor) -> bool:
     """Whether a network of small layers is faster on an image, B,3,H,W, in oneDNN's own layout; a rule, as measured.
 
-    So it is in float32 with AVX2: depthwise convolutions take half the time, and those that write large maps less.
+    So it is in float32 with AVX2: depthwise convolutions take half the time, and those that write large maps less. But
+    one that reaches far would go by a dense copy each time.
     """
     if torch.compiler.is_compiling() or is_recorded() or torch.is_grad_enabled() or type(x) is not Tensor:
         return False
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0 or torch.is_autocast_enabled("cpu"):
         return False
     if CAPABILITY != "AVX2" or not has_onednn("_convolution_pointwise"):
+        return False
+    layers = (layer for layer in network.modules() if isinstance(layer, AtrousConv2d) and layer.groups > 1)
+    if any(reaches_far(layer.kernel_size[0], layer.rate, x.dtype) for layer in layers):
         return False
     return trusted("oneDNN's convolution in blocks of channels", _trial_in_blocks, x.device, x.dtype)
 

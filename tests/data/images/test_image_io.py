@@ -350,8 +350,8 @@ def test_write_mask_round_trips_with_its_palette(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_image(tmp_path / "a.png", picture())
-    before = (tmp_path / "a.png").read_bytes()
+    write_image(tmp_path / "a.jpg", picture())
+    before = (tmp_path / "a.jpg").read_bytes()
 
     def half(self: Image.Image, file: io.BufferedWriter, *rest: object, **options: object) -> None:
         file.write(b"half")
@@ -359,8 +359,8 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Image.Image, "save", half)
     with pytest.raises(OSError, match="No space"):
-        write_image(tmp_path / "a.png", picture(8, 8))
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_bytes() == before
+        write_image(tmp_path / "a.jpg", picture(8, 8))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"] and (tmp_path / "a.jpg").read_bytes() == before
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "tif", "bmp"])
@@ -374,6 +374,17 @@ def test_an_error_of_the_disk_names_the_file(tmp_path: Path, kind: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.filename == str(tmp_path / f"a.{kind}") and caught.value.strerror
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (256, 3), (257, 640), (700, 5)])
+def test_a_written_png_holds_the_pixels(tmp_path: Path, size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    flat = np.full((*size, 3), 200, dtype=np.uint8)
+    for pixels in (noise, flat):
+        write_image(path := tmp_path / "a.png", pixels)
+        with Image.open(path) as image:
+            image.load()
+            assert image.mode == "RGB" and np.array_equal(np.asarray(image), pixels)
 
 
 def test_write_image_by_suffix(tmp_path: Path) -> None:

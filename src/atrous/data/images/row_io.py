@@ -30,12 +30,14 @@ from atrous.data.images.image_file import decode_file, errors_named, open_file, 
 from atrous.data.images.image_io import (
     MAX_PIXELS,
     NOTE,
+    PNG_SIGNATURE,
     Pixels,
     mask_palette,
     open_picture,
     orientation_of,
     read_image,
     upright_size,
+    write_png_chunk,
 )
 from atrous.data.images.samples import AS_IT_IS, ImageRule, Samples, samples_of, to_rgb, tops_of, wide_to_rgb
 from atrous.data.images.tiff_blocks import Tiff
@@ -271,13 +273,14 @@ def write_mask_strips(
     height, width = size
     compressor, done = zlib.compressobj(6), 0
     with written_whole(path) as file:
-        file.write(b"\x89PNG\r\n\x1a\n")
-        wide = labels.largest_id > 255  # gray of 16 bits, or a palette
-        _chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 16 if wide else 8, 0 if wide else 3, 0, 0, 0))
+        file.write(PNG_SIGNATURE)
+        wide = labels.largest_id > 255  # gray, or a palette
+        depth, kind = (16, 0) if wide else (8, 3)
+        write_png_chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
         if not wide:
-            _chunk(file, b"PLTE", mask_palette(labels))
+            write_png_chunk(file, b"PLTE", mask_palette(labels))
         if note:
-            _chunk(file, b"tEXt", NOTE.encode() + b"\0" + note.encode("latin-1"))
+            write_png_chunk(file, b"tEXt", NOTE.encode() + b"\0" + note.encode("latin-1"))
         for strip in strips:
             fits = strip.dtype == np.uint8 or (wide and strip.dtype.kind in "iu")
             if not fits or strip.ndim != 2 or strip.shape[1] != width:
@@ -286,13 +289,9 @@ def write_mask_strips(
             for row in strip:
                 data = compressor.compress(b"\0" + row.tobytes())  # 0: the row is not filtered
                 if data:
-                    _chunk(file, b"IDAT", data)
+                    write_png_chunk(file, b"IDAT", data)
             done += len(strip)
         if done != height:
             raise ValueError(f"{path}: strips of {done} rows in all; expected {height}")
-        _chunk(file, b"IDAT", compressor.flush())
-        _chunk(file, b"IEND", b"")
-
-
-def _chunk(file: IO[bytes], name: bytes, data: bytes) -> None:
-    file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name))))
+        write_png_chunk(file, b"IDAT", compressor.flush())
+        write_png_chunk(file, b"IEND", b"")

@@ -48,7 +48,12 @@ def lacks_kernel(x: Tensor, weight: Tensor, rate: int) -> bool:
     rows, columns = weight.shape[2:]
     if x.device.type != "cpu" or rate == 1 or rows != columns or not is_depthwise(x, [weight]):
         return False
-    return rate * (rows // 2) > _REACH.get((CAPABILITY, x.dtype), rate * rows)
+    return reaches_far(rows, rate, x.dtype)
+
+
+def reaches_far(side: int, rate: int, dtype: torch.dtype) -> bool:
+    """Whether a depthwise filter of a side reaches further from its centre than oneDNN has kernels for."""
+    return rate > 1 and rate * (side // 2) > _REACH.get((CAPABILITY, dtype), rate * side)
 
 
 # Passes -------------------------------------------------------------------------------------------------------------
