@@ -8,16 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.inference import (
-    BlockedMobileNet,
-    fold_batch_norm,
-    inference_form,
-    native_dtype,
-    with_output_stride,
-)
+from atrous.models.inference import fold_batch_norm, inference_form, native_dtype, with_output_stride
 from atrous.ops import packed_conv
 from atrous.ops.conv_kernels import depthwise
 from atrous.ops.conv_kernels.dispatch import forward_form
@@ -194,18 +189,25 @@ def test_the_stages_are_not_written_over(backbone: str, options: dict[str, objec
         torch.testing.assert_close(actual[name], stage, rtol=1e-3, atol=1e-4 * float(stage.abs().max()))
 
 
+def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with AVX2, on any processor, and for images of 65×65."""
+    for module in (packed_conv, depthwise):
+        monkeypatch.setattr(module, "CAPABILITY", "AVX2")
+    monkeypatch.setattr(packed_conv, "LEAST_IN_BLOCKS", 65 * 65)
+
+
 @pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")
 @pytest.mark.parametrize(("backbone", "side", "output_stride", "blocks"), [
     ("timm/mobilenetv2_035", 65, 16, True),
+    ("timm/mobilenetv2_035", 49, 16, False),  # too small to gain
     ("timm/mobilenetv2_035", 65, 4, False),  # filters that reach beyond what oneDNN is fast at
     ("timm/tf_efficientnet_lite0", 80, 16, True),  # beside the grid: uneven padding
-    ("timm/mobilenet_edgetpu_075", 65, 16, True),
+    ("timm/mobilenet_edgetpu_075", 65, 16, False),  # has units that gain nothing
 ])  # fmt: skip
 def test_a_mobile_network_in_onednns_own_layout(
     monkeypatch: pytest.MonkeyPatch, backbone: str, side: int, output_stride: int, blocks: bool
 ) -> None:
-    for module in (packed_conv, depthwise):
-        monkeypatch.setattr(module, "CAPABILITY", "AVX2")
+    in_blocks(monkeypatch)
     seen, pointwise = [], packed_conv._pointwise
 
     def noted(x: torch.Tensor, *arguments: object) -> torch.Tensor:
@@ -214,18 +216,44 @@ def test_a_mobile_network_in_onednns_own_layout(
 
     monkeypatch.setattr(packed_conv, "_pointwise", noted)
     model = shaken(backbone, aspp_rates=(1,), output_stride=output_stride)
-    form, image = model.for_inference(dtype=torch.float32), torch.randn(2, 3, side, side)
+    form, image = model.for_inference(dtype=torch.float32), torch.randn(1, 3, side, side)
     with torch.inference_mode():
         expected, actual = model.backbone(image), form.backbone(image)
-        assert type(form.backbone.net) is BlockedMobileNet and any(seen) == blocks
+        assert (any(seen), all(seen)) == (blocks, blocks)
+        assert torch.equal(form.backbone(image).out, actual.out)
+    with_gradients = form.backbone(image).out  # switched on, but none is wanted
+    with torch.inference_mode():
         monkeypatch.setattr(packed_conv, "CAPABILITY", "AVX512")
         seen.clear()
         form.backbone(image)
         assert seen and not any(seen)
+    assert torch.equal(with_gradients, actual.out)
     assert actual.out.is_contiguous(memory_format=torch.channels_last)
     for stage in expected.stages:
         here, there = actual.stages[stage], expected.stages[stage]
         torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-4 * float(there.abs().max()))
+
+
+@pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")
+@pytest.mark.parametrize("what", ["hook before", "hook after", "other activation", "pruned"])
+def test_what_is_no_packed_layer_gets_maps_as_pytorch_has_them(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    in_blocks(monkeypatch)
+    model, image, seen = shaken("timm/mobilenetv2_035", aspp_rates=(1,)), torch.randn(1, 3, 65, 65), []
+    unit = model.backbone.net.blocks[1][0]
+    if what == "hook before":
+        unit.conv_dw.register_forward_hook(lambda *given: seen.append(float(given[2][0, 0].mean())))
+    elif what == "other activation":
+        unit.bn1.act = nn.LeakyReLU(0.1)
+    elif what == "pruned":
+        with torch.no_grad():
+            prune.l1_unstructured(unit.conv_pw, "weight", 0.3)
+    form = model.for_inference(dtype=torch.float32)
+    if what == "hook after":
+        form.backbone.net.blocks[1].register_forward_hook(lambda *given: seen.append(float(given[2][0, 0].mean())))
+    with torch.inference_mode():
+        expected, actual = model.backbone(image).out, form.backbone(image).out
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert bool(seen) == ("hook" in what)
 
 
 @pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")
@@ -243,9 +271,9 @@ def test_a_layer_that_cannot_run_in_onednns_layout_goes_by_a_dense_copy() -> Non
 @pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")
 @pytest.mark.parametrize("where", ["image", "weight"])
 def test_nan_passes_a_mobile_network_in_onednns_own_layout(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    monkeypatch.setattr(packed_conv, "CAPABILITY", "AVX2")
+    in_blocks(monkeypatch)
     model = shaken("timm/mobilenetv2_035", aspp_rates=(1,))
-    form, image = model.for_inference(dtype=torch.float32), torch.randn(1, 3, 129, 129)
+    form, image = model.for_inference(dtype=torch.float32), torch.randn(1, 3, 65, 65)
     if where == "image":
         image[0, 0, 3, 3] = torch.nan
     else:

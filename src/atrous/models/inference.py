@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from atrous.models.activation_checkpointing import set_checkpointing
-from atrous.models.mobilenet import MobileNet
+from atrous.models.mobilenet import Fused, MobileNet
 from atrous.models.resnet import Basic, Bottleneck, ResNet, Unit
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, runs_forward_alone
 from atrous.ops.conv_kernels.tap_gemm import has_amx, has_avx512_bf16
@@ -169,12 +169,20 @@ def pack(model: nn.Module, pairs: dict[str, str]) -> None:
     for path, module in list(model.named_modules()):
         if isinstance(module, ResNet) and all(map(runs_forward_alone, module.modules())):
             _pack_resnet(module)
-        elif type(module) is MobileNet:
-            module.__class__ = BlockedMobileNet
         elif isinstance(module, nn.Sequential):
             _pack_sequence(module)
         elif _is_plain(module) and _is_plain(model.get_submodule(path)):
             _pack_conv(model, path, after.get(path))
+    for module in model.modules():
+        if type(module) is MobileNet and _is_packed(module) and not any(isinstance(m, Fused) for m in module.modules()):
+            module.__class__ = BlockedMobileNet
+
+
+def _is_packed(network: nn.Module) -> bool:
+    """Whether a network computes by packed convolutions alone."""
+    packed = {part for module in network.modules() if isinstance(module, PackedConv2d) for part in module.modules()}
+    others = (module for module in network.modules() if module not in packed and not any(module.children()))
+    return all(isinstance(module, nn.Identity) for module in others)
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -250,7 +258,7 @@ class FusedBottleneck(Bottleneck):
 
 
 class BlockedMobileNet(MobileNet):
-    """`MobileNet` whose maps are in oneDNN's own layout on the way, where that is faster."""
+    """`MobileNet` whose maps are in oneDNN's own layout on the way, where that is faster: not with `Fused` units."""
 
     def forward(self, images: Tensor) -> list[Tensor]:  # noqa: D102
         if not runs_in_blocks(self, images):

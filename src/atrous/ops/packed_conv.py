@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atrous.ops.conv import AtrousConv2d, same_padding, take_place
+from atrous.ops.conv import AtrousConv2d, runs_forward_alone, same_padding, take_place
 from atrous.ops.conv_kernels import winograd
 from atrous.ops.conv_kernels.depthwise import reaches_far
 from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast, forward_form, is_recorded
@@ -51,6 +51,9 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
 
 AFTER_ADDITION = (nn.Identity, nn.ReLU)
 """Those that every version of PyTorch takes after an addition."""
+
+LEAST_IN_BLOCKS = 1 << 17
+"""Pixels of an image from which oneDNN's own layout is faster."""
 
 LARGEST = 1e9
 """Of images and weights: below it no sum in a network overflows, above it nothing is an image."""
@@ -295,17 +298,22 @@ def runs_in_blocks(network: nn.Module, x: Tensor) -> bool:
     """Whether a network of small layers is faster on an image, B,3,H,W, in oneDNN's own layout; a rule, as measured.
 
     So it is in float32 with AVX2: depthwise convolutions take half the time, and those that write large maps less. But
-    one that reaches far would go by a dense copy each time.
+    one that reaches far would go by a dense copy each time, and weights are laid out for each image, however small.
     """
-    if torch.compiler.is_compiling() or is_recorded() or torch.is_grad_enabled() or type(x) is not Tensor:
+    if torch.compiler.is_compiling() or is_recorded() or type(x) is not Tensor or torch.is_autocast_enabled("cpu"):
         return False
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0 or torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.shape[-2] * x.shape[-1] < LEAST_IN_BLOCKS:
+        return False
+    if torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in network.parameters())):
         return False
     if CAPABILITY != "AVX2" or not has_onednn("_convolution_pointwise"):
         return False
-    layers = (layer for layer in network.modules() if isinstance(layer, AtrousConv2d) and layer.groups > 1)
-    if any(reaches_far(layer.kernel_size[0], layer.rate, x.dtype) for layer in layers):
-        return False
+    for layer in network.modules():
+        if not runs_forward_alone(layer):  # a hook is given maps as PyTorch has them
+            return False
+        if isinstance(layer, PackedConv2d) and layer.groups > 1:
+            if reaches_far(layer.kernel_size[0], layer.rate, x.dtype):
+                return False
     return trusted("oneDNN's convolution in blocks of channels", _trial_in_blocks, x.device, x.dtype)
 
 

@@ -387,6 +387,16 @@ def test_a_written_png_holds_the_pixels(tmp_path: Path, size: tuple[int, int]) -
             assert image.mode == "RGB" and np.array_equal(np.asarray(image), pixels)
 
 
+def test_a_png_of_other_kinds_goes_by_pillow(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        write_image(tmp_path / "a.png", Image.new("RGB", (0, 5)))
+    image = Image.fromarray(picture())
+    image.info["icc_profile"] = b"profile"
+    write_image(tmp_path / "a.png", image)
+    with Image.open(tmp_path / "a.png") as read:
+        assert read.info["icc_profile"] == b"profile" and np.array_equal(np.asarray(read), picture())
+
+
 def test_write_image_by_suffix(tmp_path: Path) -> None:
     for name in ("a.png", "a.JPG", "a.webp", "a.bmp", "a.tif"):
         write_image(tmp_path / name, picture())

@@ -25,7 +25,7 @@ def sound() -> None:
 
 
 FACTOR = 8
-"""Times the error of the convolution itself that is allowed; `winograd.TILES` says 5.5 for the largest tile."""
+"""Times the error of the convolution itself that is allowed: `winograd.TILES` says 5.5, bfloat16 has up to 6.5."""
 
 
 @pytest.mark.parametrize("form", [*TILES, ONE, TWO, THREE])
@@ -162,11 +162,12 @@ def test_in_bfloat16_it_needs_avx512_bf16_without_amx(monkeypatch: pytest.Monkey
 def test_a_layer_in_bfloat16() -> None:
     torch.manual_seed(0)
     conv, x = layer(2, 256).bfloat16(), draw(1, 256, 33, 33).bfloat16()
-    exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=2, dilation=2).relu()
+    conv.activation = nn.Identity()
+    exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=2, dilation=2)
     with torch.inference_mode():
         conv(x)
         assert kind(conv) is Winograd
-        assert float((conv(x).double() - exact).abs().max() / exact.abs().max()) < 2e-2
+        assert float((conv(x).double() - exact).abs().max() / exact.abs().max()) < trusted.TOLERANCE[torch.bfloat16]
         x[0, 3, 10, 10] = torch.nan
         assert torch.equal(
             conv(x).isfinite(), F.conv2d(x.float(), conv.weight.float(), padding=2, dilation=2).isfinite()

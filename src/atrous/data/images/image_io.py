@@ -63,7 +63,11 @@ MAX_PIXELS = 178_956_970
 NOTE = "atrous"
 """Key of the text chunk in a mask's PNG that holds its note."""
 
-_SAVE: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}}
+# Photographs hold few longer repetitions: looking for runs alone takes 0.4 of the time, for files that are 1% larger.
+_SAVE: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "PNG": {"compress_type": zlib.Z_RLE},
+}
 
 _LOSSY = ("AVIF", "JPEG", "MPO", "WEBP")
 _TRANSPOSE: dict[int, Image.Transpose] = {  # by EXIF orientation
@@ -387,23 +391,24 @@ def write_image(path: str | os.PathLike[str], array: Pixels | Image.Image) -> No
         raise ValueError(f"{path}: no image format {path.suffix!r}; expected .png, .jpg, .webp, .bmp or .tif")
     image = array if isinstance(array, Image.Image) else Image.fromarray(array)
     with written_whole(path) as file:
-        if kind == "PNG" and image.mode == "RGB":
+        if kind == "PNG" and image.mode == "RGB" and all(image.size) and not _PNG_INFO & image.info.keys():
             _save_png(image, file)
         else:
             image.save(file, kind, **_SAVE.get(str(kind), {}))
 
 
 def _save_png(image: Image.Image, file: IO[bytes]) -> None:
-    """RGB as a PNG: each row less the one above, and no repetitions looked for but runs, of which photographs have few.
+    """RGB as a PNG: each row less the one above, and no repetitions looked for but runs.
 
-    Half the processor time of Pillow's, which tries five filters for each row, for files of 0.9 to 1.1 times the size.
+    0.5 to 0.7 of the processor time of Pillow's with runs alone, which tries five filters for each row. Files of
+    photographs are 1 to 6% larger, those of text and enlarged photographs 12 to 21%.
     """
     file.write(PNG_SIGNATURE)
     write_png_chunk(file, b"IHDR", struct.pack(">IIBBBBB", *image.size, 8, 2, 0, 0, 0))
     compressor = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
-    above = np.zeros((1, 3 * image.width), dtype=np.uint8)
-    for top in range(0, image.height, _PNG_ROWS):
-        part = np.asarray(image.crop((0, top, image.width, min(top + _PNG_ROWS, image.height))))
+    above, step = np.zeros((1, 3 * image.width), dtype=np.uint8), max(1, _PNG_BYTES // (3 * image.width))
+    for top in range(0, image.height, step):
+        part = np.asarray(image.crop((0, top, image.width, min(top + step, image.height))))
         rows = np.concatenate([above, part.reshape(len(part), -1)])
         filtered = np.full((len(part), 1 + rows.shape[1]), 2, dtype=np.uint8)  # 2: the filter "up"
         np.subtract(rows[1:], rows[:-1], out=filtered[:, 1:])
@@ -416,7 +421,11 @@ def _save_png(image: Image.Image, file: IO[bytes]) -> None:
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-_PNG_ROWS = 256
+_PNG_BYTES = 1 << 20
+"""Of the rows that are filtered at once."""
+
+_PNG_INFO = {"icc_profile", "transparency"}
+"""What Pillow writes besides."""
 
 
 def write_png_chunk(file: IO[bytes], name: bytes, data: bytes) -> None:

@@ -19,8 +19,8 @@ convolution with as many groups as there are products, in float32 or bfloat16.
 input of its tile, not of its own sum: 1.3 to 3.6 times the direct form's where inputs are alike, but up to 1e-5 of
 ``sum |weights of a channel| * |its spike|`` beside a spike, however small the output itself. So the direct form runs
 where a value of a map is above `PEAK` times their root mean square, or a weight above `RANGE` times their mean. In
-bfloat16 the sums are float32 and are rounded once; a layer's error is 3 to 5 times the direct form's, that of a
-network's logits 1.03 to 1.05 times, for every map between two layers is rounded anyway.
+bfloat16 each sum is float32 and rounded once; a layer's error is 2 to 6.5 times the direct form's, that of a network's
+logits 1.02 to 1.05 times, for every map between two layers is rounded anyway.
 """
 
 from __future__ import annotations
