@@ -7,6 +7,8 @@ printed there. Nothing heavy is imported before it is known what was asked for, 
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import os
 import sys
@@ -48,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     if arguments is None:  # the process is ours
         warnings.showwarning = _warn
+        atexit.register(gc.freeze)  # or Python looks through all of PyTorch's objects at its end, for most of a second
     try:
         if not words:
             build_parser().print_help()

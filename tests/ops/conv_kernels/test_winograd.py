@@ -237,13 +237,13 @@ def test_the_rule_is_what_was_measured(dtype: torch.dtype, shape: tuple[int, ...
 
 
 @works
-@pytest.mark.parametrize("way", ["variable", "bfloat16", "strided", "grouped", "narrow", "wild weights"])
+@pytest.mark.parametrize("way", ["variable", "narrow in bfloat16", "strided", "grouped", "narrow", "wild weights"])
 def test_where_it_is_not_taken(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     conv = {"strided": layer(1, stride=2), "grouped": layer(1, groups=2), "narrow": layer(1, 64)}.get(way, layer(1))
     x = draw(1, conv.in_channels, 17, 17)
     if way == "variable":
         monkeypatch.setenv("ATROUS_KERNELS", "library")
-    elif way == "bfloat16":
+    elif way == "narrow in bfloat16":
         conv, x = conv.bfloat16(), x.bfloat16()
     elif way == "wild weights":
         conv.weight[3, 5, 1, 1] = 1e6
