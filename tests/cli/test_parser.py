@@ -364,15 +364,6 @@ def test_what_the_command_has_made_is_not_looked_through_at_its_end() -> None:
     assert int(done.stdout.split("frozen ")[1]) > 0
 
 
-def test_what_the_command_has_made_is_not_looked_through_at_its_end() -> None:
-    code = (
-        "import atexit, gc, sys; from atrous.cli.parser import main; sys.argv = ['atrous', 'models']; "
-        "atexit.register(lambda: print('frozen', gc.get_freeze_count())); main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout.split("frozen ")[1]) > 0
-
-
 def test_standard_output_that_is_full_is_named() -> None:
     command = [sys.executable, "-m", "atrous", "models", "--json"]
     environment = {key: value for key, value in os.environ.items() if key not in ("ATROUS_DEBUG", "PYTHONUNBUFFERED")}
