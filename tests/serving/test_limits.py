@@ -62,6 +62,16 @@ def test_a_body_too_large(models: dict[str, ServedModel], chunked: bool) -> None
         assert here.client.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize(("held", "headers", "status"), [(1 << 30, {"content-encoding": "gzip"}, 415), (3000, {}, 503)])
+def test_who_sends_all_before_reading_gets_the_answer(
+    models: dict[str, ServedModel], held: int, headers: dict[str, str], status: int
+) -> None:
+    with running(models, Limits(held_bytes=held)) as here:
+        for _ in range(5):
+            answer = here.client.post("/predict", content=bytes(8_000_000), headers=headers)
+            assert answer.status_code == status and here.service.intake.held == 0
+
+
 def test_who_asks_before_sending_is_told_at_once(models: dict[str, ServedModel]) -> None:
     with running(models, Limits(body_bytes=1000)) as here, socket.create_connection(("127.0.0.1", here.port)) as client:
         head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99999999\r\nExpect: 100-continue\r\n\r\n"

@@ -227,7 +227,8 @@ def _pack(out: Path, name: str, members: Sequence[str], faults: Callable[[Path],
 
 
 def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    return member.replace(uid=0, gid=0, uname="", gname="", mode=0o644, deep=False)
+    member.uid, member.gid, member.uname, member.gname, member.mode = 0, 0, "", "", 0o644
+    return member
 
 
 def _faults(archive: Path, server: _Server, listing: Listing, split: str) -> list[str]:

@@ -72,7 +72,7 @@ class Intake:
             Problem: 413 if it is too large, 408 if it comes too slowly, 503 if the memory for requests is full.
             ClientDisconnect: if the client leaves.
         """
-        self._check_head(request)
+        await self._check_head(request)
         chunks: list[bytes] = []
         counted = 0
         try:
@@ -81,17 +81,24 @@ class Intake:
                 self.held += len(chunk)
                 if counted > self.limits.body_bytes:
                     chunks.clear()
-                    await self._refuse(request, counted, more)
+                    await self._drop(request, more)
+                    length = request.headers.get("content-length", f"more than {counted}")
+                    raise self._too_large(f"{length[:30]} bytes")
                 if self.held > self.limits.held_bytes:
+                    chunks.clear()
+                    self.held -= counted
+                    counted = 0
+                    await self._drop(request, more)
                     raise Problem(503, "too many bytes of requests are waiting", retry_after=2, close=True)
                 chunks.append(chunk)
             yield b"".join(chunks)
         finally:
             self.held -= counted
 
-    def _check_head(self, request: Request) -> None:
+    async def _check_head(self, request: Request) -> None:
         encoding = request.headers.get("content-encoding", "identity")
         if encoding != "identity":
+            await self._drop(request)
             expected = "a body without Content-Encoding: images are compressed as they are"
             raise Problem(
                 415, "compressed bodies are not read", field="Content-Encoding", found=encoding, expected=expected,
@@ -127,14 +134,12 @@ class Intake:
         expected = f"at most {self.limits.body_bytes} bytes"
         return Problem(413, "the request is too large", field="body", found=found, expected=expected, close=True)
 
-    async def _refuse(self, request: Request, counted: int, more: bool) -> None:
-        """Read on for a moment and drop it: most clients read no answer before they have sent all."""
-        length = request.headers.get("content-length", f"more than {counted}")
+    async def _drop(self, request: Request, more: bool = True) -> None:
+        """Read on for a moment, without keeping it: most clients read no answer before they have sent all."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2):
                 while more:
                     more = (await request.receive()).get("more_body", False)
-        raise self._too_large(f"{length[:30]} bytes")
 
 
 def checked_size(image: bytes, limits: Limits, field: str = "body") -> tuple[int, int]:
