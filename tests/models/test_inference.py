@@ -1,5 +1,6 @@
 """The inference form computes what the model computes."""
 
+import contextlib
 import copy
 import functools
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -234,8 +236,12 @@ def test_a_mobile_network_in_onednns_own_layout(
         torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-4 * float(there.abs().max()))
 
 
+def _first_mean(output: object) -> float:
+    return float(output[0, 0].mean()) if isinstance(output, torch.Tensor) else 0.0
+
+
 @pytest.mark.skipif(not fuses(torch.float32, nn.ReLU), reason="no fused convolutions on this machine")
-@pytest.mark.parametrize("what", ["hook before", "hook after", "other activation", "pruned"])
+@pytest.mark.parametrize("what", ["hook before", "hook after", "global hook", "other activation", "pruned"])
 def test_what_is_no_packed_layer_gets_maps_as_pytorch_has_them(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     in_blocks(monkeypatch)
     model, image, seen = shaken("timm/mobilenetv2_035", aspp_rates=(1,)), torch.randn(1, 3, 65, 65), []
@@ -250,8 +256,11 @@ def test_what_is_no_packed_layer_gets_maps_as_pytorch_has_them(monkeypatch: pyte
     form = model.for_inference(dtype=torch.float32)
     if what == "hook after":
         form.backbone.net.blocks[1].register_forward_hook(lambda *given: seen.append(float(given[2][0, 0].mean())))
-    with torch.inference_mode():
-        expected, actual = model.backbone(image).out, form.backbone(image).out
+    with contextlib.ExitStack() as hooks, torch.inference_mode():
+        expected = model.backbone(image).out
+        if what == "global hook":
+            hooks.callback(register_module_forward_hook(lambda *given: seen.append(_first_mean(given[2]))).remove)
+        actual = form.backbone(image).out
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     assert bool(seen) == ("hook" in what)
 

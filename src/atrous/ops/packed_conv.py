@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook as has_global_hook
 
 from atrous.ops.conv import AtrousConv2d, runs_forward_alone, same_padding, take_place
 from atrous.ops.conv_kernels import winograd
@@ -306,14 +307,17 @@ def runs_in_blocks(network: nn.Module, x: Tensor) -> bool:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in network.parameters())):
         return False
-    if CAPABILITY != "AVX2" or not has_onednn("_convolution_pointwise"):
+    if CAPABILITY != "AVX2" or not has_onednn("_convolution_pointwise") or has_global_hook():
         return False
     for layer in network.modules():
         if not runs_forward_alone(layer):  # a hook is given maps as PyTorch has them
             return False
-        if isinstance(layer, PackedConv2d) and layer.groups > 1:
-            if reaches_far(layer.kernel_size[0], layer.rate, x.dtype):
-                return False
+        if (
+            isinstance(layer, PackedConv2d)
+            and layer.groups > 1
+            and reaches_far(layer.kernel_size[0], layer.rate, x.dtype)
+        ):
+            return False
     return trusted("oneDNN's convolution in blocks of channels", _trial_in_blocks, x.device, x.dtype)
 
 
