@@ -158,10 +158,6 @@ def main() -> None:
     predictor(sources[0])
     turns = []
     with tempfile.TemporaryDirectory() as scratch:
-        exported = export(args.model, Path(scratch) / "model.onnx")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(exported.path), options)
         (folder := Path(scratch) / "in").mkdir()
         files = []
         for i in range(args.images):
@@ -178,6 +174,10 @@ def main() -> None:
             parts(predictor, files[:2], Path(scratch))
             print(json.dumps(parts(predictor, files, Path(scratch)), indent=1))
             return
+        exported = export(args.model, Path(scratch) / "model.onnx")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(exported.path), options)
         each = len(files) // args.rounds
         for turn in range(args.rounds):
             turns.append(rates(predictor, session, files[turn * each : (turn + 1) * each], Path(scratch)))

@@ -354,7 +354,6 @@ def test_a_failure_is_status_1(
 
 
 @pytest.mark.integration
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_what_the_command_has_made_is_not_looked_through_at_its_end() -> None:
     code = (
         "import atexit, gc, sys; from atrous.cli.parser import main; sys.argv = ['atrous', 'models']; "
@@ -364,6 +363,8 @@ def test_what_the_command_has_made_is_not_looked_through_at_its_end() -> None:
     assert int(done.stdout.split("frozen ")[1]) > 0
 
 
+@pytest.mark.integration
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_standard_output_that_is_full_is_named() -> None:
     command = [sys.executable, "-m", "atrous", "models", "--json"]
     environment = {key: value for key, value in os.environ.items() if key not in ("ATROUS_DEBUG", "PYTHONUNBUFFERED")}
