@@ -298,8 +298,9 @@ def _trial(activation: type[nn.Module], added: bool, draw: Draw) -> Iterator[tup
 def runs_in_blocks(network: nn.Module, x: Tensor) -> bool:
     """Whether a network of small layers is faster on an image, B,3,H,W, in oneDNN's own layout; a rule, as measured.
 
-    So it is in float32 with AVX2: depthwise convolutions take half the time, and those that write large maps less. But
-    one that reaches far would go by a dense copy each time, and weights are laid out for each image, however small.
+    So it is in float32 with AVX2: depthwise convolutions take half the time, and those that write large maps less; with
+    AVX512 nothing is gained. But one that reaches far would go by a dense copy each time, and weights are laid out for
+    each image, however small.
     """
     if torch.compiler.is_compiling() or is_recorded() or type(x) is not Tensor or torch.is_autocast_enabled("cpu"):
         return False
