@@ -199,18 +199,14 @@ def test_threads_share_a_predictor(shared: Predictor, drawn: Draw) -> None:
     assert wrong == [] and shared.model.output_stride == 16
 
 
-def test_the_model_of_a_predictor_is_float32_unless_another_type_is_asked_for(
-    trained, drawn: Draw, monkeypatch
-) -> None:
-    monkeypatch.setattr("atrous.prediction.predictor.native_dtype", lambda device: torch.bfloat16)
+def test_the_model_of_a_predictor_is_what_it_predicts_with(trained, drawn: Draw, monkeypatch) -> None:
     monkeypatch.setattr("atrous.models.inference.native_dtype", lambda device: torch.bfloat16)
     image, _ = drawn(2, 48, 64)
     fast, exact, asked = (
         Predictor.load(trained, device="cpu", dtype=dtype) for dtype in (None, torch.float32, torch.bfloat16)
     )
     dtypes = [next(predictor.model.parameters()).dtype for predictor in (fast, exact, asked)]
-    assert dtypes == [torch.float32, torch.float32, torch.bfloat16]
-    # It predicts in the device's own type all the same.
+    assert dtypes == [torch.bfloat16, torch.float32, torch.bfloat16], "the device's own, unless another is asked for"
     assert np.array_equal(fast.probabilities(image), asked.probabilities(image))
     assert not np.array_equal(fast.probabilities(image), exact.probabilities(image))
     assert fast.settings() != exact.settings()

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from atrous.models.activation_checkpointing import set_checkpointing
 from atrous.models.mobilenet import Fused, MobileNet
@@ -104,10 +104,11 @@ def fold_batch_norm(model: nn.Module) -> dict[str, str]:
     for norm_path, conv_path in pairs.items():
         conv, norm = model.get_submodule(conv_path), model.get_submodule(norm_path)
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm)
-        device, dtype = conv.weight.device, conv.weight.dtype
+        parts = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
         # In double precision, so that folding adds no rounding of its own; on the CPU, for not every device has that.
-        fused = fuse_conv_bn_eval(conv.to("cpu", torch.float64), norm.to("cpu", torch.float64))
-        put(model, conv_path, fused.to(device, dtype).requires_grad_(False))
+        wide = [part.to("cpu", torch.float64) if isinstance(part, Tensor) else part for part in parts]
+        weight, bias = (each.detach().to(conv.weight) for each in fuse_conv_bn_weights(*wide))
+        conv.weight, conv.bias = (nn.Parameter(each, requires_grad=False) for each in (weight, bias))
         put(model, norm_path, what_remains(norm))
     return pairs
 

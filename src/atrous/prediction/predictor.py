@@ -41,7 +41,7 @@ from atrous.evaluation.evaluate import (
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.messages import counted, listed
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.inference import native_dtype, with_output_stride
+from atrous.models.inference import with_output_stride
 from atrous.models.weights import digest, load
 from atrous.prediction.inputs import from_bgr, many, name_of, size_of
 from atrous.prediction.parallel import in_order
@@ -84,8 +84,8 @@ class Predictor:
 
     Attributes:
         name: what it was loaded from, or the name of the backbone.
-        model: the inference form, in float32 unless another `dtype` was asked for. Setting its `output_stride` or
-            `longest_side` applies to the calls that begin after that.
+        model: the inference form. Setting its `output_stride` or `longest_side` applies to the calls that begin after
+            that.
 
     Raises:
         ValueError: if labels and classes differ in number, the stride cannot be reached, a scale is not positive, the
@@ -116,16 +116,14 @@ class Predictor:
         model = in_eval_mode(model, output_stride)
         if next(model.parameters()).device != self.device:
             model = copy.deepcopy(model).to(self.device)
-        self.model = model.for_inference(dtype=dtype or torch.float32)
-        fastest = dtype or native_dtype(self.device)
-        self._fastest = self.model if fastest == (dtype or torch.float32) else model.for_inference(dtype=fastest)
+        self.model = model.for_inference(dtype=dtype)
         if longest_side is not None:
             self.model.longest_side = checked_longest_side(longest_side)
         self.labels, self.scales, self.flip, self.max_pixels = labels, tuple(scales), flip, max_pixels
         self.window, self.pad_to, self.name = window, pad_to, model.backbone.name
         self.rule = ImageRule(value_range, tuple(bands))
         Preprocessor(self.model, pad_to=pad_to)  # refuses one that is out of range
-        # Models that run, by output stride and longest side. They share the parameters of `_fastest`.
+        # Models that run, by output stride and longest side. They share its parameters.
         self._forms: dict[tuple[int, int | None], DeepLabV3] = {}
         self.sliding_window()  # refuses a window that is too small
 
@@ -305,7 +303,7 @@ class Predictor:
 
     def settings(self) -> str:
         """A digest of all that decides a mask, 16 hexadecimal digits: weights, stride, scales, flip, window, labels."""
-        model = (self.model.arguments, self.model.output_stride, self.model.longest_side, digest(self._fastest))
+        model = (self.model.arguments, self.model.output_stride, self.model.longest_side, digest(self.model))
         options: tuple[Any, ...] = (self.labels, self.scales, self.flip, self.window, self.pad_to)
         options += () if self.rule == AS_IT_IS else (self.rule,)
         return hashlib.sha256(repr((model, options)).encode()).hexdigest()[:16]
@@ -315,6 +313,6 @@ class Predictor:
         key = (output_stride or self.model.output_stride, self.model.longest_side)
         with _FORMS_LOCK:
             if key not in self._forms:
-                self._forms[key] = with_output_stride(self._fastest, key[0])
+                self._forms[key] = with_output_stride(self.model, key[0])
                 self._forms[key].longest_side = key[1]
             return self._forms[key]
