@@ -139,6 +139,14 @@ def test_a_batch_norm_before_its_convolution_stays() -> None:
     assert 0 < folded < total and len(list(model.batch_norms())) == total - folded
 
 
+def test_a_batch_norm_without_running_statistics_stays() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()).eval()
+    x = torch.randn(2, 3, 9, 9)
+    form = inference_form(net, torch.float32)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in form.modules())
+    torch.testing.assert_close(form(x), net(x))
+
+
 def test_bf16_takes_and_gives_float32_and_rounds_as_autocast_does() -> None:
     model = shaken("resnet18")
     form = model.for_inference(dtype=torch.bfloat16)

@@ -104,13 +104,18 @@ def fold_batch_norm(model: nn.Module) -> dict[str, str]:
     for norm_path, conv_path in pairs.items():
         conv, norm = model.get_submodule(conv_path), model.get_submodule(norm_path)
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm)
-        parts = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        # In double precision, so that folding adds no rounding of its own; on the CPU, for not every device has that.
-        wide = [part.to("cpu", torch.float64) if isinstance(part, Tensor) else part for part in parts]
-        weight, bias = (each.detach().to(conv.weight) for each in fuse_conv_bn_weights(*wide))
-        conv.weight, conv.bias = (nn.Parameter(each, requires_grad=False) for each in (weight, bias))
+        assert norm.running_mean is not None and norm.running_var is not None
+        bias, gain, shift = (None if x is None else _exact(x) for x in (conv.bias, norm.weight, norm.bias))
+        mean, variance = _exact(norm.running_mean), _exact(norm.running_var)
+        folded = fuse_conv_bn_weights(_exact(conv.weight), bias, mean, variance, norm.eps, gain, shift)
+        conv.weight, conv.bias = (nn.Parameter(each.detach().to(conv.weight), requires_grad=False) for each in folded)
         put(model, norm_path, what_remains(norm))
     return pairs
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In double precision, so that folding adds no rounding of its own; on the CPU, for not every device has that."""
+    return x.detach().to("cpu", torch.float64)
 
 
 def put(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -146,7 +151,7 @@ def find_conv_of_norm(model: nn.Module) -> dict[str, str]:
     for path, layer in layers:
         if isinstance(layer, nn.Conv2d):
             handles.append(layer.register_forward_hook(note_conv(path)))
-        elif isinstance(layer, _BatchNorm):
+        elif isinstance(layer, _BatchNorm) and layer.running_mean is not None:  # else it takes the image's own
             handles.append(layer.register_forward_pre_hook(note_norm(path)))
     parameter = next(model.parameters())
     model(torch.zeros(1, 3, _PROBE, _PROBE, dtype=parameter.dtype, device=parameter.device))
