@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -139,12 +140,86 @@ def test_a_batch_norm_before_its_convolution_stays() -> None:
     assert 0 < folded < total and len(list(model.batch_norms())) == total - folded
 
 
-def test_a_batch_norm_without_running_statistics_stays() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()).eval()
+class Net(nn.Module):
+    """Layers by name, and a forward pass of them."""
+
+    def __init__(self, forward: Callable[..., torch.Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.forward = functools.partial(forward, self)
+
+
+class Clamped(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight.clamp(-0.1, 0.1), self.bias, padding=1)
+
+
+class Rectified(nn.BatchNorm2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
+
+
+def norm(**options: bool) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(3, **options)
+
+
+def conv() -> nn.Conv2d:
+    return nn.Conv2d(3, 3, 3, padding=1)
+
+
+def in_a_block_too() -> Net:
+    net = Net(lambda net, x: net.block(x), conv=conv(), bn=norm())
+    net.block = nn.Sequential(net.conv, net.bn)
+    return net
+
+
+UNUSUAL = {
+    "statistics of the image": lambda: nn.Sequential(conv(), norm(track_running_stats=False), nn.ReLU()),
+    "two names": in_a_block_too,
+    "convolution after its norm again": lambda: nn.Sequential(c := conv(), norm(), c),
+    "both twice": lambda: nn.Sequential(c := conv(), n := norm(), nn.ReLU(), c, n),
+    "changed in place": lambda: nn.Sequential(conv(), nn.ReLU(inplace=True), norm()),
+    "read by an addition": lambda: Net(lambda net, x: net.bn(y := net.conv(x)) + y, conv=conv(), bn=norm()),
+    "two norms": lambda: Net(lambda net, x: net.a(y := net.conv(x)) + net.b(y), conv=conv(), a=norm(), b=norm()),
+    "a norm a level": lambda: Net(
+        lambda net, x: net.a(net.conv(x)) + net.b(net.conv(2 * x)), conv=conv(), a=norm(), b=norm()
+    ),
+    "a norm of two convolutions": lambda: Net(
+        lambda net, x: net.bn(net.c(x)) + net.bn(net.d(x)), c=conv(), d=conv(), bn=norm()
+    ),
+    "weights changed before": lambda: nn.Sequential(Clamped(3, 3, 3), norm()),
+    "a norm that does more": lambda: nn.Sequential(conv(), Rectified(3)),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_what_cannot_be_folded_stays(name: str) -> None:
+    torch.manual_seed(0)
+    net = UNUSUAL[name]().eval()
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None:
+            nn.init.normal_(layer.running_mean)
+            nn.init.uniform_(layer.running_var, 0.5, 2)
     x = torch.randn(2, 3, 9, 9)
-    form = inference_form(net, torch.float32)
-    assert any(isinstance(module, nn.BatchNorm2d) for module in form.modules())
-    torch.testing.assert_close(form(x), net(x))
+    with torch.no_grad():
+        torch.testing.assert_close(inference_form(net, torch.float32)(x), net(x))
+
+
+@pytest.mark.parametrize("what", ["statistics of the image", "group norm", "another rectifier"])
+def test_a_resnet_that_is_not_the_usual_one(what: str) -> None:
+    model = shaken("resnet18")
+    unit = model.backbone.get_submodule("layer2.0")
+    if what == "group norm":
+        unit.bn2 = nn.GroupNorm(4, 128)
+    elif what == "another rectifier":
+        unit.relu = nn.SiLU()
+    else:
+        unit.bn2.running_mean = unit.bn2.running_var = None
+    x = torch.randn(1, 3, 65, 65)
+    with torch.no_grad():
+        expected, actual = model(x), model.for_inference(dtype=torch.float32)(x)
+    assert float((actual - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
 def test_bf16_takes_and_gives_float32_and_rounds_as_autocast_does() -> None:

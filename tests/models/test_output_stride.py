@@ -9,7 +9,7 @@ def test_output_strides_are_those_of_table_1_and_appendix_c() -> None:
     assert OUTPUT_STRIDES == (4, 8, 16, 32, 64, 128, 256)
 
 
-@pytest.mark.parametrize("stride", [0, 1, 2, 3, 5, 12, 24, 512, -8, 16.5, "16", True, None])
+@pytest.mark.parametrize("stride", [0, 1, 2, 3, 5, 12, 24, 512, -8, 16.5, 8.0, "16", True, None])
 def test_no_other_output_stride(stride: object) -> None:
     with pytest.raises(ValueError, match="expected one of 4, 8, 16, 32, 64, 128, 256"):
         Dial(stride)  # type: ignore[arg-type]

@@ -46,6 +46,18 @@ def stepped(
     return logits.detach(), {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
 
 
+def test_a_norm_without_weights_is_folded_too() -> None:
+    model = model_of("resnet18")
+    norm: Any = model.backbone.get_submodule("layer2.0.bn1")
+    norm.register_parameter("weight", None)
+    norm.register_parameter("bias", None)
+    model.freeze_batch_norm()
+    layers, folded = copy.deepcopy(model), FoldedBatchNorm(model)
+    (logits, gradients), (wanted_logits, wanted) = stepped(model, folded), stepped(layers)
+    torch.testing.assert_close(logits, wanted_logits)
+    torch.testing.assert_close(gradients, wanted)
+
+
 @pytest.mark.parametrize("options", FROZEN, ids=str)
 @pytest.mark.parametrize("backbone", ["resnet18", "timm/mobilenetv2_035"])
 def test_logits_gradients_and_statistics_are_those_of_the_layers(backbone: str, options: dict[str, bool]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
 
 from atrous.models.activation_checkpointing import set_checkpointing
 from atrous.models.mobilenet import Fused, MobileNet
@@ -91,10 +93,10 @@ def native_dtype(device: torch.device) -> torch.dtype:
 
 
 def fold_batch_norm(model: nn.Module) -> dict[str, str]:
-    """Fold every batch norm that reads a convolution's output into that convolution, in place.
+    """Fold every batch norm that alone reads a convolution's output into that convolution, in place.
 
     Args:
-        model: in ``eval()``. It is run once to see which batch norm reads which convolution.
+        model: in ``eval()``, from images of three channels. It is run once to see what reads what.
 
     Returns:
         Path of each batch norm that was folded, to that of its convolution.
@@ -124,40 +126,88 @@ def put(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), leaf, module)
 
 
-@torch.no_grad()
 def find_conv_of_norm(model: nn.Module) -> dict[str, str]:
-    """Path of each batch norm whose input is the output of a convolution, to the path of that convolution.
+    """Path of each batch norm that alone reads the output of a convolution, to the path of that convolution.
 
-    Layers with hooks, pruning or parametrizations are left out: they must be called as they are.
+    Left out are layers with hooks, pruning or parametrizations, those of classes that may compute something else, those
+    that are called more than once or have two names, and norms that normalise by the image's own statistics.
+
+    Args:
+        model: in ``eval()``, from images of three channels. It is run once.
     """
-    outputs: dict[int, tuple[str, Tensor]] = {}  # holding the tensors keeps their ids from being used again
+    names = Counter(id(layer) for _, layer in model.named_modules(remove_duplicate=False))
+    layers = [
+        (path, layer)
+        for path, layer in model.named_modules()
+        if (_is_conv(layer) or _is_norm(layer)) and names[id(layer)] == 1 and runs_forward_alone(layer)
+    ]
+    calls, readers = Counter[str](), _Readers()
+    outputs: dict[int, tuple[str, Tensor, int]] = {}  # holding the tensors keeps their ids from being used again
     pairs: dict[str, str] = {}
-    layers = [(path, layer) for path, layer in model.named_modules() if runs_forward_alone(layer)]
-    handles = []
 
     def note_conv(path: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            outputs[id(output)] = (path, output)
+            calls[path] += 1
+            outputs[id(output)] = (path, output, output._version)
+            readers.counts[id(output)] = 0  # another tensor may have had this id
 
         return hook
 
     def note_norm(path: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if id(inputs[0]) in outputs:
-                pairs[path] = outputs[id(inputs[0])][0]
+            calls[path] += 1
+            read = outputs.get(id(inputs[0]))
+            if read is not None and inputs[0]._version == read[2]:  # not changed in place on the way
+                pairs[path] = read[0]
 
         return hook
 
-    for path, layer in layers:
-        if isinstance(layer, nn.Conv2d):
-            handles.append(layer.register_forward_hook(note_conv(path)))
-        elif isinstance(layer, _BatchNorm) and layer.running_mean is not None:  # else it takes the image's own
-            handles.append(layer.register_forward_pre_hook(note_norm(path)))
+    handles = [
+        layer.register_forward_hook(note_conv(path))
+        if _is_conv(layer)
+        else layer.register_forward_pre_hook(note_norm(path))
+        for path, layer in layers
+    ]
     parameter = next(model.parameters())
-    model(torch.zeros(1, 3, _PROBE, _PROBE, dtype=parameter.dtype, device=parameter.device))
+    with torch.inference_mode(False), torch.no_grad(), readers:
+        model(torch.zeros(1, 3, _PROBE, _PROBE, dtype=parameter.dtype, device=parameter.device))
     for handle in handles:
         handle.remove()
-    return pairs
+    alone = {path for path, output, _ in outputs.values() if readers.counts[id(output)] == 1}
+    return {norm: conv for norm, conv in pairs.items() if calls[norm] == calls[conv] == 1 and conv in alone}
+
+
+class _Readers(TorchFunctionMode):
+    """Counts the operations that read each tensor, by its ``id``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counter[int]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor | tuple | list):  # not its shape, for one
+            given = (x for x in (*args, *(kwargs or {}).values()))
+            flat = (y for x in given for y in (x if isinstance(x, tuple | list) else (x,)))
+            self.counts.update({id(x) for x in flat if isinstance(x, Tensor)})
+        return result
+
+
+def _is_conv(layer: nn.Module) -> bool:
+    """Whether a layer computes a convolution: another subclass may change its weights first."""
+    return isinstance(layer, nn.Conv2d) and _is_known(layer, "Conv2d", "Conv2dSame")
+
+
+def _is_norm(layer: nn.Module) -> bool:
+    """Whether a layer computes a batch norm by running statistics, with what `what_remains` knows after it."""
+    known = _is_known(layer, "BatchNorm2d", "SyncBatchNorm", "BatchNormAct2d", "SyncBatchNormAct")
+    return isinstance(layer, _BatchNorm) and known and layer.running_mean is not None
+
+
+def _is_known(layer: nn.Module, *names: str) -> bool:
+    """Whether its class is ours, or PyTorch's or timm's of one of these names."""
+    library = type(layer).__module__.partition(".")[0]
+    return library == "atrous" or (library in ("torch", "timm") and type(layer).__name__ in names)
 
 
 def what_remains(norm: nn.Module) -> nn.Module:
@@ -173,7 +223,7 @@ def pack(model: nn.Module, pairs: dict[str, str]) -> None:
     """Replace every plain convolution by a `PackedConv2d` with the activation that follows it, in place."""
     after = {conv: norm for norm, conv in pairs.items()}
     for path, module in list(model.named_modules()):
-        if isinstance(module, ResNet) and all(map(runs_forward_alone, module.modules())):
+        if isinstance(module, ResNet) and all(map(runs_forward_alone, module.modules())) and _is_fusible(module):
             _pack_resnet(module)
         elif isinstance(module, nn.Sequential):
             _pack_sequence(module)
@@ -221,6 +271,16 @@ def _pack_sequence(layers: nn.Sequential) -> None:
     """Convolution, what its batch norm left, activation."""
     if len(layers) == 3 and _is_plain(layers[0]) and type(layers[1]) is nn.Identity and _is_held(layers[2]):
         layers[0], layers[2] = _packed(layers[0], layers[2]), nn.Identity()
+
+
+def _is_fusible(net: ResNet) -> bool:
+    """Whether `_pack_resnet` leaves nothing out: batch norms are folded, and what activates is ReLU."""
+    parts = [net, *(unit for number in range(1, net.last_block + 1) for unit in net.block(number))]
+    layers = [(name, type(layer)) for part in parts for name, layer in part.named_children()]
+    return all(
+        (kind is nn.Identity or not name.startswith("bn")) and (kind is nn.ReLU or name != "relu")
+        for name, kind in layers
+    )
 
 
 def _pack_resnet(net: ResNet) -> None:

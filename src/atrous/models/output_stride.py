@@ -51,7 +51,7 @@ class Dial:
     output_stride: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.output_stride, bool) or self.output_stride not in OUTPUT_STRIDES:
+        if isinstance(self.output_stride, bool | float) or self.output_stride not in OUTPUT_STRIDES:
             raise ValueError(f"output_stride is {self.output_stride!r}, expected one of {_listed(OUTPUT_STRIDES)}")
 
     def rate(self, native: int) -> int:

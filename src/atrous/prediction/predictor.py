@@ -84,8 +84,8 @@ class Predictor:
 
     Attributes:
         name: what it was loaded from, or the name of the backbone.
-        model: the inference form. Setting its `output_stride` or `longest_side` applies to the calls that begin after
-            that.
+        model: the inference form, copies of which predict with its weights. Setting its `output_stride` or
+            `longest_side` applies to the calls that begin after that; hooks and exchanged layers do not.
 
     Raises:
         ValueError: if labels and classes differ in number, the stride cannot be reached, a scale is not positive, the
@@ -310,7 +310,8 @@ class Predictor:
 
     def inference_model(self, output_stride: int | None = None) -> DeepLabV3:
         """The model that runs at an output stride, made at its first use."""
-        key = (output_stride or self.model.output_stride, self.model.longest_side)
+        stride = self.model.output_stride if output_stride is None else output_stride
+        key = (stride, self.model.longest_side)
         with _FORMS_LOCK:
             if key not in self._forms:
                 self._forms[key] = with_output_stride(self.model, key[0])

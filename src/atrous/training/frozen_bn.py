@@ -100,8 +100,10 @@ def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
 def _folded(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution with the batch norm behind it; `torch.nn.utils.fusion` is not differentiable."""
     dtype = conv.weight.dtype
-    scale = norm.weight.to(dtype) * (norm.running_var.to(dtype) + norm.eps).rsqrt()
-    shift = norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
+    scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else norm.weight.to(dtype) * scale
+    shift = -norm.running_mean.to(dtype) * scale
+    shift = shift if norm.bias is None else norm.bias.to(dtype) + shift
     if conv.bias is not None:
         shift = shift + conv.bias.to(dtype) * scale
     return conv.weight * scale[:, None, None, None], shift
