@@ -145,7 +145,7 @@ class Predictor:
         """
         model, card = load(source)
         if names is not None and len({*names}) != model.num_classes:
-            raise ValueError(f"names are {len({*names})} different ones; {source} has {model.num_classes} classes")
+            raise ValueError(f"{source} has {model.num_classes} classes, names that differ are {len({*names})}")
         card = replace(card, names=tuple(names)) if names is not None else card
         options.setdefault("value_range", card.value_range)
         options.setdefault("bands", card.bands)
