@@ -3,8 +3,10 @@
 import contextlib
 import copy
 import functools
+import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import fold_batch_norm, inference_form, native_dtype, with_output_stride
 from atrous.ops import packed_conv
-from atrous.ops.conv_kernels import depthwise
+from atrous.ops.conv_kernels import depthwise, tap_gemm
 from atrous.ops.conv_kernels.dispatch import forward_form
 from atrous.ops.packed_conv import PackedConv2d, fuses
 
@@ -234,8 +236,26 @@ def test_bf16_takes_and_gives_float32_and_rounds_as_autocast_does() -> None:
     assert (actual - expected).abs().mean() < 2 * (usual - expected).abs().mean()
 
 
-def test_the_format_is_one_that_the_machine_multiplies() -> None:
-    assert native_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+@pytest.mark.parametrize(
+    ("amx", "pairs", "intel", "expected"),
+    [
+        (True, True, True, torch.bfloat16),
+        (False, True, False, torch.bfloat16),
+        (False, True, True, torch.float32),  # 1.1 to 1.6 times as fast there
+        (False, False, False, torch.float32),
+    ],
+)
+def test_the_format_is_the_fastest(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, pairs: bool, intel: bool, expected: torch.dtype
+) -> None:
+    for name, value in (("has_amx", amx), ("has_avx512_bf16", pairs), ("is_intel", intel)):
+        monkeypatch.setattr(tap_gemm, name, lambda value=value: value)
+    assert native_dtype(torch.device("cpu")) == expected
+
+
+def test_who_made_the_processor_is_what_the_system_says() -> None:
+    maker = platform.processor() + (Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "")
+    assert tap_gemm.is_intel() == ("GenuineIntel" in maker)
 
 
 FUSED = ["resnet18", larger("resnet50"), "timm/tf_efficientnet_lite0", larger("timm/mobilenetv3_large_100"),

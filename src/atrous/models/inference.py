@@ -22,7 +22,7 @@ from atrous.models.activation_checkpointing import set_checkpointing
 from atrous.models.mobilenet import Fused, MobileNet
 from atrous.models.resnet import Basic, Bottleneck, ResNet, Unit
 from atrous.ops.conv import AtrousConv2d, AtrousConv2dSame, runs_forward_alone
-from atrous.ops.conv_kernels.tap_gemm import has_amx, has_avx512_bf16
+from atrous.ops.conv_kernels.tap_gemm import gains_by_bfloat16
 from atrous.ops.packed_conv import DTYPES, PackedConv2d, PackedConv2dSame, begin_pass, fuses, holds, runs_in_blocks
 
 _PROBE = 65
@@ -83,12 +83,11 @@ def _compiled_class(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def native_dtype(device: torch.device) -> torch.dtype:
-    """A half-precision format where the device multiplies matrices of it in hardware, float32 elsewhere."""
+    """A half-precision format where the device is faster in it, float32 elsewhere."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     if device.type == "cpu":
-        # Elsewhere PyTorch emulates the format, at a loss.
-        return torch.bfloat16 if has_avx512_bf16() or has_amx() else torch.float32
+        return torch.bfloat16 if gains_by_bfloat16() else torch.float32
     return torch.float32
 
 

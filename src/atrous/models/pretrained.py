@@ -20,7 +20,7 @@ class Pretrained(nn.Module):
 
         Args:
             dtype: of weights and activations. None is the fastest that the machine has: bfloat16 on a CPU with
-                AVX512-BF16 or AMX and on a GPU from Ampere on, float16 on an older GPU, float32 elsewhere.
+                AMX or AMD's AVX512-BF16 and on a GPU from Ampere on, float16 on an older GPU, float32 elsewhere.
             compile: by ``torch.compile``, at the first images of a size and output stride: True for its own backend,
                 which on a CPU needs a C++ compiler, or a backend's name. Meant for GPUs; on a CPU our own convolutions,
                 which are then left out, are faster.

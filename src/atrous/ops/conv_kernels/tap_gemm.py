@@ -14,6 +14,7 @@ weights K,C,h,w and their rates, and give a list in the dtype and memory order o
 from __future__ import annotations
 
 import functools
+import platform
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -102,6 +103,24 @@ def has_avx512_bf16() -> bool:
 def has_amx() -> bool:
     """Whether it multiplies tiles of bfloat16, at 8 to 16 times the throughput of float32."""
     return _says("_is_amx_tile_supported")
+
+
+def gains_by_bfloat16() -> bool:
+    """Whether networks are faster in bfloat16 than in float32.
+
+    They are with AMX, and with the AVX512-BF16 of an AMD. Intel's takes 1.1 to 1.6 times as long as float32.
+    """
+    return has_amx() or (has_avx512_bf16() and not is_intel())
+
+
+@functools.cache
+def is_intel() -> bool:
+    """Whether Intel made the processor."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            return "GenuineIntel" in file.read(4096)
+    except OSError:  # another system than Linux
+        return "GenuineIntel" in platform.processor()
 
 
 def _says(probe: str) -> bool:
