@@ -16,8 +16,10 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
+from atrous.models.backbone import Features
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import fold_batch_norm, inference_form, native_dtype, with_output_stride
+from atrous.models.resnet import ResNet
 from atrous.ops import packed_conv
 from atrous.ops.conv_kernels import depthwise, tap_gemm
 from atrous.ops.conv_kernels.dispatch import forward_form
@@ -208,7 +210,13 @@ def test_what_cannot_be_folded_stays(name: str) -> None:
         torch.testing.assert_close(inference_form(net, torch.float32)(x), net(x))
 
 
-@pytest.mark.parametrize("what", ["statistics of the image", "group norm", "another rectifier"])
+class Otherwise(ResNet):
+    def forward(self, images: torch.Tensor) -> Features:
+        features = super().forward(images)
+        return features._replace(out=features.out.sin())
+
+
+@pytest.mark.parametrize("what", ["statistics of the image", "group norm", "another rectifier", "another class"])
 def test_a_resnet_that_is_not_the_usual_one(what: str) -> None:
     model = shaken("resnet18")
     unit = model.backbone.get_submodule("layer2.0")
@@ -216,6 +224,8 @@ def test_a_resnet_that_is_not_the_usual_one(what: str) -> None:
         unit.bn2 = nn.GroupNorm(4, 128)
     elif what == "another rectifier":
         unit.relu = nn.SiLU()
+    elif what == "another class":
+        model.backbone.__class__ = Otherwise
     else:
         unit.bn2.running_mean = unit.bn2.running_var = None
     x = torch.randn(1, 3, 65, 65)
@@ -466,3 +476,59 @@ def test_a_nan_pixel_is_seen_where_the_first_layer_is_not_packed() -> None:
         assert torch.equal(form(images).isnan(), model(images).isnan())
         clean = torch.randn(1, 3, 65, 65)
         assert form(clean).isfinite().all()
+
+
+def test_a_form_made_in_inference_mode_sees_new_weights() -> None:
+    x, first, second = torch.randn(1, 3, 65, 65), shaken("resnet18"), shaken("resnet18")
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.mul_(1.1)
+    with torch.inference_mode():
+        form, other = (model.for_inference(dtype=torch.float32) for model in (first, second))
+        assert not any(weight.is_inference() for weight in form.parameters())
+        for _ in range(3):
+            form(x)
+        form.load_state_dict(other.state_dict())
+        torch.testing.assert_close(form(x), other(x))
+
+
+def test_weights_that_are_inference_tensors_are_laid_out_anew() -> None:
+    x = torch.randn(1, 8, 9, 9).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        layer = PackedConv2d(nn.Conv2d(8, 8, 3, padding=1)).requires_grad_(False)
+        for _ in range(3):
+            before = layer(x)
+        layer.weight.mul_(2)
+        layer.bias.mul_(2)
+        torch.testing.assert_close(layer(x), 2 * before)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_forward_derivatives_are_differences(folded: bool) -> None:
+    model = shaken("resnet18", aspp_rates=(1, 3)).double()
+    network = model.for_inference(dtype=torch.float32).double() if folded else model
+    x, direction = torch.randn(1, 3, 65, 65).double(), 1e-6 * torch.randn(1, 3, 65, 65).double()
+    _, actual = torch.func.jvp(network, (x,), (direction,))
+    with torch.no_grad():
+        expected = (model(x + direction) - model(x - direction)) / 2
+    assert float((actual - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_forward_derivatives_pass_the_operators_of_a_form() -> None:
+    form, x = shaken("resnet18").for_inference(dtype=torch.float32), torch.randn(1, 3, 33, 33)
+    assert float(torch.func.jvp(form, (x,), (torch.randn(1, 3, 33, 33),))[1].norm()) > 0
+
+
+def test_a_bias_alone_can_be_trained() -> None:
+    form = shaken("resnet18").for_inference(dtype=torch.float32)
+    biases = [bias.requires_grad_() for name, bias in form.named_parameters() if name.endswith("bias")]
+    form(torch.randn(1, 3, 33, 33)).sum().backward()
+    assert all(bias.grad is not None for bias in biases)
+
+
+def test_rates_that_were_set_by_hand_stay_in_a_copy_at_the_same_stride() -> None:
+    model, x = shaken("resnet18", aspp_rates=(1, 2)), torch.randn(1, 3, 129, 129)
+    layer = model.head.get_submodule("atrous.1.0")
+    layer.dilation = layer.padding = (3, 3)
+    with torch.no_grad():
+        assert torch.equal(with_output_stride(model, 16)(x), model(x))

@@ -34,8 +34,15 @@ Library = Literal["torchvision", "smp"]
 UPSAMPLING: dict[Library, Upsampling] = {"torchvision": "half_pixel", "smp": "corners"}
 """How each library upsamples logits."""
 
-ROUNDING = {torch.float64: 1e-9, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Relative error allowed between two implementations of one network, by dtype; 1e-3 in float32."""
+ROUNDING = {torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Relative error allowed where another epsilon has moved into variances of a dtype; 1e-5 elsewhere."""
+
+_WITHOUT_WEIGHTS = (
+    nn.Identity, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Dropout, nn.Dropout2d, nn.Upsample,
+)  # fmt: skip
+"""Layers of the two libraries that have no weights."""
+
+_SETTINGS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
 _KEYS = {**torchvision.KEYS, **smp.KEYS, "backbone.": "backbone."}
 """Their prefix to ours; the first that matches counts."""
@@ -56,9 +63,11 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def take_over(theirs: nn.Module) -> tuple[DeepLabV3, Library]:
     """Their network as a `DeepLabV3` with a copy of its weights, in ``eval()``, and the library that it is of.
 
-    Depth, classes, rates and output stride are read from its layers, and both are run once on a small image to compare
-    them. Images are padded and logits upsampled as the library does (`DeepLabV3.upsampling`). At another output stride
-    ours scales ASPP's rates, as the paper does; segmentation_models_pytorch does not.
+    Depth, classes, rates and output stride are read from its layers, and both are run once on a small image in float64
+    to compare them. What is frozen and batch norm's momentum are theirs; another epsilon than ours is moved into the
+    variances; there is no dropout. Images are padded and logits upsampled as the library does
+    (`DeepLabV3.upsampling`). At another output stride ours scales ASPP's rates, as the paper does;
+    segmentation_models_pytorch does not.
 
     Args:
         theirs: ``torchvision.models.segmentation.deeplabv3_resnet50`` or ``101``, or
@@ -90,13 +99,47 @@ def take_over(theirs: nn.Module) -> tuple[DeepLabV3, Library]:
     assert isinstance(ours.head, ASPP)
     if list(Dial(output_stride).aspp_rates(ours.head.rates)) != dilations:
         raise _unknown(theirs, f"rates {dilations} at output stride {output_stride} are not those of whole rates at 16")
-    for name, norm in theirs.named_modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not name.startswith(torchvision.AUXILIARY):
-            ours.get_submodule(_our_key(f"{name}.").removesuffix(".")).eps = norm.eps  # type: ignore[assignment]
+    moved = _take_settings(theirs, ours)
     first = next(theirs.parameters())
     ours = ours.to(first.device, first.dtype).eval()
-    _compare(theirs, ours)
+    _compare(theirs, ours, ROUNDING.get(first.dtype, 1e-5) if moved else 1e-5)
     return ours, library
+
+
+def _take_settings(theirs: nn.Module, ours: DeepLabV3) -> bool:
+    """What their layers have beside weights; whether an epsilon is another than ours.
+
+    Raises:
+        ValueError: for a layer that ours does not have, or has otherwise.
+    """
+    moved = False
+    for name, layer in theirs.named_modules():
+        if name.startswith(torchvision.AUXILIARY) or any(layer.children()):
+            continue
+        if not layer.state_dict():
+            if not isinstance(layer, _WITHOUT_WEIGHTS):
+                raise _unknown(theirs, f"{name} is {type(layer).__name__}")
+            continue
+        match = ours.get_submodule(_our_key(f"{name}.").removesuffix("."))
+        for key, parameter in layer.named_parameters(recurse=False):
+            getattr(match, key).requires_grad_(parameter.requires_grad)
+        for key in _SETTINGS if isinstance(layer, nn.Conv2d) else ():
+            one_tap = key == "dilation" and layer.kernel_size == (1, 1)  # smp sets it everywhere
+            if getattr(layer, key) != getattr(match, key) and not one_tap:
+                raise _unknown(theirs, f"{name} has {key} {getattr(layer, key)}, not {getattr(match, key)}")
+        if isinstance(layer, nn.BatchNorm2d) and isinstance(match, nn.BatchNorm2d):
+            moved = _take_norm(layer, match) or moved
+            if match.running_var is not None and bool((match.running_var < 0).any()):
+                raise _unknown(theirs, f"{name} has eps {layer.eps}, and a variance that is smaller than {match.eps}")
+    return moved
+
+
+def _take_norm(theirs: nn.BatchNorm2d, ours: nn.BatchNorm2d) -> bool:
+    """Momentum, and what they add to the variance beyond what ours adds; whether there was any."""
+    ours.momentum = theirs.momentum
+    if ours.running_var is not None:
+        ours.running_var += theirs.eps - ours.eps
+    return theirs.eps != ours.eps
 
 
 def _unknown(theirs: nn.Module, why: str) -> ValueError:
@@ -104,18 +147,18 @@ def _unknown(theirs: nn.Module, why: str) -> ValueError:
 
 
 @torch.no_grad()
-def _compare(theirs: nn.Module, ours: DeepLabV3) -> None:
-    """Run both once: layers may have been changed in ways that weights do not show."""
-    weight = ours.classifier.weight
+def _compare(theirs: nn.Module, ours: DeepLabV3, rounding: float) -> None:
+    """Run both once: layers may have been changed in ways that weights and settings do not show."""
     side = 4 * ours.output_stride
     with torch.random.fork_rng(devices=[]):
-        images = torch.randn(1, 3, side, side + ours.output_stride).to(weight.device, weight.dtype)
-    expected = logits_of(copy.deepcopy(theirs).eval()(images)).to(torch.promote_types(weight.dtype, torch.float32))
-    logits = ours(images)
+        images = torch.randn(1, 3, side, side + ours.output_stride, dtype=torch.float64)
+    given, logits = (copy.deepcopy(net).eval().to("cpu", torch.float64)(images) for net in (theirs, ours))
+    expected = logits_of(given)
     if logits.shape != expected.shape:
         raise _unknown(theirs, f"it gives {tuple(expected.shape)} for images of {tuple(images.shape)}")
-    error = float((logits - expected).norm() / expected.norm())
-    if not error <= ROUNDING.get(weight.dtype, 1e-3):
+    spread = expected - expected.mean((2, 3), keepdim=True)  # a large bias would hide a difference
+    error = float((logits - expected).norm() / spread.norm())
+    if not error <= rounding:
         raise _unknown(theirs, f"what it gives for an image differs by {error:.1e} from what these weights give in one")
 
 

@@ -48,7 +48,7 @@ class DeepLabV3(FreezableBatchNorm, Pretrained):
             unit: that unit keeps the rate of its input. Off, all units of a block have one rate, as in the paper. For
             networks of timm it makes a `multi_grid` of ones the same as none.
         stem: of our ResNets: channels of three 3×3 convolutions in place of the 7×7 one; see `ResNet`.
-        average_shortcut: of our ResNets: average where a shortcut is strided.
+        average_shortcut: of our ResNets: average where a shortcut is strided; `consistent_rates` does not hold then.
         convention: whose rates and padding the backbone has, for weights of other libraries that were trained with
             them: see `atrous.models.conventions`. Empty for those of section 3.1.
         upsampling: how images are padded and logits upsampled; weights of other libraries do best with their own way.

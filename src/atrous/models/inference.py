@@ -37,6 +37,11 @@ def inference_form(model: Model, dtype: torch.dtype | None = None, *, compile: b
     Returns:
         In ``eval()``, without gradients, ``channels_last``, batch norm folded away.
     """
+    with torch.inference_mode(False), torch.no_grad():  # no change of a weight born in inference mode can be seen
+        return _inference_form(model, dtype, compile)
+
+
+def _inference_form(model: Model, dtype: torch.dtype | None, compile: bool | str) -> Model:
     device = next(model.parameters()).device
     form = copy.deepcopy(model).eval().requires_grad_(False)
     set_checkpointing(form, False)
@@ -222,7 +227,7 @@ def pack(model: nn.Module, pairs: dict[str, str]) -> None:
     """Replace every plain convolution by a `PackedConv2d` with the activation that follows it, in place."""
     after = {conv: norm for norm, conv in pairs.items()}
     for path, module in list(model.named_modules()):
-        if isinstance(module, ResNet) and all(map(runs_forward_alone, module.modules())) and _is_fusible(module):
+        if type(module) is ResNet and all(map(runs_forward_alone, module.modules())) and _is_fusible(module):
             _pack_resnet(module)
         elif isinstance(module, nn.Sequential):
             _pack_sequence(module)
@@ -273,10 +278,10 @@ def _pack_sequence(layers: nn.Sequential) -> None:
 
 
 def _is_fusible(net: ResNet) -> bool:
-    """Whether `_pack_resnet` leaves nothing out: batch norms are folded, and what activates is ReLU."""
-    parts = [net, *(unit for number in range(1, net.last_block + 1) for unit in net.block(number))]
-    layers = [(name, type(layer)) for part in parts for name, layer in part.named_children()]
-    return all(
+    """Whether `_pack_resnet` leaves nothing out: units are ours, batch norms folded, and what activates is ReLU."""
+    units = [unit for number in range(1, net.last_block + 1) for unit in net.block(number)]
+    layers = [(name, type(layer)) for part in (net, *units) for name, layer in part.named_children()]
+    return all(type(unit) in (Basic, Bottleneck) for unit in units) and all(
         (kind is nn.Identity or not name.startswith("bn")) and (kind is nn.ReLU or name != "relu")
         for name, kind in layers
     )
@@ -350,5 +355,6 @@ def with_output_stride(model: Model, output_stride: int) -> Model:
     # A pruned layer's weights are neither: they are an attribute that its hook sets.
     tensors += [value for layer in model.modules() for value in vars(layer).values() if isinstance(value, Tensor)]
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    twin.output_stride = output_stride  # type: ignore[assignment]
+    if output_stride != twin.output_stride:  # else rates that were set by hand would be lost
+        twin.output_stride = output_stride  # type: ignore[assignment]
     return twin

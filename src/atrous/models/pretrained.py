@@ -27,7 +27,8 @@ class Pretrained(nn.Module):
 
         Returns:
             A model that takes and gives float32, whatever `dtype`, with this one's logits up to rounding in `dtype`;
-            its `output_stride` can be set.
+            its `output_stride` can be set. Weights that are changed in it are seen where PyTorch counts the change
+            (``copy_`` or ``load_state_dict``, say), not through ``.data`` or NumPy.
         """
         return inference_form(self, dtype, compile=compile)
 

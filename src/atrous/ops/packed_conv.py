@@ -32,7 +32,7 @@ from torch.nn.modules.module import _has_any_global_hook as has_global_hook
 from atrous.ops.conv import AtrousConv2d, runs_forward_alone, same_padding, take_place
 from atrous.ops.conv_kernels import winograd
 from atrous.ops.conv_kernels.depthwise import reaches_far
-from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast, forward_form, is_recorded
+from atrous.ops.conv_kernels.dispatch import atrous_conv2d_fast, forward_form, is_recorded, is_transformed
 from atrous.ops.conv_kernels.tap_gemm import CAPABILITY, has_onednn
 from atrous.ops.conv_kernels.winograd import Winograd
 from atrous.ops.trusted import Draw, library_only, trusted
@@ -135,7 +135,7 @@ class PackedConv2d(AtrousConv2d):
             return False
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or getattr(_current, "plain", False):
             return False
-        if library_only() or not has_onednn():
+        if library_only() or not has_onednn() or is_transformed():
             return False
         return call.state == self._state(x, geometry)
 
@@ -147,7 +147,8 @@ class PackedConv2d(AtrousConv2d):
             return False
         if x.dtype != self.weight.dtype or x.numel() == 0 or torch.is_autocast_enabled("cpu"):
             return False
-        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+        read = [tensor for tensor in (x, self.weight, self.bias, other) if tensor is not None]
+        if is_transformed() or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in read)):
             return False
         if type(x) is not Tensor:  # traced with tensors that hold no data
             return False
@@ -164,11 +165,13 @@ class PackedConv2d(AtrousConv2d):
             _current.plain = True
         return getattr(_current, "plain", False)
 
-    def _weights_state(self) -> tuple[int, ...]:
+    def _weights_state(self) -> tuple[Any, ...]:
         weight, bias = self._parameters["weight"], self._parameters["bias"]
         assert weight is not None
-        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        return state if bias is None else (*state, bias.data_ptr(), 0 if bias.is_inference() else bias._version)
+        if weight.is_inference() or (bias is not None and bias.is_inference()):
+            return (object(),)  # like no other: their changes are not counted
+        state = (weight.data_ptr(), weight._version)
+        return state if bias is None else (*state, bias.data_ptr(), bias._version)
 
     def _has_faster_form(self, x: Tensor, padding: tuple[int, ...]) -> bool:
         return self._is_centred(padding) and forward_form(x, self.weight, self.rate) != "library"
@@ -308,7 +311,7 @@ def runs_in_blocks(network: nn.Module, x: Tensor) -> bool:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in network.parameters())):
         return False
-    if CAPABILITY != "AVX2" or not has_onednn("_convolution_pointwise") or has_global_hook():
+    if CAPABILITY != "AVX2" or not has_onednn("_convolution_pointwise") or has_global_hook() or is_transformed():
         return False
     for layer in network.modules():
         if not runs_forward_alone(layer):  # a hook is given maps as PyTorch has them

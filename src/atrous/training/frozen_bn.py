@@ -27,7 +27,8 @@ class FoldedBatchNorm:
     ``torch.compile`` traces.
 
     Args:
-        model: its parameters, output stride and what is frozen may change between calls.
+        model: its parameters, output stride and what is frozen by its own methods may change between calls; layers, and
+            what is set in them by hand, may not. To see what reads what, it is run once on a small image of zeros.
     """
 
     def __init__(self, model: DeepLabV3) -> None:

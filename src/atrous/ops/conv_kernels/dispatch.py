@@ -110,11 +110,17 @@ def is_recorded() -> bool:
     return torch.compiler.is_exporting() or bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]
 
 
+def is_transformed() -> bool:
+    """Whether a forward derivative or another transform of `torch.func` is computed: operators of ours have none."""
+    dual: int = torch.autograd.forward_ad._current_level
+    return dual >= 0 or torch._C._functorch.maybe_current_level() is not None
+
+
 def _is_plain(form: str | None, x: Tensor, weights: list[Tensor], rates: list[int]) -> bool:
     """Whether every pass is the library's: the operator is then left out, so that compilers see the convolution."""
     if x.numel() == 0 or not weights:
         return True
-    if form is None and is_recorded():
+    if form is None and (is_recorded() or is_transformed()):
         return True
     trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
     if trained and is_wrong_in_half(x, weights, rates):
