@@ -24,7 +24,6 @@ PANELS = {
     9: ("batch size", None),
     10: ("stride of training and evaluation", "train output_stride"),
 }
-FILES = {1: "table-1-whole-copies.csv"}
 COLOURS = ("#c0392b", "#2c5f8a", "#4a8f4a", "#c0792b")
 
 
@@ -32,7 +31,7 @@ def paper_against_ours() -> None:
     figure = Figure(figsize=(10.5, 5.6), layout="constrained")
     panels = figure.subplots(2, 4).ravel()
     for axes, (number, (title, grouped)) in zip(panels, PANELS.items(), strict=False):
-        with open(FOLDER / FILES.get(number, f"table-{number}.csv"), encoding="utf-8") as file:
+        with open(FOLDER / f"table-{number}.csv", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["paper"] and row["mean"]]
         groups = list(dict.fromkeys(row[grouped] if grouped else "" for row in rows))
         for colour, group in zip(COLOURS, groups, strict=False):
@@ -51,8 +50,8 @@ def paper_against_ours() -> None:
         axes.set_xlabel("the paper's mIoU, %", fontsize=8)
         axes.set_ylabel("ours, %", fontsize=8)
     panels[-1].axis("off")
-    text = "A table that comes out as in the paper\nrises from left to right.\nBars: deviation of two seeds"
-    text += "\n(Table 1: one seed, whole copies)."
+    text = "A table that comes out as in the paper\nrises from left to right.\nBars: deviation of two seeds."
+    text += "\nTables 1 to 3: shorter trainings."
     panels[-1].text(0.0, 0.5, text, fontsize=9, va="center")
     figure.savefig(FOLDER / "paper-against-ours.png", dpi=130)
 
