@@ -112,6 +112,8 @@ def is_recorded() -> bool:
 
 def is_transformed() -> bool:
     """Whether a forward derivative or another transform of `torch.func` is computed: operators of ours have none."""
+    if torch.compiler.is_compiling():  # which has derivatives of its own, and would record the question
+        return False
     dual: int = torch.autograd.forward_ad._current_level
     return dual >= 0 or torch._C._functorch.maybe_current_level() is not None
 
