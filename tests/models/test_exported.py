@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 
 from atrous.cli.parser import main
-from atrous.models.exported import SUFFIXES, Runtime, is_exported, open_file, requirement
+from atrous.models import exported
+from atrous.models.exported import SUFFIXES, Runtime, is_exported, open_file, openvino_runtime, requirement
 from atrous.models.weights import load, read_card
 
 
@@ -26,6 +28,25 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     (tmp_path / "model.onnx").write_bytes(b"x")
     with pytest.raises(ValueError, match="onnxruntime is not installed"):
         load(tmp_path / "model.onnx")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("amx", [True, False])
+def test_openvino_is_told_of_no_amx_at_its_first_network_alone(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
+    openvino = pytest.importorskip("openvino", reason="OpenVINO, which is told")
+    told: list[str | None] = []
+    compiled = openvino.compile_model
+    monkeypatch.setattr(exported, "has_amx", lambda: amx)
+    monkeypatch.setattr(exported, "_run_first_network", exported._run_first_network.__wrapped__)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(
+        openvino, "compile_model", lambda *given: told.append(os.environ.get("ONEDNN_MAX_CPU_ISA")) or compiled(*given)
+    )
+    assert openvino_runtime() is openvino
+    assert told == (["AVX512_CORE_BF16"] if amx else []) and "ONEDNN_MAX_CPU_ISA" not in os.environ
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # a user's own choice stays
+    openvino_runtime()
+    assert len(told) == amx and os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX2"
 
 
 def test_a_litert_file_is_no_model(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from atrous.models.deeplab import DeepLabV3
+from atrous.models.exported import openvino_runtime
 
 Run = Callable[[Tensor], Any]
 
@@ -124,8 +125,8 @@ def test_onnx_of_one_size_refuses_others(dynamo: bool, example: tuple[int, int],
 @pytest.mark.integration
 @pytest.mark.parametrize(("backbone", "example"), [("resnet18", EXAMPLES[0]), ("timm/lcnet_050", EXAMPLES[1])])
 def test_openvino(backbone: str, example: tuple[int, int]) -> None:
-    openvino = pytest.importorskip("openvino", reason="OpenVINO, which converts and runs the model")
-    model = model_of(backbone)
+    pytest.importorskip("openvino", reason="OpenVINO, which converts and runs the model")
+    openvino, model = openvino_runtime(), model_of(backbone)
     converted = openvino.convert_model(model, example_input=torch.randn(2, 3, *example))
     compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     assert_same(model, lambda images: compiled(images.numpy())[0])

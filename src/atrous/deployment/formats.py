@@ -23,6 +23,7 @@ from atrous.models.exported import (
     cut_onnx,
     cut_openvino,
     open_file,
+    openvino_runtime,
     requirement,
 )
 from atrous.models.weights import ModelCard
@@ -137,7 +138,7 @@ class OpenVino(Onnx):
         openvino_file.save(model, path, card, info)
 
     def taps(self, path: Path, layers: Sequence[str], images: Tensor) -> Mapping[str, Tensor]:  # noqa: D102
-        openvino = requirement("openvino", "openvino")
+        openvino = openvino_runtime()
         model, names = openvino.Core().read_model(str(path)), [self.layers()[layer] for layer in layers]
         cut = cut_openvino(model, self.source, names)
         compiled = openvino.compile_model(cut, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

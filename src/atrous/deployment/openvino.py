@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from atrous.deployment.onnx import quiet
-from atrous.models.exported import CARD, INFO, NETWORK_OUTPUT, requirement
+from atrous.models.exported import CARD, INFO, NETWORK_OUTPUT, openvino_runtime
 from atrous.models.weights import ModelCard
 
 
@@ -21,7 +21,7 @@ def from_onnx(path: Path) -> Any:
     Raises:
         ValueError: if OpenVINO is missing or cannot convert it.
     """
-    openvino = requirement("openvino", "openvino")
+    openvino = openvino_runtime()
     try:
         with quiet():
             return openvino.convert_model(str(path))
@@ -31,7 +31,7 @@ def from_onnx(path: Path) -> Any:
 
 def with_network(model: Any, network: Any, source: str) -> Any:
     """A whole model with another network in its middle: what `cut_openvino` cut out from `source` on, quantised."""
-    openvino = requirement("openvino", "openvino")
+    openvino = openvino_runtime()
     values = {name: output for node in model.get_ops() for output in node.outputs() for name in output.get_names()}
     before, after = values[source], values[NETWORK_OUTPUT]
     [parameter], [result] = network.get_parameters(), network.get_results()
@@ -62,7 +62,7 @@ def save(model: Any, path: Path, card: ModelCard, info: dict[str, Any]) -> None:
 def _write(model: Any, path: Path) -> None:
     """Let OpenVINO write its files; it does not say why it could not, so a full disk is looked for."""
     try:
-        requirement("openvino", "openvino").save_model(model, str(path), compress_to_fp16=False)
+        openvino_runtime().save_model(model, str(path), compress_to_fp16=False)
     except RuntimeError as error:
         needed = sum(op.data.nbytes for op in model.get_ops() if op.get_type_name() == "Constant")
         if shutil.disk_usage(path.parent).free < needed:

@@ -26,7 +26,14 @@ from atrous.evaluation.evaluate import evaluate
 from atrous.evaluation.preprocessor import Preprocessor
 from atrous.messages import counted, listed
 from atrous.models.deeplab import DeepLabV3
-from atrous.models.exported import NETWORK_OUTPUT, ExportedDeepLabV3, cut_openvino, open_file, requirement
+from atrous.models.exported import (
+    NETWORK_OUTPUT,
+    ExportedDeepLabV3,
+    cut_openvino,
+    open_file,
+    openvino_runtime,
+    requirement,
+)
 from atrous.models.weights import ModelCard
 from atrous.ops.resize import pad_image
 
@@ -251,7 +258,7 @@ class OpenVinoInt8:
 
     def build(self, method: str, keep: Collection[str]) -> None:
         """See `Quantiser`."""
-        openvino = requirement("openvino", "openvino")
+        openvino = openvino_runtime()
         with quiet():
             network = cut_openvino(self.made.float_model(), self.made.source, [NETWORK_OUTPUT])
             names = _operations(network, [self.names[path] for path in keep])

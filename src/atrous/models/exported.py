@@ -12,9 +12,11 @@ The runtimes are extras; each is imported when a file for it is opened.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import json
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ from torch import Tensor, fx, nn
 from atrous.messages import listed
 from atrous.models.backbone import Backbone
 from atrous.models.deeplab import DeepLabV3
+from atrous.ops.conv_kernels.tap_gemm import has_amx
 from atrous.ops.resize import Upsampling, feature_count, padded_size
 
 IMAGES, NETWORK_INPUT, NETWORK_OUTPUT = "images", "network_input", "network_output"
@@ -183,7 +186,7 @@ class OpenVino(Runtime):
     name = "OpenVINO"
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        openvino = requirement("openvino", "openvino")
+        openvino = openvino_runtime()
         self.threads = threads or torch.get_num_threads()
         weights = path.with_suffix(".bin")
         _check_xml(path)
@@ -215,7 +218,7 @@ class OpenVino(Runtime):
         return _first(self._network, self.array(images))
 
     def _compiled(self, model: Any) -> Any:
-        openvino = requirement("openvino", "openvino")
+        openvino = openvino_runtime()
         options = {"INFERENCE_NUM_THREADS": self.threads, "INFERENCE_PRECISION_HINT": "f32"}
         return openvino.compile_model(model, "CPU", options)
 
@@ -235,13 +238,40 @@ def _first(compiled: Any, array: Any) -> Tensor:
     return torch.from_numpy(np.array(compiled.infer_new_request([array])[0]))
 
 
+def openvino_runtime() -> Any:
+    """OpenVINO, without AMX: with it networks in int8 end the process (2026.4), and float32 has no use for it.
+
+    Raises:
+        ValueError: as `requirement`.
+    """
+    openvino = requirement("openvino", "openvino")
+    if has_amx():
+        _run_first_network(openvino)
+    return openvino
+
+
+@functools.cache
+def _run_first_network(openvino: Any) -> None:
+    """OpenVINO reads once in a process which instructions it may use, at its first network: here, without AMX."""
+    name = "ONEDNN_MAX_CPU_ISA"
+    if name in os.environ:
+        return
+    torch.zeros(1, 8).to_mkldnn()  # PyTorch reads the same variable, once
+    parameter = openvino.opset13.parameter([1, 8], np.float32)
+    os.environ[name] = "AVX512_CORE_BF16"
+    try:
+        openvino.compile_model(openvino.Model([openvino.opset13.relu(parameter)], [parameter], "first"), "CPU")
+    finally:
+        del os.environ[name]
+
+
 def cut_openvino(model: Any, source: str, outputs: Sequence[str]) -> Any:
     """The part of an OpenVINO model from one of its values to some others, as a model of its own.
 
     Raises:
         ValueError: if there is no such part.
     """
-    openvino = requirement("openvino", "openvino")
+    openvino = openvino_runtime()
     copied = model.clone()
     values = {name: output for node in copied.get_ops() for output in node.outputs() for name in output.get_names()}
     if missing := {source, *outputs} - values.keys():
