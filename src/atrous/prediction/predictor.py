@@ -123,7 +123,7 @@ class Predictor:
         self.window, self.pad_to, self.name = window, pad_to, model.backbone.name
         self.rule = ImageRule(value_range, tuple(bands))
         Preprocessor(self.model, pad_to=pad_to)  # refuses one that is out of range
-        # Models that run, by output stride and longest side. They share its parameters.
+        # Models that run, by output stride and longest side. They share the parameters of `model`.
         self._forms: dict[tuple[int, int | None], DeepLabV3] = {}
         self.sliding_window()  # refuses a window that is too small
 
@@ -314,6 +314,6 @@ class Predictor:
         key = (stride, self.model.longest_side)
         with _FORMS_LOCK:
             if key not in self._forms:
-                self._forms[key] = with_output_stride(self.model, key[0])
+                self._forms[key] = with_output_stride(self.model, stride)
                 self._forms[key].longest_side = key[1]
             return self._forms[key]
