@@ -7,8 +7,9 @@
 
 Four ways take turns on the same photographs in one process, so that what else the machine does falls on all of them:
 `before`, one after the other with all threads in the network, PNGs of the overlays compressed by default; `now`,
-`predict_files`; `onnxruntime`, our export in the loop that a user writes with Pillow, which writes mask and overlay,
-too; `network`, the network alone on photographs that are decoded, one after the other with all threads.
+`predict_files`; `onnxruntime`, our export in the loop that a user writes with Pillow, which writes masks and overlays,
+too, as PNG like ours and once more as JPEG; `network`, the network alone on photographs that are decoded, one after the
+other with all threads.
 `--parts` counts processor time, which says where the work is on a machine that does other things, too.
 """
 
@@ -56,8 +57,10 @@ def before(predictor: Predictor, files: list[Path], out: Path) -> None:
             result.overlay().save(file, "PNG")
 
 
-def by_onnxruntime(session: onnxruntime.InferenceSession, palette: list[int], files: list[Path], out: Path) -> None:
-    """A user's own loop around the exported file."""
+def by_onnxruntime(
+    session: onnxruntime.InferenceSession, palette: list[int], files: list[Path], out: Path, suffix: str
+) -> None:
+    """A user's own loop around the exported file; overlays are PNG or JPEG."""
     for folder in ("masks", "overlays"):
         (out / folder).mkdir(parents=True)
     name = session.get_inputs()[0].name
@@ -67,7 +70,7 @@ def by_onnxruntime(session: onnxruntime.InferenceSession, palette: list[int], fi
         mask = Image.fromarray(session.run(None, {name: np.asarray(photo)[None]})[0][0])
         mask.putpalette(palette)
         mask.save(out / "masks" / f"{path.stem}.png")
-        Image.blend(photo, mask.convert("RGB"), 0.5).save(out / "overlays" / f"{path.stem}.jpg")
+        Image.blend(photo, mask.convert("RGB"), 0.5).save(out / "overlays" / f"{path.stem}{suffix}")
 
 
 def agreement(masks: Path, others: Path) -> float:
@@ -93,7 +96,8 @@ def rates(
     ways: dict[str, Callable[[Path], Any]] = {
         "before": lambda out: before(predictor, files, out),
         "now": lambda out: predict_files(predictor, files, out),
-        "onnxruntime": lambda out: by_onnxruntime(session, palette, files, out),
+        "onnxruntime": lambda out: by_onnxruntime(session, palette, files, out, ".png"),
+        "onnxruntime, overlays as JPEG": lambda out: by_onnxruntime(session, palette, files, out, ".jpg"),
     }
     for name, run in ways.items():
         started = time.perf_counter()
@@ -188,6 +192,9 @@ def main() -> None:
         "turns": turns,
         "now / before": spread([turn["now"] / turn["before"] for turn in turns]),
         "now / onnxruntime": spread([turn["now"] / turn["onnxruntime"] for turn in turns]),
+        "now / onnxruntime, overlays as JPEG": spread(
+            [turn["now"] / turn["onnxruntime, overlays as JPEG"] for turn in turns]
+        ),
         "now / network, all threads": spread([turn["now"] / turn["network, all threads"] for turn in turns]),
         "now / network, a photograph a thread": spread(
             [turn["now"] / turn["network, a photograph a thread"] for turn in turns]

@@ -22,8 +22,15 @@ from PIL import Image
 from atrous.atomic import sweep
 from atrous.data.datasets.base import is_clutter
 from atrous.data.images.image_file import IMAGE_SUFFIXES
-from atrous.data.images.image_io import Pixels, read_note, read_size, write_image, write_mask
-from atrous.data.images.row_io import Strips, open_strips, write_mask_strips
+from atrous.data.images.image_io import (
+    Pixels,
+    read_note,
+    read_size,
+    write_image,
+    write_mask,
+    write_mask_strips,
+)
+from atrous.data.images.row_io import Strips, open_strips
 from atrous.data.labels import CLASSES, write_labels
 from atrous.data.overlay import overlay
 from atrous.ops.malloc import hand_back

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from atrous.data.images.image_io import mask_image
+from atrous.data.images.image_io import mask_image, save_png
 from atrous.data.labels import Labels
 from atrous.messages import did_you_mean
 from atrous.prediction.segmentation import Segmentation
@@ -113,7 +113,7 @@ def mask_png(result: Segmentation) -> bytes:
 def png(image: Image.Image) -> bytes:
     """A picture as the content of a PNG."""
     file = io.BytesIO()
-    image.save(file, "PNG", compress_level=3)
+    save_png(image, file)
     return file.getvalue()
 
 

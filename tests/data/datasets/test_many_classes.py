@@ -11,8 +11,7 @@ from atrous.data.checks.validate import check
 from atrous.data.datasets.dataset import open_dataset
 from atrous.data.datasets.mask_values import class_counts
 from atrous.data.datasets.options import DatasetOptions
-from atrous.data.images.image_io import read_mask, write_mask
-from atrous.data.images.row_io import write_mask_strips
+from atrous.data.images.image_io import read_mask, write_mask, write_mask_strips
 from atrous.data.labels import Labels, ignored_id, voc_palette
 from atrous.data.overlay import overlay
 from atrous.data.sampling import id_histograms

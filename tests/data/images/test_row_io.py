@@ -15,8 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from atrous.data.images import row_io as module
-from atrous.data.images.image_io import read_image, read_mask, read_note, read_size, write_mask
-from atrous.data.images.row_io import open_strips, strips_of, write_mask_strips
+from atrous.data.images.image_io import (
+    read_image,
+    read_mask,
+    read_note,
+    read_size,
+    write_mask,
+    write_mask_strips,
+)
+from atrous.data.images.row_io import open_strips, strips_of
 from atrous.data.labels import VOC
 from reliability import counted, record
 

@@ -1,4 +1,4 @@
-"""Read images larger than memory by rows, and write masks by rows.
+"""Read images larger than memory by rows; `atrous.data.images.image_io.write_mask_strips` writes masks so.
 
 The pixels are those of `atrous.data.images.image_io.read_image`, in every mode and orientation. The decoder is libvips
 (``pip install 'atrous[large]'``).
@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
-import struct
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,26 +20,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
-from atrous.atomic import written_whole
 from atrous.data.images import multiband
 from atrous.data.images.arrays import is_array
 from atrous.data.images.dicom import is_dicom
 from atrous.data.images.image_file import decode_file, errors_named, open_file, rawmode_of, with_file
 from atrous.data.images.image_io import (
     MAX_PIXELS,
-    NOTE,
-    PNG_SIGNATURE,
     Pixels,
-    mask_palette,
     open_picture,
     orientation_of,
     read_image,
     upright_size,
-    write_png_chunk,
 )
 from atrous.data.images.samples import AS_IT_IS, ImageRule, Samples, samples_of, to_rgb, tops_of, wide_to_rgb
 from atrous.data.images.tiff_blocks import Tiff
-from atrous.data.labels import Labels
 
 _LOADERS = {"JPEG": "jpegload", "MPO": "jpegload", "PNG": "pngload", "TIFF": "tiffload"}
 _BANDS = {"LA": 2, "La": 2, "RGB": 3, "P": 3, "RGBA": 4, "CMYK": 4}
@@ -258,40 +250,3 @@ def _to_rgb(values: npt.NDArray[Any], samples: Samples, tops: tuple[int, ...], r
         return to_rgb(Image.fromarray(values[:, :, 0]), samples, rule)
     mode = samples.mode if samples.mode == "CMYK" else ("L", "LA", "RGB", "RGBA")[values.shape[2] - 1]
     return to_rgb(Image.frombytes(mode, values.shape[1::-1], values.tobytes()), samples, rule)
-
-
-def write_mask_strips(
-    path: Path, strips: Iterable[npt.NDArray[Any]], size: tuple[int, int], labels: Labels, note: str = ""
-) -> None:
-    """Write ids, h,W strips from top to bottom, as the PNG that `write_mask` writes, in the memory of a strip.
-
-    The write is atomic: an error from `strips` leaves no file.
-
-    Raises:
-        ValueError: if the strips do not add up to `size`, H,W.
-    """
-    height, width = size
-    compressor, done = zlib.compressobj(6), 0
-    with written_whole(path) as file:
-        file.write(PNG_SIGNATURE)
-        wide = labels.largest_id > 255  # gray, or a palette
-        depth, kind = (16, 0) if wide else (8, 3)
-        write_png_chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
-        if not wide:
-            write_png_chunk(file, b"PLTE", mask_palette(labels))
-        if note:
-            write_png_chunk(file, b"tEXt", NOTE.encode() + b"\0" + note.encode("latin-1"))
-        for strip in strips:
-            fits = strip.dtype == np.uint8 or (wide and strip.dtype.kind in "iu")
-            if not fits or strip.ndim != 2 or strip.shape[1] != width:
-                raise ValueError(f"{path}: a strip of {strip.dtype}, {strip.shape}; expected uint8, {width} wide")
-            strip = strip.astype(">u2") if wide else strip
-            for row in strip:
-                data = compressor.compress(b"\0" + row.tobytes())  # 0: the row is not filtered
-                if data:
-                    write_png_chunk(file, b"IDAT", data)
-            done += len(strip)
-        if done != height:
-            raise ValueError(f"{path}: strips of {done} rows in all; expected {height}")
-        write_png_chunk(file, b"IDAT", compressor.flush())
-        write_png_chunk(file, b"IEND", b"")
