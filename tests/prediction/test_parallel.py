@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from PIL import Image
 from atrous import Predictor
 from atrous.data.images.image_io import read_mask
 from atrous.evaluation.preprocessor import Preprocessor
+from atrous.ops import malloc
+from atrous.prediction import files
 from atrous.prediction.files import predict_files
 from atrous.prediction.parallel import in_order
 
@@ -104,6 +107,24 @@ def test_files_by_several_workers_are_those_of_one(trained: Path, drawn, tmp_pat
     assert np.array_equal(read_mask(tmp_path / "out4" / "masks" / "03.png"), predictor(tmp_path / "in" / "03.png").mask)
     again = predict_files(predictor, [tmp_path / "in"], tmp_path / "out4", workers=4, resume=True)
     assert len(again.skipped) == 13 and not again.areas
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep memory")
+def test_memory_is_kept_between_small_photographs_alone(
+    trained: Path, drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, size in enumerate([(40, 60), (40, 60), (140, 161), (40, 60)]):
+        Image.fromarray(drawn(number, *size)[0]).save(tmp_path / f"{number}.png")
+    kept, segment = [], files._segment
+
+    def segment_and_note(*args) -> dict[str, float]:
+        kept.append(malloc._blocks)
+        return segment(*args)
+
+    monkeypatch.setattr(files, "LARGE", 10_000)
+    monkeypatch.setattr(files, "_segment", segment_and_note)
+    result = predict_files(Predictor.load(trained, device="cpu"), [tmp_path / "*.png"], tmp_path / "out", workers=1)
+    assert not result.failures and kept == [1, 1, 0, 1] and malloc._blocks == 0
 
 
 @pytest.mark.parametrize("size", [(97, 131), (333, 250), (640, 480)])

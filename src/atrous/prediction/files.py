@@ -8,6 +8,7 @@ import functools
 import glob
 import hashlib
 import itertools
+import math
 import os
 import sys
 from collections import Counter
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from atrous.atomic import sweep
@@ -33,7 +35,7 @@ from atrous.data.images.image_io import (
 from atrous.data.images.row_io import Strips, open_strips
 from atrous.data.labels import CLASSES, write_labels
 from atrous.data.overlay import overlay
-from atrous.ops.malloc import hand_back
+from atrous.ops.malloc import hand_back, memory_kept
 from atrous.prediction.parallel import in_order
 from atrous.prediction.predictor import Predictor
 from atrous.prediction.segmentation import areas_of, pixel_counts
@@ -142,19 +144,43 @@ def predict_files(
     workers = predictor.workers if workers is None else workers
 
     def runs_alone(path: Path) -> bool:
+        keeper.keep(_is_within(path, LARGE))
         alone = workers <= 1 or predictor.is_large(path)
         if alone:
             here.add(path)
         return alone
 
-    for outcome in in_order(segment, names, workers, runs_alone):
-        if outcome.path not in here:
-            progress(outcome.path, 0.0)
-        result.add(outcome)
-        progress(outcome.path, 1.0)
+    with _Keeper(predictor.device) as keeper:
+        for outcome in in_order(segment, names, workers, runs_alone):
+            if outcome.path not in here:
+                progress(outcome.path, 0.0)
+            result.add(outcome)
+            progress(outcome.path, 1.0)
     if result.areas:
         write_labels(out / CLASSES, predictor.labels)
     return result
+
+
+class _Keeper(contextlib.ExitStack):
+    """Keeps memory from one small photograph to the next; with a large one, what is kept would come on top."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device, self.kept = device, False
+
+    def keep(self, kept: bool) -> None:
+        if kept and not self.kept:
+            self.enter_context(memory_kept(self.device))
+        elif not kept:
+            self.close()
+        self.kept = kept
+
+
+def _is_within(path: Path, pixels: int) -> bool:
+    """Whether a photograph has that many pixels at most; of one that cannot be read, reading it will speak."""
+    with contextlib.suppress(ValueError, OSError):
+        return math.prod(read_size(path, max_pixels=sys.maxsize)) <= pixels
+    return True
 
 
 @dataclass
