@@ -110,21 +110,25 @@ def test_files_by_several_workers_are_those_of_one(trained: Path, drawn, tmp_pat
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told to keep memory")
-def test_memory_is_kept_between_small_photographs_alone(
-    trained: Path, drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("workers", [1, 2])
+def test_memory_is_kept_until_a_large_photograph_comes(
+    trained: Path, drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     for number, size in enumerate([(40, 60), (40, 60), (140, 161), (40, 60)]):
         Image.fromarray(drawn(number, *size)[0]).save(tmp_path / f"{number}.png")
-    kept, segment = [], files._segment
+    kept, segment = {}, files._segment
 
-    def segment_and_note(*args) -> dict[str, float]:
-        kept.append(malloc._blocks)
-        return segment(*args)
+    def segment_and_note(predictor: Predictor, path: Path, outputs) -> dict[str, float]:
+        kept[path.name] = malloc._blocks
+        return segment(predictor, path, outputs)
 
-    monkeypatch.setattr(files, "LARGE", 10_000)
+    predictor = Predictor.load(trained, device="cpu")
     monkeypatch.setattr(files, "_segment", segment_and_note)
-    result = predict_files(Predictor.load(trained, device="cpu"), [tmp_path / "*.png"], tmp_path / "out", workers=1)
-    assert not result.failures and kept == [1, 1, 0, 1] and malloc._blocks == 0
+    small = predict_files(predictor, [tmp_path / "[01].png"], tmp_path / "out", workers=workers)
+    assert not small.failures and kept == {"0.png": 1, "1.png": 1} and malloc._blocks == 0
+    monkeypatch.setattr(files, "LARGE", 10_000)
+    mixed = predict_files(predictor, [tmp_path / "*.png"], tmp_path / "out", workers=workers)
+    assert not mixed.failures and kept["2.png"] == kept["3.png"] == malloc._blocks == 0
 
 
 @pytest.mark.parametrize("size", [(97, 131), (333, 250), (640, 480)])

@@ -20,7 +20,6 @@ from atrous.evaluation.preprocessor import Preprocessor
 from atrous.models.deeplab import DeepLabV3
 from atrous.models.inference import with_output_stride
 from atrous.models.output_stride import LONGEST_SIDE, check_reachable
-from atrous.ops.malloc import memory_kept
 from atrous.ops.resize import feature_count
 from atrous.ops.tta import View, confidence_of, mean_argmax, mean_probabilities
 from atrous.ops.upsampled_loss import upsampled_argmax
@@ -200,14 +199,13 @@ def evaluate_settings(
     rank, size = (ctx.rank, ctx.size) if ctx else (0, 1)
     matrices = [ConfusionMatrix(model.num_classes, ignore=dataset.labels.ignore) for _ in settings]
     seconds, examples = [0.0] * len(settings), [list[Example]() for _ in settings]
-    with memory_kept(next(model.parameters()).device):
-        for done, index in enumerate(range(rank, len(dataset), size), 1):
-            sample = dataset[index]
-            for i, mask, took in predict(sample.image):
-                counts = matrices[i].update(mask.cpu(), sample.mask)
-                _keep_worst(examples[i], worst, index, counts, mask)
-                seconds[i] += took
-            progress(done)
+    for done, index in enumerate(range(rank, len(dataset), size), 1):
+        sample = dataset[index]
+        for i, mask, took in predict(sample.image):
+            counts = matrices[i].update(mask.cpu(), sample.mask)
+            _keep_worst(examples[i], worst, index, counts, mask)
+            seconds[i] += took
+        progress(done)
     for matrix in matrices:
         matrix.counts = ctx.sum(matrix.counts.to(ctx.device)).cpu() if ctx else matrix.counts
     return [

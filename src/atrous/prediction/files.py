@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from atrous.atomic import sweep
@@ -144,13 +143,14 @@ def predict_files(
     workers = predictor.workers if workers is None else workers
 
     def runs_alone(path: Path) -> bool:
-        keeper.keep(_is_within(path, LARGE))
+        _make_room(path, memory)
         alone = workers <= 1 or predictor.is_large(path)
         if alone:
             here.add(path)
         return alone
 
-    with _Keeper(predictor.device) as keeper:
+    with contextlib.ExitStack() as memory:
+        memory.enter_context(memory_kept(predictor.device))
         for outcome in in_order(segment, names, workers, runs_alone):
             if outcome.path not in here:
                 progress(outcome.path, 0.0)
@@ -161,26 +161,11 @@ def predict_files(
     return result
 
 
-class _Keeper(contextlib.ExitStack):
-    """Keeps memory from one small photograph to the next; with a large one, what is kept would come on top."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device, self.kept = device, False
-
-    def keep(self, kept: bool) -> None:
-        if kept and not self.kept:
-            self.enter_context(memory_kept(self.device))
-        elif not kept:
-            self.close()
-        self.kept = kept
-
-
-def _is_within(path: Path, pixels: int) -> bool:
-    """Whether a photograph has that many pixels at most; of one that cannot be read, reading it will speak."""
-    with contextlib.suppress(ValueError, OSError):
-        return math.prod(read_size(path, max_pixels=sys.maxsize)) <= pixels
-    return True
+def _make_room(path: Path, memory: contextlib.ExitStack) -> None:
+    """Before a large photograph keep no more memory, for good: it would come on top of what the photograph takes."""
+    with contextlib.suppress(ValueError, OSError):  # of which reading it will speak
+        if math.prod(read_size(path, max_pixels=sys.maxsize)) > LARGE:
+            memory.close()
 
 
 @dataclass

@@ -20,7 +20,6 @@ from PIL import Image
 
 from atrous.atomic import sweep, written_whole
 from atrous.data.images.image_io import read_note, write_mask
-from atrous.ops.malloc import memory_kept
 from atrous.prediction.predictor import Predictor
 
 VIDEO_SUFFIXES = frozenset(".avi .m4v .mkv .mov .mp4 .mpeg .mpg .ts .webm .wmv".split())
@@ -111,7 +110,7 @@ def predict_video(
         raise ValueError(f"{target} is the video itself and would be overwritten; give another --out")
     totals: dict[str, float] = {}
     count = 0
-    with memory_kept(predictor.device), _opened(av, source, camera) as video:
+    with _opened(av, source, camera) as video:
         stream = video.streams.video[0]
         for folder in (masks, target.parent):
             folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -418,14 +418,18 @@ def write_image(path: str | os.PathLike[str], array: Pixels | Image.Image) -> No
 
 
 def save_png(image: Image.Image, file: IO[bytes]) -> None:
-    """Write an image as a PNG: by `write_png` if it is RGB, else by Pillow."""
-    if image.mode != "RGB" or not all(image.size) or _PNG_INFO & image.info.keys():
+    """Write an image as a PNG: by `write_png` if it is RGB, RGBA or has a palette, else by Pillow."""
+    mode = _PNG_MODES.get(image.mode)
+    if mode is None or not all(image.size) or _PNG_INFO & image.info.keys():
         image.save(file, "PNG", **_SAVE["PNG"])
         return
-    tops = range(0, image.height, step := max(1, _PNG_BYTES // (3 * image.width)))
+    tops = range(0, image.height, step := max(1, _PNG_BYTES // (4 * image.width)))
     boxes = ((0, top, image.width, min(top + step, image.height)) for top in tops)
-    write_png(file, image.size[::-1], (np.asarray(image.crop(box)) for box in boxes), "RGB")
+    palette = bytes(image.getpalette() or ())
+    write_png(file, image.size[::-1], (np.asarray(image.crop(box)) for box in boxes), mode, palette=palette)
 
+
+_PNG_MODES: dict[str, Literal["RGB", "RGBA", "palette"]] = {"RGB": "RGB", "RGBA": "RGBA", "P": "palette"}
 
 _PNG_BYTES = 1 << 20
 """Of the pixels that are held besides the image."""
