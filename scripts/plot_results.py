@@ -24,6 +24,10 @@ PANELS = {
     9: ("batch size", None),
     10: ("stride of training and evaluation", "train output_stride"),
 }
+NUMBERS = ("images", "steps", "step", "miou")
+SHORT = 150
+SERIES = (("objects-mobilenetv2", None), ("objects-mobilenetv2", SHORT), ("imagenet", SHORT))
+"""Weights to start from, and the length of the trainings; None for `finetune`'s own."""
 COLOURS = ("#c0392b", "#2c5f8a", "#4a8f4a", "#c0792b")
 
 
@@ -58,28 +62,28 @@ def paper_against_ours() -> None:
 
 def own_data() -> None:
     with open(FOLDER / "own-data.csv", encoding="utf-8") as file:
-        rows = [row | {key: float(row[key]) for key in ("images", "step", "miou")} for row in csv.DictReader(file)]
+        rows = [row | {key: float(row[key]) for key in NUMBERS} for row in csv.DictReader(file)]
     figure = Figure(figsize=(8.6, 3.4), layout="constrained")
     by_images, by_steps = figure.subplots(1, 2, sharey=True)
-    last = max(row["step"] for row in rows)
-    for weights, marker in zip(dict.fromkeys(row["weights"] for row in rows), "os", strict=False):
-        chosen = [row for row in rows if row["weights"] == weights]
-        ends = sorted((row["images"], row["miou"]) for row in chosen if row["step"] == last)
-        by_images.plot(*zip(*ends, strict=True), marker=marker, color=COLOURS[marker == "s"], label=f"from {weights}")
-        for images, colour in zip(sorted({row["images"] for row in chosen}), COLOURS, strict=False):
-            steps = sorted((row["step"], row["miou"]) for row in chosen if row["images"] == images)
-            label = f"{images:.0f} images" if marker == "o" else None
-            line = "-" if marker == "o" else "--"
-            by_steps.plot(*zip(*steps, strict=True), line, marker=marker, color=colour, label=label, markersize=4)
+    whole = [row for row in rows if row["steps"] != SHORT]
+    for (weights, length), marker, colour in zip(SERIES, "os^", COLOURS, strict=False):
+        chosen = [row for row in (rows if length else whole) if row["weights"] == weights]
+        ends = [row for row in chosen if row["step"] == row["steps"] and (not length or row["steps"] == length)]
+        points = sorted((row["images"], row["miou"]) for row in ends)
+        label = f"from {weights}, {length or 'as many steps as finetune chooses'}{' steps' if length else ''}"
+        by_images.plot(*zip(*points, strict=True), marker=marker, color=colour, label=label)
+    for images, colour in zip(sorted({row["images"] for row in whole}), COLOURS, strict=False):
+        steps = sorted((row["step"], row["miou"]) for row in whole if row["images"] == images)
+        by_steps.plot(*zip(*steps, strict=True), marker="o", color=colour, label=f"{images:.0f} images", markersize=4)
     by_images.set_xscale("log")
     ticks = sorted({row["images"] for row in rows})
     by_images.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
     by_images.minorticks_off()
-    by_images.set_xlabel(f"images to train on, {last:.0f} steps")
+    by_images.set_xlabel("images to train on")
     by_images.set_ylabel("mIoU on val, %")
     by_steps.set_xlabel("steps of 8 crops")
     for axes in (by_images, by_steps):
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=7, loc="lower right")
         axes.grid(color="#dddddd")
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(FOLDER / "own-data.png", dpi=130)
