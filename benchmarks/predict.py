@@ -5,7 +5,7 @@
     python -m benchmarks.predict 'photos/*.jpg' --images 200 --side 0            others, at their own size
     python -m benchmarks.predict --parts --images 100                            processor time of each part, no rates
 
-Four ways take turns on the same photographs in one process, so that what else the machine does falls on all of them:
+Five ways take turns on the same photographs in one process, so that what else the machine does falls on all of them:
 `before`, one after the other with all threads in the network, PNGs of the overlays compressed by default; `now`,
 `predict_files`; `onnxruntime`, our export in the loop that a user writes with Pillow, which writes masks and overlays,
 too, as PNG like ours and once more as JPEG; `network`, the network alone on photographs that are decoded, one after the
